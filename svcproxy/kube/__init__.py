@@ -1,0 +1,1 @@
+"""Where API objects come from: the Kubernetes API or a folder of manifests."""
