@@ -1,0 +1,95 @@
+"""What the sync loop asks of a backend, whichever part of the kernel it programs."""
+
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from svcproxy.model.names import IPFamily, ServicePortName
+from svcproxy.model.objects import Node
+from svcproxy.model.serviceport import ServicePort
+from svcproxy.state.desired import Changes
+
+Observed = TypeVar("Observed")
+Plan = TypeVar("Plan")
+
+
+class Desired(msgspec.Struct, frozen=True):
+    """The whole desired state of one family, the input of a plan from scratch."""
+
+    ports: Mapping[ServicePortName, ServicePort]
+    node: Node | None
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What an applied plan did.
+
+    ``operations`` counts kernel operations by kind, in the backend's own words (for example
+    ``chain_written``); it is empty when there was nothing to do. ``sizes`` tells how much the
+    kernel holds now by kind, for example rules by table. ``written`` counts what this sync
+    sent, by the same kinds.
+    """
+
+    operations: Mapping[str, int]
+    sizes: Mapping[str, int] = {}
+    written: Mapping[str, int] = {}
+
+
+class Backend(Protocol[Observed, Plan]):
+    """Programs one IP family.
+
+    The sync loop calls from a single thread, in one of two ways: ``read``, ``plan`` and
+    ``apply`` for a comparison from scratch, or ``plan_changes`` and ``apply`` for what changed
+    since the last successful ``apply``. After a failure of any of them the next call is
+    ``read``; a backend may therefore advance its memory of the kernel while planning.
+    """
+
+    @property
+    def family(self) -> IPFamily:
+        """The family that this backend programs."""
+
+    def probe(self) -> None:
+        """Check that the kernel and the tools can do the job, and prepare what must exist.
+
+        Raises:
+            BackendUnavailable: they cannot; the message names the remedy.
+        """
+
+    def read(self) -> Observed:
+        """Read what the kernel holds now, ours and what may be ours.
+
+        Raises:
+            BackendError: the kernel could not be read.
+        """
+
+    def plan(self, desired: Desired, observed: Observed) -> Plan:
+        """Compute the difference between ``desired`` and what the kernel holds."""
+
+    def plan_changes(self, changes: Changes) -> Plan | None:
+        """Compute what ``changes`` mean for the kernel as of the last ``apply``.
+
+        Returns:
+            The plan, or ``None`` when only a comparison from scratch will do.
+        """
+
+    def apply(self, plan: Plan) -> Outcome:
+        """Make the kernel agree, in one transaction where it offers one; an empty plan is free.
+
+        Raises:
+            BackendError: the kernel refused; nothing can be assumed about its state.
+        """
+
+    def clean_up(self) -> None:
+        """Remove everything of this backend from the kernel.
+
+        Raises:
+            BackendError: something could not be removed.
+        """
+
+
+class BackendError(Exception):
+    """The kernel could not be read or written; the sync is retried from scratch."""
+
+
+class BackendUnavailable(Exception):  # noqa: N818 - it states a condition, not a fault
+    """This node cannot run the backend; the message is one line that names the remedy."""

@@ -1,0 +1,109 @@
+"""Running iptables-save and iptables-restore."""
+
+import re
+import shutil
+import subprocess
+from enum import StrEnum
+
+from svcproxy.backends.base import BackendError, BackendUnavailable
+from svcproxy.model.names import IPFamily
+
+_LOCK_WAIT_SECONDS = 5
+_TIMEOUT_SECONDS = 300
+_FAILED_LINE = re.compile(r"line:? (\d+)(?: failed)?")
+
+
+class Variant(StrEnum):
+    """The two implementations of iptables; a node's rules live in one of them."""
+
+    NFT = "nft"
+    LEGACY = "legacy"
+
+
+class Iptables:
+    """The iptables programs of one variant and family.
+
+    The programs are looked up once. A system without variant-specific names (``iptables-nft``)
+    has only one variant, under the plain name.
+    """
+
+    def __init__(self, variant: Variant, family: IPFamily) -> None:
+        self.variant = variant
+        self.family = family
+        self._save = _find(variant, family, "save")
+        self._restore = _find(variant, family, "restore")
+
+    def save(self, *tables: str) -> str:
+        """Read tables, all when none is named.
+
+        Raises:
+            BackendError: iptables-save failed; the message is its own.
+        """
+        commands = [[self._save, "-t", table] for table in tables] or [[self._save]]
+        return "".join(_run(command, None).stdout for command in commands)
+
+    def restore(self, text: str) -> None:
+        """Apply a restore input without flushing what it does not name.
+
+        Each table in it is one transaction. The nft variant ignores the lock's waiting time:
+        its transactions need no lock.
+
+        Raises:
+            BackendError: nothing of the failing table was applied; the message holds the line
+                that iptables complains about.
+        """
+        command = [self._restore, "--noflush", "-w", str(_LOCK_WAIT_SECONDS)]
+        done = _run(command, text, check=False)
+        if done.returncode:
+            raise BackendError(_explain(self._restore, done.stderr, text))
+
+
+def _find(variant: Variant, family: IPFamily, action: str) -> str:
+    base = "ip6tables" if family is IPFamily.IPV6 else "iptables"
+    path = shutil.which(f"{base}-{variant}-{action}")
+    if path:
+        return path
+    plain = shutil.which(f"{base}-{action}")
+    if plain and _plain_variant(plain) is variant:
+        return plain
+    raise BackendUnavailable(
+        f"{base}-{variant}-{action} not found in PATH: install the iptables package"
+        " (Debian: apt-get install iptables)"
+    )
+
+
+def _plain_variant(program: str) -> Variant:
+    done = _run([program, "--version"], None, check=False)
+    return Variant.NFT if "nf_tables" in done.stdout else Variant.LEGACY
+
+
+def _run(
+    command: list[str], text: str | None, *, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    try:
+        done = subprocess.run(
+            command,
+            input=text,
+            stdin=subprocess.DEVNULL if text is None else None,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_TIMEOUT_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BackendError(f"{command[0]} did not end within {_TIMEOUT_SECONDS} s") from error
+    except OSError as error:
+        raise BackendError(f"{command[0]}: {error.strerror}") from error
+    if check and done.returncode:
+        raise BackendError(_explain(command[0], done.stderr, ""))
+    return done
+
+
+def _explain(program: str, stderr: str, text: str) -> str:
+    """One line: what iptables said, and the input line it said it of."""
+    said = " ".join(stderr.split())[:500] or "failed without a message"
+    found = _FAILED_LINE.search(stderr)
+    lines = text.splitlines()
+    if found and 0 < int(found[1]) <= len(lines):
+        said += f" [input line {found[1]}: {lines[int(found[1]) - 1][:300]}]"
+    return f"{program}: {said}"

@@ -1,0 +1,233 @@
+"""From the desired state to the input of iptables-restore, whole or for what changed."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+
+from svcproxy.backends.base import Desired
+from svcproxy.backends.iptables import naming
+from svcproxy.backends.iptables.dispatch import DispatchTree
+from svcproxy.backends.iptables.render import PortRules, render
+from svcproxy.backends.iptables.ruleset import FILTER, NAT, TABLES, Rules
+from svcproxy.backends.iptables.savefile import Saved
+from svcproxy.backends.iptables.settings import Settings
+from svcproxy.backends.iptables.static import (
+    JUMPS,
+    KUBELET_JUMPS,
+    LISTS,
+    Jump,
+    node_port_rules,
+    static_chains,
+)
+from svcproxy.model.names import ServicePortName
+from svcproxy.model.serviceport import ServicePort
+
+_NOTHING = PortRules({}, {}, {}, {})
+
+
+class TablePlan(msgspec.Struct):
+    """The changes to one table, in the order in which they are sent.
+
+    ``write`` replaces whole chains; ``remove`` and ``add`` are single rules (chain, text) of
+    chains that are otherwise left alone; ``jumps`` are put at the top of built-in chains;
+    ``delete`` names chains that nothing refers to any more.
+    """
+
+    write: dict[str, Rules] = {}
+    remove: list[tuple[str, str]] = []
+    add: list[tuple[str, str]] = []
+    jumps: list[Jump] = []
+    delete: list[str] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.write or self.remove or self.add or self.jumps or self.delete)
+
+    @property
+    def rules(self) -> int:
+        """How many rules this plan sends."""
+        return sum(map(len, self.write.values())) + len(self.add) + len(self.jumps)
+
+    def lines(self, table: str) -> Iterator[str]:
+        """The restore input; chains are declared before any rule refers to them."""
+        yield f"*{table}"
+        for chain in self.write:
+            yield f":{chain} - [0:0]"
+        for chain in self.delete:
+            yield f":{chain} - [0:0]"
+        for chain, text in self.remove:
+            yield f"-D {chain} {text}"
+        for chain, rules in self.write.items():
+            for text in rules:
+                yield f"-A {chain} {text}"
+        for chain, text in self.add:
+            yield f"-A {chain} {text}"
+        for jump in self.jumps:
+            yield f"-I {jump.source} {jump.text}"
+        for chain in self.delete:
+            yield f"-X {chain}"
+        yield "COMMIT"
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The changes to both tables; ``sizes`` is how many of our rules each then holds."""
+
+    tables: dict[str, TablePlan]
+    sizes: dict[str, int]
+
+    def __bool__(self) -> bool:
+        return any(self.tables.values())
+
+    def text(self) -> str:
+        """The restore input, or the empty text when there is nothing to do.
+
+        The filter table goes first, as with kube-proxy: what is to be refused is refused before
+        its forwarding ends.
+        """
+        lines = [
+            line
+            for table in TABLES
+            if self.tables[table]
+            for line in self.tables[table].lines(table)
+        ]
+        return "\n".join((*lines, "")) if lines else ""
+
+
+class Planner:
+    """Knows what the kernel holds after the last applied plan, and computes the next.
+
+    Its memory is the finished Service ports themselves: their rules are a pure function of
+    them and are rendered again when they are to be replaced.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._ports: dict[ServicePortName, ServicePort] = {}
+        self._addresses = DispatchTree(naming.SERVICES, settings.family.bits)
+        self._node_ports = DispatchTree(naming.NODE_PORTS, 0)
+        self._sizes: Counter[str] = Counter()
+
+    @property
+    def settings(self) -> Settings:
+        """What the present rules were made with."""
+        return self._settings
+
+    def target(self, ports: Mapping[ServicePortName, ServicePort]) -> dict[str, dict[str, Rules]]:
+        """Every chain of ours, by table, for these Service ports; the memory starts anew."""
+        settings = self._settings
+        tables = static_chains(settings)
+        lists: dict[str, list[str]] = {chain: [] for chain in LISTS}
+        addresses: dict[int, str] = {}
+        node_ports: dict[int, str] = {}
+        for port in ports.values():
+            rules = render(port, settings)
+            tables[NAT].update(rules.chains)
+            addresses.update(rules.addresses)
+            node_ports.update(rules.node_ports)
+            for chain, texts in rules.lists.items():
+                lists[chain].extend(texts)
+        tables[FILTER].update((chain, tuple(texts)) for chain, texts in lists.items())
+        suffix = node_port_rules(settings)
+        self._addresses = DispatchTree(naming.SERVICES, settings.family.bits, suffix)
+        self._addresses.load(addresses)
+        self._node_ports = DispatchTree(naming.NODE_PORTS, 0)
+        self._node_ports.load(node_ports)
+        tables[NAT].update(self._addresses.chains())
+        tables[NAT].update(self._node_ports.chains())
+        self._ports = dict(ports)
+        return tables
+
+    def plan(self, desired: Desired, settings: Settings, observed: Saved) -> Plan:
+        """Compare from scratch with what the kernel holds."""
+        self._settings = settings
+        target = self.target(desired.ports)
+        plans: dict[str, TablePlan] = {}
+        for table in TABLES:
+            chains, found = target[table], observed.get(table, {})
+            self._sizes[table] = sum(map(len, chains.values()))
+            plans[table] = TablePlan(
+                write={
+                    c: rules for c, rules in chains.items() if not _same(c, rules, found, table)
+                },
+                jumps=_missing_jumps(table, chains, found),
+                delete=_stale(table, chains, found),
+            )
+        return Plan(plans, dict(self._sizes))
+
+    def plan_changes(self, ports: Mapping[ServicePortName, ServicePort | None]) -> Plan:
+        """Compute the difference that changed Service ports make."""
+        nat, filters = TablePlan(), TablePlan()
+        addresses: dict[int, str | None] = {}
+        node_ports: dict[int, str | None] = {}
+        for name, port in ports.items():
+            known = self._ports.get(name)
+            old = render(known, self._settings) if known else _NOTHING
+            new = render(port, self._settings) if port else _NOTHING
+            self._remember(name, port)
+            nat.delete.extend(old.chains.keys() - new.chains.keys())
+            nat.write.update((c, r) for c, r in new.chains.items() if old.chains.get(c) != r)
+            self._sizes[NAT] += _count(new.chains.values()) - _count(old.chains.values())
+            self._sizes[FILTER] += _count(new.lists.values()) - _count(old.lists.values())
+            _note(addresses, old.addresses, new.addresses)
+            _note(node_ports, old.node_ports, new.node_ports)
+            _edit(filters, old.lists, new.lists)
+        for tree, entries in ((self._addresses, addresses), (self._node_ports, node_ports)):
+            change = tree.change(entries)
+            self._sizes[NAT] += change.growth
+            for chain, rules in change.chains.items():
+                if rules is None:
+                    nat.delete.append(chain)
+                else:
+                    nat.write[chain] = rules
+        nat.delete.sort()
+        return Plan({FILTER: filters, NAT: nat}, dict(self._sizes))
+
+    def _remember(self, name: ServicePortName, port: ServicePort | None) -> None:
+        if port is None:
+            self._ports.pop(name, None)
+        else:
+            self._ports[name] = port
+
+
+def _count(rules: Iterable[Rules]) -> int:
+    return sum(map(len, rules))
+
+
+def _note(into: dict[int, str | None], old: Mapping[int, str], new: Mapping[int, str]) -> None:
+    """Note set and removed keys; when a key changes hands, the new owner's rule stands."""
+    for number in old.keys() - new.keys():
+        into.setdefault(number, None)
+    into.update(new)
+
+
+def _edit(plan: TablePlan, old: Mapping[str, Rules], new: Mapping[str, Rules]) -> None:
+    for chain in sorted(old.keys() | new.keys()):
+        before, after = old.get(chain, ()), new.get(chain, ())
+        plan.remove.extend((chain, text) for text in before if text not in after)
+        plan.add.extend((chain, text) for text in after if text not in before)
+
+
+def _same(chain: str, rules: Rules, found: Mapping[str, Rules], table: str) -> bool:
+    """Whether the kernel holds the chain as it should be; lists may stand in any order."""
+    present = found.get(chain)
+    if present is None:
+        return False
+    if table == FILTER and chain in LISTS:
+        return sorted(present) == sorted(rules)
+    return present == rules
+
+
+def _missing_jumps(
+    table: str, chains: Mapping[str, Rules], found: Mapping[str, Rules]
+) -> list[Jump]:
+    missing = [j for j in JUMPS if j.table == table and j.text not in found.get(j.source, ())]
+    if naming.KUBELET_FIREWALL in chains:
+        missing.extend(j for j in KUBELET_JUMPS if j.text not in found.get(j.source, ()))
+    return missing
+
+
+def _stale(table: str, chains: Mapping[str, Rules], found: Mapping[str, Rules]) -> list[str]:
+    """Chains of Services that are gone, or of kube-proxy's; only nat holds such chains."""
+    if table != NAT:
+        return []
+    return sorted(c for c in found if naming.is_service_chain(c) and c not in chains)

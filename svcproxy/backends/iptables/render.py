@@ -1,0 +1,251 @@
+"""From one finished Service port to its rules."""
+
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+
+import msgspec
+
+from svcproxy.backends.iptables import naming
+from svcproxy.backends.iptables.balance import balance
+from svcproxy.backends.iptables.dispatch import key
+from svcproxy.backends.iptables.ruleset import Rules, comment, rule
+from svcproxy.backends.iptables.settings import Settings
+from svcproxy.model.names import IPFamily
+from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
+
+_MARK_MASQ = f"-j {naming.MARK_MASQ}"
+
+
+class PortRules(msgspec.Struct, frozen=True):
+    """The rules of one Service port.
+
+    ``chains`` are its own chains in the nat table. ``addresses`` and ``node_ports`` are its
+    entries in the two dispatch trees, by key. ``lists`` are its rules in the shared chains of
+    the filter table, in which order does not matter.
+    """
+
+    chains: dict[str, Rules]
+    addresses: dict[int, str]
+    node_ports: dict[int, str]
+    lists: dict[str, Rules]
+
+
+def render(port: ServicePort, settings: Settings) -> PortRules:
+    """Compute all rules of one Service port; they depend on nothing else."""
+    return _Renderer(port, settings).render()
+
+
+def endpoint_target(endpoint: Endpoint) -> str:
+    """``address:port``, or ``[address]:port`` for IPv6, as ``--to-destination`` wants it."""
+    if ":" in endpoint.address:
+        return f"[{endpoint.address}]:{endpoint.port}"
+    return f"{endpoint.address}:{endpoint.port}"
+
+
+class _Renderer:
+    """Holds what the parts of one Service port's rules share."""
+
+    def __init__(self, port: ServicePort, settings: Settings) -> None:
+        self.port = port
+        self.settings = settings
+        self.text = str(port.name)
+        self.keyword = port.name.protocol.keyword
+        suffix = naming.port_hash(port.name)
+        self.cluster_chain = naming.CLUSTER_PREFIX + suffix
+        self.local_chain = naming.LOCAL_PREFIX + suffix
+        self.external_chain = naming.EXTERNAL_PREFIX + suffix
+        self.firewall_chain = naming.FIREWALL_PREFIX + suffix
+        self.forwarded = any(f.verdict is not Verdict.REJECT for f in port.frontends)
+        self.chains: dict[str, Rules] = {}
+        self.addresses: dict[int, str] = {}
+        self.node_ports: dict[int, str] = {}
+        self.lists: dict[str, list[str]] = {}
+
+    def render(self) -> PortRules:
+        for frontend in self.port.frontends:
+            if frontend.kind is FrontendKind.CLUSTER_IP:
+                self._cluster_ip(frontend)
+            else:
+                self._external(frontend)
+        if self.port.cluster_endpoints and self.forwarded:
+            self._policy_chain(self.cluster_chain, self.port.cluster_endpoints, local=False)
+        if self.port.local_endpoints and self.forwarded:
+            self._policy_chain(self.local_chain, self.port.local_endpoints, local=True)
+        if self.port.health_check_node_port:
+            self._health_check_port()
+        lists = {chain: tuple(rules) for chain, rules in self.lists.items()}
+        return PortRules(self.chains, self.addresses, self.node_ports, lists)
+
+    def _match(self, frontend: Frontend, note: str = "") -> str:
+        """The match for a frontend in the order of iptables-save; ``note`` becomes a comment."""
+        return rule(
+            f"-d {frontend.address}/{self.settings.family.bits}" if frontend.address else "",
+            f"-p {self.keyword}",
+            comment(note) if note else "",
+            f"-m {self.keyword} --dport {frontend.port}",
+        )
+
+    def _key(self, frontend: Frontend) -> int:
+        return key(frontend.address, self.port.name.protocol, frontend.port)
+
+    def _filter(self, chain: str, frontend: Frontend, verdict: Verdict, note: str) -> None:
+        """Refuse what was not forwarded: REJECT without any endpoint, else DROP."""
+        unreachable = "icmp6" if self.settings.family is IPFamily.IPV6 else "icmp"
+        target = "DROP"
+        if verdict is Verdict.REJECT:
+            target = f"REJECT --reject-with {unreachable}-port-unreachable"
+        text = rule(
+            f"-d {frontend.address}/{self.settings.family.bits}" if frontend.address else "",
+            f"-p {self.keyword}",
+            comment(f"{self.text} {note}"),
+            "" if frontend.address else "-m addrtype --dst-type LOCAL",
+            f"-m {self.keyword} --dport {frontend.port} -j {target}",
+        )
+        self.lists.setdefault(chain, []).append(text)
+
+    def _cluster_ip(self, frontend: Frontend) -> None:
+        if frontend.verdict is Verdict.FORWARD:
+            chain = self.local_chain if frontend.local else self.cluster_chain
+            head = self._match(frontend, f"{self.text} {frontend.kind.value}")
+            self.addresses[self._key(frontend)] = f"{head} -j {chain}"
+        else:
+            self._filter(naming.SERVICES, frontend, frontend.verdict, _why(frontend.verdict))
+
+    def _external(self, frontend: Frontend) -> None:
+        if frontend.verdict is not Verdict.REJECT:
+            self._external_chain(frontend)
+            chain = self.external_chain
+            guarded = frontend.kind is FrontendKind.LOAD_BALANCER and self.port.source_ranges
+            if guarded:
+                chain = self.firewall_chain
+                self._guard(frontend)
+            if frontend.kind is FrontendKind.NODE_PORT:
+                head = self._match(frontend, self.text)
+                self.node_ports[self._key(frontend)] = f"{head} -j {chain}"
+            else:
+                head = self._match(frontend, f"{self.text} {frontend.kind.value}")
+                self.addresses[self._key(frontend)] = f"{head} -j {chain}"
+        if frontend.verdict is not Verdict.FORWARD:
+            chain = naming.EXTERNAL_SERVICES
+            self._filter(chain, frontend, frontend.verdict, _why(frontend.verdict))
+
+    def _external_chain(self, frontend: Frontend) -> None:
+        """KUBE-EXT: what happens to traffic from outside, and to local traffic to outside IPs."""
+        if self.external_chain in self.chains:
+            return
+        if not frontend.local:
+            # Another node's endpoint must answer through us, so it may not see the client.
+            self.chains[self.external_chain] = (_MARK_MASQ, f"-j {self.cluster_chain}")
+            return
+        rules = []
+        local = self.settings.local_traffic
+        if local:
+            # Pods reach external addresses as if they went out to a load balancer and back:
+            # neither policy applies to them.
+            source = f"-s {local.source}" if local.source else f"-i {local.interface}"
+            note = comment(f"pod traffic for {self.text} external destinations")
+            rules.append(f"{source} {note} -j {self.cluster_chain}")
+        from_node = "-m addrtype --src-type LOCAL"
+        note = comment(f"masquerade LOCAL traffic for {self.text} external destinations")
+        rules.append(f"{note} {from_node} {_MARK_MASQ}")
+        note = comment(f"route LOCAL traffic for {self.text} external destinations")
+        rules.append(f"{note} {from_node} -j {self.cluster_chain}")
+        if frontend.verdict is Verdict.FORWARD:
+            rules.append(f"-j {self.local_chain}")
+        self.chains[self.external_chain] = tuple(rules)
+
+    def _guard(self, frontend: Frontend) -> None:
+        """KUBE-FW: a load balancer's source ranges; KUBE-PROXY-FIREWALL drops what is left."""
+        sources = list(self.port.source_ranges)
+        if self._admits_node():
+            # A load-balancer address is often added to the node itself; the node then reaches
+            # it with that very address as its source.
+            bits = self.settings.family.bits
+            sources.extend(
+                f"{f.address}/{bits}"
+                for f in self.port.frontends
+                if f.kind is FrontendKind.LOAD_BALANCER
+            )
+        note = comment(f"{self.text} loadbalancer IP")
+        rules = [f"-s {s} {note} -j {self.external_chain}" for s in dict.fromkeys(sources)]
+        self.chains[self.firewall_chain] = tuple(rules)
+        note = f"{self.text} traffic not accepted by {self.firewall_chain}"
+        head = self._match(frontend, note)
+        self.lists.setdefault(naming.PROXY_FIREWALL, []).append(f"{head} -j DROP")
+
+    def _admits_node(self) -> bool:
+        if not self.settings.node_address:
+            return False
+        node = ip_address(self.settings.node_address)
+        return any(node in ip_network(cidr) for cidr in self.port.source_ranges)
+
+    def _policy_chain(self, chain: str, endpoints: tuple[Endpoint, ...], *, local: bool) -> None:
+        """KUBE-SVC or KUBE-SVL: masquerading for a cluster IP, affinity, then the balance."""
+        head = tuple(self._masquerade(local=local))
+        targets = {endpoint_target(e): e for e in endpoints}
+        affinity: tuple[str, ...] = ()
+        if self.port.affinity_seconds or not self.settings.hairpin_match:
+            chains = {t: naming.endpoint_chain(self.port.name, t) for t in targets}
+            for target, endpoint in targets.items():
+                self._endpoint_chain(chains[target], endpoint, target)
+            if self.port.affinity_seconds:
+                affinity = tuple(self._remembered(c) for c in chains.values())
+            balanced = balance(chain, chain[:9], tuple(targets), lambda t: ("", f"-j {chains[t]}"))
+        else:
+            match = f"-p {self.keyword}"
+            balanced = balance(
+                chain,
+                chain[:9],
+                tuple(targets),
+                lambda t: (match, f"-j DNAT --to-destination {t}"),
+            )
+        balanced[chain] = head + affinity + balanced[chain]
+        self.chains.update(balanced)
+
+    def _masquerade(self, *, local: bool) -> Iterator[str]:
+        """Masquerade what comes to the cluster IP from outside the cluster, or everything."""
+        traffic = self.settings.local_traffic
+        if not (self.settings.masquerade_all or traffic):
+            return
+        for frontend in self.port.frontends:
+            if frontend.kind is not FrontendKind.CLUSTER_IP or frontend.local is not local:
+                continue
+            if frontend.verdict is not Verdict.FORWARD:
+                continue
+            destination = f"-d {frontend.address}/{self.settings.family.bits}"
+            ports = f"-p {self.keyword} -m {self.keyword} --dport {frontend.port}"
+            before = after = ""
+            if not self.settings.masquerade_all:
+                before = f"! -s {traffic.source}" if traffic.source else ""
+                after = f"! -i {traffic.interface}" if traffic.interface else ""
+            yield rule(before, destination, after, ports, _MARK_MASQ)
+
+    def _endpoint_chain(self, chain: str, endpoint: Endpoint, target: str) -> None:
+        """KUBE-SEP, where an endpoint needs a chain: to remember clients, or for its hairpin."""
+        rules = []
+        if not self.settings.hairpin_match:
+            rules.append(f"-s {endpoint.address}/{self.settings.family.bits} {_MARK_MASQ}")
+        remember = ""
+        if self.port.affinity_seconds:
+            remember = f"-m recent --set --name {chain} --mask {self._mask()} --rsource"
+        rules.append(rule(f"-p {self.keyword}", remember, f"-j DNAT --to-destination {target}"))
+        self.chains[chain] = tuple(rules)
+
+    def _remembered(self, chain: str) -> str:
+        seconds = self.port.affinity_seconds
+        recent = f"-m recent --rcheck --seconds {seconds} --reap --name {chain}"
+        return f"{recent} --mask {self._mask()} --rsource -j {chain}"
+
+    def _mask(self) -> str:
+        if self.settings.family is IPFamily.IPV6:
+            return ":".join(["ffff"] * 8)
+        return "255.255.255.255"
+
+    def _health_check_port(self) -> None:
+        note = comment(f"{self.text} health check node port")
+        text = f"-p tcp {note} -m tcp --dport {self.port.health_check_node_port} -j ACCEPT"
+        self.lists.setdefault(naming.NODE_PORTS, []).append(text)
+
+
+def _why(verdict: Verdict) -> str:
+    return "has no endpoints" if verdict is Verdict.REJECT else "has no local endpoints"

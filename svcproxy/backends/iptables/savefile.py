@@ -1,0 +1,28 @@
+"""Reading iptables-save output."""
+
+from svcproxy.backends.iptables.ruleset import Rules
+
+Saved = dict[str, dict[str, Rules]]
+"""Rules by table and chain, without the leading ``-A CHAIN``."""
+
+
+def parse(text: str) -> Saved:
+    """Read the output of one or more runs of iptables-save.
+
+    Lines that are none of tables, chains and rules (comments, counters, warnings of the nft
+    variant about legacy tables) are passed over.
+    """
+    tables: dict[str, dict[str, list[str]]] = {}
+    current: dict[str, list[str]] = {}
+    for line in text.split("\n"):
+        if line.startswith("-A "):
+            chain, _, rule = line[3:].partition(" ")
+            current.setdefault(chain, []).append(rule.rstrip())
+        elif line.startswith(":"):
+            current.setdefault(line[1:].partition(" ")[0], [])
+        elif line.startswith("*"):
+            current = tables.setdefault(line[1:].strip(), {})
+    return {
+        table: {chain: tuple(rules) for chain, rules in chains.items()}
+        for table, chains in tables.items()
+    }

@@ -1,0 +1,75 @@
+"""Which variant of iptables this node uses: rules written to the other one would be lost.
+
+kubelet leaves a hint chain in the mangle table for exactly this purpose (KEP-3178). Legacy tables
+are looked at only if they exist: reading one with iptables-legacy-save would create it.
+"""
+
+from pathlib import Path
+
+from svcproxy.backends.base import BackendError, BackendUnavailable
+from svcproxy.backends.iptables.commands import Iptables, Variant
+from svcproxy.model.names import IPFamily
+
+_HINTS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
+_LEGACY_TABLES = {
+    IPFamily.IPV4: Path("/proc/net/ip_tables_names"),
+    IPFamily.IPV6: Path("/proc/net/ip6_tables_names"),
+}
+
+
+def detect() -> Variant:
+    """Find the variant in use: by kubelet's hint, else by who holds more rules, else nft.
+
+    Raises:
+        BackendUnavailable: there is no usable iptables at all.
+    """
+    saved = {variant: _saved(variant) for variant in Variant}
+    usable = [variant for variant, text in saved.items() if text is not None]
+    if not usable:
+        raise BackendUnavailable(_remedy())
+    for variant in usable:
+        if any(hint in (saved[variant] or "") for hint in _HINTS):
+            return variant
+    return max(usable, key=lambda variant: _rules(saved[variant] or ""))
+
+
+def _saved(variant: Variant) -> str | None:
+    """Everything that a variant holds in both families; ``None`` if it cannot be used at all."""
+    texts = [text for family in IPFamily if (text := _saved_family(variant, family)) is not None]
+    return "".join(texts) if texts else None
+
+
+def _saved_family(variant: Variant, family: IPFamily) -> str | None:
+    try:
+        programs = Iptables(variant, family)
+        if variant is Variant.NFT:
+            return programs.save()
+        return programs.save(*tables) if (tables := legacy_tables(family)) else ""
+    except (BackendError, BackendUnavailable):
+        return None
+
+
+def legacy_tables(family: IPFamily) -> tuple[str, ...]:
+    """The legacy tables that exist in this network namespace."""
+    try:
+        return tuple(_LEGACY_TABLES[family].read_text().split())
+    except OSError:
+        return ()
+
+
+def _rules(text: str) -> int:
+    return sum(1 for line in text.splitlines() if line.startswith("-A "))
+
+
+def _remedy() -> str:
+    """Say why no variant works, in the words of the one that should."""
+    for variant in Variant:
+        try:
+            Iptables(variant, IPFamily.IPV4).save("nat")
+        except (BackendError, BackendUnavailable) as error:
+            reason = str(error)
+            if "ermission" in reason or "must be root" in reason:
+                return f"{reason}: run as root or with CAP_NET_ADMIN and CAP_NET_RAW"
+            if variant is Variant.LEGACY:
+                return reason
+    return "no usable iptables found: install the iptables package"

@@ -1,0 +1,230 @@
+"""The desired state of one IP family: API objects in, finished Service ports out."""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+
+import msgspec
+
+from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
+from svcproxy.model.objects import EndpointSlice, Node, Service, ServicePortSpec
+from svcproxy.model.serviceport import Frontend, FrontendKind, ServicePort, Verdict
+from svcproxy.state.claims import Address, Claim, Claims, Conflict
+from svcproxy.state.slices import SliceCache
+from svcproxy.state.topology import EndpointLists, Place, categorize
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What one checkout found: the input of an incremental plan.
+
+    ``ports`` maps each changed Service port to its new meaning, ``None`` when it is gone.
+    ``node`` is set when the Node's part of the state changed (``None`` inside: no such Node).
+    ``triggered`` are the times at which the changed endpoints were last touched in the API.
+    ``conflicts`` are those that the services looked at in this checkout have now.
+    """
+
+    ports: dict[ServicePortName, ServicePort | None]
+    node_changed: bool = False
+    triggered: tuple[datetime, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.ports) or self.node_changed
+
+
+class DesiredState:
+    """Turns API objects of one family into finished Service ports, dirty names only.
+
+    Events call the ``update_…`` and ``delete_…`` methods, which only store and mark names
+    dirty; ``checkout`` computes. What is computed depends on the stored objects alone and not
+    on the order in which they came.
+    """
+
+    def __init__(self, family: IPFamily, node_name: str) -> None:
+        self._family = family
+        self._node_name = node_name
+        self._services: dict[NamespacedName, Service] = {}
+        self._slices = SliceCache()
+        self._claims = Claims()
+        self._node: Node | None = None
+        self._ports: dict[ServicePortName, ServicePort] = {}
+        self._names_of: dict[NamespacedName, tuple[ServicePortName, ...]] = {}
+        self._dirty: set[NamespacedName] = set()
+        self._node_dirty = False
+        self._triggered: dict[NamespacedName, list[datetime]] = {}
+
+    @property
+    def ports(self) -> Mapping[ServicePortName, ServicePort]:
+        """Every Service port as of the last checkout."""
+        return self._ports
+
+    @property
+    def node(self) -> Node | None:
+        """This node's Node object, ``None`` while there is none."""
+        return self._node
+
+    @property
+    def pending(self) -> int:
+        """How many Services wait for the next checkout."""
+        return len(self._dirty)
+
+    def update_service(self, service: Service) -> None:
+        """Take the present state of a Service."""
+        if self._services.get(service.name) != service:
+            self._services[service.name] = service
+            self._dirty.add(service.name)
+
+    def delete_service(self, name: NamespacedName) -> None:
+        """Forget a Service."""
+        if self._services.pop(name, None) is not None:
+            self._dirty.add(name)
+
+    def update_slice(self, piece: EndpointSlice) -> None:
+        """Take the present state of an EndpointSlice; slices of the other family are not ours."""
+        if piece.family is not self._family:
+            self.delete_slice(piece.name)
+            return
+        for service in self._slices.update(piece):
+            self._dirty.add(service)
+            if piece.triggered is not None and service == piece.service:
+                self._triggered.setdefault(service, []).append(piece.triggered)
+
+    def delete_slice(self, name: NamespacedName) -> None:
+        """Forget an EndpointSlice.
+
+        Its trigger time is that of its last update, not of the deletion, so a pending
+        measurement of its Service would be wrong and is dropped, as kube-proxy does.
+        """
+        for service in self._slices.delete(name):
+            self._dirty.add(service)
+            self._triggered.pop(service, None)
+
+    def update_node(self, node: Node | None) -> None:
+        """Take the present state of this node's Node object; ``None`` when it does not exist."""
+        if node == self._node:
+            return
+        if (node.zone if node else "") != (self._node.zone if self._node else ""):
+            self._dirty.update(self._services)
+        self._node = node
+        self._node_dirty = True
+
+    def checkout(self) -> Changes:
+        """Compute what changed since the last checkout, and mark everything clean."""
+        ports: dict[ServicePortName, ServicePort | None] = {}
+        conflicts: list[Conflict] = []
+        dirty = self._settle_claims()
+        for name in sorted(dirty):
+            finished = dict(self._finish(name, conflicts))
+            for gone in set(self._names_of.get(name, ())) - finished.keys():
+                del self._ports[gone]
+                ports[gone] = None
+            for key, port in finished.items():
+                if self._ports.get(key) != port:
+                    self._ports[key] = ports[key] = port
+            if finished:
+                self._names_of[name] = tuple(finished)
+            else:
+                self._names_of.pop(name, None)
+        triggered = tuple(t for times in self._triggered.values() for t in times)
+        changes = Changes(ports, self._node_dirty, triggered, tuple(conflicts))
+        self._dirty, self._triggered, self._node_dirty = set(), {}, False
+        return changes
+
+    def _settle_claims(self) -> set[NamespacedName]:
+        """Renew the claims of the dirty Services; return them and all whose titles changed."""
+        concerned = set(self._dirty)
+        for name in self._dirty:
+            claims: dict[Address, Claim] = {}
+            service = self._services.get(name)
+            if service is not None:
+                for spec in service.ports:
+                    for kind, address in self._addresses(service, spec):
+                        external = kind is not FrontendKind.CLUSTER_IP
+                        claim = Claim(external, service.created, name)
+                        claims[address] = min(claim, claims.get(address, claim))
+            concerned.update(self._claims.replace(name, claims))
+        return concerned
+
+    def _addresses(
+        self, service: Service, spec: ServicePortSpec
+    ) -> Iterator[tuple[FrontendKind, Address]]:
+        """The addresses of one Service port in this family, none if it is not in the family."""
+        cluster_ips = self._ours(service.cluster_ips)
+        if not cluster_ips:
+            return
+        kinds = (
+            (FrontendKind.CLUSTER_IP, cluster_ips[:1]),
+            (FrontendKind.EXTERNAL_IP, self._ours(service.external_ips)),
+            (FrontendKind.LOAD_BALANCER, self._ours(service.load_balancer_ips)),
+        )
+        seen: set[str] = set()
+        for kind, addresses in kinds:
+            for address in addresses:
+                if address not in seen:
+                    seen.add(address)
+                    yield kind, Address(address, spec.port, spec.protocol)
+        if spec.node_port:
+            yield FrontendKind.NODE_PORT, Address("", spec.node_port, spec.protocol)
+
+    def _ours(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(a for a in addresses if (":" in a) is (self._family is IPFamily.IPV6))
+
+    def _finish(
+        self, name: NamespacedName, conflicts: list[Conflict]
+    ) -> Iterator[tuple[ServicePortName, ServicePort]]:
+        """Compute the finished ports of one Service; nothing if it is gone or not our family."""
+        service = self._services.get(name)
+        if service is None or not self._ours(service.cluster_ips):
+            return
+        candidates = self._slices.candidates(name, self._node_name)
+        place = Place(self._node_name, self._node.zone if self._node else "")
+        for spec in service.ports:
+            addresses: list[tuple[FrontendKind, Address]] = []
+            for kind, address in self._addresses(service, spec):
+                winner = self._claims.holder(address)
+                if winner == name:
+                    addresses.append((kind, address))
+                elif winner is not None:
+                    conflicts.append(Conflict(address, winner, name))
+            external = any(kind is not FrontendKind.CLUSTER_IP for kind, _ in addresses)
+            lists = categorize(
+                candidates.get((spec.name, spec.protocol), ()),
+                place,
+                uses_cluster=external or not service.internal_policy_local,
+                uses_local=service.internal_policy_local
+                or (external and service.external_policy_local),
+            )
+            key = ServicePortName(name.namespace, name.name, spec.name, spec.protocol)
+            yield key, self._service_port(key, service, addresses, lists)
+
+    def _service_port(
+        self,
+        key: ServicePortName,
+        service: Service,
+        addresses: list[tuple[FrontendKind, Address]],
+        lists: EndpointLists,
+    ) -> ServicePort:
+        ranges = self._ours(service.source_ranges)
+        return ServicePort(
+            name=key,
+            frontends=tuple(_frontend(kind, a, service, lists) for kind, a in addresses),
+            cluster_endpoints=lists.cluster,
+            local_endpoints=lists.local,
+            affinity_seconds=service.affinity_seconds,
+            # One range of length zero opens the load balancer, as an empty list does.
+            source_ranges=() if any(r.endswith("/0") for r in ranges) else ranges,
+            health_check_node_port=service.health_check_node_port,
+        )
+
+
+def _frontend(
+    kind: FrontendKind, address: Address, service: Service, lists: EndpointLists
+) -> Frontend:
+    internal = kind is FrontendKind.CLUSTER_IP
+    local = service.internal_policy_local if internal else service.external_policy_local
+    if not lists.anywhere:
+        verdict = Verdict.REJECT
+    elif local and not lists.local:
+        verdict = Verdict.DROP
+    else:
+        verdict = Verdict.FORWARD
+    return Frontend(kind, address.address, address.port, local, verdict)

@@ -1,0 +1,107 @@
+"""The EndpointSlices of every Service, merged on demand."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+
+from svcproxy.model.names import NamespacedName, Protocol
+from svcproxy.model.objects import EndpointSlice, SliceEndpoint
+
+
+class Candidate(msgspec.Struct, frozen=True, gc=False):
+    """An endpoint of one Service port before readiness and topology decide about its use."""
+
+    address: str
+    port: int
+    is_local: bool
+    ready: bool
+    serving: bool
+    terminating: bool
+    zone_hints: tuple[str, ...]
+    node_hints: tuple[str, ...]
+
+
+PortKey = tuple[str, Protocol]
+
+
+class SliceCache:
+    """Holds slices by Service; merging is done when a Service is looked at, not before.
+
+    Computing at checkout instead of at every event is what keeps a rollout of a large Service
+    cheap: a hundred events for one Service cost one merge.
+    """
+
+    def __init__(self) -> None:
+        self._by_service: dict[NamespacedName, dict[NamespacedName, EndpointSlice]] = {}
+        self._service_of: dict[NamespacedName, NamespacedName] = {}
+
+    def update(self, piece: EndpointSlice) -> Iterator[NamespacedName]:
+        """Store ``piece``; yield the names of the Services whose endpoints may have changed.
+
+        A slice whose service-name label was rewritten changes two Services.
+        """
+        previous = self._service_of.get(piece.name)
+        if previous is not None:
+            if previous != piece.service:
+                yield from self.delete(piece.name)
+            elif self._by_service[previous][piece.name] == piece:
+                return
+        self._service_of[piece.name] = piece.service
+        self._by_service.setdefault(piece.service, {})[piece.name] = piece
+        yield piece.service
+
+    def delete(self, name: NamespacedName) -> Iterator[NamespacedName]:
+        """Forget a slice; yield the name of its Service if it was known."""
+        service = self._service_of.pop(name, None)
+        if service is None:
+            return
+        pieces = self._by_service[service]
+        del pieces[name]
+        if not pieces:
+            # Or a cluster that churns through Services would grow the map for ever (#128928).
+            del self._by_service[service]
+        yield service
+
+    def candidates(
+        self, service: NamespacedName, node_name: str
+    ) -> Mapping[PortKey, list[Candidate]]:
+        """Merge the Service's slices to one sorted endpoint list per port name and protocol.
+
+        An address and port that occurs twice is one endpoint: while an endpoint moves between
+        slices, or a pod's address is reused before the old pod is gone, the entry that serves
+        best stands for both. That a non-terminating one wins is kube-proxy's rule
+        (``endpointslicecache.go``); it leaves the rest undefined, we prefer ready ones.
+        """
+        merged: dict[PortKey, dict[tuple[str, int], Candidate]] = {}
+        pieces = self._by_service.get(service, {})
+        for name in sorted(pieces):
+            for key, candidate in _candidates(pieces[name], node_name):
+                by_target = merged.setdefault(key, {})
+                target = (candidate.address, candidate.port)
+                known = by_target.get(target)
+                if known is None or _rank(candidate) > _rank(known):
+                    by_target[target] = candidate
+        return {key: [found[t] for t in sorted(found)] for key, found in merged.items()}
+
+
+def _candidates(piece: EndpointSlice, node_name: str) -> Iterable[tuple[PortKey, Candidate]]:
+    for port in piece.ports:
+        for endpoint in piece.endpoints:
+            yield (port.name, port.protocol), _candidate(endpoint, port.port, node_name)
+
+
+def _candidate(endpoint: SliceEndpoint, port: int, node_name: str) -> Candidate:
+    return Candidate(
+        address=endpoint.address,
+        port=port,
+        is_local=bool(node_name) and endpoint.node_name == node_name,
+        ready=endpoint.ready,
+        serving=endpoint.serving,
+        terminating=endpoint.terminating,
+        zone_hints=endpoint.zone_hints,
+        node_hints=endpoint.node_hints,
+    )
+
+
+def _rank(candidate: Candidate) -> tuple[bool, bool, bool]:
+    return (not candidate.terminating, candidate.ready, candidate.serving)
