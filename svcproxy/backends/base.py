@@ -65,8 +65,10 @@ class Backend(Protocol[Observed, Plan]):
     def plan(self, desired: Desired, observed: Observed) -> Plan:
         """Compute the difference between ``desired`` and what the kernel holds."""
 
-    def plan_changes(self, changes: Changes) -> Plan | None:
+    def plan_changes(self, changes: Changes, node: Node | None) -> Plan | None:
         """Compute what ``changes`` mean for the kernel as of the last ``apply``.
+
+        ``node`` is the present Node object, for when ``changes`` say that it changed.
 
         Returns:
             The plan, or ``None`` when only a comparison from scratch will do.

@@ -63,9 +63,9 @@ class DesiredState:
         return self._node
 
     @property
-    def pending(self) -> int:
-        """How many Services wait for the next checkout."""
-        return len(self._dirty)
+    def pending(self) -> bool:
+        """Whether the next checkout has anything to look at."""
+        return bool(self._dirty) or self._node_dirty
 
     def update_service(self, service: Service) -> None:
         """Take the present state of a Service."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
+from msgspec import structs
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
 from svcproxy.backends.iptables.cleanup import clean_up_plan
@@ -103,7 +104,7 @@ class IptablesBackend:
     def _settings(self, node: Node | None) -> Settings:
         settings = self._settings_for(node)
         if settings.hairpin_match and not self._hairpin_match:
-            return _without_hairpin_match(settings)
+            return structs.replace(settings, hairpin_match=False)
         return settings
 
     def _has_hairpin_match(self) -> bool:
@@ -122,11 +123,6 @@ class IptablesBackend:
                 " (svcproxy needs root or CAP_NET_ADMIN and CAP_NET_RAW)"
             ) from error
         return works
-
-
-def _without_hairpin_match(settings: Settings) -> Settings:
-    fields = {name: getattr(settings, name) for name in settings.__struct_fields__}
-    return Settings(**(fields | {"hairpin_match": False}))
 
 
 def _allow_localnet() -> None:

@@ -1,0 +1,195 @@
+"""The composition root: the only place that knows every part."""
+
+import signal
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any, Self
+
+import structlog
+
+from svcproxy import __version__
+from svcproxy.backends.base import BackendUnavailable
+from svcproxy.backends.iptables.backend import IptablesBackend
+from svcproxy.backends.iptables.commands import Iptables, Variant
+from svcproxy.backends.iptables.settings import LocalTraffic, Settings
+from svcproxy.backends.iptables.variant import detect
+from svcproxy.config import Config, IptablesVariant, LocalMode
+from svcproxy.kube.source import Source
+from svcproxy.model.names import IPFamily
+from svcproxy.model.objects import Node
+from svcproxy.observe import log as logging
+from svcproxy.observe.health import HealthState
+from svcproxy.observe.http import HealthServer, MetricsServer
+from svcproxy.observe.metrics import Metrics
+from svcproxy.state.desired import DesiredState
+from svcproxy.sync.fanout import Fanout
+from svcproxy.sync.loop import FamilyLoop
+from svcproxy.sync.report import Reporter
+from svcproxy.sync.schedule import Schedule
+
+_STOP_SECONDS = 1.0
+
+log = structlog.get_logger()
+
+
+class StartupError(Exception):
+    """The daemon cannot start; the message is one line that names the remedy."""
+
+
+def run(config: Config) -> int:
+    """Run until SIGTERM or SIGINT, and leave the kernel's rules in place.
+
+    Returns:
+        0 after an orderly stop.
+
+    Raises:
+        StartupError, SourceError, BindError: it could not start; nothing was programmed.
+    """
+    logging.configure(config.logging_format, config.verbosity)
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    node_name = config.hostname_override or socket.gethostname().lower()
+    log.info("starting", version=__version__, mode=config.proxy_mode, node=node_name)
+    with _Running() as running:
+        _start(config, node_name, running)
+        stop.wait()
+        log.info("stopping", rules="left in place")
+    return 0
+
+
+class _Running:
+    """What has been started, to be stopped in reverse order whatever happens."""
+
+    def __init__(self) -> None:
+        self._stops: list[Callable[[], None]] = []
+
+    def add(self, stop: Callable[[], None]) -> None:
+        self._stops.append(stop)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for stop in reversed(self._stops):
+            stop()
+
+
+def _start(config: Config, node_name: str, running: _Running) -> None:
+    backends = _iptables_backends(config)
+    metrics = Metrics()
+    health = HealthState(
+        sync_period=config.iptables_sync_period,
+        clock=time.monotonic,
+        wall=time.time,
+        needs_node=config.manifests is None,
+    )
+    _start_servers(config, metrics, health, running)
+    loops = [_loop(config, backend, node_name, metrics, health) for backend in backends]
+    for loop in loops:
+        loop.start()
+        running.add(partial(loop.stop, _STOP_SECONDS / len(loops)))
+    source = _source(config, node_name)
+    source.start(Fanout([loop.inbox for loop in loops], metrics, health))
+    running.add(source.stop)
+
+
+def _start_servers(
+    config: Config, metrics: Metrics, health: HealthState, running: _Running
+) -> None:
+    if config.metrics_bind_address is not None:
+        metrics_server = MetricsServer(config.metrics_bind_address, metrics, config.proxy_mode)
+        metrics_server.start()
+        running.add(metrics_server.stop)
+    if config.healthz_bind_address is not None:
+        health_server = HealthServer(config.healthz_bind_address, health, metrics)
+        health_server.start()
+        running.add(health_server.stop)
+
+
+def _loop(
+    config: Config,
+    backend: IptablesBackend,
+    node_name: str,
+    metrics: Metrics,
+    health: HealthState,
+) -> FamilyLoop[Any, Any]:
+    family = backend.family
+    return FamilyLoop(
+        backend,
+        DesiredState(family, node_name),
+        Schedule(config.iptables_min_sync_period, config.iptables_sync_period),
+        Reporter(family, metrics, health),
+        time.monotonic,
+    )
+
+
+def _source(config: Config, node_name: str) -> Source:
+    """The source that the flags ask for; its module is loaded only if it is used."""
+    if config.manifests is not None:
+        from svcproxy.kube.manifests import ManifestSource  # noqa: PLC0415
+
+        return ManifestSource(Path(config.manifests), node_name)
+    from svcproxy.kube.api import KubernetesSource  # noqa: PLC0415
+    from svcproxy.kube.credentials import ConnectionSettings  # noqa: PLC0415
+
+    return KubernetesSource(
+        ConnectionSettings(kubeconfig=config.kubeconfig or "", master=config.master or ""),
+        node_name,
+    )
+
+
+def _iptables_backends(config: Config) -> list[IptablesBackend]:
+    """The backends of the families that this node can serve, at least one."""
+    try:
+        if config.iptables_variant is IptablesVariant.AUTO:
+            variant = detect()
+        else:
+            variant = Variant(config.iptables_variant.value)
+    except BackendUnavailable as error:
+        raise StartupError(str(error)) from error
+    log.info("iptables.variant", variant=variant, chosen=config.iptables_variant)
+    backends: list[IptablesBackend] = []
+    reasons: list[BackendUnavailable] = []
+    for family in IPFamily:
+        try:
+            programs = Iptables(variant, family)
+            backend = IptablesBackend(programs, partial(_settings, config, family))
+            backend.probe()
+        except BackendUnavailable as error:
+            reasons.append(error)
+        else:
+            backends.append(backend)
+    if not backends:
+        raise StartupError(str(reasons[0])) from reasons[0]
+    for reason in reasons:
+        log.warning("family.unavailable", reason=str(reason), effect="single-stack operation")
+    return backends
+
+
+def _settings(config: Config, family: IPFamily, node: Node | None) -> Settings:
+    """What the rules of a family depend on, as flags and the Node object have it now."""
+    address = next((a for a in (node.addresses if node else ()) if _is(a, family)), "")
+    ranges = config.nodeport_cidrs(family)
+    if config.nodeport_primary and address:
+        ranges = (f"{address}/{family.bits}",)
+    source = config.cluster_cidr(family) or ""
+    if config.detect_local_mode is LocalMode.NODE_CIDR:
+        source = next((c for c in (node.pod_cidrs if node else ()) if _is(c, family)), "")
+    return Settings(
+        family=family,
+        masquerade_bit=config.masquerade_bit,
+        masquerade_all=config.masquerade_all,
+        local_traffic=LocalTraffic(source=source),
+        node_port_ranges=ranges,
+        node_address=address,
+        localhost_node_ports=family is IPFamily.IPV4 and config.iptables_localhost_nodeports,
+    )
+
+
+def _is(address: str, family: IPFamily) -> bool:
+    return (":" in address) is (family is IPFamily.IPV6)

@@ -1,0 +1,80 @@
+"""Canonical text of IP addresses and CIDRs, read as generously as kube-proxy reads them.
+
+The rules are those of Go's ``ParseIPSloppy`` and ``ParseCIDRSloppy`` (``k8s.io/utils/net``):
+leading zeros in IPv4 are decimal padding, an IPv4-mapped IPv6 address is an IPv4 address, zones
+are refused.
+"""
+
+import ipaddress
+import re
+from functools import lru_cache
+
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+# Nearly every address of a cluster is canonical IPv4 already; ipaddress would take ten times
+# as long to find that out, and a full list of a big cluster has 100,000 of them.
+_canonical_v4 = re.compile(rf"(?:{_OCTET}\.){{3}}{_OCTET}").fullmatch
+_padded_v4 = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+").fullmatch
+_prefix_length = re.compile(r"[0-9]{1,3}").fullmatch
+_MAPPED_BITS = 96
+
+
+def canonical_ip(text: str) -> str:
+    """Give the canonical spelling of an IP address.
+
+    Args:
+        text: an IPv4 or IPv6 address, without a zone.
+
+    Raises:
+        ValueError: it is no IP address; the message says so and quotes it.
+    """
+    if _canonical_v4(text):
+        return text
+    return _canonical_other(text)
+
+
+def canonical_cidr(text: str) -> str:
+    """Give the canonical spelling of a network: ``10.0.0.7/8`` becomes ``10.0.0.0/8``.
+
+    Raises:
+        ValueError: it is no address with a prefix length; the message says so and quotes it.
+    """
+    address, slash, length = text.partition("/")
+    if not slash or not _prefix_length(length):
+        raise ValueError(f"{text!r} is not a CIDR such as 10.0.0.0/8")
+    try:
+        ip = canonical_ip(address)
+        bits = int(length)
+        if ":" in address and ":" not in ip:
+            bits -= _MAPPED_BITS
+        return str(ipaddress.ip_network(f"{ip}/{bits}", strict=False))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a CIDR such as 10.0.0.0/8") from None
+
+
+def is_ipv6(address: str) -> bool:
+    """Tell the family of a canonical address or CIDR."""
+    return ":" in address
+
+
+@lru_cache(maxsize=4096)
+def _canonical_other(text: str) -> str:
+    """Canonicalise whatever is not canonical IPv4; cached, as IPv6 slices repeat at relists."""
+    try:
+        if _padded_v4(text):
+            return _unpadded(text)
+        if "%" in text or "/" in text:
+            raise ValueError(text)  # noqa: TRY301 - one message for all that is wrong
+        head, colon, tail = text.rpartition(":")
+        if _padded_v4(tail):
+            text = f"{head}{colon}{_unpadded(tail)}"
+        address = ipaddress.IPv6Address(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address") from None
+    return str(address.ipv4_mapped or address)
+
+
+def _unpadded(text: str) -> str:
+    octets = [int(octet) for octet in text.split(".")]
+    if max(octets) > 255:
+        raise ValueError(text)
+    return ".".join(map(str, octets))

@@ -1,0 +1,33 @@
+"""How long to wait before the next attempt."""
+
+from collections.abc import Callable
+
+
+class Backoff:
+    """Exponential back-off with full jitter, so that a thousand nodes do not come back at once.
+
+    The rule is "full jitter" of the AWS Architecture Blog's "Exponential Backoff And Jitter".
+
+    Args:
+        uniform: draws a number between its two arguments (``random.uniform``).
+        first: the longest first wait, in seconds.
+        longest: the longest wait of all, in seconds.
+    """
+
+    def __init__(
+        self, uniform: Callable[[float, float], float], *, first: float = 0.2, longest: float = 30.0
+    ) -> None:
+        self._uniform = uniform
+        self._first = first
+        self._longest = longest
+        self._ceiling = first
+
+    def next(self) -> float:
+        """Give the wait after a failure, and make the next one longer."""
+        wait = self._uniform(0.0, self._ceiling)
+        self._ceiling = min(self._ceiling * 2, self._longest)
+        return wait
+
+    def reset(self) -> None:
+        """Begin at the first wait again, after something went well."""
+        self._ceiling = self._first

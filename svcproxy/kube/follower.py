@@ -1,0 +1,201 @@
+"""The driver of a reflector: one thread that keeps one kind of object up to date."""
+
+import random
+import threading
+import time
+
+import structlog
+
+from svcproxy.kube.backoff import Backoff
+from svcproxy.kube.client import Client, IdleError, Response, TransportError
+from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.delivery import Delivery
+from svcproxy.kube.reflector import (
+    Cause,
+    Changed,
+    Listed,
+    Malformed,
+    Output,
+    Reflector,
+    Removed,
+    Request,
+    Step,
+)
+from svcproxy.kube.source import Sink, SourceError
+from svcproxy.model.names import Kind
+
+_log = structlog.get_logger(__name__)
+
+_UNAUTHORIZED = 401
+_OK = 200
+# Servers end watches after a while; different times keep a fleet from coming back at once.
+_WATCH_SECONDS = (300, 600)
+_HEALTHY_SECONDS = 5.0
+_HASTY_STEPS = 3
+
+
+class Follower:
+    """Lists and watches one kind until it is stopped; nothing but that ends its thread.
+
+    Args:
+        kind: the kind of the objects.
+        path: the path of the resource on the API server.
+        reflector: decides what to ask and what the answers mean.
+        client: sends the requests.
+        settings: how long to wait for answers.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        path: str,
+        reflector: Reflector,
+        client: Client,
+        settings: ConnectionSettings,
+    ) -> None:
+        self._kind = kind
+        self._path = path
+        self._reflector = reflector
+        self._client = client
+        self._settings = settings
+        self._stopping = threading.Event()
+        self._backoff = Backoff(random.uniform)
+        self._hasty = 0
+        self._synced = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, sink: Sink) -> None:
+        """Start the thread."""
+        delivery = Delivery(self._kind, sink)
+        self._thread = threading.Thread(
+            target=self._run, args=(sink, delivery), name=f"watch-{self._kind}", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end; its requests are ended by closing the client."""
+        self._stopping.set()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread, and tell whether it has ended."""
+        if self._thread is None:
+            return True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self, sink: Sink, delivery: Delivery) -> None:
+        while not self._stopping.is_set():
+            try:
+                step = self._attempt(sink, delivery)
+            except Exception:  # noqa: BLE001 - this thread must not die silently
+                # A defect of ours or of the sink: what it lost comes again with a new list.
+                _log.exception("watch.crashed", kind=self._kind)
+                self._reflector.forget()
+                step = Step.BACK_OFF
+            self._pause(step)
+
+    def _pause(self, step: Step) -> None:
+        """Wait before the next request if the last one says so, or too many ended early."""
+        if step is Step.GO_ON:
+            return
+        self._hasty += 1
+        if step is Step.BACK_OFF or self._hasty > _HASTY_STEPS:
+            self._stopping.wait(self._backoff.next())
+
+    def _attempt(self, sink: Sink, delivery: Delivery) -> Step:
+        """Send one request and take its answer to the end."""
+        request = self._reflector.request()
+        try:
+            with self._send(request) as response:
+                output = self._answer(request, response, sink, delivery)
+        except IdleError as error:
+            output = self._reflector.broken(Cause.IDLE, str(error))
+        except TransportError as error:
+            output = self._reflector.broken(Cause.CUT, str(error))
+        except SourceError as error:
+            output = self._reflector.broken(Cause.CUT, f"credentials: {error}")
+        self._apply(output, sink, delivery)
+        return output.step
+
+    def _send(self, request: Request) -> Response:
+        query = dict(request.query)
+        idle = self._settings.list_seconds
+        if request.watch:
+            query["timeoutSeconds"] = str(random.randint(*_WATCH_SECONDS))  # noqa: S311 - no secret
+            idle = self._settings.idle_seconds
+        if request.initial:
+            idle = min(idle, self._settings.initial_seconds)
+        return self._client.get(self._path, query, stream=request.watch, idle_seconds=idle)
+
+    def _answer(
+        self, request: Request, response: Response, sink: Sink, delivery: Delivery
+    ) -> Output:
+        """Read an answer and give the output that ends it."""
+        if response.status != _OK:
+            output = self._reflector.refused(response.status, response.read_error())
+            if response.status == _UNAUTHORIZED:
+                self._renew_credentials()
+            return output
+        if not request.watch:
+            return self._reflector.page(response.read())
+        began = time.monotonic()
+        try:
+            return self._stream(request, response, sink, delivery)
+        finally:
+            if time.monotonic() - began > _HEALTHY_SECONDS:
+                self._healthy()
+
+    def _stream(
+        self, request: Request, response: Response, sink: Sink, delivery: Delivery
+    ) -> Output:
+        """Take a watch line by line until it ends or the reflector has enough of it."""
+        pending = b""
+        listed = not request.initial
+        for chunk in response.chunks():
+            *lines, pending = (pending + chunk).split(b"\n")
+            if not lines:
+                continue
+            output = self._reflector.lines(lines)
+            if output.step is not Step.GO_ON:
+                return output
+            if listed and output.effects:
+                self._healthy()
+            listed = self._apply(output, sink, delivery) or listed
+        return self._reflector.broken(Cause.CLOSED)
+
+    def _renew_credentials(self) -> None:
+        try:
+            self._client.reload()
+        except SourceError as error:
+            _log.warning("credentials.failed", kind=self._kind, error=str(error))
+
+    def _healthy(self) -> None:
+        self._backoff.reset()
+        self._hasty = 0
+
+    def _apply(self, output: Output, sink: Sink, delivery: Delivery) -> bool:
+        """Hand an output to the sink and the log; tell whether a list was completed by it."""
+        listed = False
+        for effect in output.effects:
+            if isinstance(effect, Changed):
+                delivery.present(effect.name, effect.obj)
+            elif isinstance(effect, Removed):
+                delivery.absent(effect.name)
+            elif isinstance(effect, Malformed):
+                delivery.malformed(effect.name, effect.field, effect.reason)
+            else:
+                listed = True
+                self._listed(effect, sink)
+        if not self._stopping.is_set():
+            if output.trouble:
+                _log.warning("watch.interrupted", kind=self._kind, reason=output.trouble)
+            if output.restarted:
+                _log.info("watch.restarted", kind=self._kind, cause=output.restarted)
+                sink.restarted(self._kind, output.restarted)
+        return listed
+
+    def _listed(self, listed: Listed, sink: Sink) -> None:
+        _log.info("list.done", kind=self._kind, objects=listed.count)
+        if not self._synced:
+            self._synced = True
+            sink.synced(self._kind)

@@ -1,0 +1,257 @@
+"""Reading manifest files: YAML or JSON text to parsed objects, with line numbers for problems.
+
+The objects go the way that those of the API go, through ``wire`` and ``parse``; only what
+``kubectl`` adds is added here (the default namespace) and lists are taken apart.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import structlog
+import yaml
+
+from svcproxy.kube.delivery import parse_safely
+from svcproxy.kube.wire import ParseError, convert_object
+from svcproxy.model.names import Kind, NamespacedName
+from svcproxy.model.objects import ApiObject, Problem
+
+try:
+    from yaml import CSafeLoader as _BaseLoader
+except ImportError:  # PyYAML built without libyaml: ten times slower, otherwise the same
+    from yaml import SafeLoader as _BaseLoader  # type: ignore[assignment]
+
+_log = structlog.get_logger(__name__)
+
+Key = tuple[Kind, NamespacedName]
+
+_VERSIONS = {
+    Kind.SERVICE: "v1",
+    Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1",
+    Kind.NODE: "v1",
+}
+_KINDS = {kind.value: kind for kind in Kind}
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a file holds.
+
+    ``objects`` maps what is named in the file to its parsed form, ``None`` for objects that are
+    not to be proxied. An object with a problem is in ``failed`` instead; ``nameless`` says that
+    there is one that not even has a readable name.
+    """
+
+    objects: dict[Key, ApiObject | None]
+    failed: frozenset[Key]
+    nameless: bool
+    problems: tuple[Problem, ...]
+
+
+class ManifestError(Exception):
+    """A file cannot be read as a whole; ``problem`` says why and where."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+class _Loader(_BaseLoader):
+    """A YAML loader that leaves timestamps the strings that they are in JSON."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in _BaseLoader.yaml_implicit_resolvers.items()
+}
+
+
+class _Document(msgspec.Struct):
+    """A document of a file; ``node`` is its YAML tree, which knows lines, or ``None`` in JSON."""
+
+    content: Any
+    node: yaml.Node | None
+    field: tuple[str | int, ...] = ()
+
+    def line(self, field: str) -> int:
+        """Find the line of a field such as ``spec.ports[0].port``, or of what comes closest."""
+        node = self.node
+        if node is None:
+            return 0
+        for part in (*self.field, *_parts(field)):
+            inner = _child(node, part)
+            if inner is None:
+                break
+            node = inner
+        return int(node.start_mark.line) + 1
+
+
+def read_manifest(origin: str, data: bytes) -> Manifest:
+    """Read the Services, EndpointSlices and Nodes of a manifest file.
+
+    Args:
+        origin: the name of the file; it stands in problems, and ``.json`` decides the format.
+        data: the content of the file.
+
+    Raises:
+        ManifestError: the file is no YAML or no JSON.
+    """
+    reader = _Reader(origin)
+    documents = _json_documents if origin.endswith(".json") else _yaml_documents
+    for document in documents(origin, data):
+        reader.take(document)
+    failed = frozenset(reader.failed)
+    return Manifest(reader.objects, failed, reader.nameless, tuple(reader.problems))
+
+
+class _Reader:
+    """Collects the objects and problems of one file."""
+
+    def __init__(self, origin: str) -> None:
+        self._origin = origin
+        self.objects: dict[Key, ApiObject | None] = {}
+        self.failed: set[Key] = set()
+        self.nameless = False
+        self.problems: list[Problem] = []
+
+    def take(self, document: _Document, default_kind: str = "") -> None:
+        """Take one document: an object, a list of objects, or something that is not ours."""
+        content = document.content
+        if content is None:
+            return
+        if not isinstance(content, dict):
+            self._reject(document, None, None, ParseError("", "is no Kubernetes object"))
+            return
+        text = content.get("kind") or default_kind
+        if isinstance(text, str) and text.endswith("List"):
+            self._take_items(document, text.removesuffix("List"))
+            return
+        kind = _KINDS.get(text) if isinstance(text, str) else None
+        if not text:
+            self._reject(document, None, None, ParseError("kind", "is missing"))
+        elif kind is None or not self._is_ours(document, kind):
+            _log.debug("manifest.ignored", file=self._origin, kind=text)
+        else:
+            self._take_object(document, kind)
+
+    def _take_items(self, document: _Document, kind: str) -> None:
+        items = document.content.get("items")
+        if items is not None and not isinstance(items, list):
+            self._reject(document, None, None, ParseError("items", "is no list"))
+            return
+        for index, item in enumerate(items or []):
+            self.take(_Document(item, document.node, (*document.field, "items", index)), kind)
+
+    def _is_ours(self, document: _Document, kind: Kind) -> bool:
+        """Tell ``v1`` Services from, say, those of Knative; old versions are a problem."""
+        version = document.content.get("apiVersion") or _VERSIONS[kind]
+        group = _VERSIONS[kind].rpartition("/")[0]
+        if str(version).rpartition("/")[0] != group:
+            return False
+        if version != _VERSIONS[kind]:
+            reason = f"{version!r} is not supported: use {_VERSIONS[kind]}"
+            name = _name(document.content, kind)
+            self._reject(document, kind, name, ParseError("apiVersion", reason))
+            return False
+        return True
+
+    def _take_object(self, document: _Document, kind: Kind) -> None:
+        content = document.content
+        metadata = content.get("metadata")
+        if kind is not Kind.NODE and isinstance(metadata, dict) and not metadata.get("namespace"):
+            content = {**content, "metadata": {**metadata, "namespace": "default"}}
+        name = _name(content, kind)
+        if name is not None and ((kind, name) in self.objects or (kind, name) in self.failed):
+            error = ParseError("", "is in this file twice; the first one counts")
+            self._report(document, kind, name, error)
+            return
+        try:
+            parsed = parse_safely(convert_object(kind, content))
+        except ParseError as error:
+            self._reject(document, kind, name, error)
+            return
+        if name is not None:
+            self.objects[kind, name] = parsed
+
+    def _reject(
+        self, document: _Document, kind: Kind | None, name: NamespacedName | None, error: ParseError
+    ) -> None:
+        if kind is not None and name is not None:
+            self.failed.add((kind, name))
+        else:
+            self.nameless = True
+        self._report(document, kind, name, error)
+
+    def _report(
+        self, document: _Document, kind: Kind | None, name: NamespacedName | None, error: ParseError
+    ) -> None:
+        origin = _at(self._origin, document.line(error.field))
+        self.problems.append(Problem(kind, name, error.field, error.reason, origin))
+
+
+def _yaml_documents(origin: str, data: bytes) -> Iterator[_Document]:
+    loader = None
+    try:
+        loader = _Loader(data)
+        while loader.check_node():
+            node = loader.get_node()
+            yield _Document(loader.construct_document(node), node)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise ManifestError(_broken(origin, line, f"no valid YAML: {error.problem}")) from error
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ManifestError(_broken(origin, 0, f"no valid YAML: {reason}")) from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _json_documents(origin: str, data: bytes) -> Iterator[_Document]:
+    try:
+        content = json.loads(data)
+    except json.JSONDecodeError as error:
+        raise ManifestError(_broken(origin, error.lineno, f"no valid JSON: {error.msg}")) from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(_broken(origin, 0, "no valid JSON: it is not UTF-8")) from error
+    yield _Document(content, None)
+
+
+def _broken(origin: str, line: int, reason: str) -> Problem:
+    return Problem(None, None, "", reason, _at(origin, line))
+
+
+def _at(origin: str, line: int) -> str:
+    return f"{origin}:{line}" if line else origin
+
+
+def _name(content: dict[str, Any], kind: Kind) -> NamespacedName | None:
+    """Read an object's name from its unchecked form."""
+    metadata = content.get("metadata")
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
+        return None
+    namespace = metadata.get("namespace") or "default"
+    if kind is Kind.NODE:
+        namespace = ""
+    return NamespacedName(str(namespace), metadata["name"])
+
+
+def _parts(field: str) -> Iterator[str | int]:
+    """Take ``spec.ports[0].port`` apart."""
+    for part in filter(None, field.split(".")):
+        name, *indices = part.split("[")
+        yield name
+        for index in indices:
+            digits = index.removesuffix("]")
+            yield int(digits) if digits.isdigit() else digits
+
+
+def _child(node: yaml.Node, part: str | int) -> yaml.Node | None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == part:
+                return value if isinstance(value, yaml.Node) else None
+    elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        inner = node.value[part]
+        return inner if isinstance(inner, yaml.Node) else None
+    return None

@@ -1,0 +1,223 @@
+"""A folder of manifests as a source of objects, for trying things out and for small set-ups.
+
+Every ``*.yaml``, ``*.yml`` and ``*.json`` file right in the folder counts, also through the
+symbolic links of a mounted ConfigMap. A file that is broken, or half written, keeps the objects
+it had when it was last good.
+"""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from svcproxy.kube.manifest_files import Key, Manifest, ManifestError, read_manifest
+from svcproxy.kube.source import Sink, SourceError
+from svcproxy.model.names import Kind, NamespacedName
+from svcproxy.model.objects import ApiObject, Problem
+
+_log = structlog.get_logger(__name__)
+
+_SUFFIXES = (".yaml", ".yml", ".json")
+_STOP_SECONDS = 1.0
+_RETRY_SECONDS = 1.0
+# A change is seen within two steps of quiet, or after the debounce time at the latest.
+_STEP_MS = 10
+_DEBOUNCE_MS = 30
+# How often the watch lets us look at the clock and, once, at what changed before it began.
+_WAKE_MS = 100
+
+_Signature = tuple[int, int, int, int]
+
+
+class _File(msgspec.Struct):
+    """A file as last read: what it says now, and the last good state of what it says badly."""
+
+    signature: _Signature
+    objects: dict[Key, ApiObject | None]
+    problems: tuple[Problem, ...]
+
+
+class ManifestSource:
+    """Delivers the Services, EndpointSlices and this node's Node of a folder.
+
+    Of an object in two files, that of the first file by name counts. Node objects of other
+    names are ignored; there need not be one at all.
+
+    Args:
+        directory: the folder.
+        node_name: the name of this node.
+        rescan_seconds: how often to look at the files without having been told of a change.
+    """
+
+    def __init__(self, directory: Path, node_name: str, *, rescan_seconds: float = 10.0) -> None:
+        self._directory = directory
+        self._node = (Kind.NODE, NamespacedName("", node_name))
+        self._rescan_seconds = rescan_seconds
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._missing = False
+        self._files: dict[str, _File] = {}
+        self._delivered: dict[Key, ApiObject] = {}
+        self._reported: frozenset[Problem] = frozenset()
+
+    def start(self, sink: Sink) -> None:
+        """Begin delivering, in a thread of our own.
+
+        Raises:
+            SourceError: there is no such folder, or it cannot be read.
+        """
+        if not self._directory.is_dir():
+            what = "is no folder" if self._directory.exists() else "does not exist"
+            raise SourceError(f"manifest folder {self._directory} {what}: create it")
+        if not os.access(self._directory, os.R_OK | os.X_OK):
+            raise SourceError(f"manifest folder {self._directory} is not readable: change its mode")
+        self._thread = threading.Thread(
+            target=self._run, args=(sink,), name="manifests", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching, and wait at most a second for the thread."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(_STOP_SECONDS)
+
+    def _run(self, sink: Sink) -> None:
+        synced = False
+        while not self._stopping.is_set():
+            try:
+                self._scan(sink)
+                if not synced:
+                    synced = True
+                    for kind in Kind:
+                        sink.synced(kind)
+                self._missing = False
+                self._watch(sink)
+            except FileNotFoundError:
+                # What was delivered stays in force: an unmounted folder is no order to delete.
+                if not self._missing:
+                    _log.warning("manifests.missing", folder=str(self._directory))
+                self._missing = True
+                self._stopping.wait(_RETRY_SECONDS)
+            except Exception:  # noqa: BLE001 - this thread must not die silently
+                _log.exception("manifests.failed", folder=str(self._directory))
+                self._stopping.wait(_RETRY_SECONDS)
+
+    def _watch(self, sink: Sink) -> None:
+        """Scan at every change until we are stopped or the folder is another one."""
+        from watchfiles import watch  # noqa: PLC0415 - only those who use manifests pay for it
+
+        identity = _identity(self._directory)
+        scanned = -self._rescan_seconds  # what changed before the watch began counts too
+        for changes in watch(
+            self._directory,
+            watch_filter=None,
+            recursive=False,
+            step=_STEP_MS,
+            debounce=_DEBOUNCE_MS,
+            rust_timeout=_WAKE_MS,
+            yield_on_timeout=True,
+            stop_event=self._stopping,
+            raise_interrupt=False,
+        ):
+            if changes or time.monotonic() - scanned >= self._rescan_seconds:
+                scanned = time.monotonic()
+                if _identity(self._directory) != identity:
+                    return
+                self._scan(sink)
+
+    def _scan(self, sink: Sink) -> None:
+        """Read the files that changed and deliver what that changes."""
+        files: dict[str, _File] = {}
+        for path in _manifests(self._directory):
+            try:
+                files[path.name] = self._read(path)
+            except FileNotFoundError:
+                continue  # gone since we listed the folder, or a link to nothing
+        self._files = files
+        self._deliver(sink)
+
+    def _read(self, path: Path) -> _File:
+        known = self._files.get(path.name)
+        kept = known.objects if known is not None else {}
+        signature: _Signature = (0, 0, 0, 0)
+        try:
+            state = path.stat()
+            signature = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+            if known is not None and known.signature == signature:
+                return known
+            data = path.read_bytes()
+            if kept and not data.strip():
+                reason = "is empty: delete the file to delete its objects"
+                return _File(signature, kept, (Problem(None, None, "", reason, path.name),))
+            manifest = read_manifest(path.name, data)
+        except ManifestError as error:
+            return _File(signature, kept, (error.problem,))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            problem = Problem(None, None, "", f"cannot be read: {error.strerror}", path.name)
+            return _File(signature, kept, (problem,))
+        return _File(signature, self._chosen(manifest, kept), manifest.problems)
+
+    def _chosen(
+        self, manifest: Manifest, kept: dict[Key, ApiObject | None]
+    ) -> dict[Key, ApiObject | None]:
+        """Give a file's objects: those that are good now, and the last good ones of the bad."""
+        # A bad object without a name may be any of those that are missing now.
+        chosen = {key: kept[key] for key in kept if manifest.nameless or key in manifest.failed}
+        for key, obj in manifest.objects.items():
+            if key[0] is Kind.NODE and key != self._node:
+                _log.debug("manifest.ignored", kind=key[0], name=str(key[1]), reason="other node")
+            else:
+                chosen[key] = obj
+        return chosen
+
+    def _deliver(self, sink: Sink) -> None:
+        """Bring the sink from what was delivered last to what the files say now."""
+        wanted, problems = self._merged()
+        for key in [key for key in self._delivered if wanted.get(key) is None]:
+            sink.delete(*key)
+            del self._delivered[key]
+        for key, obj in wanted.items():
+            old = self._delivered.get(key)
+            if obj is not None and old is not obj and old != obj:
+                sink.update(obj)
+                self._delivered[key] = obj
+        for problem in problems:
+            if problem not in self._reported:
+                sink.rejected(problem)
+        self._reported = frozenset(problems)
+
+    def _merged(self) -> tuple[dict[Key, ApiObject | None], list[Problem]]:
+        wanted: dict[Key, ApiObject | None] = {}
+        owner: dict[Key, str] = {}
+        problems: list[Problem] = []
+        for name, file in sorted(self._files.items()):
+            problems += file.problems
+            for key, obj in file.objects.items():
+                if key in owner:
+                    reason = f"is in {owner[key]} already, which counts"
+                    problems.append(Problem(*key, "", reason, name))
+                else:
+                    owner[key] = name
+                    wanted[key] = obj
+        return wanted, problems
+
+
+def _manifests(directory: Path) -> list[Path]:
+    """List the manifest files, without hidden ones (editors' and ConfigMap mounts' own)."""
+    return sorted(
+        path
+        for path in directory.iterdir()
+        if path.suffix in _SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+    )
+
+
+def _identity(directory: Path) -> tuple[int, int]:
+    """Tell a folder from another one of the same path; a missing one raises FileNotFoundError."""
+    state = directory.stat()
+    return state.st_dev, state.st_ino

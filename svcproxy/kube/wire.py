@@ -1,0 +1,350 @@
+"""The JSON of the Kubernetes API: only the fields that svcproxy reads, decoded one by one.
+
+Lists and watch events keep their objects as raw bytes, so that an object with a wrong type
+somewhere costs that object alone and never the list it stands in. Arrays and objects may be
+``null`` wherever the API's Go types would take that. The types follow ``core/v1``,
+``discovery/v1`` and ``meta/v1``.
+"""
+
+import re
+from typing import Any
+
+import msgspec
+
+from svcproxy.model.names import Kind
+
+
+class ParseError(Exception):
+    """An API object cannot be used: what is wrong, and where.
+
+    Attributes:
+        field: the path of the culprit, such as ``spec.ports[0].port``; empty for the whole object.
+        reason: what is wrong with the value there.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}" if field else reason)
+        self.field = field
+        self.reason = reason
+
+
+class Wire(msgspec.Struct, rename="camel", gc=False):
+    """The base of all wire types: camelCase names, no cycles for the garbage collector."""
+
+
+class ObjectMeta(Wire):
+    """``metadata`` of any object."""
+
+    name: str | None = None
+    namespace: str | None = None
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    resource_version: str | None = None
+
+
+class ServicePort(Wire):
+    """One entry of a Service's ``spec.ports``."""
+
+    name: str | None = None
+    protocol: str | None = None
+    port: int | None = None
+    node_port: int | None = None
+
+
+class ClientIPConfig(Wire):
+    """``spec.sessionAffinityConfig.clientIP``."""
+
+    timeout_seconds: int | None = None
+
+
+class SessionAffinityConfig(Wire):
+    """``spec.sessionAffinityConfig``."""
+
+    client_ip: ClientIPConfig | None = msgspec.field(default=None, name="clientIP")
+
+
+class ServiceSpec(Wire):
+    """``spec`` of a Service."""
+
+    type: str | None = None
+    cluster_ip: str | None = msgspec.field(default=None, name="clusterIP")
+    cluster_ips: list[str] | None = msgspec.field(default=None, name="clusterIPs")
+    external_ips: list[str] | None = msgspec.field(default=None, name="externalIPs")
+    ports: list[ServicePort] | None = None
+    load_balancer_source_ranges: list[str] | None = None
+    external_traffic_policy: str | None = None
+    internal_traffic_policy: str | None = None
+    session_affinity: str | None = None
+    session_affinity_config: SessionAffinityConfig | None = None
+    health_check_node_port: int | None = None
+
+
+class LoadBalancerIngress(Wire):
+    """One entry of ``status.loadBalancer.ingress``."""
+
+    ip: str | None = None
+    ip_mode: str | None = None
+
+
+class LoadBalancerStatus(Wire):
+    """``status.loadBalancer``."""
+
+    ingress: list[LoadBalancerIngress] | None = None
+
+
+class ServiceStatus(Wire):
+    """``status`` of a Service."""
+
+    load_balancer: LoadBalancerStatus | None = None
+
+
+class Service(Wire):
+    """A Service as the API sends it."""
+
+    metadata: ObjectMeta = msgspec.field(default_factory=ObjectMeta)
+    spec: ServiceSpec | None = None
+    status: ServiceStatus | None = None
+
+
+class EndpointPort(Wire):
+    """One entry of a slice's ``ports``."""
+
+    name: str | None = None
+    protocol: str | None = None
+    port: int | None = None
+
+
+class EndpointConditions(Wire):
+    """``conditions`` of an endpoint; absent ones have defaults of their own."""
+
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class Hint(Wire):
+    """One entry of ``hints.forZones`` or ``hints.forNodes``."""
+
+    name: str = ""
+
+
+class EndpointHints(Wire):
+    """``hints`` of an endpoint."""
+
+    for_zones: list[Hint] | None = None
+    for_nodes: list[Hint] | None = None
+
+
+class Endpoint(Wire):
+    """One entry of a slice's ``endpoints``."""
+
+    addresses: list[str] | None = None
+    conditions: EndpointConditions | None = None
+    node_name: str | None = None
+    hints: EndpointHints | None = None
+
+
+class EndpointSlice(Wire):
+    """An EndpointSlice as the API sends it."""
+
+    metadata: ObjectMeta = msgspec.field(default_factory=ObjectMeta)
+    address_type: str | None = None
+    endpoints: list[Endpoint] | None = None
+    ports: list[EndpointPort] | None = None
+
+
+class Taint(Wire):
+    """One entry of a Node's ``spec.taints``."""
+
+    key: str = ""
+
+
+class NodeSpec(Wire):
+    """``spec`` of a Node."""
+
+    pod_cidr: str | None = msgspec.field(default=None, name="podCIDR")
+    pod_cidrs: list[str] | None = msgspec.field(default=None, name="podCIDRs")
+    taints: list[Taint] | None = None
+
+
+class NodeAddress(Wire):
+    """One entry of a Node's ``status.addresses``."""
+
+    type: str = ""
+    address: str = ""
+
+
+class NodeStatus(Wire):
+    """``status`` of a Node."""
+
+    addresses: list[NodeAddress] | None = None
+
+
+class Node(Wire):
+    """A Node as the API sends it."""
+
+    metadata: ObjectMeta = msgspec.field(default_factory=ObjectMeta)
+    spec: NodeSpec | None = None
+    status: NodeStatus | None = None
+
+
+WireObject = Service | EndpointSlice | Node
+
+
+class ListMeta(Wire):
+    """``metadata`` of a list: where a watch goes on, and the token for the next page."""
+
+    resource_version: str | None = None
+    continue_token: str | None = msgspec.field(default=None, name="continue")
+
+
+class ListPage(Wire):
+    """One page of a list; the items stay raw."""
+
+    metadata: ListMeta = msgspec.field(default_factory=ListMeta)
+    items: list[msgspec.Raw] | None = None
+
+
+class WatchEvent(Wire):
+    """One line of a watch stream; the object stays raw."""
+
+    type: str = ""
+    object: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
+
+
+class Status(Wire):
+    """The API's account of a failure, as response body or in an ERROR event."""
+
+    code: int | None = None
+    reason: str | None = None
+    message: str | None = None
+
+
+class _Envelope(Wire):
+    """The metadata of an object of which nothing else is wanted."""
+
+    metadata: ObjectMeta = msgspec.field(default_factory=ObjectMeta)
+
+
+class _Label(Wire):
+    """Who an object is, even where the rest of its metadata is malformed."""
+
+    name: str | None = None
+    namespace: str | None = None
+    resource_version: str | None = None
+
+
+class _Labelled(Wire):
+    metadata: _Label = msgspec.field(default_factory=_Label)
+
+
+_TYPES: dict[Kind, type[Service] | type[EndpointSlice] | type[Node]] = {
+    Kind.SERVICE: Service,
+    Kind.ENDPOINT_SLICE: EndpointSlice,
+    Kind.NODE: Node,
+}
+_DECODERS: dict[Kind, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()
+}
+_ENVELOPES = msgspec.json.Decoder(_Envelope)
+_LABELS = msgspec.json.Decoder(_Labelled)
+_PAGES = msgspec.json.Decoder(ListPage)
+_EVENTS = msgspec.json.Decoder(WatchEvent)
+_STATUSES = msgspec.json.Decoder(Status)
+_WHERE = re.compile(r"(?P<reason>.*) - at `\$\.?(?P<field>.*)`", re.DOTALL)
+
+
+def decode_object(kind: Kind, raw: bytes | msgspec.Raw) -> WireObject:
+    """Decode one object of a known kind from JSON.
+
+    Raises:
+        ParseError: the JSON is broken or a field we read has the wrong type.
+    """
+    try:
+        obj: WireObject = _DECODERS[kind].decode(raw)
+    except msgspec.MsgspecError as error:
+        raise _parse_error(error) from error
+    return obj
+
+
+def convert_object(kind: Kind, document: object) -> WireObject:
+    """Take one object of a known kind from decoded YAML or JSON.
+
+    Raises:
+        ParseError: a field we read has the wrong type.
+    """
+    try:
+        return msgspec.convert(document, _TYPES[kind])
+    except msgspec.ValidationError as error:
+        raise _parse_error(error) from error
+
+
+def decode_identity(raw: bytes | msgspec.Raw) -> ObjectMeta:
+    """Read the name, namespace and resourceVersion of an object that may be malformed elsewhere.
+
+    All are ``None`` where even they cannot be read.
+    """
+    try:
+        label = _LABELS.decode(raw).metadata
+    except msgspec.MsgspecError:
+        return ObjectMeta()
+    return ObjectMeta(label.name, label.namespace, resource_version=label.resource_version)
+
+
+def decode_metadata(raw: bytes | msgspec.Raw) -> ObjectMeta:
+    """Read an object's metadata and nothing else, for bookmarks and deletions.
+
+    Raises:
+        ParseError: the metadata is malformed.
+    """
+    try:
+        return _ENVELOPES.decode(raw).metadata
+    except msgspec.MsgspecError as error:
+        raise _parse_error(error) from error
+
+
+def decode_page(body: bytes) -> ListPage:
+    """Decode a page of a list without looking into its items.
+
+    Raises:
+        ParseError: the body is no list.
+    """
+    try:
+        return _PAGES.decode(body)
+    except msgspec.MsgspecError as error:
+        raise _parse_error(error) from error
+
+
+def decode_event(line: bytes) -> WatchEvent:
+    """Decode a line of a watch stream without looking into its object.
+
+    Raises:
+        ParseError: the line is no event.
+    """
+    try:
+        return _EVENTS.decode(line)
+    except msgspec.MsgspecError as error:
+        raise _parse_error(error) from error
+
+
+def decode_status(body: bytes | msgspec.Raw) -> Status:
+    """Read a Status; bodies that are none (a proxy's HTML page, say) give an empty one."""
+    try:
+        return _STATUSES.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return Status()
+
+
+def _parse_error(error: msgspec.MsgspecError) -> ParseError:
+    """Turn msgspec's ``Expected `int`, got `str` - at `$.a.b``` into our form."""
+    found = _WHERE.fullmatch(str(error))
+    if found is None:
+        return ParseError("", _sentence(str(error)))
+    return ParseError(found["field"], _sentence(found["reason"]))
+
+
+def _sentence(text: str) -> str:
+    text = text.replace("`", "")
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,140 @@
+"""Whether the proxy is healthy: the logic behind /healthz and /livez, without any HTTP.
+
+The rules are those of pkg/proxy/healthcheck/proxy_health.go in Kubernetes 1.36: the proxy is
+unhealthy while a change it learnt of has been waiting for the kernel too long. Nothing waiting
+means healthy, however long ago the last sync was.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from threading import Lock
+from typing import Any
+
+from svcproxy.model.names import IPFamily
+from svcproxy.model.objects import Node
+
+# Cluster Autoscaler sets this taint before it removes a node; load balancers that probe
+# /healthz then drain the node (KEP-3836).
+_TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"
+# Go's zero time, which clients of kube-proxy know as "never"
+_NEVER = "0001-01-01T00:00:00Z"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply to a probe: HTTP status (200 or 503) and JSON body."""
+
+    status: int
+    body: bytes
+
+
+class HealthState:
+    """Remembers per family what is waiting for the kernel; safe to use from any thread.
+
+    Args:
+        sync_period: seconds between full syncs; a change may wait for twice as long.
+        clock: monotonic seconds, for measuring.
+        wall: seconds since the epoch, for telling.
+        needs_node: whether a missing Node object makes the node ineligible. False where no
+            API server is followed, so that no Node will ever come.
+    """
+
+    def __init__(
+        self,
+        *,
+        sync_period: float,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        needs_node: bool = True,
+    ) -> None:
+        self._timeout = 2 * sync_period
+        self._clock = clock
+        self._wall = wall
+        self._lock = Lock()
+        self._last_updated: dict[IPFamily, float] = {}
+        self._oldest_queued: dict[IPFamily, float] = {}
+        self._synced: set[IPFamily] = set()
+        self._eligible = not needs_node
+        self._needs_node = needs_node
+
+    def started(self, family: IPFamily) -> None:
+        """Begin to watch over ``family``: a first sync that never succeeds will be noticed.
+
+        A family that has neither started nor been updated counts as starting up and healthy,
+        whatever it has queued.
+        """
+        with self._lock:
+            self._last_updated.setdefault(family, self._wall())
+
+    def queued(self, family: IPFamily) -> None:
+        """Learn that a change of ``family`` is waiting; only the oldest one counts."""
+        with self._lock:
+            self._oldest_queued.setdefault(family, self._clock())
+
+    def updated(self, family: IPFamily) -> None:
+        """Learn that the kernel now holds everything that was queued for ``family``."""
+        with self._lock:
+            self._oldest_queued.pop(family, None)
+            self._last_updated[family] = self._wall()
+            self._synced.add(family)
+
+    def node_changed(self, node: Node | None) -> None:
+        """Take ``node`` as the present Node object of this node, ``None`` when it is gone."""
+        with self._lock:
+            if node is None:
+                self._eligible = not self._needs_node
+            else:
+                self._eligible = not node.deleting and _TO_BE_DELETED not in node.taints
+
+    @property
+    def synced(self) -> bool:
+        """Whether a family has been synced and none that was begun still waits for its first."""
+        with self._lock:
+            begun = self._last_updated.keys() | self._oldest_queued.keys()
+            return bool(self._synced) and begun <= self._synced
+
+    def healthz(self) -> Answer:
+        """Answer /healthz: fit to receive traffic, as load balancers ask."""
+        return self._answer(with_node=True)
+
+    def livez(self) -> Answer:
+        """Answer /livez: working, whatever becomes of the node, as the kubelet asks."""
+        return self._answer(with_node=False)
+
+    def _answer(self, *, with_node: bool) -> Answer:
+        with self._lock:
+            status, last_updated = self._families(self._clock())
+            eligible = self._eligible
+        now = _rfc3339(self._wall())
+        working = all(family["healthy"] for family in status.values())
+        fit = working and (eligible or not with_node)
+        body: dict[str, Any] = {
+            # While all is well this is "now", as for kube-proxy: its readers take an old time
+            # for a fault, even if only nothing has changed since.
+            "lastUpdated": now if fit else last_updated,
+            "currentTime": now,
+        }
+        if with_node:
+            body["nodeEligible"] = eligible
+        body["healthy"] = working
+        if status:
+            body["status"] = status
+        return Answer(200 if fit else 503, json.dumps(body, separators=(",", ":")).encode())
+
+    def _families(self, now: float) -> tuple[dict[str, dict[str, Any]], str]:
+        """Return the ``status`` map and the latest update; the caller holds the lock."""
+        status = {
+            family.value: {
+                "lastUpdated": _rfc3339(updated),
+                "healthy": now - self._oldest_queued.get(family, now) < self._timeout,
+            }
+            for family, updated in sorted(self._last_updated.items())
+        }
+        latest = max(self._last_updated.values(), default=None)
+        return status, _NEVER if latest is None else _rfc3339(latest)
+
+
+def _rfc3339(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:-6] + "Z"

@@ -1,0 +1,70 @@
+"""The one Sink of the daemon: passes API objects on to every family's inbox."""
+
+from collections.abc import Sequence
+
+import structlog
+
+from svcproxy.model.names import Kind, NamespacedName
+from svcproxy.model.objects import ApiObject, Node, Problem
+from svcproxy.observe.health import HealthState
+from svcproxy.observe.metrics import Metrics
+from svcproxy.sync.inbox import Inbox, ObjectKey, key_of
+
+log = structlog.get_logger()
+
+
+class Fanout:
+    """Implements ``svcproxy.kube.source.Sink`` for the family loops."""
+
+    def __init__(self, inboxes: Sequence[Inbox], metrics: Metrics, health: HealthState) -> None:
+        self._inboxes = inboxes
+        self._metrics = metrics
+        self._health = health
+        self._node_seen = False
+
+    def update(self, obj: ApiObject) -> None:
+        """Pass on the present state of an object."""
+        self._pass(key_of(obj), obj)
+
+    def delete(self, kind: Kind, name: NamespacedName) -> None:
+        """Pass on that an object is gone."""
+        self._pass((kind, name), None)
+
+    def _pass(self, key: ObjectKey, obj: ApiObject | None) -> None:
+        kind = key[0]
+        if kind is Kind.NODE:
+            self._node_seen = True
+            self._health.node_changed(obj if isinstance(obj, Node) else None)
+        elif kind is Kind.SERVICE:
+            self._metrics.service_changes.inc()
+            self._metrics.service_changes_pending.inc()
+        else:
+            self._metrics.endpoint_changes.inc()
+            self._metrics.endpoint_changes_pending.inc()
+        for inbox in self._inboxes:
+            inbox.put(key, obj)
+
+    def synced(self, kind: Kind) -> None:
+        """Pass on that the first list of a kind is complete."""
+        if kind is Kind.NODE and not self._node_seen:
+            self._health.node_changed(None)
+        log.info("source.synced", kind=kind)
+        for inbox in self._inboxes:
+            inbox.synced(kind)
+
+    def rejected(self, problem: Problem) -> None:
+        """Report a malformed object."""
+        self._metrics.skipped_objects.labels(problem.kind or "unknown").inc()
+        log.warning(
+            "object.skipped",
+            kind=problem.kind or "unknown",
+            name=str(problem.name or ""),
+            field=problem.field,
+            reason=problem.reason,
+            origin=problem.origin,
+        )
+
+    def restarted(self, kind: Kind, reason: str) -> None:
+        """Count a watch that had to be started anew."""
+        self._metrics.watch_restarts.labels(kind).inc()
+        log.info("watch.restarted", kind=kind, reason=reason)

@@ -1,0 +1,78 @@
+"""Where API objects wait for a family's loop: the latest state of each, nothing else."""
+
+from collections.abc import Callable
+from threading import Condition
+
+import msgspec
+
+from svcproxy.model.names import Kind, NamespacedName
+from svcproxy.model.objects import ApiObject, Node
+
+ObjectKey = tuple[Kind, NamespacedName]
+
+
+def key_of(obj: ApiObject) -> ObjectKey:
+    """The kind and name of an object."""
+    if isinstance(obj, Node):
+        return Kind.NODE, NamespacedName("", obj.name)
+    return Kind(type(obj).__name__), obj.name
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What came in since the last drain: objects by key, ``None`` for deleted ones."""
+
+    objects: dict[ObjectKey, ApiObject | None]
+    synced: frozenset[Kind]
+
+
+class Inbox:
+    """A mailbox that keeps only the latest state of each object; safe from any thread.
+
+    A storm of updates of one object costs its reader one. ``on_put`` is called at every ``put``,
+    in the caller's thread, so that health knows of waiting changes even if the reader hangs.
+    """
+
+    def __init__(self, on_put: Callable[[], None]) -> None:
+        self._on_put = on_put
+        self._condition = Condition()
+        self._objects: dict[ObjectKey, ApiObject | None] = {}
+        self._synced: set[Kind] = set()
+        self._closed = False
+
+    def put(self, key: ObjectKey, obj: ApiObject | None) -> None:
+        """Store the present state of an object, ``None`` when it is gone."""
+        self._on_put()
+        with self._condition:
+            self._objects[key] = obj
+            self._condition.notify()
+
+    def synced(self, kind: Kind) -> None:
+        """Note that the first list of ``kind`` is complete."""
+        with self._condition:
+            self._synced.add(kind)
+            self._condition.notify()
+
+    def close(self) -> None:
+        """Wake the reader for the last time."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the reader should end."""
+        return self._closed
+
+    def wait(self, seconds: float | None) -> None:
+        """Wait until there is something to read, the inbox is closed, or time is up."""
+        with self._condition:
+            self._condition.wait_for(
+                lambda: self._closed or bool(self._objects) or bool(self._synced), seconds
+            )
+
+    def drain(self) -> Batch:
+        """Take everything out."""
+        with self._condition:
+            batch = Batch(self._objects, frozenset(self._synced))
+            self._objects, self._synced = {}, set()
+        return batch

@@ -1,0 +1,149 @@
+"""The loop of one IP family: take what came in, and make the kernel agree."""
+
+from collections.abc import Callable
+from datetime import datetime
+from threading import Thread
+from typing import Generic, TypeVar
+
+import structlog
+
+from svcproxy.backends.base import Backend, BackendError, Desired, Outcome
+from svcproxy.model.names import Kind
+from svcproxy.model.objects import ApiObject, EndpointSlice, Node, Service
+from svcproxy.state.desired import Changes, DesiredState
+from svcproxy.sync.inbox import Batch, Inbox, ObjectKey
+from svcproxy.sync.report import Reporter
+from svcproxy.sync.schedule import Schedule
+
+log = structlog.get_logger()
+
+Observed = TypeVar("Observed")
+Plan = TypeVar("Plan")
+
+
+class FamilyLoop(Generic[Observed, Plan]):
+    """Owns the desired state and the backend of one family, in a thread of its own.
+
+    Nothing is programmed before the first full list of every kind has arrived: rules made from
+    half a list would cut off the other half.
+    """
+
+    def __init__(
+        self,
+        backend: Backend[Observed, Plan],
+        state: DesiredState,
+        schedule: Schedule,
+        reporter: Reporter,
+        clock: Callable[[], float],
+    ) -> None:
+        self.inbox = Inbox(on_put=self._on_put)
+        self._backend = backend
+        self._state = state
+        self._schedule = schedule
+        self._reporter = reporter
+        self._clock = clock
+        self._missing = set(Kind)
+        self._triggered: tuple[datetime, ...] = ()
+        name = f"sync-{backend.family}"
+        self._thread = Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, seconds: float) -> None:
+        """End the thread; wait at most ``seconds`` for a sync that is under way.
+
+        A restore that is still running then completes or fails as a whole without us.
+        """
+        self.inbox.close()
+        self._thread.join(seconds)
+
+    def _on_put(self) -> None:
+        if not self._missing:
+            self._reporter.queued()
+
+    def _run(self) -> None:
+        while not self.inbox.closed:
+            self.inbox.wait(self._patience())
+            self.step()
+
+    def _patience(self) -> float | None:
+        if self._missing:
+            return None
+        return max(0.0, self._schedule.due() - self._clock())
+
+    def step(self) -> None:
+        """Take in what has come, and sync if it is time; never raises."""
+        try:
+            self._take(self.inbox.drain())
+            if not self._missing and self._clock() >= self._schedule.due():
+                self._sync()
+        except Exception as error:  # a defect must not end the loop: the old rules still work
+            log.exception("sync.defect", family=self._backend.family)
+            self._failed(error, thorough=True)
+
+    def _take(self, batch: Batch) -> None:
+        for key, obj in batch.objects.items():
+            _store(self._state, key, obj)
+        if self._missing:
+            self._missing -= batch.synced
+            if not self._missing:
+                self._reporter.begun()
+                self._reporter.queued()
+        elif self._state.pending:
+            self._schedule.request()
+        elif batch.objects and not self._schedule.requested:
+            self._reporter.idle()
+
+    def _sync(self) -> None:
+        begin = self._clock()
+        thorough = self._schedule.thorough(begin)
+        changes = self._state.checkout()
+        self._triggered += changes.triggered
+        self._reporter.changes(changes)
+        if not (thorough or changes):
+            # What had changed had changed back.
+            self._schedule.succeeded(begin, compared=False)
+            self._reporter.idle()
+            return
+        try:
+            outcome, thorough = self._program(changes, thorough=thorough)
+        except BackendError as error:
+            self._failed(error, thorough=thorough)
+            return
+        end = self._clock()
+        self._schedule.succeeded(end, compared=thorough)
+        triggered, self._triggered = self._triggered, ()
+        self._reporter.done(outcome, thorough=thorough, seconds=end - begin, triggered=triggered)
+
+    def _program(self, changes: Changes, *, thorough: bool) -> tuple[Outcome, bool]:
+        backend = self._backend
+        if not thorough:
+            plan = backend.plan_changes(changes, self._state.node)
+            if plan is not None:
+                return backend.apply(plan), False
+        observed = backend.read()
+        desired = Desired(self._state.ports, self._state.node)
+        return backend.apply(backend.plan(desired, observed)), True
+
+    def _failed(self, error: Exception, *, thorough: bool) -> None:
+        retry = self._schedule.failed(self._clock())
+        self._reporter.failed(error, thorough=thorough, retry=retry)
+
+
+def _store(state: DesiredState, key: ObjectKey, obj: ApiObject | None) -> None:
+    kind, name = key
+    match obj:
+        case Service():
+            state.update_service(obj)
+        case EndpointSlice():
+            state.update_slice(obj)
+        case Node():
+            state.update_node(obj)
+        case None if kind is Kind.SERVICE:
+            state.delete_service(name)
+        case None if kind is Kind.ENDPOINT_SLICE:
+            state.delete_slice(name)
+        case None:
+            state.update_node(None)

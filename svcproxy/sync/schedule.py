@@ -1,0 +1,70 @@
+"""When to sync, and how thoroughly. No clock: the caller says what time it is."""
+
+
+class Schedule:
+    """Decides when the next sync is due.
+
+    A lone change is synced at once; while changes keep coming, syncs begin at least
+    ``min_interval`` after the end of the previous one and carry all that came meanwhile
+    (kube-proxy's ``BoundedFrequencyRunner``). Every ``period`` the kernel is compared from
+    scratch, which repairs what others changed. After a failure the comparison from scratch is
+    retried after 1 s, 2 s, 4 s and so on up to ``period``; changes that come in between wait,
+    because hammering a kernel that refuses helps nobody.
+
+    All times are seconds of one monotonic clock.
+    """
+
+    FIRST_RETRY = 1.0
+
+    def __init__(self, min_interval: float, period: float) -> None:
+        self._min_interval = min_interval
+        self._period = period
+        self._requested = True
+        self._failures = 0
+        self._ended: float | None = None
+        self._compared: float | None = None
+
+    def request(self) -> None:
+        """Ask for a sync as soon as allowed."""
+        self._requested = True
+
+    @property
+    def requested(self) -> bool:
+        """Whether a sync was asked for that has not run."""
+        return self._requested
+
+    def due(self) -> float:
+        """The time at which the next sync may begin; it may be in the past."""
+        if self._ended is None or (self._compared is None and not self._failures):
+            return 0.0
+        if self._failures:
+            return self._ended + self._backoff()
+        compare = (self._compared or 0.0) + self._period
+        if self._requested:
+            return min(self._ended + self._min_interval, max(compare, self._ended))
+        return compare
+
+    def thorough(self, now: float) -> bool:
+        """Whether the sync that begins ``now`` has to compare from scratch."""
+        if self._compared is None or self._failures:
+            return True
+        return now >= self._compared + self._period
+
+    def succeeded(self, now: float, *, compared: bool) -> None:
+        """Note the end of a successful sync; ``compared`` if it was one from scratch."""
+        self._ended = now
+        self._requested = False
+        self._failures = 0
+        if compared:
+            self._compared = now
+
+    def failed(self, now: float) -> float:
+        """Note the end of a failed sync; return the seconds until the next attempt."""
+        self._ended = now
+        self._requested = True
+        self._failures += 1
+        return self._backoff()
+
+    def _backoff(self) -> float:
+        doubled: float = self.FIRST_RETRY * 2.0 ** min(self._failures - 1, 16)
+        return max(self._min_interval, min(doubled, self._period))

@@ -1,0 +1,105 @@
+"""What a client does with one socket: make it, read a result, name an error.
+
+Results travel as short JSON arrays: ``["answer", seconds, server, source, source port]``,
+``["refused", seconds, "icmp" | "reset"]``, ``["timed out", seconds]``,
+``["unreachable", seconds, errno name]``, ``["broken", seconds, reason]``.
+"""
+
+import contextlib
+import errno
+import itertools
+import socket
+import threading
+from typing import Any
+
+Result = list[Any]
+Target = dict[str, Any]
+
+PING = b"ping\n"
+_IP_RECVERR, _IPV6_RECVERR = 11, 25
+_UNREACHABLE = {
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EPERM,
+    errno.EACCES,
+    errno.EPROTO,
+    errno.EOPNOTSUPP,
+    errno.ENOPROTOOPT,
+}
+_BROKEN = {errno.ECONNRESET: "reset", errno.EPIPE: "reset"}
+
+# A UDP source port that comes back too soon still belongs to the old flow in the servers'
+# connection tracking. Going round all ports keeps every datagram a new flow for long enough.
+_udp_ports = itertools.cycle(range(10240, 65000))
+_udp_lock = threading.Lock()
+
+
+def open_socket(target: Target) -> socket.socket:
+    """Make the socket for a target, bound to its source if it names one."""
+    address = str(target["address"])
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    udp = target["proto"] == "udp"
+    sock = socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
+    try:
+        _bind(sock, str(target.get("source_address", "")), int(target.get("source_port", 0)), udp)
+        if not udp and not target.get("hold"):
+            # The error queue tells an ICMP error from a reset.
+            if family == socket.AF_INET:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind(sock: socket.socket, address: str, port: int, udp: bool) -> None:  # noqa: FBT001
+    if port or (address and not udp):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+    elif udp:
+        while True:
+            with _udp_lock:
+                port = next(_udp_ports)
+            try:
+                sock.bind((address, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return
+
+
+def answer(line: bytes, seconds: float) -> Result:
+    """The result that an echo server's line stands for."""
+    server, source, port = line.decode().split("|")[:3]
+    return ["answer", seconds, server, source, int(port)]
+
+
+def failure(error: OSError, sock: socket.socket | None, seconds: float) -> Result:
+    """The result that an error stands for.
+
+    Raises:
+        OSError: the error is about the test's own set-up, not about the network.
+    """
+    if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
+        return ["timed out", seconds]
+    if error.errno == errno.ECONNREFUSED:
+        return ["refused", seconds, _refused_by(sock)]
+    if error.errno in _UNREACHABLE:
+        return ["unreachable", seconds, errno.errorcode[error.errno]]
+    if error.errno in _BROKEN:
+        return ["broken", seconds, _BROKEN[error.errno]]
+    raise error
+
+
+def _refused_by(sock: socket.socket | None) -> str:
+    if sock is not None and sock.type == socket.SOCK_DGRAM:
+        return "icmp"
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            sock.recvmsg(1, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
+            return "icmp"
+    return "reset"

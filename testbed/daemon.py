@@ -1,0 +1,212 @@
+"""The real daemon as a process in a node's namespace."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from testbed.cluster import CLUSTER_CIDRS, Host
+from testbed.metrics import Metrics
+from testbed.waiting import eventually
+
+METRICS_PORT, HEALTHZ_PORT = 10249, 10256
+_LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
+
+
+class DaemonError(Exception):
+    """The daemon did not do what it should; the message ends with the last of its log."""
+
+
+def default_flags(node: str) -> dict[str, str]:
+    """The flags of every daemon in the test bed, by their names without dashes."""
+    return {
+        "proxy-mode": "iptables",
+        "hostname-override": node,
+        "cluster-cidr": ",".join(CLUSTER_CIDRS),
+        "iptables-min-sync-period": "1s",
+        "metrics-bind-address": f"127.0.0.1:{METRICS_PORT}",
+        "healthz-bind-address": f"0.0.0.0:{HEALTHZ_PORT}",
+        "svcproxy-iptables-variant": "auto",
+    }
+
+
+class Daemon:
+    """A daemon on a node; as a context manager it is started, waited for and ended.
+
+    Args:
+        node: the machine it runs on.
+        manifests: its manifests folder, or ``None`` to name another source in ``flags``.
+        flags: more flags, or other values, by names without dashes (``{"kubeconfig": "..."}``);
+            ``None`` leaves a default flag out.
+    """
+
+    def __init__(
+        self,
+        node: Host,
+        manifests: Path | None = None,
+        *,
+        flags: Mapping[str, str | None] | None = None,
+    ) -> None:
+        self.node = node
+        self.program: Sequence[str] = (sys.executable, "-m", "svcproxy")
+        self.flags: dict[str, str | None] = {**default_flags(node.name)}
+        if manifests is not None:
+            self.flags["manifests"] = str(manifests)
+        self.flags.update(flags or {})
+        self._process: subprocess.Popen[bytes] | None = None
+        with tempfile.NamedTemporaryFile(prefix="svcproxy-", suffix=".log", delete=False) as log:
+            self.log_file = Path(log.name)
+
+    @property
+    def command(self) -> list[str]:
+        """The command line."""
+        flags = [f"--{name}={value}" for name, value in self.flags.items() if value is not None]
+        return [*self.program, *flags]
+
+    @property
+    def pid(self) -> int:
+        """The process id.
+
+        Raises:
+            DaemonError: it is not running.
+        """
+        if self._process is None:
+            raise self._error("is not running")
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, ``None`` while it runs."""
+        return self._process.poll() if self._process else None
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the process and return at once; its log is appended to that of earlier ones."""
+        if self.running:
+            raise self._error("runs already")
+        with self.log_file.open("ab") as log:
+            self._process = self.node.netns.popen(self.command, output=log.fileno())
+
+    def wait_ready(self, timeout: float = 10.0, *, families: int = 2) -> float:
+        """Wait until it has synced this many IP families; return the seconds waited.
+
+        Raises:
+            DaemonError: it ended, or was not ready in time.
+        """
+        began = time.monotonic()
+
+        def ready() -> bool:
+            if not self.running:
+                raise self._error(f"ended with status {self.returncode}")
+            with contextlib.suppress(DaemonError):
+                synced = [s for s in self.metrics().get(_LAST_SYNC, []) if s.value > 0]
+                return len(synced) >= families
+            return False
+
+        try:
+            eventually(ready, timeout=timeout)
+        except AssertionError as error:
+            raise self._error(f"was not ready within {timeout:g} s") from error
+        return time.monotonic() - began
+
+    def stop(self, timeout: float = 5.0) -> float:
+        """End it with SIGTERM; return the seconds that it took.
+
+        Raises:
+            DaemonError: it did not exit in time (it is killed then), or not with status 0.
+        """
+        process = self._running()
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        try:
+            status = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise self._error(f"did not end within {timeout:g} s of SIGTERM") from None
+        if status:
+            raise self._error(f"ended with status {status} after SIGTERM")
+        return time.monotonic() - began
+
+    def kill(self) -> None:
+        """End it with SIGKILL; no error if it has ended already."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self._running().send_signal(number)
+
+    def metrics(self) -> Metrics:
+        """Fetch and parse /metrics.
+
+        Raises:
+            DaemonError: nobody answered.
+        """
+        status, body = self.node.traffic.fetch(METRICS_PORT, "/metrics")
+        if status != 200:
+            raise self._error(f"/metrics: status {status}: {body}")
+        return Metrics.parse(body)
+
+    def healthz(self, path: str = "/healthz") -> tuple[int, str]:
+        """Fetch a health page: HTTP status (0 when nobody answers) and body."""
+        return self.node.traffic.fetch(HEALTHZ_PORT, path)
+
+    def logs(self) -> list[str]:
+        """All it has logged so far, line by line."""
+        return self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+
+    def wait_log(self, text: str, timeout: float = 5.0) -> str:
+        """Wait for a log line that contains ``text`` and return it."""
+        return eventually(
+            lambda: next((line for line in self.logs() if text in line), ""),
+            f"log line with {text!r}",
+            timeout=timeout,
+        )
+
+    def close(self) -> None:
+        """Kill it if it still runs, and remove its log file."""
+        self.kill()
+        self.log_file.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+            self.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            error.add_note(f"log of the daemon on {self.node.name}:\n{self._tail()}")
+        self.close()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            raise self._error("is not running")
+        return self._process
+
+    def _tail(self) -> str:
+        with contextlib.suppress(OSError):
+            return "\n".join(self.logs()[-20:]) or "(empty)"
+        return "(gone)"
+
+    def _error(self, what: str) -> DaemonError:
+        return DaemonError(f"the daemon on {self.node.name} {what}; its log:\n{self._tail()}")

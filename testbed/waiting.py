@@ -1,0 +1,32 @@
+"""Waiting for something to become true."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def eventually(
+    check: Callable[[], T], what: str = "", *, timeout: float = 5.0, every: float = 0.01
+) -> T:
+    """Call ``check`` until it returns something true, and return that.
+
+    An ``AssertionError`` of ``check`` counts as "not yet".
+
+    Raises:
+        AssertionError: it did not within ``timeout`` seconds; the message says what it saw last.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            seen: object = check()
+            if seen:
+                return seen  # type: ignore[return-value]
+        except AssertionError as error:
+            seen = error
+        if time.monotonic() >= deadline:
+            raise AssertionError(
+                f"not within {timeout:g} s: {what or 'the check'}; last seen: {seen!r}"
+            )
+        time.sleep(every)

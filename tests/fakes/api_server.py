@@ -1,0 +1,166 @@
+"""An API server over real sockets, small enough to be told to fail in every way there is.
+
+It serves lists (paged), watches (bookmarks, WatchList) and 410s like the real one, from bytes
+encoded once; a change reaches the open watches at once. Faults are plain attributes and methods:
+``stall``, ``delay``, ``cut()``, ``outage()``/``restore()``, ``compact()``, ``token``.
+"""
+
+import contextlib
+import json
+import socket
+import ssl
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.fakes.api_exchange import Behaviour, Connection, Exchange, Received, read_request
+from tests.fakes.api_store import Store
+
+
+class FakeApiServer:
+    """A server to start, fill with objects, follow with a client, and maltreat."""
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        behaviour: Behaviour | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.behaviour = behaviour or Behaviour()
+        self.store = Store()
+        self.received: list[Received] = []
+        self._tls = tls
+        self._listener: socket.socket | None = None
+        self._accepting: threading.Thread | None = None
+        self._connections: set[Connection] = set()
+        self._lock = threading.Lock()
+
+    def start(self) -> Self:
+        self._listen()
+        return self
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self._tls else 'http'}://{host}:{self.port}"
+
+    def stop(self) -> None:
+        self.outage()
+
+    def put(self, obj: dict[str, Any]) -> int:
+        """Create or replace an object and give its resourceVersion."""
+        return self.store.put(obj)
+
+    def put_many(self, objs: list[dict[str, Any]]) -> None:
+        for obj in objs:
+            self.store.put(obj)
+
+    def delete(self, kind: str, namespace: str, name: str) -> int:
+        return self.store.delete(kind, namespace, name)
+
+    def compact(self) -> None:
+        self.store.compact()
+
+    def count(self, kind: str, verb: str) -> int:
+        """Tell how many lists or watches of a kind were asked for."""
+        return sum(1 for request in self.received if (request.kind, request.verb) == (kind, verb))
+
+    def cut(self) -> None:
+        """Cut all connections and wait until the server has noticed; new ones are welcome."""
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.dead = True
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+        self.store.wake()
+        for connection in connections:
+            connection.thread.join(5)
+
+    def outage(self) -> None:
+        """Refuse connections from now on, and cut those there are."""
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+        if self._accepting is not None:
+            self._accepting.join(5)
+            self._accepting = None
+        self.cut()
+
+    def restore(self) -> None:
+        """End an outage, on the same port."""
+        self._listen()
+
+    def write_kubeconfig(self, path: Path, *, user: dict[str, Any] | None = None) -> Path:
+        """Write a kubeconfig for this server; its user has the token, or what is given."""
+        if user is None:
+            user = {"token": self.behaviour.token} if self.behaviour.token else {}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
+            "users": [{"name": "tester", "user": user}],
+            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "tester"}}],
+            "current-context": "fake",
+        }
+        path.write_text(json.dumps(config))
+        return path
+
+    def _listen(self) -> None:
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((self.host, self.port))
+        listener.listen(128)
+        self.port = listener.getsockname()[1]
+        self._listener = listener
+        self._accepting = threading.Thread(target=self._accept, args=(listener,), daemon=True)
+        self._accepting.start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = Connection(sock)
+            connection.thread = threading.Thread(
+                target=self._serve, args=(connection,), name="fake-api", daemon=True
+            )
+            with self._lock:
+                self._connections.add(connection)
+            connection.thread.start()
+
+    def _serve(self, connection: Connection) -> None:
+        try:
+            if self._tls is not None:
+                connection.sock = self._tls.wrap_socket(connection.sock, server_side=True)
+            with connection.sock.makefile("rb") as reader:
+                while (request := read_request(reader)) is not None:
+                    self.received.append(request)
+                    Exchange(self.store, self.behaviour, connection, request).answer()
+        except OSError:
+            pass  # the other side, or a test, has cut the connection
+        finally:
+            connection.sock.close()
+            with self._lock:
+                self._connections.discard(connection)

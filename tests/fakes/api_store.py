@@ -1,0 +1,178 @@
+"""What an API server keeps: objects, resourceVersions, and the events a watch can resume from."""
+
+import json
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+Key = tuple[str, str]
+_SNAPSHOTS = 12
+
+
+@dataclass(frozen=True)
+class Resource:
+    """How one kind appears in the API."""
+
+    kind: str
+    api_version: str
+    path: str
+
+
+RESOURCES = {
+    "Service": Resource("Service", "v1", "/api/v1/services"),
+    "EndpointSlice": Resource(
+        "EndpointSlice", "discovery.k8s.io/v1", "/apis/discovery.k8s.io/v1/endpointslices"
+    ),
+    "Node": Resource("Node", "v1", "/api/v1/nodes"),
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object with its JSON, encoded once: lists are joined from these bytes."""
+
+    obj: dict[str, Any]
+    version: int
+    body: bytes
+
+    @property
+    def key(self) -> Key:
+        metadata = self.obj.get("metadata") or {}
+        return (metadata.get("namespace") or "", metadata.get("name") or "")
+
+
+@dataclass(frozen=True)
+class Event:
+    """A change: the object before and after it (``None`` where there is none)."""
+
+    version: int
+    before: Stored | None
+    after: Stored | None
+
+
+@dataclass
+class Table:
+    """The objects and events of one kind; ``changed`` is notified of every event."""
+
+    resource: Resource
+    objects: dict[Key, Stored] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    compacted: int = 0
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Label and field selectors of the forms ``!label``, ``field=value`` and ``field!=value``."""
+
+    absent_labels: tuple[str, ...] = ()
+    fields: tuple[tuple[str, str, bool], ...] = ()
+
+    @classmethod
+    def parse(cls, labels: str, fields: str) -> "Selector":
+        absent = tuple(term.removeprefix("!") for term in labels.split(",") if term)
+        terms = []
+        for term in filter(None, fields.split(",")):
+            name, _, value = term.partition("=")
+            terms.append((name.removesuffix("!"), value, not name.endswith("!")))
+        return cls(absent, tuple(terms))
+
+    def matches(self, stored: Stored | None) -> bool:
+        if stored is None:
+            return False
+        labels = (stored.obj.get("metadata") or {}).get("labels") or {}
+        if any(label in labels for label in self.absent_labels):
+            return False
+        return all(
+            (_lookup(stored.obj, name) == value) is equal for name, value, equal in self.fields
+        )
+
+
+class Store:
+    """All tables, with one counter of resourceVersions."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._version = 1000
+        self._snapshots: dict[tuple[str, int], list[Stored]] = {}
+        self.tables = {kind: Table(resource) for kind, resource in RESOURCES.items()}
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    def put(self, obj: dict[str, Any]) -> int:
+        table = self.tables[obj["kind"]]
+        with self._lock:
+            self._version += 1
+            version = self._version
+            metadata = {**(obj.get("metadata") or {}), "resourceVersion": str(version)}
+            stored_obj = {**obj, "metadata": metadata}
+            stored = Stored(stored_obj, version, json.dumps(stored_obj).encode())
+            with table.changed:
+                before = table.objects.get(stored.key)
+                table.objects[stored.key] = stored
+                table.events.append(Event(version, before, stored))
+                table.changed.notify_all()
+        return version
+
+    def delete(self, kind: str, namespace: str, name: str) -> int:
+        table = self.tables[kind]
+        with self._lock:
+            self._version += 1
+            version = self._version
+            with table.changed:
+                before = table.objects.pop((namespace, name))
+                metadata = {**before.obj["metadata"], "resourceVersion": str(version)}
+                gone = {**before.obj, "metadata": metadata}
+                last = Stored(gone, version, json.dumps(gone).encode())
+                table.events.append(Event(version, last, None))
+                table.changed.notify_all()
+        return version
+
+    def compact(self) -> None:
+        """Forget all events: watches and continue tokens from before are answered with 410."""
+        with self._lock:
+            for table in self.tables.values():
+                with table.changed:
+                    table.events.clear()
+                    table.compacted = self._version
+                    table.changed.notify_all()
+
+    def wake(self) -> None:
+        """Let every watch look whether it is still wanted."""
+        for table in self.tables.values():
+            with table.changed:
+                table.changed.notify_all()
+
+    def snapshot(self, kind: str, selector: Selector, version: int = 0) -> tuple[int, list[Stored]]:
+        """Give a version and what matches, in the order of keys as etcd's.
+
+        With a ``version`` of an earlier snapshot that snapshot is given again: pages of one list
+        are of one state.
+        """
+        with self._lock, self.tables[kind].changed:
+            if version and (kind, version) in self._snapshots:
+                return version, self._snapshots[kind, version]
+            found = [s for _, s in sorted(self.tables[kind].objects.items()) if selector.matches(s)]
+            self._snapshots[kind, self._version] = found
+            while len(self._snapshots) > _SNAPSHOTS:
+                del self._snapshots[next(iter(self._snapshots))]
+            return self._version, found
+
+
+def translate(event: Event, selector: Selector) -> tuple[str, Stored] | None:
+    """Say what a change is to a watch with this selector: leaving the selection is a deletion."""
+    was, matches = selector.matches(event.before), selector.matches(event.after)
+    if matches and event.after is not None:
+        return ("MODIFIED" if was else "ADDED"), event.after
+    if was and event.before is not None:
+        return "DELETED", event.after or event.before
+    return None
+
+
+def _lookup(obj: dict[str, Any], path: str) -> object:
+    value: Any = obj
+    for part in path.split("."):
+        value = (value or {}).get(part)
+    return value if value is not None else ""

@@ -1,0 +1,102 @@
+"""A sink that remembers everything and lets tests wait for something to become true."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from svcproxy.model.names import Kind, NamespacedName
+from svcproxy.model.objects import ApiObject, Node, Problem, Service
+
+Key = tuple[Kind, NamespacedName]
+
+
+class RecordingSink:
+    """Holds the present objects and the history of all calls."""
+
+    def __init__(self) -> None:
+        self.objects: dict[Key, ApiObject] = {}
+        self.updates: list[ApiObject] = []
+        self.deletes: list[Key] = []
+        self.syncs: list[Kind] = []
+        self.problems: list[Problem] = []
+        self.restarts: list[tuple[Kind, str]] = []
+        self.fail_next_update: Exception | None = None
+        self._changed = threading.Condition()
+
+    def update(self, obj: ApiObject) -> None:
+        with self._changed:
+            failure, self.fail_next_update = self.fail_next_update, None
+            if failure is not None:
+                raise failure
+            self.updates.append(obj)
+            self.objects[key_of(obj)] = obj
+            self._changed.notify_all()
+
+    def delete(self, kind: Kind, name: NamespacedName) -> None:
+        with self._changed:
+            self.deletes.append((kind, name))
+            self.objects.pop((kind, name), None)
+            self._changed.notify_all()
+
+    def synced(self, kind: Kind) -> None:
+        with self._changed:
+            self.syncs.append(kind)
+            self._changed.notify_all()
+
+    def rejected(self, problem: Problem) -> None:
+        with self._changed:
+            self.problems.append(problem)
+            self._changed.notify_all()
+
+    def restarted(self, kind: Kind, reason: str) -> None:
+        with self._changed:
+            self.restarts.append((kind, reason))
+            self._changed.notify_all()
+
+    def names(self, kind: Kind = Kind.SERVICE) -> set[str]:
+        """Give the names of the present objects of a kind, without namespaces."""
+        return {name.name for object_kind, name in self.objects if object_kind is kind}
+
+    def service(self, name: str, namespace: str = "default") -> Service | None:
+        found = self.objects.get((Kind.SERVICE, NamespacedName(namespace, name)))
+        assert found is None or isinstance(found, Service)
+        return found
+
+    def wait(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
+        """Wait until the condition holds; it is looked at after every call to the sink.
+
+        Raises:
+            AssertionError: it does not hold in time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(condition, seconds):
+                raise AssertionError(f"not within {seconds} s; the sink holds {self!r}")
+
+    def wait_synced(self, seconds: float = 5.0) -> None:
+        self.wait(lambda: set(self.syncs) == set(Kind), seconds)
+
+    def __repr__(self) -> str:
+        return (
+            f"objects={sorted(map(str, self.objects))} syncs={self.syncs} "
+            f"problems={list(map(str, self.problems))} restarts={self.restarts}"
+        )
+
+
+def key_of(obj: ApiObject) -> Key:
+    """Give the kind and name of an object."""
+    if isinstance(obj, Node):
+        return Kind.NODE, NamespacedName("", obj.name)
+    return (Kind.SERVICE if isinstance(obj, Service) else Kind.ENDPOINT_SLICE), obj.name
+
+
+def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait until something holds that no sink is told of.
+
+    Raises:
+        AssertionError: it does not hold in time.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s")
+        time.sleep(0.005)

@@ -1,0 +1,186 @@
+import json
+from typing import Any
+
+import pytest
+
+from svcproxy.model.names import IPFamily
+from svcproxy.model.objects import Node
+from svcproxy.observe.health import Answer, HealthState
+
+V4, V6 = IPFamily.IPV4, IPFamily.IPV6
+EPOCH = 1_800_000_000.0  # 2027-01-15T08:00:00Z
+
+
+class Clock:
+    """Both clocks of the state; the wall clock can be set back on its own."""
+
+    def __init__(self) -> None:
+        self.elapsed = 0.0
+        self.wall_offset = EPOCH
+
+    def monotonic(self) -> float:
+        return self.elapsed
+
+    def wall(self) -> float:
+        return self.elapsed + self.wall_offset
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def health(clock: Clock) -> HealthState:
+    state = HealthState(sync_period=30.0, clock=clock.monotonic, wall=clock.wall)
+    state.node_changed(Node(name="n1"))
+    return state
+
+
+def body(answer: Answer) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(answer.body)
+    return parsed
+
+
+def codes(health: HealthState) -> tuple[int, int]:
+    return health.healthz().status, health.livez().status
+
+
+def test_healthy_before_anything_happened(health: HealthState) -> None:
+    assert health.healthz() == Answer(
+        200,
+        b'{"lastUpdated":"2027-01-15T08:00:00.000000Z","currentTime":"2027-01-15T08:00:00.000000Z",'
+        b'"nodeEligible":true,"healthy":true}',
+    )
+    assert not health.synced
+
+
+def test_a_family_that_never_started_is_starting_up(health: HealthState, clock: Clock) -> None:
+    health.queued(V4)
+    clock.elapsed = 1000.0
+    assert codes(health) == (200, 200)
+    assert "status" not in body(health.livez())
+
+
+def test_a_first_sync_that_never_succeeds_is_noticed(health: HealthState, clock: Clock) -> None:
+    health.started(V4)
+    health.queued(V4)
+    clock.elapsed = 59.999
+    assert codes(health) == (200, 200)
+    clock.elapsed = 60.0
+    assert codes(health) == (503, 503)
+    assert not health.synced
+
+
+def test_started_does_not_move_a_later_update(health: HealthState, clock: Clock) -> None:
+    clock.elapsed = 5.0
+    health.updated(V4)
+    clock.elapsed = 9.0
+    health.started(V4)
+    assert body(health.livez())["status"]["IPv4"]["lastUpdated"] == "2027-01-15T08:00:05.000000Z"
+
+
+def test_only_the_oldest_waiting_change_counts(health: HealthState, clock: Clock) -> None:
+    health.updated(V4)
+    for second in range(0, 60, 10):
+        clock.elapsed = float(second)
+        health.queued(V4)
+        assert codes(health) == (200, 200)
+    clock.elapsed = 60.0
+    assert codes(health) == (503, 503)
+    health.updated(V4)
+    assert codes(health) == (200, 200)
+    health.queued(V4)
+    clock.elapsed = 119.0
+    assert codes(health) == (200, 200)
+
+
+def test_nothing_waiting_is_healthy_for_ever(health: HealthState, clock: Clock) -> None:
+    health.queued(V4)
+    health.updated(V4)
+    clock.elapsed = 1e6
+    assert codes(health) == (200, 200)
+
+
+def test_one_late_family_is_enough(health: HealthState, clock: Clock) -> None:
+    health.updated(V4)
+    clock.elapsed = 10.0
+    health.updated(V6)
+    health.queued(V4)
+    clock.elapsed = 70.0
+    answer = health.healthz()
+    assert answer.status == 503
+    assert body(answer) == {
+        "lastUpdated": "2027-01-15T08:00:10.000000Z",
+        "currentTime": "2027-01-15T08:01:10.000000Z",
+        "nodeEligible": True,
+        "healthy": False,
+        "status": {
+            "IPv4": {"lastUpdated": "2027-01-15T08:00:00.000000Z", "healthy": False},
+            "IPv6": {"lastUpdated": "2027-01-15T08:00:10.000000Z", "healthy": True},
+        },
+    }
+    live = body(health.livez())
+    assert "nodeEligible" not in live
+    assert live["healthy"] is False
+
+
+def test_never_updated_and_unfit_shows_go_s_zero_time(health: HealthState) -> None:
+    health.node_changed(None)
+    assert body(health.healthz())["lastUpdated"] == "0001-01-01T00:00:00Z"
+
+
+def test_setting_the_wall_clock_changes_no_verdict(health: HealthState, clock: Clock) -> None:
+    health.updated(V4)
+    health.queued(V4)
+    clock.wall_offset += 86400
+    assert codes(health) == (200, 200)
+    clock.wall_offset -= 2 * 86400
+    clock.elapsed = 61.0
+    assert codes(health) == (503, 503)
+
+
+@pytest.mark.parametrize(
+    ("node", "eligible"),
+    [
+        (Node(name="n1"), True),
+        (Node(name="n1", taints=("node.kubernetes.io/unreachable",)), True),
+        (Node(name="n1", taints=("other", "ToBeDeletedByClusterAutoscaler")), False),
+        (Node(name="n1", deleting=True), False),
+        (None, False),
+    ],
+)
+def test_the_node_decides_on_healthz_alone(
+    health: HealthState, node: Node | None, *, eligible: bool
+) -> None:
+    health.node_changed(node)
+    assert codes(health) == (200 if eligible else 503, 200)
+    answer = body(health.healthz())
+    assert answer["nodeEligible"] is eligible
+    assert answer["healthy"] is True
+
+
+def test_a_node_not_seen_yet_is_not_eligible(clock: Clock) -> None:
+    health = HealthState(sync_period=30.0, clock=clock.monotonic, wall=clock.wall)
+    assert codes(health) == (503, 200)
+
+
+def test_without_an_api_no_node_is_needed(clock: Clock) -> None:
+    health = HealthState(sync_period=30.0, clock=clock.monotonic, wall=clock.wall, needs_node=False)
+    assert codes(health) == (200, 200)
+    health.node_changed(Node(name="n1", deleting=True))
+    assert codes(health) == (503, 200)
+    health.node_changed(None)
+    assert codes(health) == (200, 200)
+
+
+def test_synced_waits_for_the_first_sync_of_all_begun_families(health: HealthState) -> None:
+    health.started(V4)
+    health.queued(V6)
+    assert not health.synced
+    health.updated(V4)
+    assert not health.synced
+    health.updated(V6)
+    assert health.synced
+    health.queued(V4)
+    assert health.synced

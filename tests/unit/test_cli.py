@@ -1,0 +1,256 @@
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+
+import svcproxy
+from svcproxy import cli
+from svcproxy.cli import GROUPS, UNSUPPORTED, UsageError, main, parse
+from svcproxy.config import SETTINGS, Bind, Config, ConfigError, LogFormat
+from svcproxy.kube.source import SourceError
+from svcproxy.observe.http import BindError
+
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "6443"}
+
+
+class StartupError(Exception):
+    pass
+
+
+class FakeDaemon(ModuleType):
+    StartupError = StartupError
+
+    def __init__(self) -> None:
+        super().__init__("svcproxy.daemon")
+        self.configs: list[Config] = []
+        self.result: int | Exception = 0
+
+    def run(self, config: Config) -> int:
+        self.configs.append(config)
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
+    fake = FakeDaemon()
+    monkeypatch.setitem(sys.modules, "svcproxy.daemon", fake)
+    monkeypatch.setattr(svcproxy, "daemon", fake, raising=False)
+    for name in POD:
+        monkeypatch.delenv(name, raising=False)
+    return fake
+
+
+def usage(*argv: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        parse(argv, POD)
+    return str(caught.value)
+
+
+def test_no_flags_give_the_defaults() -> None:
+    assert parse([], POD) == Config()
+
+
+def test_value_after_equals_sign_or_space() -> None:
+    assert parse(["--cluster-cidr=10.0.0.0/8"], POD) == parse(["--cluster-cidr", "10.0.0.0/8"], POD)
+
+
+@pytest.mark.parametrize("argv", [["-v", "3"], ["-v=3"], ["-v3"], ["--v=3"], ["--v", "3"]])
+def test_every_spelling_of_v(argv: list[str]) -> None:
+    assert parse(argv, POD).verbosity == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "value"),
+    [
+        (["--masquerade-all"], True),
+        (["--masquerade-all=true"], True),
+        (["--masquerade-all=1"], True),
+        (["--masquerade-all=false"], False),
+        (["--masquerade-all", "--v=1"], True),
+    ],
+)
+def test_boolean_flags(argv: list[str], value: bool) -> None:  # noqa: FBT001 - a parameter set
+    assert parse(argv, POD).masquerade_all is value
+
+
+def test_underscores_are_dashes_in_names_only() -> None:
+    assert parse(["--hostname_override=a_b"], POD).hostname_override == "a_b"
+
+
+def test_the_last_of_repeated_flags_counts() -> None:
+    assert parse(["--v=1", "--v=2"], POD).verbosity == 2
+
+
+def test_repeated_lists_add_up() -> None:
+    config = parse(["--nodeport-addresses=10.0.0.0/8", "--nodeport-addresses=fd00::/8"], POD)
+    assert config.nodeport_addresses == ("10.0.0.0/8", "fd00::/8")
+
+
+def test_empty_bind_address_disables() -> None:
+    assert parse(["--metrics-bind-address="], POD).metrics_bind_address is None
+    assert parse(["--metrics-bind-address", ""], POD).metrics_bind_address is None
+
+
+def test_our_own_flags() -> None:
+    config = parse(["--svcproxy-iptables-variant=nft", "--manifests=/m"], {})
+    assert (config.iptables_variant, config.manifests) == ("nft", "/m")
+
+
+def test_typical_kube_proxy_arguments() -> None:
+    config = parse(
+        [
+            *("--kubeconfig=/k", "--hostname-override=N1", "--cluster-cidr=10.0.0.0/8,fd00::/8"),
+            *("--healthz-bind-address=[::]:10256", "--logging-format=json", "--profiling=false"),
+        ],
+        {},
+    )
+    assert config == Config(
+        kubeconfig="/k",
+        hostname_override="n1",
+        cluster_cidrs=("10.0.0.0/8", "fd00::/8"),
+        healthz_bind_address=Bind("::", 10256),
+        logging_format=LogFormat.JSON,
+    )
+
+
+def test_an_unknown_flag_names_the_nearest() -> None:
+    assert usage("--proxy-mod=x") == "unknown flag --proxy-mod; did you mean --proxy-mode?"
+    assert usage("-kubeconfig", "x") == "unknown flag -kubeconfig; did you mean --kubeconfig?"
+    assert usage("--qqqqq") == "unknown flag --qqqqq; see --help"
+
+
+def test_prefixes_are_no_flags() -> None:
+    assert usage("--hostname=x").startswith("unknown flag --hostname;")
+
+
+def test_positional_arguments_are_refused() -> None:
+    assert usage("start") == "unexpected argument 'start'; every setting is a flag, see --help"
+
+
+def test_a_missing_value() -> None:
+    assert "expected one argument" in usage("--kubeconfig")
+
+
+@pytest.mark.parametrize("name", sorted(UNSUPPORTED))
+def test_flags_of_kube_proxy_that_would_do_nothing_are_refused(name: str) -> None:
+    for argv in ([f"--{name}=1"], [f"--{name}", "1"], ["--v=1", f"--{name}"]):
+        assert usage(*argv) == f"--{name} is not supported in this version yet; leave it out"
+
+
+def test_no_source_names_the_three_ways() -> None:
+    for environ in ({}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}):
+        with pytest.raises(ConfigError) as caught:
+            parse([], environ)
+        (line,) = caught.value.problems
+        assert all(way in line for way in ("--kubeconfig", "--manifests", "in a pod"))
+    assert parse(["--master=http://10.0.0.1"], {}).master == "http://10.0.0.1"
+
+
+def test_help_and_settings_agree() -> None:
+    flags = [flag for flags in GROUPS.values() for flag in flags]
+    assert sorted(flag.name for flag in flags) == sorted(SETTINGS)
+    assert not {flag.name for flag in flags} & UNSUPPORTED
+    booleans = {flag.name for flag in flags if not flag.placeholder}
+    assert booleans == {
+        name
+        for name, setting in SETTINGS.items()
+        if isinstance(getattr(Config(), setting.field), bool)
+    }
+
+
+def test_defaults_shown_read_back_to_the_defaults() -> None:
+    shown = [f"--{name}={text}" for name in SETTINGS if (text := cli._default(name))]
+    assert len(shown) > 10
+    assert parse(shown, POD) == Config()
+
+
+def test_main_runs_the_daemon(daemon: FakeDaemon) -> None:
+    daemon.result = 7
+    assert main(["--manifests=/m"]) == 7
+    assert daemon.configs == [Config(manifests="/m")]
+
+
+@pytest.mark.parametrize("error", [StartupError, SourceError, BindError, ConfigError])
+def test_what_ends_the_start_is_one_line(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], error: type[Exception]
+) -> None:
+    daemon.result = error("no iptables; install it")
+    assert main(["--manifests=/m"]) == 1
+    assert capsys.readouterr() == ("", "svcproxy: no iptables; install it\n")
+
+
+def test_a_fault_of_ours_keeps_its_traceback(daemon: FakeDaemon) -> None:
+    daemon.result = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        main(["--manifests=/m"])
+
+
+def test_wrong_values_end_with_1_and_a_line_each(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--v=x", "--proxy-mode=ipvs"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("svcproxy: -") for line in lines)
+    assert daemon.configs == []
+
+
+def test_wrong_usage_ends_with_2(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--ipvs-scheduler", "rr"]) == 2
+    assert capsys.readouterr().err == (
+        "svcproxy: --ipvs-scheduler is not supported in this version yet; leave it out\n"
+    )
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"svcproxy {svcproxy.__version__}\n"
+
+
+def test_help_tells_every_flag_in_short_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"--{name}" in shown for name in SETTINGS)
+    assert all(len(line) <= 100 for line in shown.splitlines())
+    assert "(30s)" in shown
+    assert "(127.0.0.1:10249)" in shown
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from svcproxy.cli import main; main(['--help'])\n"
+        "heavy = {'kubernetes', 'prometheus_client', 'structlog', 'urllib3', 'yaml', 'asyncio'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_module_runs_as_a_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "svcproxy", "--no-such-flag"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "svcproxy: unknown flag --no-such-flag; see --help\n"
+
+
+def test_complaints_survive_a_closed_stderr() -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m svcproxy --nope 2>&-"], check=False
+    )
+    assert done.returncode == 2
+
+
+def test_complaints_survive_a_reader_that_went_away() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "svcproxy", "--nope"], check=False, stderr=writing)
+    os.close(writing)
+    assert done.returncode == 2

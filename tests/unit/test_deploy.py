@@ -1,0 +1,179 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from svcproxy import __version__
+from svcproxy.cli import parse
+from svcproxy.config import Config, ProxyMode
+
+ROOT = Path(__file__).parents[2]
+
+# What the code asks of the API server, and nothing more
+NEEDED = {
+    ("", "services"): {"list", "watch"},
+    ("discovery.k8s.io", "endpointslices"): {"list", "watch"},
+    ("", "nodes"): {"get", "list", "watch"},
+    ("", "events"): {"create", "patch", "update"},
+    ("events.k8s.io", "events"): {"create", "patch", "update"},
+}
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def objects() -> dict[str, Any]:
+    found = [obj for obj in yaml.safe_load_all(read("deploy/daemonset.yaml")) if obj]
+    kinds = [obj["kind"] for obj in found]
+    assert sorted(kinds) == sorted(set(kinds))
+    return dict(zip(kinds, found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def pod(objects: dict[str, Any]) -> Any:
+    return objects["DaemonSet"]["spec"]["template"]["spec"]
+
+
+@pytest.fixture(scope="module")
+def container(pod: Any) -> Any:
+    (found,) = pod["containers"]
+    return found
+
+
+def test_all_that_is_needed_is_there(objects: dict[str, Any]) -> None:
+    assert set(objects) == {
+        "ConfigMap", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"
+    }  # fmt: skip
+    for kind in ("ConfigMap", "ServiceAccount", "DaemonSet"):
+        assert objects[kind]["metadata"]["namespace"] == "kube-system"
+
+
+def test_rbac_grants_what_the_code_uses_and_no_more(objects: dict[str, Any]) -> None:
+    granted: dict[tuple[str, str], set[str]] = {}
+    for rule in objects["ClusterRole"]["rules"]:
+        assert set(rule) == {"apiGroups", "resources", "verbs"}
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                granted.setdefault((group, resource), set()).update(rule["verbs"])
+    assert granted == NEEDED
+
+
+def test_the_role_is_bound_to_the_account_of_the_pod(objects: dict[str, Any], pod: Any) -> None:
+    binding = objects["ClusterRoleBinding"]
+    assert binding["roleRef"]["name"] == objects["ClusterRole"]["metadata"]["name"]
+    (subject,) = binding["subjects"]
+    account = objects["ServiceAccount"]["metadata"]
+    assert (subject["namespace"], subject["name"]) == (account["namespace"], account["name"])
+    assert pod["serviceAccountName"] == account["name"]
+
+
+def test_selector_matches_the_pods(objects: dict[str, Any]) -> None:
+    spec = objects["DaemonSet"]["spec"]
+    labels = spec["template"]["metadata"]["labels"]
+    assert spec["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_it_runs_on_every_linux_node_before_any_service_works(
+    objects: dict[str, Any], pod: Any
+) -> None:
+    assert pod["hostNetwork"] is True
+    assert pod["priorityClassName"] == "system-node-critical"
+    assert pod["tolerations"] == [{"operator": "Exists"}]
+    assert pod["nodeSelector"] == {"kubernetes.io/os": "linux"}
+    assert pod["dnsPolicy"] == "Default"
+    assert objects["DaemonSet"]["spec"]["updateStrategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
+    }
+
+
+def test_our_command_line_takes_the_arguments(container: Any) -> None:
+    config = parse(container["args"], dict.fromkeys(environment(container), "10.0.0.1"))
+    assert config.proxy_mode is ProxyMode.IPTABLES
+    assert config.hostname_override == "$(node_name)"  # the kubelet fills it in
+
+
+def environment(container: Any) -> dict[str, Any]:
+    return {entry["name"]: entry["valueFrom"] for entry in container["env"]}
+
+
+def test_the_environment_names_node_and_api_server(objects: dict[str, Any], container: Any) -> None:
+    variables = environment(container)
+    assert variables.pop("NODE_NAME") == {"fieldRef": {"fieldPath": "spec.nodeName"}}
+    config_map = objects["ConfigMap"]
+    assert set(variables) == {"KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"}
+    assert set(config_map["data"]) == set(variables)
+    for name, source in variables.items():
+        assert source == {"configMapKeyRef": {"name": config_map["metadata"]["name"], "key": name}}
+    assert all(isinstance(value, str) for value in config_map["data"].values())
+
+
+@pytest.mark.parametrize(("probe", "path"), [("liveness", "/livez"), ("readiness", "/healthz")])
+def test_probes_ask_where_the_daemon_answers(container: Any, probe: str, path: str) -> None:
+    health = Config().healthz_bind_address
+    assert health is not None
+    assert container[f"{probe}Probe"]["httpGet"] == {"path": path, "port": health.port}
+
+
+def test_privileges(pod: Any, container: Any) -> None:
+    security = container["securityContext"]
+    assert "privileged" not in security
+    assert security["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}
+    assert security["allowPrivilegeEscalation"] is False
+    assert security["readOnlyRootFilesystem"] is True
+    (prepare,) = pod["initContainers"]
+    assert prepare["securityContext"] == {"privileged": True}
+    assert "route_localnet" in prepare["command"][-1]
+
+
+def test_mounts(pod: Any, container: Any) -> None:
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    (prepare,) = pod["initContainers"]
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    mounts |= {mount["mountPath"]: mount for mount in prepare["volumeMounts"]}
+    assert {mount["name"] for mount in mounts.values()} == set(volumes)
+    lock = volumes[mounts["/run/xtables.lock"]["name"]]
+    assert lock["hostPath"] == {"path": "/run/xtables.lock", "type": "FileOrCreate"}
+    assert not mounts["/run/xtables.lock"].get("readOnly")
+    assert mounts["/lib/modules"]["readOnly"] is True
+    assert volumes[mounts["/lib/modules"]["name"]]["hostPath"] == {"path": "/lib/modules"}
+
+
+def test_every_container_asks_for_resources_and_runs_this_version(pod: Any, container: Any) -> None:
+    for one in [container, *pod["initContainers"]]:
+        assert set(one["resources"]["requests"]) == {"cpu", "memory"}
+        assert one["image"] == f"svcproxy:{__version__}"
+
+
+def test_dockerfile() -> None:
+    text = read("Dockerfile")
+    stages = re.split(r"^FROM ", text, flags=re.MULTILINE)
+    assert len(stages) == 3
+    assert "--require-hashes -r requirements/runtime.lock" in stages[1]
+    final = stages[2]
+    assert "install -y --no-install-recommends iptables kmod" in final
+    assert not re.search(r"gcc|build-essential|conntrack", final)
+    assert 'ENTRYPOINT ["/opt/venv/bin/svcproxy"]' in final
+
+
+def test_dockerignore_lets_through_what_the_dockerfile_copies() -> None:
+    copied = {
+        name.rstrip("/")
+        for line in re.findall(r"^COPY (?!--from)(.+) \S+$", read("Dockerfile"), re.MULTILINE)
+        for name in line.split()
+    }
+    allowed = re.findall(r"^!(.+?)/?$", read(".dockerignore"), re.MULTILINE)
+    assert copied == set(allowed)
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_pre_commit_runs_what_ci_runs() -> None:
+    (repo,) = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
+    assert repo["repo"] == "local"
+    assert [(hook["entry"], hook["language"]) for hook in repo["hooks"]] == [
+        ("./dev lint", "system")
+    ]
