@@ -63,7 +63,9 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False):
     ``cluster_endpoints`` is the list for Cluster policy (empty when nothing uses it),
     ``local_endpoints`` the list for Local policy (likewise); both are sorted. ``source_ranges``
     restrict load-balancer frontends only; empty means open. ``affinity_seconds`` is 0 without
-    ClientIP affinity. ``health_check_node_port`` is 0 when the Service has none.
+    ClientIP affinity. ``health_check_node_port`` is 0 when the Service has none;
+    ``local_ready`` are then the addresses of the ready endpoints on this node, which that port's
+    health answer counts (terminating ones do not count, whatever the lists fall back to).
     """
 
     name: ServicePortName
@@ -73,3 +75,4 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False):
     affinity_seconds: int = 0
     source_ranges: tuple[str, ...] = ()
     health_check_node_port: int = 0
+    local_ready: tuple[str, ...] = ()

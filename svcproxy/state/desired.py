@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 import msgspec
+from msgspec import structs
 
 from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
 from svcproxy.model.objects import EndpointSlice, Node, Service, ServicePortSpec
@@ -16,13 +17,15 @@ from svcproxy.state.topology import EndpointLists, Place, categorize
 class Changes(msgspec.Struct, frozen=True):
     """What one checkout found: the input of an incremental plan.
 
-    ``ports`` maps each changed Service port to its new meaning, ``None`` when it is gone.
+    ``ports`` maps each changed Service port to its new meaning, ``None`` when it is gone;
+    ``previous`` holds what those that existed before meant.
     ``node`` is set when the Node's part of the state changed (``None`` inside: no such Node).
     ``triggered`` are the times at which the changed endpoints were last touched in the API.
     ``conflicts`` are those that the services looked at in this checkout have now.
     """
 
     ports: dict[ServicePortName, ServicePort | None]
+    previous: dict[ServicePortName, ServicePort] = {}
     node_changed: bool = False
     triggered: tuple[datetime, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
@@ -110,22 +113,26 @@ class DesiredState:
     def checkout(self) -> Changes:
         """Compute what changed since the last checkout, and mark everything clean."""
         ports: dict[ServicePortName, ServicePort | None] = {}
+        previous: dict[ServicePortName, ServicePort] = {}
         conflicts: list[Conflict] = []
         dirty = self._settle_claims()
         for name in sorted(dirty):
             finished = dict(self._finish(name, conflicts))
             for gone in set(self._names_of.get(name, ())) - finished.keys():
-                del self._ports[gone]
+                previous[gone] = self._ports.pop(gone)
                 ports[gone] = None
             for key, port in finished.items():
-                if self._ports.get(key) != port:
+                known = self._ports.get(key)
+                if known != port:
+                    if known is not None:
+                        previous[key] = known
                     self._ports[key] = ports[key] = port
             if finished:
                 self._names_of[name] = tuple(finished)
             else:
                 self._names_of.pop(name, None)
         triggered = tuple(t for times in self._triggered.values() for t in times)
-        changes = Changes(ports, self._node_dirty, triggered, tuple(conflicts))
+        changes = Changes(ports, previous, self._node_dirty, triggered, tuple(conflicts))
         self._dirty, self._triggered, self._node_dirty = set(), {}, False
         return changes
 
@@ -194,7 +201,12 @@ class DesiredState:
                 or (external and service.external_policy_local),
             )
             key = ServicePortName(name.namespace, name.name, spec.name, spec.protocol)
-            yield key, self._service_port(key, service, addresses, lists)
+            port = self._service_port(key, service, addresses, lists)
+            if service.health_check_node_port:
+                found = candidates.get((spec.name, spec.protocol), ())
+                ready = tuple(sorted({c.address for c in found if c.is_local and c.ready}))
+                port = structs.replace(port, local_ready=ready)
+            yield key, port
 
     def _service_port(
         self,
