@@ -33,6 +33,7 @@ class Behaviour:
     delay: float = 0.0  # wait before answering any request
     stall: bool = False  # send nothing at all: the connection is dead without being closed
     status: int = 0  # answer every request with this HTTP status
+    compact_between_pages: bool = False  # let the token of a page expire before the next
     compress: bool = True  # gzip big lists for clients that take it
 
 
@@ -133,6 +134,8 @@ class Exchange:
         if end < len(items):
             metadata["continue"] = f"{version}:{end}"
         resource = RESOURCES[self._request.kind]
+        if end < len(items) and self._behaviour.compact_between_pages:
+            self._store.advance()
         head = json.dumps(
             {
                 "kind": f"{resource.kind}List",

@@ -34,7 +34,7 @@ class FakeApiServer:
         self.behaviour = behaviour or Behaviour()
         self.store = Store()
         self.received: list[Received] = []
-        self._tls = tls
+        self.tls = tls
         self._listener: socket.socket | None = None
         self._accepting: threading.Thread | None = None
         self._connections: set[Connection] = set()
@@ -58,7 +58,7 @@ class FakeApiServer:
     @property
     def url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self._tls else 'http'}://{host}:{self.port}"
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
     def stop(self) -> None:
         self.outage()
@@ -152,8 +152,8 @@ class FakeApiServer:
 
     def _serve(self, connection: Connection) -> None:
         try:
-            if self._tls is not None:
-                connection.sock = self._tls.wrap_socket(connection.sock, server_side=True)
+            if self.tls is not None:
+                connection.sock = self.tls.wrap_socket(connection.sock, server_side=True)
             with connection.sock.makefile("rb") as reader:
                 while (request := read_request(reader)) is not None:
                     self.received.append(request)

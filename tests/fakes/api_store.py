@@ -139,6 +139,12 @@ class Store:
                     table.compacted = self._version
                     table.changed.notify_all()
 
+    def advance(self) -> None:
+        """Let time pass: what has been read so far is too old now."""
+        with self._lock:
+            self._version += 1
+        self.compact()
+
     def wake(self) -> None:
         """Let every watch look whether it is still wanted."""
         for table in self.tables.values():

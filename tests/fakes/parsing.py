@@ -1,0 +1,21 @@
+"""Parsing objects the way that the API's go: JSON, wire, model."""
+
+import json
+
+import pytest
+
+from svcproxy.kube import wire
+from svcproxy.kube.parse import ParseError, parse_object
+from svcproxy.model.names import Kind
+from svcproxy.model.objects import ApiObject
+from tests.fakes.objects import Obj
+
+
+def parsed(obj: Obj) -> ApiObject | None:
+    return parse_object(wire.decode_object(Kind(obj["kind"]), json.dumps(obj).encode()))
+
+
+def problem_of(obj: Obj) -> str:
+    with pytest.raises(ParseError) as caught:
+        parsed(obj)
+    return str(caught.value)

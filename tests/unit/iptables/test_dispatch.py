@@ -1,0 +1,137 @@
+"""The dispatch tree: its shape, its cost, and that steps lead where a fresh start leads."""
+
+import re
+from ipaddress import ip_address, ip_network
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from svcproxy.backends.iptables.dispatch import LEAF, DispatchTree, key
+from svcproxy.backends.iptables.ruleset import Rules
+from svcproxy.model.names import Protocol
+
+
+def tree(texts: dict[int, str], bits: int) -> DispatchTree:
+    made = DispatchTree("ROOT", bits, ("the last rule",))
+    made.load(texts)
+    return made
+
+
+def addresses(count: int, prefix: str, seed: int = 1) -> dict[int, str]:
+    network = ip_network(prefix)
+    random = Random(seed)
+    texts: dict[int, str] = {}
+    while len(texts) < count:
+        address = str(network[random.randrange(network.num_addresses)])
+        texts[key(address, Protocol.TCP, 80)] = f"-d {address} -j {address}"
+    return texts
+
+
+def rules_passed(chains: dict[str, Rules], address: str) -> int:
+    """Walk the chains as a packet to ``address`` port 80 does; count the rules it meets."""
+    passed, chain = 0, "ROOT"
+    while True:
+        for rule in chains[chain]:
+            passed += 1
+            if rule.startswith(f"-d {address} "):
+                return passed
+            found = re.fullmatch(r"-d (\S+/\d+)(?: -p tcp)? -j (\S+)", rule)
+            if found and ip_address(address) in ip_network(found[1]):
+                chain = found[2]
+                break
+        else:
+            raise AssertionError(f"{address} is lost in {chain}")
+
+
+def test_few_keys_stand_in_the_root() -> None:
+    texts = addresses(LEAF, "10.96.0.0/12")
+    chains = tree(texts, 32).chains()
+    assert set(chains) == {"ROOT"}
+    assert chains["ROOT"] == (*(texts[k] for k in sorted(texts)), "the last rule")
+
+
+@pytest.mark.parametrize("prefix", ["10.96.0.0/12", "10.96.0.0/16", "fd00:10:96::/108"])
+def test_a_packet_passes_a_logarithmic_number_of_rules(prefix: str) -> None:
+    bits = ip_network(prefix).max_prefixlen
+    means = []
+    for count in (100, 1_000, 10_000):
+        texts = addresses(count, prefix)
+        chains = tree(texts, bits).chains()
+        sample = Random(2).sample(sorted(texts), 100)
+        walks = [rules_passed(chains, texts[k].split()[1]) for k in sample]
+        means.append(sum(walks) / len(walks))
+    assert means[2] < 45
+    # Ten times as many keys cost a constant number of rules more, not ten times as many.
+    assert means[2] - means[1] < 25
+    assert means[1] - means[0] < 25
+
+
+def test_many_ports_of_one_address_are_divided_by_port() -> None:
+    texts = {key("203.0.113.9", Protocol.TCP, p): f"rule {p}" for p in range(1000, 1400)}
+    chains = tree(texts, 32).chains()
+    assert len(chains) > 10
+    assert max(map(len, chains.values())) <= 3 * LEAF
+    text = " ".join(rule for rules in chains.values() for rule in rules)
+    assert re.search(r"-d 203\.0\.113\.9/32 -p tcp -m tcp --dport \d+:\d+ -j KUBE-SVC-", text)
+
+
+def test_names_fit_the_kernel_and_are_recognised() -> None:
+    for bits, texts in (
+        (0, {key("", p, n): f"{p}{n}" for p in Protocol for n in range(30000, 30400)}),
+        (32, addresses(2000, "10.96.0.0/12")),
+        (128, addresses(2000, "fd00:10:96::/108")),
+    ):
+        names = set(tree(texts, bits).chains()) - {"ROOT"}
+        assert names
+        assert all(n.startswith("KUBE-SVC-") and len(n) <= 28 for n in names)
+
+
+numbers = st.builds(
+    lambda base, low, protocol, port: ((base + low) << 18) | (protocol << 16) | port,
+    st.sampled_from([0x0A600000, 0x0A600000, 0x0A600000, 0xCB007100]),
+    st.integers(0, 600),
+    st.integers(0, 2),
+    st.sampled_from([80, 443, 8080]),
+)
+batches = st.lists(
+    st.dictionaries(numbers, st.one_of(st.none(), st.sampled_from(["a", "b"])), max_size=60),
+    max_size=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches)
+def test_changing_step_by_step_equals_starting_afresh(steps: list[dict[int, str | None]]) -> None:
+    stepwise = DispatchTree("ROOT", 32, ("the last rule",))
+    texts: dict[int, str] = {}
+    held: dict[str, Rules] = dict(stepwise.chains())
+    for step in steps:
+        wanted = {k: f"{t} {k}" if t else None for k, t in step.items() if t or k in texts}
+        change = stepwise.change(wanted)
+        size = sum(map(len, held.values()))
+        for name, rules in change.chains.items():
+            assert held.get(name) != rules, "an unchanged chain would be written"
+            if rules is None:
+                del held[name]
+            else:
+                held[name] = rules
+        for number, text in wanted.items():
+            if text is None:
+                del texts[number]
+            else:
+                texts[number] = text
+        assert held == tree(texts, 32).chains()
+        assert sum(map(len, held.values())) == size + change.growth
+
+
+def test_one_change_touches_few_chains() -> None:
+    texts = addresses(10_000, "10.96.0.0/12")
+    made = tree(texts, 32)
+    total = len(made.chains())
+    random = Random(3)
+    for number in random.sample(sorted(texts), 50):
+        change = made.change({number: None})
+        assert 1 <= len(change.chains) <= 3, f"of {total}"
+        assert sum(len(r or ()) for r in change.chains.values()) <= 4 * LEAF
