@@ -14,6 +14,7 @@ from svcproxy.backends.iptables.plan import Planner
 from svcproxy.backends.iptables.ruleset import FILTER
 from svcproxy.backends.iptables.savefile import Saved
 from svcproxy.backends.iptables.settings import LocalTraffic, Settings
+from svcproxy.backends.iptables.staging import STAGE_CHAINS, staged
 from svcproxy.backends.iptables.static import LISTS
 from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import EndpointSlice, Node, Service
@@ -32,6 +33,7 @@ class Machine:
         self.kernel = RestoredTables()
         self.objects: dict[Any, Any] = {}
         self._full = True
+        self.stage = STAGE_CHAINS
 
     def take(self, event: Any) -> None:
         if isinstance(event, Node):
@@ -53,7 +55,8 @@ class Machine:
             self._full = False
         else:
             plan = self.planner.plan_changes(changes.ports)
-        self.kernel.restore(plan.text())
+        for text in staged(plan, size=self.stage):
+            self.kernel.restore(text)
         assert plan.sizes == {t: ours(self.kernel.saved(), t) for t in plan.sizes}
 
 
@@ -108,6 +111,7 @@ def test_incremental_equals_from_scratch(options: Settings, sequence: list[Any])
         else:
             machine.take(event)
     fresh = Machine(options)
+    fresh.stage = 1
     for obj in machine.objects.values():
         fresh.take(obj)
     fresh.sync()
@@ -166,10 +170,10 @@ def test_any_damage_is_repaired_by_a_comparison(
         else:
             machine.take(event)
     whole = canonical(machine.kernel.saved())
-    for table in machine.kernel.tables.values():
-        for chain in list(table):
+    for held in machine.kernel.tables.values():
+        for chain in held:
             if random.random() < 0.2:
-                table[chain] = table[chain][: random.randrange(len(table[chain]) + 1)]
+                held[chain] = held[chain][: random.randrange(len(held[chain]) + 1)]
     desired = Desired(machine.state.ports, machine.state.node)
     plan = machine.planner.plan(desired, options, machine.kernel.saved())
     machine.kernel.restore(plan.text())

@@ -8,11 +8,12 @@ from msgspec import structs
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
 from svcproxy.backends.iptables.cleanup import clean_up_plan
-from svcproxy.backends.iptables.commands import Iptables
+from svcproxy.backends.iptables.commands import Iptables, Variant
 from svcproxy.backends.iptables.plan import Plan, Planner
 from svcproxy.backends.iptables.ruleset import NAT, TABLES
 from svcproxy.backends.iptables.savefile import Saved, parse
 from svcproxy.backends.iptables.settings import Settings
+from svcproxy.backends.iptables.staging import staged
 from svcproxy.backends.iptables.static import hairpin
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import Node
@@ -77,13 +78,17 @@ class IptablesBackend:
         return self._planner.plan_changes(changes.ports)
 
     def apply(self, plan: Plan) -> Outcome:
-        """Send the plan in one iptables-restore, one transaction per table."""
-        text = plan.text()
-        if text:
+        """Send the plan in one iptables-restore, one transaction per table.
+
+        With the nft variant, very many new chains go ahead in pieces, see ``staging``.
+        """
+        nft = self._programs.variant is Variant.NFT
+        texts = list(staged(plan)) if nft else [text for text in (plan.text(),) if text]
+        for text in texts:
             self._programs.restore(text)
         tables = plan.tables
         counts = {
-            "restore": 1 if text else 0,
+            "restore": len(texts),
             "chain_written": sum(len(t.write) for t in tables.values()),
             "chain_deleted": sum(len(t.delete) for t in tables.values()),
             "rule_written": sum(t.rules for t in tables.values()),

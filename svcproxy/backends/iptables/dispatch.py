@@ -45,9 +45,9 @@ class _Range(msgspec.Struct, frozen=True, gc=False):
 class _Shape:
     """What stays the same while keys come and go: names, widths, and where ranges are cut."""
 
-    def __init__(self, root: str, address_bits: int, suffix: Rules) -> None:
+    def __init__(self, root: str, address_bits: int, around: tuple[Rules, Rules]) -> None:
         self.root = root
-        self.suffix = suffix
+        self.around = around
         self.address_bits = address_bits
         self.width = address_bits + _PORT_BITS
         # Cuts fall on nibbles within addresses and ports, so that adding a key rarely moves one.
@@ -142,7 +142,8 @@ class _View:
                     rules.append(rule(self.shape.match(below), f"-j {child.name}"))
                     children.append(child)
         if name == self.shape.root:
-            rules.extend(self.shape.suffix)
+            before, after = self.shape.around
+            return (*before, *rules, *after), children
         return tuple(rules), children
 
     def _split(self, span: _Range) -> Iterator[_Range]:
@@ -189,11 +190,14 @@ class TreeChange(msgspec.Struct, frozen=True):
 class DispatchTree:
     """The tree of one table and family.
 
-    ``root`` names the chain it starts from; ``suffix`` are rules that end that chain.
+    ``root`` names the chain it starts from; ``before`` and ``after`` are further rules at the
+    beginning and end of that chain.
     """
 
-    def __init__(self, root: str, address_bits: int, suffix: Rules = ()) -> None:
-        self._shape = _Shape(root, address_bits, suffix)
+    def __init__(
+        self, root: str, address_bits: int, *, before: Rules = (), after: Rules = ()
+    ) -> None:
+        self._shape = _Shape(root, address_bits, (before, after))
         self._keys: list[int] = []
         self._texts: dict[int, str] = {}
 

@@ -26,6 +26,11 @@ FIREWALL_PREFIX = "KUBE-FW-"
 EXTERNAL_PREFIX = "KUBE-EXT-"
 ENDPOINT_PREFIX = "KUBE-SEP-"
 
+CLUSTER_IPS = "KUBE-SVC-CLUSTER-IPS"
+"""The dispatch tree of cluster IPs."""
+FROM_OUTSIDE = "KUBE-SVC-FROM-OUTSIDE"
+"""The same tree, entered with the masquerade mark set."""
+
 SERVICE_PREFIXES = (
     CLUSTER_PREFIX,
     LOCAL_PREFIX,

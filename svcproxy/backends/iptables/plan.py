@@ -17,13 +17,14 @@ from svcproxy.backends.iptables.static import (
     KUBELET_JUMPS,
     LISTS,
     Jump,
+    cluster_ip_rules,
     node_port_rules,
     static_chains,
 )
 from svcproxy.model.names import ServicePortName
 from svcproxy.model.serviceport import ServicePort
 
-_NOTHING = PortRules({}, {}, {}, {})
+_NOTHING = PortRules({}, {}, {}, {}, {})
 
 
 class TablePlan(msgspec.Struct):
@@ -31,7 +32,8 @@ class TablePlan(msgspec.Struct):
 
     ``write`` replaces whole chains; ``remove`` and ``add`` are single rules (chain, text) of
     chains that are otherwise left alone; ``jumps`` are put at the top of built-in chains;
-    ``delete`` names chains that nothing refers to any more.
+    ``delete`` names chains that nothing refers to any more. ``fresh`` names those to write that
+    the kernel does not have yet.
     """
 
     write: dict[str, Rules] = {}
@@ -39,6 +41,7 @@ class TablePlan(msgspec.Struct):
     add: list[tuple[str, str]] = []
     jumps: list[Jump] = []
     delete: list[str] = []
+    fresh: set[str] = set()
 
     def __bool__(self) -> bool:
         return bool(self.write or self.remove or self.add or self.jumps or self.delete)
@@ -103,8 +106,7 @@ class Planner:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ports: dict[ServicePortName, ServicePort] = {}
-        self._addresses = DispatchTree(naming.SERVICES, settings.family.bits)
-        self._node_ports = DispatchTree(naming.NODE_PORTS, 0)
+        self._trees = _trees(settings)
         self._sizes: Counter[str] = Counter()
 
     @property
@@ -117,23 +119,19 @@ class Planner:
         settings = self._settings
         tables = static_chains(settings)
         lists: dict[str, list[str]] = {chain: [] for chain in LISTS}
-        addresses: dict[int, str] = {}
-        node_ports: dict[int, str] = {}
+        entries: dict[str, dict[int, str]] = {name: {} for name in _TREES}
         for port in ports.values():
             rules = render(port, settings)
             tables[NAT].update(rules.chains)
-            addresses.update(rules.addresses)
-            node_ports.update(rules.node_ports)
+            for name, found in entries.items():
+                found.update(getattr(rules, name))
             for chain, texts in rules.lists.items():
                 lists[chain].extend(texts)
         tables[FILTER].update((chain, tuple(texts)) for chain, texts in lists.items())
-        suffix = node_port_rules(settings)
-        self._addresses = DispatchTree(naming.SERVICES, settings.family.bits, suffix)
-        self._addresses.load(addresses)
-        self._node_ports = DispatchTree(naming.NODE_PORTS, 0)
-        self._node_ports.load(node_ports)
-        tables[NAT].update(self._addresses.chains())
-        tables[NAT].update(self._node_ports.chains())
+        self._trees = _trees(settings)
+        for name, tree in self._trees.items():
+            tree.load(entries[name])
+            tables[NAT].update(tree.chains())
         self._ports = dict(ports)
         return tables
 
@@ -151,14 +149,14 @@ class Planner:
                 },
                 jumps=_missing_jumps(table, chains, found),
                 delete=_stale(table, chains, found),
+                fresh=chains.keys() - found.keys(),
             )
         return Plan(plans, dict(self._sizes))
 
     def plan_changes(self, ports: Mapping[ServicePortName, ServicePort | None]) -> Plan:
         """Compute the difference that changed Service ports make."""
         nat, filters = TablePlan(), TablePlan()
-        addresses: dict[int, str | None] = {}
-        node_ports: dict[int, str | None] = {}
+        entries: dict[str, dict[int, str | None]] = {name: {} for name in _TREES}
         for name, port in ports.items():
             known = self._ports.get(name)
             old = render(known, self._settings) if known else _NOTHING
@@ -166,13 +164,14 @@ class Planner:
             self._remember(name, port)
             nat.delete.extend(old.chains.keys() - new.chains.keys())
             nat.write.update((c, r) for c, r in new.chains.items() if old.chains.get(c) != r)
+            nat.fresh.update(new.chains.keys() - old.chains.keys())
             self._sizes[NAT] += _count(new.chains.values()) - _count(old.chains.values())
             self._sizes[FILTER] += _count(new.lists.values()) - _count(old.lists.values())
-            _note(addresses, old.addresses, new.addresses)
-            _note(node_ports, old.node_ports, new.node_ports)
+            for tree, noted in entries.items():
+                _note(noted, getattr(old, tree), getattr(new, tree))
             _edit(filters, old.lists, new.lists)
-        for tree, entries in ((self._addresses, addresses), (self._node_ports, node_ports)):
-            change = tree.change(entries)
+        for tree, noted in entries.items():
+            change = self._trees[tree].change(noted)
             self._sizes[NAT] += change.growth
             for chain, rules in change.chains.items():
                 if rules is None:
@@ -187,6 +186,20 @@ class Planner:
             self._ports.pop(name, None)
         else:
             self._ports[name] = port
+
+
+_TREES = ("cluster_ips", "external_ips", "node_ports")
+"""The dispatch trees, named as the fields of ``PortRules`` that fill them."""
+
+
+def _trees(settings: Settings) -> dict[str, DispatchTree]:
+    bits = settings.family.bits
+    before, after = cluster_ip_rules(settings), node_port_rules(settings)
+    return {
+        "cluster_ips": DispatchTree(naming.CLUSTER_IPS, bits),
+        "external_ips": DispatchTree(naming.SERVICES, bits, before=before, after=after),
+        "node_ports": DispatchTree(naming.NODE_PORTS, 0),
+    }
 
 
 def _count(rules: Iterable[Rules]) -> int:

@@ -1,12 +1,11 @@
 """From one finished Service port to its rules."""
 
-from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
 import msgspec
 
 from svcproxy.backends.iptables import naming
-from svcproxy.backends.iptables.balance import balance
+from svcproxy.backends.iptables.balance import Branch, balance
 from svcproxy.backends.iptables.dispatch import key
 from svcproxy.backends.iptables.ruleset import Rules, comment, rule
 from svcproxy.backends.iptables.settings import Settings
@@ -19,13 +18,14 @@ _MARK_MASQ = f"-j {naming.MARK_MASQ}"
 class PortRules(msgspec.Struct, frozen=True):
     """The rules of one Service port.
 
-    ``chains`` are its own chains in the nat table. ``addresses`` and ``node_ports`` are its
-    entries in the two dispatch trees, by key. ``lists`` are its rules in the shared chains of
-    the filter table, in which order does not matter.
+    ``chains`` are its own chains in the nat table. ``cluster_ips``, ``external_ips`` and
+    ``node_ports`` are its entries in the three dispatch trees, by key. ``lists`` are its rules in
+    the shared chains of the filter table, in which order does not matter.
     """
 
     chains: dict[str, Rules]
-    addresses: dict[int, str]
+    cluster_ips: dict[int, str]
+    external_ips: dict[int, str]
     node_ports: dict[int, str]
     lists: dict[str, Rules]
 
@@ -57,7 +57,8 @@ class _Renderer:
         self.firewall_chain = naming.FIREWALL_PREFIX + suffix
         self.forwarded = any(f.verdict is not Verdict.REJECT for f in port.frontends)
         self.chains: dict[str, Rules] = {}
-        self.addresses: dict[int, str] = {}
+        self.cluster_ips: dict[int, str] = {}
+        self.external_ips: dict[int, str] = {}
         self.node_ports: dict[int, str] = {}
         self.lists: dict[str, list[str]] = {}
 
@@ -68,13 +69,13 @@ class _Renderer:
             else:
                 self._external(frontend)
         if self.port.cluster_endpoints and self.forwarded:
-            self._policy_chain(self.cluster_chain, self.port.cluster_endpoints, local=False)
+            self._policy_chain(self.cluster_chain, self.port.cluster_endpoints)
         if self.port.local_endpoints and self.forwarded:
-            self._policy_chain(self.local_chain, self.port.local_endpoints, local=True)
+            self._policy_chain(self.local_chain, self.port.local_endpoints)
         if self.port.health_check_node_port:
             self._health_check_port()
         lists = {chain: tuple(rules) for chain, rules in self.lists.items()}
-        return PortRules(self.chains, self.addresses, self.node_ports, lists)
+        return PortRules(self.chains, self.cluster_ips, self.external_ips, self.node_ports, lists)
 
     def _match(self, frontend: Frontend, note: str = "") -> str:
         """The match for a frontend in the order of iptables-save; ``note`` becomes a comment."""
@@ -107,7 +108,7 @@ class _Renderer:
         if frontend.verdict is Verdict.FORWARD:
             chain = self.local_chain if frontend.local else self.cluster_chain
             head = self._match(frontend, f"{self.text} {frontend.kind.value}")
-            self.addresses[self._key(frontend)] = f"{head} -j {chain}"
+            self.cluster_ips[self._key(frontend)] = f"{head} -j {chain}"
         else:
             self._filter(naming.SERVICES, frontend, frontend.verdict, _why(frontend.verdict))
 
@@ -124,7 +125,7 @@ class _Renderer:
                 self.node_ports[self._key(frontend)] = f"{head} -j {chain}"
             else:
                 head = self._match(frontend, f"{self.text} {frontend.kind.value}")
-                self.addresses[self._key(frontend)] = f"{head} -j {chain}"
+                self.external_ips[self._key(frontend)] = f"{head} -j {chain}"
         if frontend.verdict is not Verdict.FORWARD:
             chain = naming.EXTERNAL_SERVICES
             self._filter(chain, frontend, frontend.verdict, _why(frontend.verdict))
@@ -179,46 +180,30 @@ class _Renderer:
         node = ip_address(self.settings.node_address)
         return any(node in ip_network(cidr) for cidr in self.port.source_ranges)
 
-    def _policy_chain(self, chain: str, endpoints: tuple[Endpoint, ...], *, local: bool) -> None:
-        """KUBE-SVC or KUBE-SVL: masquerading for a cluster IP, affinity, then the balance."""
-        head = tuple(self._masquerade(local=local))
-        targets = {endpoint_target(e): e for e in endpoints}
-        affinity: tuple[str, ...] = ()
-        if self.port.affinity_seconds or not self.settings.hairpin_match:
-            chains = {t: naming.endpoint_chain(self.port.name, t) for t in targets}
-            for target, endpoint in targets.items():
-                self._endpoint_chain(chains[target], endpoint, target)
-            if self.port.affinity_seconds:
-                affinity = tuple(self._remembered(c) for c in chains.values())
-            balanced = balance(chain, chain[:9], tuple(targets), lambda t: ("", f"-j {chains[t]}"))
-        else:
-            match = f"-p {self.keyword}"
-            balanced = balance(
-                chain,
-                chain[:9],
-                tuple(targets),
-                lambda t: (match, f"-j DNAT --to-destination {t}"),
-            )
-        balanced[chain] = head + affinity + balanced[chain]
-        self.chains.update(balanced)
+    def _policy_chain(self, chain: str, endpoints: tuple[Endpoint, ...]) -> None:
+        """KUBE-SVC or KUBE-SVL: affinity, then the balance.
 
-    def _masquerade(self, *, local: bool) -> Iterator[str]:
-        """Masquerade what comes to the cluster IP from outside the cluster, or everything."""
-        traffic = self.settings.local_traffic
-        if not (self.settings.masquerade_all or traffic):
+        kube-proxy's chain begins with the masquerading of what comes to the cluster IP from
+        outside; ours is one rule for all Services, in ``static``.
+        """
+        targets = {endpoint_target(e): e for e in endpoints}
+        prefix = chain[: len(naming.CLUSTER_PREFIX)]
+        if not self.port.affinity_seconds and self.settings.hairpin_match:
+            match = f"-p {self.keyword}"
+
+            def translate(target: str) -> Branch:
+                return match, f"-j DNAT --to-destination {target}"
+
+            self.chains.update(balance(chain, prefix, tuple(targets), translate))
             return
-        for frontend in self.port.frontends:
-            if frontend.kind is not FrontendKind.CLUSTER_IP or frontend.local is not local:
-                continue
-            if frontend.verdict is not Verdict.FORWARD:
-                continue
-            destination = f"-d {frontend.address}/{self.settings.family.bits}"
-            ports = f"-p {self.keyword} -m {self.keyword} --dport {frontend.port}"
-            before = after = ""
-            if not self.settings.masquerade_all:
-                before = f"! -s {traffic.source}" if traffic.source else ""
-                after = f"! -i {traffic.interface}" if traffic.interface else ""
-            yield rule(before, destination, after, ports, _MARK_MASQ)
+        chains = {target: naming.endpoint_chain(self.port.name, target) for target in targets}
+        for target, endpoint in targets.items():
+            self._endpoint_chain(chains[target], endpoint, target)
+        balanced = balance(chain, prefix, tuple(targets), lambda t: ("", f"-j {chains[t]}"))
+        if self.port.affinity_seconds:
+            remembered = tuple(self._remembered(c) for c in chains.values())
+            balanced[chain] = remembered + balanced[chain]
+        self.chains.update(balanced)
 
     def _endpoint_chain(self, chain: str, endpoint: Endpoint, target: str) -> None:
         """KUBE-SEP, where an endpoint needs a chain: to remember clients, or for its hairpin."""

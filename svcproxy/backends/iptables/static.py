@@ -78,6 +78,13 @@ def static_chains(settings: Settings) -> dict[str, dict[str, Rules]]:
         naming.MARK_MASQ: (f"-j MARK --set-xmark {mark}",),
         naming.POSTROUTING: tuple(_postrouting(settings, mark)),
     }
+    if _masquerades_from_outside(settings):
+        nat[naming.FROM_OUTSIDE] = (
+            f"-j {naming.MARK_MASQ}",
+            f"-j {naming.CLUSTER_IPS}",
+            # It was for no cluster IP: as if nothing had been.
+            f"-j MARK --set-xmark 0x0/{settings.mark}",
+        )
     return {FILTER: filters, NAT: nat}
 
 
@@ -104,6 +111,31 @@ def _postrouting(settings: Settings, mark: str) -> Iterator[str]:
     yield f"-j MARK --set-xmark {settings.mark}/0x0"
     note = comment("kubernetes service traffic requiring SNAT")
     yield f"{note} -j MASQUERADE --random-fully"
+
+
+def _masquerades_from_outside(settings: Settings) -> bool:
+    return settings.masquerade_all or bool(settings.local_traffic)
+
+
+def cluster_ip_rules(settings: Settings) -> Rules:
+    """The rules that begin KUBE-SERVICES: cluster IPs, from outside and from inside.
+
+    kube-proxy masquerades what comes to a cluster IP from outside the cluster with one rule in
+    each Service's chain. Here such packets are marked before they enter the tree of cluster IPs
+    and unmarked when they fall out of it: two rules instead of one for each Service. A packet
+    that carries the mark already keeps it by staying out of that chain.
+    """
+    jumps = []
+    if _masquerades_from_outside(settings):
+        outside = ""
+        if not settings.masquerade_all:
+            local = settings.local_traffic
+            outside = f"! -s {local.source}" if local.source else f"! -i {local.interface}"
+        note = comment("masquerade traffic to cluster IPs from outside the cluster")
+        unmarked = f"-m mark ! --mark {settings.mark}/{settings.mark}"
+        jumps.append(rule(outside, note, unmarked, f"-j {naming.FROM_OUTSIDE}"))
+    jumps.append(f"{comment('kubernetes cluster IPs')} -j {naming.CLUSTER_IPS}")
+    return tuple(jumps)
 
 
 def node_port_rules(settings: Settings) -> Rules:

@@ -14,7 +14,7 @@ from svcproxy.model.names import Protocol
 
 
 def tree(texts: dict[int, str], bits: int) -> DispatchTree:
-    made = DispatchTree("ROOT", bits, ("the last rule",))
+    made = DispatchTree("ROOT", bits, after=("the last rule",))
     made.load(texts)
     return made
 
@@ -104,7 +104,7 @@ batches = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(batches)
 def test_changing_step_by_step_equals_starting_afresh(steps: list[dict[int, str | None]]) -> None:
-    stepwise = DispatchTree("ROOT", 32, ("the last rule",))
+    stepwise = DispatchTree("ROOT", 32, after=("the last rule",))
     texts: dict[int, str] = {}
     held: dict[str, Rules] = dict(stepwise.chains())
     for step in steps:
