@@ -1,0 +1,118 @@
+"""Killing, stopping and restarting the daemon under load, and what it leaves behind."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed import manifests
+from testbed.cluster import Cluster
+from testbed.daemon import Daemon
+from testbed.manifests import ManifestFolder
+from testbed.outcomes import Answer
+
+pytestmark = pytest.mark.kernel
+
+RATE = 300
+
+
+@pytest.fixture(params=["nft", "legacy"])
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with Cluster(nodes=1, pods=3) as built:
+        built.serve(tcp=(8080,))
+        yield built
+
+
+@pytest.fixture
+def folder(cluster: Cluster) -> Iterator[ManifestFolder]:
+    with tempfile.TemporaryDirectory() as path:
+        made = ManifestFolder(Path(path))
+        web = manifests.service(
+            "web",
+            ["10.96.0.10", "fd00:10:96::10"],
+            [manifests.port(80, name="http", target=8080, node_port=30080)],
+            type="NodePort",
+        )
+        made.put(web)
+        for family in (4, 6):
+            pods = [p.ip(family) for p in cluster.nodes[0].pods]
+            made.put(manifests.endpoint_slice(web, pods, suffix=f"v{family}"))
+        yield made
+
+
+def rules(cluster: Cluster, variant: str) -> str:
+    saved = "".join(
+        cluster.nodes[0].netns.run(f"{program}-{variant}-save", "-t", table).stdout
+        for program in ("iptables", "ip6tables")
+        for table in ("nat", "filter")
+    )
+    return "\n".join(line for line in saved.splitlines() if line.startswith("-A"))
+
+
+@pytest.mark.parametrize("address", ["10.96.0.10", "fd00:10:96::10"])
+def test_no_connection_is_lost_when_the_daemon_is_killed_and_restarted(
+    cluster: Cluster, folder: ManifestFolder, variant: str, address: str
+) -> None:
+    node = cluster.nodes[0]
+    flags = {"svcproxy-iptables-variant": variant, "iptables-min-sync-period": "0s"}
+    with Daemon(node, folder.path, flags=flags) as daemon:
+        before = rules(cluster, variant)
+        load = cluster.client.traffic.load("tcp", address, 80, rate=RATE)
+        started = time.monotonic()
+        for _ in range(3):
+            daemon.kill()
+            daemon.start()
+            daemon.wait_ready()
+        daemon.stop()
+        daemon.start()
+        daemon.wait_ready()
+        # Every restart is over; the load goes on for a moment to see what they left.
+        elapsed = time.monotonic() - started
+        time.sleep(max(0.3, 2.0 - elapsed))
+        result = load.stop()
+        assert not result.failures, result.labels
+        assert result.total >= 0.9 * RATE * elapsed, "the load did not reach its rate"
+        assert rules(cluster, variant) == before
+        operations = [line for line in daemon.logs() if "sync.done" in line]
+        # Only the very first of all syncs wrote anything: one line for each family.
+        assert sum("chain_written" in line for line in operations) == 2, operations
+
+
+def test_sigterm_ends_within_two_seconds_and_leaves_the_rules(
+    cluster: Cluster, folder: ManifestFolder, variant: str
+) -> None:
+    node = cluster.nodes[0]
+    with Daemon(node, folder.path, flags={"svcproxy-iptables-variant": variant}) as daemon:
+        assert daemon.stop() < 2.0
+        assert daemon.returncode == 0
+        answers = cluster.client.traffic.burst("tcp", node.ipv4, 30080, 20)
+        assert sum(answers.values()) == 20
+        assert all(name.startswith("pod") for name in answers), answers
+
+
+def test_a_change_made_while_the_daemon_was_down_is_all_that_a_restart_writes(
+    cluster: Cluster, folder: ManifestFolder, variant: str
+) -> None:
+    node = cluster.nodes[0]
+    with Daemon(node, folder.path, flags={"svcproxy-iptables-variant": variant}) as daemon:
+        daemon.stop()
+        solo = manifests.service("solo", ["10.96.0.11"], [manifests.port(80, target=8080)])
+        folder.put(solo, manifests.endpoint_slice(solo, [node.pods[0].ipv4]))
+        daemon.start()
+        daemon.wait_ready()
+        outcome = cluster.client.traffic.connect("tcp", "10.96.0.11", 80)
+        assert isinstance(outcome, Answer)
+        assert outcome.server == node.pods[0].name
+        written = [line for line in daemon.logs() if "chain_written" in line]
+        # The tree of cluster IPs and the Service's own chain; the two lines before are the
+        # first daemon's.
+        assert "family=IPv4" in written[-1]
+        assert "chain_written=2 rule_written=3" in written[-1], written
+        assert len(written) == 3
