@@ -52,7 +52,7 @@ _HOST_SYSCTLS = {
     "ipv4/icmp_ratelimit": "0",
     "ipv4/icmp_ratemask": "0",
     "ipv6/icmp/ratelimit": "0",
-    "ipv6/icmp/ratemask": "",
+    "ipv6/icmp/ratemask": "\n",
     # Load at hundreds of connections a second must not run out of ports.
     "ipv4/ip_local_port_range": "10240 65000",
     "ipv4/tcp_tw_reuse": "1",
@@ -184,9 +184,14 @@ class Cluster:
     def serve(self, *, tcp: Iterable[int] = (8080,), udp: Iterable[int] = ()) -> None:
         """Start the echo servers on every pod, all helper processes at the same time."""
         tcp, udp = list(tcp), list(udp)
-        traffics = [host.traffic for host in self.hosts]  # they start up side by side
-        for traffic in traffics[len(traffics) - len(self.pods) :]:
-            traffic.serve(tcp=tcp, udp=udp)
+        self.warm_up()
+        for pod in self.pods:
+            pod.traffic.serve(tcp=tcp, udp=udp)
+
+    def warm_up(self) -> None:
+        """Start all helper processes side by side; otherwise each starts at its first use."""
+        for host in self.hosts:
+            host.traffic  # noqa: B018 - the property starts it
 
     def route_vips(self, node: Node, ranges: Iterable[str] = (*SERVICE_CIDRS, *VIP_RANGES)) -> None:
         """Let the client send traffic for these ranges through ``node`` from now on."""

@@ -1,6 +1,7 @@
 """The real daemon as a process in a node's namespace."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -60,14 +61,24 @@ class Daemon:
             self.flags["manifests"] = str(manifests)
         self.flags.update(flags or {})
         self._process: subprocess.Popen[bytes] | None = None
-        with tempfile.NamedTemporaryFile(prefix="svcproxy-", suffix=".log", delete=False) as log:
-            self.log_file = Path(log.name)
+        self._log: Path | None = None
 
     @property
     def command(self) -> list[str]:
         """The command line."""
         flags = [f"--{name}={value}" for name, value in self.flags.items() if value is not None]
         return [*self.program, *flags]
+
+    @property
+    def log_file(self) -> Path:
+        """The file that takes its output, from the first ``start`` to ``close``.
+
+        Raises:
+            DaemonError: there is none now.
+        """
+        if self._log is None:
+            raise DaemonError(f"the daemon on {self.node.name} has no log: it was not started")
+        return self._log
 
     @property
     def pid(self) -> int:
@@ -94,7 +105,11 @@ class Daemon:
         """Start the process and return at once; its log is appended to that of earlier ones."""
         if self.running:
             raise self._error("runs already")
-        with self.log_file.open("ab") as log:
+        if self._log is None:
+            handle, name = tempfile.mkstemp(prefix="svcproxy-", suffix=".log")
+            os.close(handle)
+            self._log = Path(name)
+        with self._log.open("ab") as log:
             self._process = self.node.netns.popen(self.command, output=log.fileno())
 
     def wait_ready(self, timeout: float = 10.0, *, families: int = 2) -> float:
@@ -164,7 +179,9 @@ class Daemon:
 
     def logs(self) -> list[str]:
         """All it has logged so far, line by line."""
-        return self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        if self._log is None:
+            return []
+        return self._log.read_text(encoding="utf-8", errors="replace").splitlines()
 
     def wait_log(self, text: str, timeout: float = 5.0) -> str:
         """Wait for a log line that contains ``text`` and return it."""
@@ -177,7 +194,9 @@ class Daemon:
     def close(self) -> None:
         """Kill it if it still runs, and remove its log file."""
         self.kill()
-        self.log_file.unlink(missing_ok=True)
+        if self._log is not None:
+            self._log.unlink(missing_ok=True)
+            self._log = None
 
     def __enter__(self) -> Self:
         try:
@@ -204,9 +223,7 @@ class Daemon:
         return self._process
 
     def _tail(self) -> str:
-        with contextlib.suppress(OSError):
-            return "\n".join(self.logs()[-20:]) or "(empty)"
-        return "(gone)"
+        return "\n".join(self.logs()[-20:]) or "(empty)"
 
     def _error(self, what: str) -> DaemonError:
         return DaemonError(f"the daemon on {self.node.name} {what}; its log:\n{self._tail()}")

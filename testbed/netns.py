@@ -103,6 +103,8 @@ class NetNS:
                 pass_fds=pass_fds,
                 cwd=cwd,
                 env=env,
+                # Ctrl-C at the terminal is for the one who cleans up, not for them.
+                start_new_session=True,
             )
         )
 

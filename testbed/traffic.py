@@ -133,7 +133,8 @@ class Traffic:
     ) -> Outcome:
         """Make one new connection (``tcp``) or send one datagram (``udp``).
 
-        A TCP connection is closed after the answer. Without a ``source_port``, each datagram
+        A TCP connection is closed after the answer, with a reset if it has a ``source_port``,
+        so that the port can be used again at once. Without a ``source_port``, each datagram
         comes from another port, thus is a new flow.
         """
         target = _target(proto, address, port, timeout)

@@ -22,6 +22,10 @@ from testbed.agent.servers import Servers
 Request = dict[str, Any]
 
 
+class LoadError(Exception):
+    """A load came to a bad end."""
+
+
 class Agent:
     """Carries out the requests that come over the control socket."""
 
@@ -96,7 +100,7 @@ class Agent:
         return handle, held.first
 
     def _load(self, request: Request) -> int:
-        load, handle = Load(request["target"], request["rate"], request["duration"]), 0
+        load = Load(request["target"], request["rate"], request["duration"])
         handle = next(self._handles)
         self._loads[handle] = load
         load.start()
@@ -108,7 +112,7 @@ class Agent:
             load.stop.set()
         load.join()
         if load.error:
-            raise RuntimeError(load.error)
+            raise LoadError(load.error)
         return load.records
 
 

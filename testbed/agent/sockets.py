@@ -9,6 +9,7 @@ import contextlib
 import errno
 import itertools
 import socket
+import struct
 import threading
 from typing import Any
 
@@ -49,6 +50,9 @@ def open_socket(target: Target) -> socket.socket:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
             else:
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+            if target.get("source_port"):
+                # Ends with a reset: TIME_WAIT would keep the port from being used again.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     except BaseException:
         sock.close()
         raise
@@ -86,7 +90,7 @@ def failure(error: OSError, sock: socket.socket | None, seconds: float) -> Resul
     """
     if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
         return ["timed out", seconds]
-    if error.errno == errno.ECONNREFUSED:
+    if error.errno == errno.ECONNREFUSED or (error.errno == errno.EPERM and _rejected(sock)):
         return ["refused", seconds, _refused_by(sock)]
     if error.errno in _UNREACHABLE:
         return ["unreachable", seconds, errno.errorcode[error.errno]]
@@ -95,11 +99,22 @@ def failure(error: OSError, sock: socket.socket | None, seconds: float) -> Resul
     raise error
 
 
+def _rejected(sock: socket.socket | None) -> bool:
+    # To a sender on the very machine that rejects, Linux says EPERM, as for DROP; only then
+    # comes the ICMP error, as the socket's pending error.
+    return (
+        sock is not None
+        and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+    )
+
+
 def _refused_by(sock: socket.socket | None) -> str:
-    if sock is not None and sock.type == socket.SOCK_DGRAM:
+    if sock is None:
+        return "reset"
+    if sock.type == socket.SOCK_DGRAM:
         return "icmp"
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            sock.recvmsg(1, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
-            return "icmp"
+    sock.settimeout(0.0)
+    with contextlib.suppress(OSError):
+        sock.recvmsg(1, 512, socket.MSG_ERRQUEUE)
+        return "icmp"
     return "reset"

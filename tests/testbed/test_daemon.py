@@ -42,6 +42,7 @@ def daemon(cluster: Cluster, tmp_path: Path) -> Iterator[Daemon]:
 def test_it_starts_is_asked_and_ends(daemon: Daemon, tmp_path: Path) -> None:
     with daemon:
         assert daemon.running
+        log = daemon.log_file
         assert daemon.metrics()
         line = daemon.wait_log("flags")
         assert f"--manifests={tmp_path}" in line
@@ -57,7 +58,8 @@ def test_it_starts_is_asked_and_ends(daemon: Daemon, tmp_path: Path) -> None:
         assert daemon.returncode == -signal.SIGKILL
         with pytest.raises(DaemonError, match="not running"):
             daemon.stop()
-    assert not daemon.log_file.exists()
+    assert not log.exists()
+    assert daemon.logs() == []
 
 
 def test_one_that_will_not_end_is_killed(daemon: Daemon) -> None:
