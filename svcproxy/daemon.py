@@ -15,8 +15,9 @@ from svcproxy import __version__
 from svcproxy.backends.base import BackendUnavailable
 from svcproxy.backends.iptables.backend import IptablesBackend
 from svcproxy.backends.iptables.commands import Iptables, Variant
-from svcproxy.backends.iptables.settings import LocalTraffic, Settings
+from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.variant import detect
+from svcproxy.backends.settings import LocalTraffic
 from svcproxy.config import Config, IptablesVariant, LocalMode
 from svcproxy.kube.source import Source
 from svcproxy.model.names import IPFamily
@@ -171,7 +172,7 @@ def _iptables_backends(config: Config) -> list[IptablesBackend]:
     return backends
 
 
-def _settings(config: Config, family: IPFamily, node: Node | None) -> Settings:
+def _settings(config: Config, family: IPFamily, node: Node | None) -> IptablesSettings:
     """What the rules of a family depend on, as flags and the Node object have it now."""
     address = next((a for a in (node.addresses if node else ()) if _is(a, family)), "")
     ranges = config.nodeport_cidrs(family)
@@ -180,7 +181,7 @@ def _settings(config: Config, family: IPFamily, node: Node | None) -> Settings:
     source = config.cluster_cidr(family) or ""
     if config.detect_local_mode is LocalMode.NODE_CIDR:
         source = next((c for c in (node.pod_cidrs if node else ()) if _is(c, family)), "")
-    return Settings(
+    return IptablesSettings(
         family=family,
         masquerade_bit=config.masquerade_bit,
         masquerade_all=config.masquerade_all,

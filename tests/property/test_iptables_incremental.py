@@ -13,9 +13,10 @@ from svcproxy.backends.base import Desired
 from svcproxy.backends.iptables.plan import Planner
 from svcproxy.backends.iptables.ruleset import FILTER
 from svcproxy.backends.iptables.savefile import Saved
-from svcproxy.backends.iptables.settings import LocalTraffic, Settings
+from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.staging import STAGE_CHAINS, staged
 from svcproxy.backends.iptables.static import LISTS
+from svcproxy.backends.settings import LocalTraffic
 from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import EndpointSlice, Node, Service
 from svcproxy.state.desired import DesiredState
@@ -26,7 +27,7 @@ from tests.property.strategies import NODE, SYNC, events
 class Machine:
     """One family's state, planner and kernel, driven by events as the sync loop would."""
 
-    def __init__(self, options: Settings) -> None:
+    def __init__(self, options: IptablesSettings) -> None:
         self.options = options
         self.state = DesiredState(options.family, NODE)
         self.planner = Planner(options)
@@ -90,7 +91,7 @@ def canonical(saved: Saved) -> Saved:
 
 
 settings_values = st.builds(
-    Settings,
+    IptablesSettings,
     family=st.sampled_from(list(IPFamily)),
     masquerade_all=st.booleans(),
     local_traffic=st.sampled_from(
@@ -103,7 +104,7 @@ settings_values = st.builds(
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(settings_values, events)
-def test_incremental_equals_from_scratch(options: Settings, sequence: list[Any]) -> None:
+def test_incremental_equals_from_scratch(options: IptablesSettings, sequence: list[Any]) -> None:
     machine = Machine(options)
     for event in (*sequence, SYNC):
         if event == SYNC:
@@ -121,7 +122,7 @@ def test_incremental_equals_from_scratch(options: Settings, sequence: list[Any])
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(settings_values, events)
-def test_applying_twice_changes_nothing(options: Settings, sequence: list[Any]) -> None:
+def test_applying_twice_changes_nothing(options: IptablesSettings, sequence: list[Any]) -> None:
     machine = Machine(options)
     for event in (*sequence, SYNC):
         if event == SYNC:
@@ -138,7 +139,7 @@ def test_applying_twice_changes_nothing(options: Settings, sequence: list[Any]) 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(settings_values, events, st.randoms(use_true_random=False))
 def test_the_order_of_events_does_not_matter(
-    options: Settings, sequence: list[Any], random: Any
+    options: IptablesSettings, sequence: list[Any], random: Any
 ) -> None:
     """What counts is the last state of each object, whenever it came."""
     machine = Machine(options)
@@ -160,7 +161,7 @@ def test_the_order_of_events_does_not_matter(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(settings_values, events, st.randoms(use_true_random=False))
 def test_any_damage_is_repaired_by_a_comparison(
-    options: Settings, sequence: list[Any], random: Any
+    options: IptablesSettings, sequence: list[Any], random: Any
 ) -> None:
     """Whatever others deleted or flushed, a comparison from scratch restores all of it."""
     machine = Machine(options)

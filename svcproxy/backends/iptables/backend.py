@@ -12,7 +12,7 @@ from svcproxy.backends.iptables.commands import Iptables, Variant
 from svcproxy.backends.iptables.plan import Plan, Planner
 from svcproxy.backends.iptables.ruleset import NAT, TABLES
 from svcproxy.backends.iptables.savefile import Saved, parse
-from svcproxy.backends.iptables.settings import Settings
+from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.staging import staged
 from svcproxy.backends.iptables.static import hairpin
 from svcproxy.model.names import IPFamily
@@ -32,7 +32,9 @@ class IptablesBackend:
     are computed anew.
     """
 
-    def __init__(self, programs: Iptables, settings_for: Callable[[Node | None], Settings]) -> None:
+    def __init__(
+        self, programs: Iptables, settings_for: Callable[[Node | None], IptablesSettings]
+    ) -> None:
         self._programs = programs
         self._settings_for = settings_for
         self._hairpin_match = True
@@ -106,7 +108,7 @@ class IptablesBackend:
         if text:
             self._programs.restore(text)
 
-    def _settings(self, node: Node | None) -> Settings:
+    def _settings(self, node: Node | None) -> IptablesSettings:
         settings = self._settings_for(node)
         if settings.hairpin_match and not self._hairpin_match:
             return structs.replace(settings, hairpin_match=False)

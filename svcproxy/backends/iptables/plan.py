@@ -11,7 +11,7 @@ from svcproxy.backends.iptables.dispatch import DispatchTree
 from svcproxy.backends.iptables.render import PortRules, render
 from svcproxy.backends.iptables.ruleset import FILTER, NAT, TABLES, Rules
 from svcproxy.backends.iptables.savefile import Saved
-from svcproxy.backends.iptables.settings import Settings
+from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.static import (
     JUMPS,
     KUBELET_JUMPS,
@@ -103,14 +103,14 @@ class Planner:
     them and are rendered again when they are to be replaced.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: IptablesSettings) -> None:
         self._settings = settings
         self._ports: dict[ServicePortName, ServicePort] = {}
         self._trees = _trees(settings)
         self._sizes: Counter[str] = Counter()
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> IptablesSettings:
         """What the present rules were made with."""
         return self._settings
 
@@ -135,7 +135,7 @@ class Planner:
         self._ports = dict(ports)
         return tables
 
-    def plan(self, desired: Desired, settings: Settings, observed: Saved) -> Plan:
+    def plan(self, desired: Desired, settings: IptablesSettings, observed: Saved) -> Plan:
         """Compare from scratch with what the kernel holds."""
         self._settings = settings
         target = self.target(desired.ports)
@@ -192,7 +192,7 @@ _TREES = ("cluster_ips", "external_ips", "node_ports")
 """The dispatch trees, named as the fields of ``PortRules`` that fill them."""
 
 
-def _trees(settings: Settings) -> dict[str, DispatchTree]:
+def _trees(settings: IptablesSettings) -> dict[str, DispatchTree]:
     bits = settings.family.bits
     before, after = cluster_ip_rules(settings), node_port_rules(settings)
     return {

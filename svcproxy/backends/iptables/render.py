@@ -8,7 +8,7 @@ from svcproxy.backends.iptables import naming
 from svcproxy.backends.iptables.balance import Branch, balance
 from svcproxy.backends.iptables.dispatch import key
 from svcproxy.backends.iptables.ruleset import Rules, comment, rule
-from svcproxy.backends.iptables.settings import Settings
+from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 
@@ -30,7 +30,7 @@ class PortRules(msgspec.Struct, frozen=True):
     lists: dict[str, Rules]
 
 
-def render(port: ServicePort, settings: Settings) -> PortRules:
+def render(port: ServicePort, settings: IptablesSettings) -> PortRules:
     """Compute all rules of one Service port; they depend on nothing else."""
     return _Renderer(port, settings).render()
 
@@ -45,7 +45,7 @@ def endpoint_target(endpoint: Endpoint) -> str:
 class _Renderer:
     """Holds what the parts of one Service port's rules share."""
 
-    def __init__(self, port: ServicePort, settings: Settings) -> None:
+    def __init__(self, port: ServicePort, settings: IptablesSettings) -> None:
         self.port = port
         self.settings = settings
         self.text = str(port.name)

@@ -10,7 +10,7 @@ import msgspec
 
 from svcproxy.backends.iptables import naming
 from svcproxy.backends.iptables.ruleset import FILTER, NAT, Rules, comment, rule
-from svcproxy.backends.iptables.settings import Settings
+from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.model.names import IPFamily
 
 LISTS = (
@@ -62,7 +62,7 @@ KUBELET_JUMPS = (
 """Kubelet lays the same ones; they stay when everything else of ours is cleaned up."""
 
 
-def static_chains(settings: Settings) -> dict[str, dict[str, Rules]]:
+def static_chains(settings: IptablesSettings) -> dict[str, dict[str, Rules]]:
     """The chains that depend on settings alone, by table."""
     mark = f"{settings.mark}/{settings.mark}"
     filters: dict[str, Rules] = {naming.FORWARD: tuple(_forward(settings, mark))}
@@ -88,7 +88,7 @@ def static_chains(settings: Settings) -> dict[str, dict[str, Rules]]:
     return {FILTER: filters, NAT: nat}
 
 
-def _forward(settings: Settings, mark: str) -> Iterator[str]:
+def _forward(settings: IptablesSettings, mark: str) -> Iterator[str]:
     if settings.drop_invalid:
         yield "-m conntrack --ctstate INVALID -j DROP"
     note = comment("kubernetes forwarding rules")
@@ -101,7 +101,7 @@ def _forward(settings: Settings, mark: str) -> Iterator[str]:
         yield f"{hairpin(settings.family)} -j ACCEPT"
 
 
-def _postrouting(settings: Settings, mark: str) -> Iterator[str]:
+def _postrouting(settings: IptablesSettings, mark: str) -> Iterator[str]:
     if settings.hairpin_match:
         # An endpoint that was balanced to itself must see another source than itself.
         yield f"{hairpin(settings.family)} -j {naming.MARK_MASQ}"
@@ -113,11 +113,11 @@ def _postrouting(settings: Settings, mark: str) -> Iterator[str]:
     yield f"{note} -j MASQUERADE --random-fully"
 
 
-def _masquerades_from_outside(settings: Settings) -> bool:
+def _masquerades_from_outside(settings: IptablesSettings) -> bool:
     return settings.masquerade_all or bool(settings.local_traffic)
 
 
-def cluster_ip_rules(settings: Settings) -> Rules:
+def cluster_ip_rules(settings: IptablesSettings) -> Rules:
     """The rules that begin KUBE-SERVICES: cluster IPs, from outside and from inside.
 
     kube-proxy masquerades what comes to a cluster IP from outside the cluster with one rule in
@@ -138,7 +138,7 @@ def cluster_ip_rules(settings: Settings) -> Rules:
     return tuple(jumps)
 
 
-def node_port_rules(settings: Settings) -> Rules:
+def node_port_rules(settings: IptablesSettings) -> Rules:
     """The rules that end KUBE-SERVICES: what is for the node itself goes to KUBE-NODEPORTS.
 
     With ranges, the kernel is asked for "a local address within the range" instead of being
