@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from svcproxy import __version__
-from svcproxy.config import SETTINGS, Bind, Config, ConfigError, format_duration, from_settings
+from svcproxy.config import SETTINGS, Config, ConfigError, from_settings
+from svcproxy.values import Bind, format_duration
 
 _DESCRIPTION = """\
 Programs the Services of a Kubernetes cluster into the kernel of this node. Takes the place of
@@ -37,12 +38,18 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         Flag("master", "URL", "address of the API server; overrides the one in the kubeconfig"),
         Flag("manifests", "DIR", "folder of YAML or JSON manifests to follow, without any API"),
         Flag("hostname-override", "NAME", "name of this node's Node object, if not the host name"),
-        Flag("config-sync-period", "DURATION", "how often everything is read anew from the API"),
+        Flag("config-sync-period", "DURATION", "accepted; watches keep the state fresh without it"),
     ),
     "What is programmed": (
         Flag("proxy-mode", "MODE", "kernel mechanism: iptables"),
         Flag("cluster-cidr", "CIDRS", "address ranges of the cluster's pods, one for each family"),
-        Flag("detect-local-mode", "MODE", "how pod traffic is told: ClusterCIDR or NodeCIDR"),
+        Flag(
+            "detect-local-mode",
+            "MODE",
+            "how pod traffic is told: ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix",
+        ),
+        Flag("pod-bridge-interface", "NAME", "bridge of the pods, for BridgeInterface"),
+        Flag("pod-interface-name-prefix", "PREFIX", "as the name says, for InterfaceNamePrefix"),
         Flag("masquerade-all", "", "rewrite the source of all traffic to cluster IPs"),
         Flag("nodeport-addresses", "CIDRS", "local addresses for node ports: CIDRs or 'primary'"),
     ),
@@ -80,7 +87,7 @@ UNSUPPORTED = frozenset(
     ipvs-tcpfin-timeout ipvs-udp-timeout kube-api-burst kube-api-content-type kube-api-qps
     log-flush-frequency log-json-info-buffer-size log-json-split-stream
     log-text-info-buffer-size log-text-split-stream machine-id-file metrics-port oom-score-adj
-    pod-bridge-interface pod-interface-name-prefix show-hidden-metrics-for-version vmodule
+    show-hidden-metrics-for-version vmodule
     write-config-to
     """.split()  # noqa: SIM905 - as a list it would fill the screen
 )

@@ -178,18 +178,29 @@ def _settings(config: Config, family: IPFamily, node: Node | None) -> IptablesSe
     ranges = config.nodeport_cidrs(family)
     if config.nodeport_primary and address:
         ranges = (f"{address}/{family.bits}",)
-    source = config.cluster_cidr(family) or ""
-    if config.detect_local_mode is LocalMode.NODE_CIDR:
-        source = next((c for c in (node.pod_cidrs if node else ()) if _is(c, family)), "")
     return IptablesSettings(
         family=family,
         masquerade_bit=config.masquerade_bit,
         masquerade_all=config.masquerade_all,
-        local_traffic=LocalTraffic(source=source),
+        local_traffic=_local_traffic(config, family, node),
         node_port_ranges=ranges,
         node_address=address,
         localhost_node_ports=family is IPFamily.IPV4 and config.iptables_localhost_nodeports,
     )
+
+
+def _local_traffic(config: Config, family: IPFamily, node: Node | None) -> LocalTraffic:
+    """How pods' packets are told, in the way that ``--detect-local-mode`` asks for."""
+    match config.detect_local_mode:
+        case LocalMode.CLUSTER_CIDR:
+            return LocalTraffic(source=config.cluster_cidr(family) or "")
+        case LocalMode.NODE_CIDR:
+            cidrs = node.pod_cidrs if node else ()
+            return LocalTraffic(source=next((c for c in cidrs if _is(c, family)), ""))
+        case LocalMode.BRIDGE_INTERFACE:
+            return LocalTraffic(interface=config.bridge_interface)
+        case LocalMode.INTERFACE_NAME_PREFIX:
+            return LocalTraffic(interface=f"{config.interface_name_prefix}+")
 
 
 def _is(address: str, family: IPFamily) -> bool:

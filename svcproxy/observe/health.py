@@ -95,6 +95,13 @@ class HealthState:
             begun = self._last_updated.keys() | self._oldest_queued.keys()
             return bool(self._synced) and begun <= self._synced
 
+    @property
+    def healthy(self) -> bool:
+        """Whether no change has been waiting for the kernel too long; the node does not matter."""
+        with self._lock:
+            status, _ = self._families(self._clock())
+        return all(family["healthy"] for family in status.values())
+
     def healthz(self) -> Answer:
         """Answer /healthz: fit to receive traffic, as load balancers ask."""
         return self._answer(with_node=True)

@@ -24,9 +24,10 @@ from typing import Any
 
 import structlog
 
-from svcproxy.config import Bind, ProxyMode
+from svcproxy.config import ProxyMode
 from svcproxy.observe.health import Answer, HealthState
 from svcproxy.observe.metrics import Metrics
+from svcproxy.values import Bind
 
 _log = structlog.get_logger()
 

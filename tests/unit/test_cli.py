@@ -9,9 +9,10 @@ import pytest
 import svcproxy
 from svcproxy import cli
 from svcproxy.cli import GROUPS, UNSUPPORTED, UsageError, main, parse
-from svcproxy.config import SETTINGS, Bind, Config, ConfigError, LogFormat
+from svcproxy.config import SETTINGS, Config, ConfigError, LogFormat
 from svcproxy.kube.source import SourceError
 from svcproxy.observe.http import BindError
+from svcproxy.values import Bind
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "6443"}
 

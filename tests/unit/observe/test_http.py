@@ -9,13 +9,14 @@ from contextlib import closing
 
 import pytest
 
-from svcproxy.config import Bind, ProxyMode
+from svcproxy.config import ProxyMode
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import Node
 from svcproxy.observe import http as observe_http
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.http import BindError, HealthServer, Limits, MetricsServer
 from svcproxy.observe.metrics import Metrics
+from svcproxy.values import Bind
 
 ANY = Bind("127.0.0.1", 0)
 

@@ -1,0 +1,260 @@
+"""The spellings of settings: durations, addresses, ranges and choices, as kube-proxy reads them.
+
+Pure: each parser takes text and returns a value, or raises ``ValueError`` with a reason and, where
+it helps, an example.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable
+from enum import StrEnum
+from fractions import Fraction
+from typing import NamedTuple, TypeVar
+
+from svcproxy.model.names import IPFamily
+
+NODE_PORT_PRIMARY = "primary"
+
+
+class Bind(NamedTuple):
+    """An IP address and TCP port to listen on; ``host`` is canonical, without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+# --- Go durations -----------------------------------------------------------------------------
+
+_NANOSECONDS = {
+    "ns": 1,
+    "us": 1_000,
+    "\u00b5s": 1_000,  # micro sign
+    "\u03bcs": 1_000,  # Greek mu
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "m": 60_000_000_000,
+    "h": 3_600_000_000_000,
+}
+_DURATION_PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h)")
+_MAX_NANOSECONDS = 2**63 - 1  # Go keeps durations in an int64
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that a Go duration such as ``1m30s`` or ``100ms`` stands for.
+
+    Raises:
+        ValueError: ``text`` is no duration, or one longer than Go can hold (292 years).
+    """
+    problem = "not a duration; write for example 30s, 1m30s or 100ms"
+    sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text.removeprefix("+"))
+    if digits == "0":
+        return 0.0
+    total, position = Fraction(0), 0
+    while match := _DURATION_PART.match(digits, position):
+        total += Fraction(match[1]) * _NANOSECONDS[match[2]]
+        position = match.end()
+    if position == 0 or position != len(digits) or total > _MAX_NANOSECONDS:
+        raise ValueError(problem)
+    return sign * int(total) / 1_000_000_000
+
+
+def format_duration(seconds: float) -> str:
+    """Return ``seconds`` as Go prints a duration: ``1h0m0s``, ``1.5s``, ``100ms``, ``0s``."""
+    nanoseconds = round(seconds * 1_000_000_000)
+    sign, nanoseconds = ("-", -nanoseconds) if nanoseconds < 0 else ("", nanoseconds)
+    if nanoseconds == 0:
+        return "0s"
+    for unit, size, limit in (("ns", 1, 10**3), ("\u00b5s", 10**3, 10**6), ("ms", 10**6, 10**9)):
+        if nanoseconds < limit:
+            return f"{sign}{_decimal(nanoseconds, size)}{unit}"
+    minutes, rest = divmod(nanoseconds, _NANOSECONDS["m"])
+    hours, minutes = divmod(minutes, 60)
+    lead = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    return f"{sign}{lead}{_decimal(rest, _NANOSECONDS['s'])}s"
+
+
+def _decimal(value: int, size: int) -> str:
+    """Return ``value / size`` exactly, without trailing zeros; ``size`` is a power of ten."""
+    whole, rest = divmod(value, size)
+    digits = f"{rest:0{len(str(size)) - 1}d}".rstrip("0") if rest else ""
+    return f"{whole}.{digits}" if digits else str(whole)
+
+
+# --- Other values -----------------------------------------------------------------------------
+
+
+def parse_bool(text: str) -> bool:
+    """Return the truth value that Go's flag parser reads in ``text``.
+
+    Raises:
+        ValueError: ``text`` is none of Go's spellings.
+    """
+    if text in {"1", "t", "T", "TRUE", "true", "True"}:
+        return True
+    if text in {"0", "f", "F", "FALSE", "false", "False"}:
+        return False
+    raise ValueError("not a truth value; write true or false")
+
+
+def parse_bind(text: str, default_port: int) -> Bind | None:
+    """Read ``address:port``, ``[address]:port`` or a bare address; empty text gives ``None``.
+
+    Raises:
+        ValueError: the address is no IP address, or the port is outside 1 to 65535.
+    """
+    if not text:
+        return None
+    remedy = f'write for example 127.0.0.1:{default_port}, [::]:{default_port}, or "" to disable'
+    host, port = text, str(default_port)
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        match = re.fullmatch(r"(?:\[([^\]]*)\]|([^:]*)):([0-9]+)", text)
+        if match is None:
+            raise ValueError(f"not an IP address and port; {remedy}") from None
+        host, port = match[1] or match[2] or "", match[3]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(f"{host!r} is not an IP address; {remedy}") from None
+    if not 1 <= int(port) <= 65535:
+        raise ValueError("the port must be from 1 to 65535")
+    return Bind(str(address), int(port))
+
+
+def cidr_family(cidr: str) -> IPFamily:
+    """Return the family of a canonical CIDR or address."""
+    return IPFamily.IPV6 if ":" in cidr else IPFamily.IPV4
+
+
+def parse_cidrs(text: str) -> tuple[str, ...]:
+    """Read a comma-separated list of CIDRs into canonical ones, host bits cleared.
+
+    Raises:
+        ValueError: an entry is no CIDR.
+    """
+    entries = [entry.strip() for entry in text.split(",")] if text.strip() else []
+    return tuple(parse_cidr(entry) for entry in entries)
+
+
+def parse_cidr(text: str) -> str:
+    """Read one CIDR into a canonical one, host bits cleared.
+
+    Raises:
+        ValueError: it is no CIDR; a bare address is none.
+    """
+    problem = f"{text!r} is not a CIDR; write for example 10.244.0.0/16 or fd00::/48"
+    if "/" not in text:  # ipaddress would take a bare address, Go does not
+        raise ValueError(problem)
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        raise ValueError(problem) from None
+
+
+def parse_cluster_cidrs(text: str) -> tuple[str, ...]:
+    """Read the pod ranges: CIDRs, at most one of each family.
+
+    Raises:
+        ValueError: an entry is no CIDR, or a family occurs twice.
+    """
+    cidrs = parse_cidrs(text)
+    if len({cidr_family(cidr) for cidr in cidrs}) != len(cidrs):
+        raise ValueError("more than one range of a family; give one IPv4 range, one IPv6, or both")
+    return cidrs
+
+
+def parse_nodeport_addresses(text: str) -> tuple[str, ...]:
+    """Read ``primary`` or a list of CIDRs.
+
+    Raises:
+        ValueError: an entry is no CIDR, or ``primary`` does not stand alone.
+    """
+    if NODE_PORT_PRIMARY not in text.split(","):
+        return parse_cidrs(text)
+    if text != NODE_PORT_PRIMARY:
+        raise ValueError("'primary' must stand alone; give either primary or CIDRs")
+    return (NODE_PORT_PRIMARY,)
+
+
+def parse_integer(low: int, high: int) -> Callable[[str], int]:
+    """Make a parser of whole numbers from ``low`` to ``high``, both included."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,10}", text) or not low <= int(text) <= high:
+            raise ValueError(f"not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def parse_interface(longest: int) -> Callable[[str], str]:
+    """Make a parser of network interface names (``IFNAMSIZ``: at most 15 characters)."""
+
+    def parse(text: str) -> str:
+        if len(text) > longest or re.search(r"[\s/:+!\"'\\]", text):
+            raise ValueError(f"not a network interface name of at most {longest} characters")
+        return text
+
+    return parse
+
+
+_ChoiceT = TypeVar("_ChoiceT", bound=StrEnum)
+
+
+def parse_choice(
+    choices: type[_ChoiceT], *, empty: _ChoiceT | None = None, available: frozenset[_ChoiceT]
+) -> Callable[[str], _ChoiceT]:
+    """Make a parser of one of ``choices``; those not ``available`` are known but refused."""
+    usable = ", ".join(choice for choice in choices if choice in available)
+
+    def parse(text: str) -> _ChoiceT:
+        if text == "" and empty is not None:
+            return empty
+        if text not in list(choices):
+            raise ValueError(f"unknown; choose one of: {usable}")
+        if choices(text) not in available:
+            raise ValueError(f"not available in this version; choose one of: {usable}")
+        return choices(text)
+
+    return parse
+
+
+def parse_feature_gates(text: str) -> tuple[tuple[str, bool], ...]:
+    """Read a list of ``Name=true`` and ``Name=false``.
+
+    Raises:
+        ValueError: an entry is neither.
+    """
+    gates = []
+    for entry in text.split(",") if text else ():
+        name, equals, value = entry.strip().partition("=")
+        if not (name and equals):
+            raise ValueError("not a list of Name=true or Name=false")
+        gates.append((name, parse_bool(value)))
+    return tuple(gates)
+
+
+def parse_hostname(text: str) -> str | None:
+    """Read a node name: trimmed, in lower case, ``None`` when empty.
+
+    Raises:
+        ValueError: there are only spaces.
+    """
+    if text and not text.strip():
+        raise ValueError("only spaces; give the name of this node's Node object")
+    return text.strip().lower() or None
+
+
+def parse_profiling(text: str) -> bool:
+    """Accept only that profiling is off.
+
+    Raises:
+        ValueError: it is asked for.
+    """
+    if parse_bool(text):
+        raise ValueError("profiling is not available in this version; leave the flag out")
+    return False
