@@ -20,7 +20,7 @@ class Backoff:
         self._uniform = uniform
         self._first = first
         self._longest = longest
-        self._ceiling = first
+        self._ceiling = min(first, longest)
 
     def next(self) -> float:
         """Give the wait after a failure, and make the next one longer."""
@@ -30,4 +30,4 @@ class Backoff:
 
     def reset(self) -> None:
         """Begin at the first wait again, after something went well."""
-        self._ceiling = self._first
+        self._ceiling = min(self._first, self._longest)

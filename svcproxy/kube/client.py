@@ -1,10 +1,11 @@
-"""Raw GET requests to the API server, with the kubernetes client's authentication and TLS.
+"""Raw requests to the API server, with the kubernetes client's authentication and TLS.
 
 The generated API classes are left aside: building their models costs fifty times what decoding
 the few fields we need does. This module and ``credentials`` are the only ones that know the
 library, and it has no types: ``Any`` ends here.
 """
 
+import math
 import socket
 import threading
 import time
@@ -24,6 +25,7 @@ from svcproxy.kube.credentials import ConnectionSettings, load_configuration
 _CHUNK = 1 << 16
 _ERROR_BODY_LIMIT = 1 << 16
 _RELOAD_SECONDS = 1.0
+_CLOSE_SECONDS = 0.2
 
 
 class TransportError(Exception):
@@ -72,6 +74,12 @@ class Response:
                 return
             yield chunk
 
+    def be_patient(self, idle_seconds: float) -> None:
+        """Bear another length of silence from now on."""
+        connection = self._response.connection
+        if isinstance(connection, HTTPConnection) and connection.sock is not None:
+            connection.sock.settimeout(idle_seconds)
+
     def __enter__(self) -> Self:
         return self
 
@@ -95,7 +103,7 @@ class Client:
         self._lock = threading.Lock()
         self._sockets = _Sockets()
         self._api = self._connect()
-        self._loaded = time.monotonic()
+        self._reloaded = -math.inf
 
     def get(
         self, path: str, query: Mapping[str, str], *, stream: bool, idle_seconds: float
@@ -113,19 +121,46 @@ class Client:
             TransportError: there is no answer.
             SourceError: credentials are missing now.
         """
-        headers = {
-            "Accept": "application/json",
-            "Accept-Encoding": "identity" if stream else "gzip",
-        }
+        encoding = "identity" if stream else "gzip"
+        headers = {"Accept": "application/json", "Accept-Encoding": encoding}
+        return self._send("GET", path, headers, idle_seconds, query=list(query.items()))
+
+    def post(self, path: str, body: Mapping[str, Any], *, idle_seconds: float) -> Response:
+        """Send an object in a POST request and wait for the head of the answer.
+
+        Args:
+            path: the path below the server's URL.
+            body: what to send as JSON.
+            idle_seconds: the longest silence to bear while reading.
+
+        Raises:
+            TransportError: there is no answer; the server may have taken the object all the same.
+            SourceError: credentials are missing now.
+        """
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        return self._send("POST", path, headers, idle_seconds, body=dict(body))
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        idle_seconds: float,
+        *,
+        query: list[tuple[str, str]] | None = None,
+        body: dict[str, Any] | None = None,
+    ) -> Response:
         with self._lock:
             # Under the lock, as this may read token files or run a credential plugin.
-            api = self._api
+            api, server = self._api
             request = api.param_serialize(
-                "GET",
+                method,
                 path,
-                query_params=list(query.items()),
+                query_params=query,
                 header_params=headers,
+                body=body,
                 auth_settings=["BearerToken"],
+                _host=server,
             )
         with _translated():
             answer = api.call_api(
@@ -141,23 +176,32 @@ class Client:
         """
         with self._lock:
             # All threads meet the same 401 at about the same time: one of them is enough.
-            if time.monotonic() - self._loaded < _RELOAD_SECONDS:
+            if time.monotonic() - self._reloaded < _RELOAD_SECONDS:
                 return
-            self._loaded = time.monotonic()
-            stale, self._api = self._api, self._connect()
+            self._reloaded = time.monotonic()
+            (stale, _), self._api = self._api, self._connect()
         stale.close()
 
     def close(self) -> None:
         """End every request, also those that other threads are blocked in; allow no more."""
         self._sockets.shut()
-        with self._lock:
-            self._api.close()
+        # Whoever holds the lock may be waiting for a credential plugin; we do not wait with it.
+        if self._lock.acquire(timeout=_CLOSE_SECONDS):
+            try:
+                self._api[0].close()
+            finally:
+                self._lock.release()
 
-    def _connect(self) -> Any:
+    def _connect(self) -> tuple[Any, str]:
+        """Make the library's client, and keep its server's URL.
+
+        The library sets the server of the kubeconfig again whenever it renews a token, and so
+        forgets one that overrides it.
+        """
         api = ApiClient(load_configuration(self._settings))
         api.user_agent = f"svcproxy/{__version__}"
         self._sockets.track(api.rest_client.pool_manager)
-        return api
+        return api, api.configuration.host
 
 
 class _Sockets:
@@ -170,8 +214,8 @@ class _Sockets:
 
     def track(self, manager: urllib3.PoolManager) -> None:
         """Make a pool manager open its connections under our eyes."""
-        http = type("HTTP", (_TrackedHTTP,), {"sockets": self})
-        https = type("HTTPS", (_TrackedHTTPS,), {"sockets": self})
+        http = type("HTTPConnection", (_TrackedHTTP,), {"sockets": self})
+        https = type("HTTPSConnection", (_TrackedHTTPS,), {"sockets": self})
         manager.pool_classes_by_scheme = {
             "http": type("Pool", (urllib3.HTTPConnectionPool,), {"ConnectionCls": http}),
             "https": type("TLSPool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": https}),

@@ -37,7 +37,8 @@ class ConnectionSettings(msgspec.Struct, frozen=True):
     Without ``kubeconfig`` and ``master`` the service account of the pod is used. ``master``
     overrides the server of the kubeconfig; alone, it means a server that asks no credentials.
     ``idle_seconds`` is how long a watch may be silent before it counts as dead: API servers
-    send a bookmark about every minute.
+    send a bookmark about every minute. ``initial_seconds`` is the same for a stream of initial
+    events, and ``backoff_seconds`` the longest wait between two attempts.
     """
 
     kubeconfig: str = ""
@@ -47,6 +48,7 @@ class ConnectionSettings(msgspec.Struct, frozen=True):
     list_seconds: float = 60.0
     idle_seconds: float = 90.0
     initial_seconds: float = 20.0
+    backoff_seconds: float = 30.0
     service_account: Path = SERVICE_ACCOUNT
 
 
@@ -144,29 +146,30 @@ def _check_context(document: dict[str, Any], path: Path, wanted: str) -> dict[st
         raise SourceError(
             f"kubeconfig {path} has no current-context: set one with kubectl config use-context"
         )
-    context = _named(document, "contexts", name, path).get("context") or {}
-    cluster = _named(document, "clusters", context.get("cluster"), path).get("cluster") or {}
+    context = _named(document, "contexts", name, path)
+    cluster = _named(document, "clusters", context.get("cluster"), path)
     if not cluster.get("server"):
         raise SourceError(
             f"kubeconfig {path}: cluster {context.get('cluster')!r} has no server: add its URL"
         )
-    if not context.get("user"):
-        return {}
-    user = _named(document, "users", context["user"], path).get("user") or {}
-    return dict(user)
+    return _named(document, "users", context["user"], path) if context.get("user") else {}
 
 
 def _named(document: dict[str, Any], section: str, name: object, path: Path) -> dict[str, Any]:
-    entries = document.get(section) or []
-    if isinstance(entries, list):
-        for entry in entries:
-            if isinstance(entry, dict) and entry.get("name") == name:
-                return entry
-    known = sorted(str(e.get("name")) for e in entries if isinstance(e, dict))
-    raise SourceError(
-        f"kubeconfig {path} has no entry {name!r} in {section}: "
-        f"use one of {', '.join(known) or 'none, add it'}"
-    )
+    """Give what an entry of ``clusters``, ``users`` or ``contexts`` holds."""
+    entries = document.get(section)
+    named = {
+        entry.get("name"): entry.get(section.removesuffix("s"))
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict)
+    }
+    if name not in named:
+        known = ", ".join(sorted(map(str, named))) or "none, add it"
+        raise SourceError(
+            f"kubeconfig {path} has no entry {name!r} in {section}: use one of {known}"
+        )
+    content = named[name]
+    return content if isinstance(content, dict) else {}
 
 
 def _check_plugin(plugin: object, path: Path) -> None:

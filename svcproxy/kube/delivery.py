@@ -8,7 +8,7 @@ from svcproxy.kube.wire import WireObject
 from svcproxy.model.names import Kind, NamespacedName
 from svcproxy.model.objects import ApiObject, Problem
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger()
 
 
 def parse_safely(obj: WireObject) -> ApiObject | None:

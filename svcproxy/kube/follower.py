@@ -24,7 +24,7 @@ from svcproxy.kube.reflector import (
 from svcproxy.kube.source import Sink, SourceError
 from svcproxy.model.names import Kind
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger()
 
 _UNAUTHORIZED = 401
 _OK = 200
@@ -59,7 +59,7 @@ class Follower:
         self._client = client
         self._settings = settings
         self._stopping = threading.Event()
-        self._backoff = Backoff(random.uniform)
+        self._backoff = Backoff(random.uniform, longest=settings.backoff_seconds)
         self._hasty = 0
         self._synced = False
         self._thread: threading.Thread | None = None
@@ -160,7 +160,10 @@ class Follower:
                 return output
             if listed and output.effects:
                 self._healthy()
-            listed = self._apply(output, sink, delivery) or listed
+            if self._apply(output, sink, delivery):
+                listed = True
+                # From here on it is a watch like any other, with a bookmark every minute.
+                response.be_patient(self._settings.idle_seconds)
         return self._reflector.broken(Cause.CLOSED)
 
     def _renew_credentials(self) -> None:

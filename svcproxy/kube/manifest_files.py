@@ -22,7 +22,7 @@ try:
 except ImportError:  # PyYAML built without libyaml: ten times slower, otherwise the same
     from yaml import SafeLoader as _BaseLoader  # type: ignore[assignment]
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger()
 
 Key = tuple[Kind, NamespacedName]
 
@@ -123,13 +123,15 @@ class _Reader:
             self._reject(document, None, None, ParseError("", "is no Kubernetes object"))
             return
         text = content.get("kind") or default_kind
-        if isinstance(text, str) and text.endswith("List"):
+        if not isinstance(text, str) or not text:
+            reason = "is no text" if text else "is missing"
+            self._reject(document, None, None, ParseError("kind", reason))
+            return
+        if text.endswith("List"):
             self._take_items(document, text.removesuffix("List"))
             return
-        kind = _KINDS.get(text) if isinstance(text, str) else None
-        if not text:
-            self._reject(document, None, None, ParseError("kind", "is missing"))
-        elif kind is None or not self._is_ours(document, kind):
+        kind = _KINDS.get(text)
+        if kind is None or not self._is_ours(document, kind):
             _log.debug("manifest.ignored", file=self._origin, kind=text)
         else:
             self._take_object(document, kind)

@@ -18,7 +18,7 @@ from svcproxy.kube.source import Sink, SourceError
 from svcproxy.model.names import Kind, NamespacedName
 from svcproxy.model.objects import ApiObject, Problem
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger()
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _STOP_SECONDS = 1.0

@@ -346,5 +346,6 @@ def _parse_error(error: msgspec.MsgspecError) -> ParseError:
 
 
 def _sentence(text: str) -> str:
-    text = text.replace("`", "")
+    # What is optional to the decoder is no advice to whoever has to correct a value.
+    text = text.replace("`", "").replace(" | null", "")
     return text[:1].lower() + text[1:]

@@ -1,6 +1,9 @@
+import errno
 import http.client
 import json
+import math
 import random
+import selectors
 import socket
 import threading
 import time
@@ -13,7 +16,8 @@ from structlog.testing import capture_logs
 
 from svcproxy.model.names import IPFamily, NamespacedName, Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
-from svcproxy.observe.clients import ClientLimits, Request
+from svcproxy.observe.clients import Answer, ClientLimits, Connections, Request
+from svcproxy.observe.health import HealthState
 from svcproxy.observe.service_health import ServiceHealthServers
 
 V4, V6 = IPFamily.IPV4, IPFamily.IPV6
@@ -29,10 +33,11 @@ class Servers:
         self.healthy = True
         self.failures: list[tuple[NamespacedName, int, str]] = []
         more.setdefault("retry_seconds", 0.05)
+        healthy = more.pop("healthy", lambda: self.healthy)
         self.servers = ServiceHealthServers(
             family,
             addresses,
-            lambda: self.healthy,
+            healthy,
             lambda name, port, reason: self.failures.append((name, port, reason)),
             **more,
         )
@@ -504,3 +509,41 @@ def test_nothing_to_serve_needs_no_thread(make: Make) -> None:
     servers.servers.move(("127.0.0.1",))
     assert threading.active_count() == before
     servers.servers.stop()
+
+
+def test_the_proxy_is_healthy_whatever_becomes_of_the_node(make: Make) -> None:
+    elapsed = 0.0
+    health = HealthState(sync_period=30.0, clock=lambda: elapsed, wall=time.time)
+    servers = make(healthy=lambda: health.healthy)
+    port = open_port(servers, "10.0.0.1")
+    health.node_changed(None)
+    health.updated(V4)
+    health.queued(V4)
+    assert servers.ask(port)[0] == 200
+    elapsed = 60.0
+    assert servers.ask(port)[0] == 503
+    health.updated(V4)
+    assert servers.ask(port)[0] == 200
+
+
+def test_without_file_descriptors_the_oldest_makes_room() -> None:
+    class Starved(socket.socket):
+        def accept(self) -> tuple[socket.socket, Any]:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    def answer(_name: NamespacedName) -> Answer:
+        raise AssertionError
+
+    with ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        listener = stack.enter_context(taken())
+        connections = Connections(selector, answer, ClientLimits())
+        client = stack.enter_context(socket.create_connection(listener.getsockname()))
+        listener.settimeout(0)
+        connections.accept(listener, WEB)
+        assert connections.deadline() < math.inf
+        starved = stack.enter_context(Starved())
+        connections.accept(starved, WEB)
+        assert connections.deadline() == math.inf
+        assert closed(client) < 1
+        connections.accept(starved, WEB)

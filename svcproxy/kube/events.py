@@ -1,0 +1,400 @@
+"""Events: what the cluster's users can see of this proxy's troubles, next to the object concerned.
+
+Goals:
+
+1. Callers are never held up and never fail: an Event is worth less than any rule.
+2. The API server is spared: the same Event is sent once in five minutes, all of them at a
+   limited rate, and what piles up meanwhile is thrown away, the oldest first.
+3. Every node says the same of a conflict between Services. An Event's name is derived from what
+   it says and the time, so that the API server takes the first one and refuses its copies.
+
+The format is that of kube-proxy's recorder (client-go's tools/events), and so is the name of the
+reporting controller, by which people look for these Events; the instance tells who it really is.
+"""
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from http import HTTPStatus
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import structlog
+
+from svcproxy.kube.backoff import Backoff
+from svcproxy.kube.client import Client, TransportError
+from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.source import SourceError
+from svcproxy.model.names import NamespacedName
+
+_log = structlog.get_logger(__name__)
+
+_CONTROLLER = "kube-proxy"
+_INSTANCE = "svcproxy"
+# The API's limits (pkg/apis/core/validation/events.go), in bytes
+_NOTE_BYTES = 1024
+_FIELD_BYTES = 128
+_NAME_BYTES = 253
+# Events about objects outside of namespaces live here.
+_CLUSTER_NAMESPACE = "default"
+_STOP_SECONDS = 1.0
+
+
+class EventRecorder(Protocol):
+    """Tells the users of the cluster what happened; every call is cheap and never fails."""
+
+    def service(
+        self,
+        name: NamespacedName,
+        reason: str,
+        note: str,
+        *,
+        warning: bool = True,
+        action: str = "Sync",
+    ) -> None:
+        """Say something about a Service.
+
+        A note that holds for one node only has to name that node: the same note about the same
+        Service counts as one Event, whichever node says it.
+
+        Args:
+            name: the Service.
+            reason: why, in one CamelCase word for machines.
+            note: the sentence for people.
+            warning: whether it is a Warning; otherwise it is Normal.
+            action: what was tried, in one CamelCase word.
+        """
+
+    def node(
+        self, reason: str, note: str, *, warning: bool = False, action: str = "StartKubeProxy"
+    ) -> None:
+        """Say something about this node; the arguments are as for ``service``."""
+
+    def stop(self) -> None:
+        """Send nothing any more, and wait at most a second for what is under way."""
+
+
+class LogOnly:
+    """An ``EventRecorder`` for when no API server is followed: Events become log lines."""
+
+    def service(
+        self,
+        name: NamespacedName,
+        reason: str,
+        note: str,
+        *,
+        warning: bool = True,
+        action: str = "Sync",
+    ) -> None:
+        """Log what happened to a Service."""
+        _log_event("Service", str(name), reason, note, warning=warning, action=action)
+
+    def node(
+        self, reason: str, note: str, *, warning: bool = False, action: str = "StartKubeProxy"
+    ) -> None:
+        """Log what happened to this node."""
+        _log_event("Node", "", reason, note, warning=warning, action=action)
+
+    def stop(self) -> None:
+        """Do nothing: nothing is under way."""
+
+
+def _log_event(kind: str, name: str, reason: str, note: str, *, warning: bool, action: str) -> None:
+    _log.info(
+        "event",
+        kind=kind,
+        name=name,
+        reason=reason,
+        note=note,
+        type="Warning" if warning else "Normal",
+        action=action,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EventLimits:
+    """How many Events are held and sent; times are in seconds.
+
+    ``burst`` Events can be sent at once, then one every ``interval``. An Event is tried
+    ``attempts`` times, with pauses of at most ``first_pause`` doubled each time.
+    """
+
+    queue: int = 200
+    remembered: int = 2000
+    fold_seconds: float = 300.0
+    burst: int = 25
+    interval: float = 5.0
+    attempts: int = 5
+    first_pause: float = 1.0
+    request_seconds: float = 10.0
+
+
+class _Occurrence(NamedTuple):
+    """What an Event says; equal ones are the same Event. The Node has no namespace."""
+
+    regarding: NamespacedName
+    reason: str
+    note: str
+    warning: bool
+    action: str
+
+
+class KubernetesEvents:
+    """An ``EventRecorder`` that creates Events in the API.
+
+    Args:
+        settings: where the API server is and how to prove who we are. They are used when there
+            is the first Event to send; should they be of no use, it counts as a failure to send.
+        node_name: the name of this node.
+        limits: how much is held and sent.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        node_name: str,
+        *,
+        limits: EventLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._node_name = node_name
+        self._limits = limits or EventLimits()
+        self._clock = clock
+        self._sender = _Sender(settings, node_name, self._limits)
+        self._changed = threading.Condition()
+        self._queue: deque[tuple[_Occurrence, datetime]] = deque()
+        self._recent: dict[_Occurrence, float] = {}
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+        self._dropped = 0
+
+    @property
+    def dropped(self) -> int:
+        """How many Events were thrown away because too many waited or they could not be sent."""
+        return self._dropped
+
+    def service(
+        self,
+        name: NamespacedName,
+        reason: str,
+        note: str,
+        *,
+        warning: bool = True,
+        action: str = "Sync",
+    ) -> None:
+        """Record an Event about a Service."""
+        self._put(_Occurrence(name, reason, note, warning, action))
+
+    def node(
+        self, reason: str, note: str, *, warning: bool = False, action: str = "StartKubeProxy"
+    ) -> None:
+        """Record an Event about this node."""
+        regarding = NamespacedName("", self._node_name)
+        self._put(_Occurrence(regarding, reason, note, warning, action))
+
+    def stop(self) -> None:
+        """Send nothing any more, and wait at most a second for what is under way."""
+        with self._changed:
+            self._stopped = True
+            self._queue.clear()
+            self._changed.notify_all()
+        self._sender.close()
+        if self._thread is not None:
+            self._thread.join(_STOP_SECONDS)
+
+    def _put(self, occurrence: _Occurrence) -> None:
+        with self._changed:
+            if self._stopped or self._fold(occurrence):
+                return
+            if len(self._queue) >= self._limits.queue:
+                self._lost(self._queue.popleft()[0])
+            self._queue.append((occurrence, datetime.now(UTC)))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def _fold(self, occurrence: _Occurrence) -> bool:
+        """Whether the same was said a short while ago; otherwise remember it as said now."""
+        now = self._clock()
+        while self._recent:
+            oldest = next(iter(self._recent))
+            fresh = now - self._recent[oldest] < self._limits.fold_seconds
+            if fresh and len(self._recent) < self._limits.remembered:
+                break
+            del self._recent[oldest]
+        if occurrence in self._recent:
+            return True
+        self._recent[occurrence] = now
+        return False
+
+    def _lost(self, occurrence: _Occurrence) -> None:
+        self._dropped += 1
+        self._recent.pop(occurrence, None)  # it was not said after all
+
+    def _run(self) -> None:
+        tokens, filled = float(self._limits.burst), self._clock()
+        while (due := self._next()) is not None:
+            now = self._clock()
+            tokens += (now - filled) / self._limits.interval
+            tokens, filled = min(tokens, float(self._limits.burst)), now
+            if tokens < 1 and self._sender.pause((1 - tokens) * self._limits.interval):
+                return
+            tokens -= 1
+            if not self._sender.deliver(*due):
+                with self._changed:
+                    self._lost(due[0])
+
+    def _next(self) -> tuple[_Occurrence, datetime] | None:
+        """Wait for something to send; nothing means the end."""
+        with self._changed:
+            while not (self._queue or self._stopped):
+                self._changed.wait()
+            return None if self._stopped else self._queue.popleft()
+
+
+class _Sender:
+    """Brings single Events to the API server; works in the recorder's thread."""
+
+    def __init__(self, settings: ConnectionSettings, node_name: str, limits: EventLimits) -> None:
+        self._settings = settings
+        self._instance = _cut(f"{_INSTANCE}-{node_name}", _FIELD_BYTES)
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._client: Client | None = None
+
+    def pause(self, seconds: float) -> bool:
+        """Wait, and tell whether it is over with sending."""
+        return self._stopping.wait(seconds)
+
+    def close(self) -> None:
+        """End the request under way; any thread may call this."""
+        with self._lock:
+            self._stopping.set()
+            if self._client is not None:
+                self._client.close()
+
+    def deliver(self, occurrence: _Occurrence, when: datetime) -> bool:
+        """Try a few times to create the Event; tell whether the API server has it."""
+        pauses = Backoff(random.uniform, first=self._limits.first_pause)
+        for attempt in range(self._limits.attempts):
+            if attempt and self.pause(pauses.next()):
+                return False
+            try:
+                status = self._attempt(occurrence, when)
+            except (TransportError, SourceError) as error:
+                trouble = str(error)
+            except Exception:  # noqa: BLE001 - this thread must not die of one Event
+                _log.exception("event.defect", reason=occurrence.reason)
+                return False
+            else:
+                if status < 300 or status == HTTPStatus.CONFLICT:  # another node has said it
+                    return True
+                trouble = f"HTTP {status}"
+                if not _is_passing(status):
+                    break
+        if not self._stopping.is_set():
+            _log.debug("event.lost", regarding=str(occurrence.regarding), error=trouble)
+        return False
+
+    def _attempt(self, occurrence: _Occurrence, when: datetime) -> int:
+        client = self._connected()
+        event = self._event(occurrence, when, self._uid(client, occurrence.regarding))
+        path = f"/apis/events.k8s.io/v1/namespaces/{event['metadata']['namespace']}/events"
+        seconds = self._limits.request_seconds
+        with client.post(path, event, idle_seconds=seconds) as response:
+            response.read_error()  # nothing in it matters, but an unread one costs the connection
+            status = response.status
+        if status == HTTPStatus.UNAUTHORIZED:
+            client.reload()
+        return status
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            client = Client(self._settings)
+            with self._lock:
+                self._client = client
+                if self._stopping.is_set():
+                    client.close()
+        return self._client
+
+    def _uid(self, client: Client, regarding: NamespacedName) -> str:
+        """Find the UID: ``kubectl describe`` shows only Events that have it.
+
+        A node's Events carry its name there, as the kubelet's do. A Service is found with a
+        list, which the proxy may do anyway; without an answer, the Event goes out without a UID
+        and is still seen by ``kubectl get events``.
+        """
+        if not regarding.namespace:
+            return regarding.name
+        path = f"/api/v1/namespaces/{regarding.namespace}/services"
+        query = {"fieldSelector": f"metadata.name={regarding.name}", "resourceVersion": "0"}
+        seconds = self._limits.request_seconds
+        with client.get(path, query, stream=False, idle_seconds=seconds) as response:
+            if response.status != HTTPStatus.OK:
+                response.read_error()
+                return ""
+            body = response.read()
+        try:
+            items = msgspec.json.decode(body, type=_Services).items
+        except msgspec.DecodeError:
+            return ""
+        return items[0].metadata.uid if items else ""
+
+    def _event(self, occurrence: _Occurrence, when: datetime, uid: str) -> dict[str, Any]:
+        name, reason, note, warning, action = occurrence
+        regarding = {
+            "apiVersion": "v1",
+            "kind": "Service" if name.namespace else "Node",
+            "name": name.name,
+        }
+        regarding |= {"namespace": name.namespace} if name.namespace else {}
+        regarding |= {"uid": uid} if uid else {}
+        window = int(when.timestamp() / self._limits.fold_seconds)
+        digest = sha256("\0".join((*map(str, occurrence), uid, str(window))).encode())
+        suffix = f".{digest.hexdigest()[:16]}"
+        return {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {
+                "name": _cut(name.name, _NAME_BYTES - len(suffix)).rstrip("-.") + suffix,
+                "namespace": name.namespace or _CLUSTER_NAMESPACE,
+            },
+            "eventTime": when.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "reportingController": _CONTROLLER,
+            "reportingInstance": self._instance,
+            "action": _cut(action, _FIELD_BYTES),
+            "reason": _cut(reason, _FIELD_BYTES),
+            "regarding": regarding,
+            "note": _cut(note, _NOTE_BYTES),
+            "type": "Warning" if warning else "Normal",
+        }
+
+
+class _Metadata(msgspec.Struct):
+    uid: str = ""
+
+
+class _Named(msgspec.Struct):
+    metadata: _Metadata
+
+
+class _Services(msgspec.Struct):
+    items: list[_Named] = []
+
+
+def _is_passing(status: int) -> bool:
+    """Whether the same request may meet with success later."""
+    return status >= 500 or status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS}
+
+
+def _cut(text: str, size: int) -> str:
+    """Cut a text to so many bytes of UTF-8."""
+    return text.encode()[:size].decode(errors="ignore")

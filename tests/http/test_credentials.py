@@ -1,0 +1,192 @@
+"""Every way of proving who we are, against a server that looks."""
+
+import json
+import ssl
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog.testing
+
+from svcproxy.kube.api import KubernetesSource
+from svcproxy.kube.credentials import ConnectionSettings
+from tests.fakes import objects
+from tests.fakes.api_server import FakeApiServer
+from tests.fakes.sink import RecordingSink, eventually
+from tests.http.conftest import TLS, Follow
+
+
+def kubeconfig(server: FakeApiServer, folder: Path, user: dict[str, Any]) -> ConnectionSettings:
+    path = server.write_kubeconfig(folder / "kubeconfig", user=user)
+    config = json.loads(path.read_text())
+    config["clusters"][0]["cluster"]["certificate-authority"] = str(TLS / "ca.pem")
+    path.write_text(json.dumps(config))
+    return ConnectionSettings(kubeconfig=str(path))
+
+
+def plugin(folder: Path, *, token_from: Path, command: str | None = None) -> dict[str, Any]:
+    """Write a credential plugin that gives what a file says, and its place in a kubeconfig."""
+    script = folder / "plugin"
+    script.write_text(
+        f"#!{sys.executable}\n"
+        "import json, pathlib, sys\n"
+        f"token = pathlib.Path({str(token_from)!r}).read_text()\n"
+        "if not token: sys.exit('not logged in')\n"
+        "version = 'client.authentication.k8s.io/v1'\n"
+        "print(json.dumps({'apiVersion': version, 'kind': 'ExecCredential',"
+        " 'status': {'token': token}}))\n"
+    )
+    script.chmod(0o755)
+    exec_ = {"apiVersion": "client.authentication.k8s.io/v1", "command": command or str(script)}
+    return {"exec": exec_}
+
+
+def test_a_token_in_the_kubeconfig(
+    tls_server: FakeApiServer, follow: Follow, tmp_path: Path
+) -> None:
+    tls_server.behaviour.token = "secret"
+    assert follow(kubeconfig(tls_server, tmp_path, {"token": "secret"})).names() == {"web"}
+
+
+def test_a_kubeconfig_of_the_fake_server_is_enough(
+    server: FakeApiServer, follow: Follow, tmp_path: Path
+) -> None:
+    server.behaviour.token = "secret"
+    path = server.write_kubeconfig(tmp_path / "kubeconfig")
+    follow(ConnectionSettings(kubeconfig=str(path)))
+
+
+def test_a_token_replaced_in_the_kubeconfig_is_found_after_a_401(
+    server: FakeApiServer, follow: Follow, tmp_path: Path
+) -> None:
+    server.behaviour.token = "old"
+    path = server.write_kubeconfig(tmp_path / "kubeconfig")
+    sink = follow(ConnectionSettings(kubeconfig=str(path), backoff_seconds=0.3))
+    server.behaviour.token = "new"
+    path.write_text("half written: [")
+    server.cut()
+    server.put(objects.service("web"))
+    with structlog.testing.capture_logs() as logs:
+        eventually(lambda: any(entry["event"] == "credentials.failed" for entry in logs))
+    server.write_kubeconfig(path)
+    sink.wait(lambda: sink.names() == {"web"})
+    assert sink.deletes == []
+
+
+def test_a_token_file_is_read_at_every_request(
+    server: FakeApiServer, follow: Follow, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("first\n")
+    server.behaviour.token = "first"
+    # A relative path is relative to the kubeconfig.
+    path = server.write_kubeconfig(tmp_path / "kubeconfig", user={"tokenFile": "token"})
+    sink = follow(ConnectionSettings(kubeconfig=str(path)))
+    token.write_text("second\n")
+    server.behaviour.token = "second"
+    refused = len(server.received)
+    server.cut()
+    server.put(objects.service("web"))
+    sink.wait(lambda: sink.names() == {"web"})
+    sent = {request.headers["authorization"] for request in server.received[refused:]}
+    assert sent == {"Bearer second"}
+
+
+def test_a_token_file_that_vanishes_for_a_while_is_waited_for(
+    server: FakeApiServer, follow: Follow, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("first")
+    server.behaviour.token = "first"
+    path = server.write_kubeconfig(tmp_path / "kubeconfig", user={"tokenFile": str(token)})
+    with structlog.testing.capture_logs() as logs:
+        sink = follow(ConnectionSettings(kubeconfig=str(path)))
+        token.unlink()
+        server.cut()
+        eventually(lambda: any("token file" in str(entry.get("reason")) for entry in logs))
+    token.write_text("first")
+    server.put(objects.service("web"))
+    sink.wait(lambda: sink.names() == {"web"})
+
+
+def test_a_token_file_goes_before_a_token(
+    server: FakeApiServer, follow: Follow, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("right")
+    server.behaviour.token = "right"
+    user = {"token": "wrong", "tokenFile": str(tmp_path / "token")}
+    path = server.write_kubeconfig(tmp_path / "kubeconfig", user=user)
+    follow(ConnectionSettings(kubeconfig=str(path)))
+
+
+def test_a_client_certificate(tls_server: FakeApiServer, follow: Follow, tmp_path: Path) -> None:
+    context = tls_server.tls
+    assert context is not None
+    context.verify_mode = ssl.CERT_REQUIRED
+    client = str(TLS / "client.pem")
+    user = {"client-certificate": client, "client-key": client}
+    assert follow(kubeconfig(tls_server, tmp_path, user)).names() == {"web"}
+
+
+def test_stop_is_quick_over_tls_too(tls_server: FakeApiServer, tmp_path: Path) -> None:
+    source = KubernetesSource(kubeconfig(tls_server, tmp_path, {}), "node-1")
+    sink = RecordingSink()
+    source.start(sink)
+    sink.wait_synced()
+    source.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("watch-")]
+
+
+def test_a_server_that_is_not_the_right_one_is_not_followed(
+    tls_server: FakeApiServer, follow: Follow, tmp_path: Path
+) -> None:
+    settings = kubeconfig(tls_server, tmp_path, {})
+    text = Path(settings.kubeconfig).read_text().replace("ca.pem", "client.pem")
+    Path(settings.kubeconfig).write_text(text)
+    with structlog.testing.capture_logs() as logs:
+        sink = follow(settings, synced=False)
+        eventually(lambda: any("CERTIFICATE_VERIFY" in str(entry.get("reason")) for entry in logs))
+    assert sink.syncs == []
+
+
+def test_master_overrides_the_server_of_the_kubeconfig(
+    server: FakeApiServer, follow: Follow, tmp_path: Path
+) -> None:
+    server.behaviour.token = "secret"
+    path = server.write_kubeconfig(tmp_path / "kubeconfig")
+    path.write_text(path.read_text().replace(server.url, "http://127.0.0.1:1"))
+    follow(ConnectionSettings(kubeconfig=str(path), master=server.url + "/"))
+
+
+def test_a_credential_plugin_is_asked_and_asked_again(
+    server: FakeApiServer, follow: Follow, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("first")
+    server.behaviour.token = "first"
+    user = plugin(tmp_path, token_from=token, command="./plugin")
+    path = server.write_kubeconfig(tmp_path / "kubeconfig", user=user)
+    sink = follow(ConnectionSettings(kubeconfig=str(path)))
+    token.write_text("second")
+    server.behaviour.token = "second"
+    server.cut()
+    server.put(objects.service("web"))
+    sink.wait(lambda: sink.names() == {"web"})
+
+
+def test_the_service_account_of_a_pod(
+    tls_server: FakeApiServer, follow: Follow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("first\n")
+    (tmp_path / "ca.crt").write_bytes((TLS / "ca.pem").read_bytes())
+    tls_server.behaviour.token = "first"
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", tls_server.host)
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(tls_server.port))
+    sink = follow(ConnectionSettings(service_account=tmp_path))
+    (tmp_path / "token").write_text("second\n")
+    tls_server.behaviour.token = "second"
+    tls_server.cut()
+    tls_server.put(objects.service("api"))
+    sink.wait(lambda: sink.names() == {"web", "api"})

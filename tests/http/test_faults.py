@@ -1,0 +1,188 @@
+"""What happens to the connection changes nothing but the time at which news arrives."""
+
+import threading
+import time
+
+import pytest
+import structlog.testing
+
+from svcproxy.kube.api import KubernetesSource
+from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.model.names import Kind
+from tests.fakes import objects
+from tests.fakes.api_server import FakeApiServer
+from tests.fakes.sink import RecordingSink, eventually
+from tests.http.conftest import Follow
+
+
+def following_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("watch-")]
+
+
+def test_a_cut_watch_goes_on_where_it_was(server: FakeApiServer, follow: Follow) -> None:
+    server.put(objects.service("web"))
+    sink = follow()
+    server.cut()
+    server.put(objects.service("api"))
+    sink.wait(lambda: sink.names() == {"web", "api"})
+    assert len(sink.updates) == 2
+    assert (Kind.SERVICE, "cut") in sink.restarts
+    assert sink.deletes == []
+
+
+@pytest.mark.parametrize("watch_list", [True, False])
+@pytest.mark.parametrize("gone_as_event", [True, False])
+def test_what_was_deleted_behind_a_compaction_is_found_out(
+    server: FakeApiServer, follow: Follow, *, watch_list: bool, gone_as_event: bool
+) -> None:
+    server.behaviour.gone_as_event = gone_as_event
+    server.put_many([objects.service("kept"), objects.service("changed"), objects.service("gone")])
+    sink = follow(watch_list=watch_list)
+    sink.updates.clear()
+    server.outage()
+    server.delete("Service", "default", "gone")
+    server.put(objects.service("changed", ports=[{"port": 81}]))
+    server.put(objects.service("new"))
+    server.compact()
+    server.restore()
+    sink.wait(lambda: sink.names() == {"kept", "changed", "new"})
+    assert sorted(str(obj.name) for obj in sink.updates) == ["default/changed", "default/new"]
+    assert (Kind.SERVICE, "gone") in sink.restarts
+    assert len(sink.syncs) == 3
+
+
+def test_a_page_token_that_expires_means_a_whole_list(
+    server: FakeApiServer, follow: Follow
+) -> None:
+    server.put_many([objects.service(f"s{number}") for number in range(6)])
+    server.behaviour.compact_between_pages = True
+    sink = follow(watch_list=False, page_size=2)
+    assert len(sink.names()) == 6
+    queries = [r.query for r in server.received if r.kind == "Service" and r.verb == "list"]
+    assert [("limit" in query, "continue" in query) for query in queries] == [
+        (True, False),
+        (True, True),
+        (False, False),
+    ]
+
+
+def test_a_silent_connection_is_given_up(server: FakeApiServer, follow: Follow) -> None:
+    server.put(objects.service("web"))
+    sink = follow(ConnectionSettings(master=server.url, idle_seconds=0.3))
+    server.behaviour.stall = True
+    server.put(objects.service("api"))
+    sink.wait(lambda: (Kind.SERVICE, "idle") in sink.restarts)
+    server.behaviour.stall = False
+    sink.wait(lambda: sink.names() == {"web", "api"})
+    assert sink.deletes == []
+
+
+def test_bookmarks_keep_a_quiet_connection_alive(server: FakeApiServer, follow: Follow) -> None:
+    server.behaviour.bookmark_seconds = 0.05
+    sink = follow(ConnectionSettings(master=server.url, idle_seconds=0.5))
+    watches = server.count("Service", "watch")
+    time.sleep(0.8)  # longer than the limit: that nothing happens is the point
+    assert sink.restarts == []
+    assert server.count("Service", "watch") == watches
+
+
+def test_an_initial_stream_becomes_as_patient_as_a_watch(
+    server: FakeApiServer, follow: Follow
+) -> None:
+    sink = follow(ConnectionSettings(master=server.url, initial_seconds=0.2))
+    time.sleep(0.5)  # that nothing happens is the point
+    assert sink.restarts == []
+    assert server.count("Service", "watch") == 1
+
+
+def test_an_initial_stream_without_end_is_given_up(server: FakeApiServer, follow: Follow) -> None:
+    server.behaviour.ignore_watch_list = True
+    server.put(objects.service("web"))
+    sink = follow(ConnectionSettings(master=server.url, initial_seconds=0.2))
+    assert sink.names() == {"web"}
+    assert server.count("Service", "list") == 1
+
+
+def test_a_server_that_ends_every_watch_at_once_is_not_overrun(
+    server: FakeApiServer, follow: Follow
+) -> None:
+    server.behaviour.watch_seconds = 0.001
+    follow()
+    time.sleep(0.7)
+    assert server.count("Service", "watch") < 20
+
+
+def test_an_outage_deletes_nothing_and_its_end_is_noticed(
+    server: FakeApiServer, follow: Follow
+) -> None:
+    server.put(objects.service("web"))
+    sink = follow()
+    server.outage()
+    sink.wait(lambda: len([1 for _, reason in sink.restarts if reason == "cut"]) >= 4)
+    assert sink.names() == {"web"}
+    server.put(objects.service("api"))
+    server.restore()
+    sink.wait(lambda: sink.names() == {"web", "api"})
+    assert sink.deletes == []
+    assert len(sink.updates) == 2
+
+
+def test_a_server_that_comes_later_is_found(server: FakeApiServer, follow: Follow) -> None:
+    server.put(objects.service("web"))
+    server.outage()
+    sink = follow(synced=False)
+    server.restore()
+    sink.wait_synced()
+    assert sink.names() == {"web"}
+
+
+def test_failing_servers_are_asked_again(server: FakeApiServer, follow: Follow) -> None:
+    server.put(objects.service("web"))
+    server.behaviour.status = 503
+    sink = follow(synced=False)
+    eventually(lambda: server.count("Service", "watch") >= 2)
+    assert sink.syncs == []
+    server.behaviour.status = 0
+    sink.wait_synced()
+    assert sink.names() == {"web"}
+
+
+def test_watches_that_end_in_time_are_no_trouble(server: FakeApiServer, follow: Follow) -> None:
+    server.behaviour.watch_seconds = 0.1
+    server.put(objects.service("web"))
+    with structlog.testing.capture_logs() as logs:
+        sink = follow()
+        eventually(lambda: server.count("Service", "watch") >= 4)
+    server.put(objects.service("api"))
+    sink.wait(lambda: sink.names() == {"web", "api"})
+    assert sink.restarts == []
+    assert [entry for entry in logs if entry["log_level"] == "warning"] == []
+
+
+def test_a_failing_sink_gets_everything_again(server: FakeApiServer, follow: Follow) -> None:
+    server.put(objects.service("web"))
+    sink = follow()
+    with structlog.testing.capture_logs() as logs:
+        sink.fail_next_update = RuntimeError("full")
+        server.put(objects.service("api"))
+        sink.wait(lambda: sink.names() == {"web", "api"})
+    assert any(entry["event"] == "watch.crashed" for entry in logs)
+    assert sink.deletes == []
+
+
+@pytest.mark.parametrize("fault", ["stall", "outage", "slow"])
+def test_stop_is_quick_whatever_the_server_does(server: FakeApiServer, fault: str) -> None:
+    source = KubernetesSource(ConnectionSettings(master=server.url), "node-1")
+    if fault == "stall":
+        server.behaviour.stall = True
+    elif fault == "slow":
+        server.behaviour.delay = 1.5
+    else:
+        server.outage()
+    source.start(RecordingSink())
+    if fault != "outage":
+        eventually(lambda: len(server.received) == 3)
+    began = time.monotonic()
+    source.stop()
+    assert time.monotonic() - began < 1.0
+    assert following_threads() == []

@@ -1,0 +1,160 @@
+"""What a healthy API server tells arrives, whichever dialect it speaks."""
+
+import threading
+
+import pytest
+
+from svcproxy import __version__
+from svcproxy.kube.api import KubernetesSource
+from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.model.names import Kind, NamespacedName
+from tests.fakes import objects
+from tests.fakes.api_server import FakeApiServer
+from tests.fakes.sink import RecordingSink
+from tests.http.conftest import Follow
+
+
+@pytest.fixture(params=["stream", "list", "refuses streams", "ignores streams"])
+def dialect(request: pytest.FixtureRequest, server: FakeApiServer) -> dict[str, bool]:
+    """Give the source's options for each way of getting the first state."""
+    if request.param == "refuses streams":
+        server.behaviour.watch_list = False
+    if request.param == "ignores streams":
+        server.behaviour.ignore_watch_list = True
+        server.behaviour.bookmark_seconds = 0.05
+    return {"watch_list": request.param != "list"}
+
+
+def test_everything_is_there_when_synced_and_changes_follow(
+    server: FakeApiServer, follow: Follow, dialect: dict[str, bool]
+) -> None:
+    server.put(objects.service("web"))
+    server.put(objects.endpoint_slice("web-1", addresses=("10.0.0.1",)))
+    server.put(objects.node("node-1"))
+    server.put(objects.node("node-2"))
+    sink = follow(**dialect)
+    assert sink.names() == {"web"}
+    assert sink.names(Kind.ENDPOINT_SLICE) == {"web-1"}
+    assert sink.names(Kind.NODE) == {"node-1"}
+    assert len(sink.syncs) == 3
+    server.put(objects.service("api", namespace="other"))
+    server.delete("EndpointSlice", "default", "web-1")
+    sink.wait(lambda: sink.names() == {"web", "api"} and not sink.names(Kind.ENDPOINT_SLICE))
+    assert sink.restarts == []
+    assert sink.problems == []
+
+
+def test_an_empty_cluster_is_synced(follow: Follow, dialect: dict[str, bool]) -> None:
+    assert follow(**dialect).objects == {}
+
+
+def test_long_lists_come_in_pages(server: FakeApiServer, follow: Follow) -> None:
+    server.put_many([objects.service(f"s{number:02}") for number in range(25)])
+    sink = follow(watch_list=False, page_size=10)
+    assert len(sink.names()) == 25
+    assert server.count("Service", "list") == 3
+    assert server.count("Service", "watch") <= 1
+
+
+def test_big_lists_come_compressed_and_watches_do_not(
+    server: FakeApiServer, follow: Follow
+) -> None:
+    server.put_many(
+        [
+            objects.endpoint_slice(f"s{number}", addresses=tuple(f"10.0.0.{i}" for i in range(99)))
+            for number in range(50)
+        ]
+    )
+    sink = follow(watch_list=False)
+    assert len(sink.names(Kind.ENDPOINT_SLICE)) == 50
+    encodings = {(r.verb, r.headers["accept-encoding"]) for r in server.received}
+    assert encodings <= {("list", "gzip"), ("watch", "identity")}
+
+
+def test_what_kube_proxy_leaves_out_is_not_asked_for(server: FakeApiServer, follow: Follow) -> None:
+    other = objects.service("other-proxy")
+    other["metadata"]["labels"] = {"service.kubernetes.io/service-proxy-name": "x"}
+    headless = objects.endpoint_slice("headless")
+    headless["metadata"]["labels"]["service.kubernetes.io/headless"] = ""
+    server.put_many([other, headless, objects.service("none", clusterIP="None")])
+    sink = follow()
+    assert sink.objects == {}
+    selectors = {
+        (r.kind, r.query.get("labelSelector"), r.query.get("fieldSelector"))
+        for r in server.received
+    }
+    assert selectors == {
+        ("Service", "!service.kubernetes.io/service-proxy-name", "spec.clusterIP!=None"),
+        ("EndpointSlice", "!service.kubernetes.io/headless", None),
+        ("Node", None, "metadata.name=node-1"),
+    }
+    assert {r.headers["user-agent"] for r in server.received} == {f"svcproxy/{__version__}"}
+    assert {r.headers["accept"] for r in server.received} == {"application/json"}
+
+
+@pytest.mark.parametrize("watch_list", [True, False])
+def test_an_old_server_without_the_field_selector_is_asked_without(
+    server: FakeApiServer, follow: Follow, *, watch_list: bool
+) -> None:
+    server.behaviour.field_selectors = False
+    server.put(objects.service("web"))
+    server.put(objects.service("none", clusterIP="None"))
+    assert follow(watch_list=watch_list).names() == {"web"}
+
+
+def test_a_service_that_is_given_to_another_proxy_is_deleted(
+    server: FakeApiServer, follow: Follow
+) -> None:
+    server.put(objects.service("web"))
+    sink = follow()
+    given = objects.service("web")
+    given["metadata"]["labels"] = {"service.kubernetes.io/service-proxy-name": "x"}
+    server.put(given)
+    sink.wait(lambda: sink.names() == set())
+
+
+def test_a_service_that_turns_external_is_deleted(server: FakeApiServer, follow: Follow) -> None:
+    server.put(objects.service("web"))
+    sink = follow()
+    server.put(objects.service("web", type="ExternalName"))
+    sink.wait(lambda: sink.deletes == [(Kind.SERVICE, NamespacedName("default", "web"))])
+
+
+@pytest.mark.parametrize("watch_list", [True, False])
+def test_a_malformed_object_is_told_once_and_its_repair_is_seen(
+    server: FakeApiServer, follow: Follow, *, watch_list: bool
+) -> None:
+    server.put(objects.service("good"))
+    server.put(objects.service("bad", ports=[{"port": "http"}]))
+    sink = follow(watch_list=watch_list)
+    assert sink.names() == {"good"}
+    server.put(objects.service("good", ports=[{"port": 0}]))
+    sink.wait(lambda: len(sink.problems) == 2)
+    assert sorted(map(str, sink.problems)) == [
+        "Service default/bad: spec.ports[0].port: expected int, got str",
+        "Service default/good: spec.ports[0].port: 0 is no port",
+    ]
+    assert sink.names() == {"good"}
+    server.compact()
+    server.cut()
+    server.put(objects.service("bad"))
+    sink.wait(lambda: sink.names() == {"good", "bad"})
+    assert len(sink.problems) == 2
+    assert sink.deletes == []
+
+
+def test_stop_is_quick_in_the_middle_of_quiet_watches(server: FakeApiServer) -> None:
+    source = KubernetesSource(ConnectionSettings(master=server.url), "node-1")
+    sink = RecordingSink()
+    source.start(sink)
+    sink.wait_synced()
+    source.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("watch-")]
+
+
+def test_stop_before_start_and_twice_is_harmless(server: FakeApiServer) -> None:
+    source = KubernetesSource(ConnectionSettings(master=server.url), "node-1")
+    source.stop()
+    source.start(RecordingSink())
+    source.stop()
+    source.stop()

@@ -1,0 +1,161 @@
+"""What is wrong with files is said in one line that names the remedy."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from svcproxy.kube.credentials import ConnectionSettings, load_configuration
+from svcproxy.kube.source import SourceError
+
+CONFIG: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Config",
+    "clusters": [{"name": "c", "cluster": {"server": "https://10.0.0.1:6443"}}],
+    "users": [{"name": "u", "user": {"token": "secret"}}],
+    "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+    "current-context": "x",
+}
+
+
+def refusal(settings: ConnectionSettings) -> str:
+    with pytest.raises(SourceError) as caught:
+        load_configuration(settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def written(path: Path, **changes: Any) -> ConnectionSettings:
+    """Write the kubeconfig with changes: ``user`` and ``cluster`` replace those of the context."""
+    config = copy.deepcopy(CONFIG)
+    for key, value in changes.items():
+        if key in {"user", "cluster"}:
+            config[f"{key}s"][0][key] = value
+        else:
+            config[key.replace("_", "-")] = value
+    path.write_text(json.dumps(config))
+    return ConnectionSettings(kubeconfig=str(path))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "kubeconfig"
+
+
+def test_a_good_one_is_loaded(path: Path) -> None:
+    configuration = load_configuration(written(path))
+    assert configuration.host == "https://10.0.0.1:6443"
+    assert configuration.get_api_key_with_prefix("BearerToken") == "Bearer secret"
+    assert configuration.verify_ssl
+
+
+def test_the_home_folder_is_found(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(path)
+    monkeypatch.setenv("HOME", str(path.parent))
+    load_configuration(ConnectionSettings(kubeconfig="~/kubeconfig"))
+
+
+def test_another_context_can_be_asked_for(path: Path) -> None:
+    contexts = [*CONFIG["contexts"], {"name": "y", "context": {"cluster": "c"}}]
+    settings = written(path, contexts=contexts)
+    settings = ConnectionSettings(kubeconfig=settings.kubeconfig, context="y")
+    assert not load_configuration(settings).api_key
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "does not exist: give the right path"),
+        ("a: [", "is not YAML"),
+        ("\x00", "is not YAML"),
+        ("", "is empty or no kubeconfig"),
+        ("just text", "is empty or no kubeconfig"),
+        ("kind: Config", "has no current-context: set one with"),
+        ("current-context: x", "has no entry 'x' in contexts: use one of none"),
+        ("{current-context: x, contexts: 7}", "has no entry 'x' in contexts"),
+        ("{current-context: x, contexts: [7]}", "has no entry 'x' in contexts"),
+    ],
+)
+def test_what_is_no_kubeconfig(path: Path, text: str | None, words: str) -> None:
+    if text is not None:
+        path.write_text(text)
+    message = refusal(ConnectionSettings(kubeconfig=str(path)))
+    assert message.startswith(f"kubeconfig {path}")
+    assert words in message
+
+
+def test_a_folder_is_no_kubeconfig(tmp_path: Path) -> None:
+    assert "cannot be read (Is a directory)" in refusal(
+        ConnectionSettings(kubeconfig=str(tmp_path))
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"current_context": "y"}, "has no entry 'y' in contexts: use one of x"),
+        ({"clusters": []}, "has no entry 'c' in clusters: use one of none, add it"),
+        ({"users": None}, "has no entry 'u' in users"),
+        ({"contexts": [{"name": "x", "context": 7}]}, "has no entry None in clusters"),
+        ({"cluster": {}}, "cluster 'c' has no server: add its URL"),
+        ({"cluster": {"server": "10.0.0.1:6443"}}, "API server URL '10.0.0.1:6443' is not valid"),
+        ({"cluster": {"server": "http://x:port"}}, "API server URL 'http://x:port' is not valid"),
+        (
+            {"cluster": {"server": "https://x", "certificate-authority": "/no/ca.crt"}},
+            "File does not exist: /no/ca.crt",
+        ),
+        (
+            {"cluster": {"server": "https://x", "certificate-authority-data": "abc"}},
+            "Incorrect padding: correct the file",
+        ),
+        (
+            {"cluster": {"server": "https://x", "certificate-authority-data": "eA=="}},
+            "CA certificate",
+        ),
+        (
+            {"user": {"client-certificate-data": "eA==", "client-key-data": "eA=="}},
+            "client certificate",
+        ),
+        ({"user": {"tokenFile": "/no/token"}}, "/no/token"),
+        ({"user": {"exec": {"apiVersion": "v1"}}}, "the user's exec has no command: add it"),
+        (
+            {"user": {"exec": {"apiVersion": "v1", "command": "no-such-plugin"}}},
+            "exec plugin 'no-such-plugin' is not there or not executable: install it",
+        ),
+        (
+            {"user": {"exec": {"apiVersion": "v1", "command": "bin/plugin"}}},
+            "exec plugin 'bin/plugin' is not there or not executable: install it",
+        ),
+        (
+            {"user": {"exec": {"apiVersion": "v1", "command": "false"}}},
+            "exec plugin 'false' failed: exec: process returned 1: run it by hand",
+        ),
+        (
+            {"user": {"exec": {"apiVersion": "v1", "command": "true"}}},
+            "exec plugin 'true' failed: exec: failed to decode process output",
+        ),
+    ],
+)
+def test_what_is_wrong_inside(path: Path, changes: dict[str, Any], words: str) -> None:
+    assert words in refusal(written(path, **changes))
+
+
+@pytest.mark.parametrize("content", ["", "\n", "two words", "caf\u00e9", "a\nb"])
+def test_a_token_file_without_a_token(path: Path, content: str) -> None:
+    token = path.with_name("token")
+    token.write_text(content, encoding="utf-8")
+    assert f"token file {token} " in refusal(written(path, user={"tokenFile": "token"}))
+
+
+def test_outside_of_pods_there_is_no_service_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    message = refusal(ConnectionSettings(service_account=tmp_path))
+    assert "no in-cluster credentials (Service host/port is not set.)" in message
+    assert "--kubeconfig or --master" in message
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    assert "token file does not exist" in refusal(ConnectionSettings(service_account=tmp_path))

@@ -1,0 +1,90 @@
+import json
+
+import pytest
+
+from svcproxy.kube import delivery as delivery_module
+from svcproxy.kube import wire
+from svcproxy.kube.delivery import Delivery
+from svcproxy.model.names import Kind, NamespacedName
+from svcproxy.model.objects import Problem
+from tests.fakes import objects
+from tests.fakes.objects import Obj
+from tests.fakes.sink import RecordingSink
+
+WEB = NamespacedName("default", "web")
+
+
+@pytest.fixture
+def sink() -> RecordingSink:
+    return RecordingSink()
+
+
+@pytest.fixture
+def delivery(sink: RecordingSink) -> Delivery:
+    return Delivery(Kind.SERVICE, sink)
+
+
+def decoded(obj: Obj) -> wire.WireObject:
+    return wire.decode_object(Kind.SERVICE, json.dumps(obj).encode())
+
+
+GOOD = decoded(objects.service())
+HEADLESS = decoded(objects.service(clusterIP="None"))
+BAD = decoded(objects.service(ports=[{"port": 0}]))
+WORSE = decoded(objects.service(ports=[{"port": 70000}]))
+
+
+def test_objects_are_parsed_and_passed_on(sink: RecordingSink, delivery: Delivery) -> None:
+    delivery.present(WEB, GOOD)
+    assert sink.names() == {"web"}
+    delivery.absent(WEB)
+    assert sink.deletes == [(Kind.SERVICE, WEB)]
+
+
+def test_what_stops_being_ours_is_deleted(sink: RecordingSink, delivery: Delivery) -> None:
+    delivery.present(WEB, GOOD)
+    delivery.present(WEB, HEADLESS)
+    assert sink.objects == {}
+
+
+def test_a_problem_is_told_once_and_the_last_good_state_stays(
+    sink: RecordingSink, delivery: Delivery
+) -> None:
+    delivery.present(WEB, GOOD)
+    delivery.present(WEB, BAD)
+    delivery.present(WEB, BAD)
+    assert sink.problems == [Problem(Kind.SERVICE, WEB, "spec.ports[0].port", "0 is no port")]
+    assert sink.names() == {"web"}
+    assert sink.deletes == []
+
+
+@pytest.mark.parametrize("cure", ["good", "gone", "headless", "worse"])
+def test_a_problem_is_told_again_after_something_else(
+    cure: str, sink: RecordingSink, delivery: Delivery
+) -> None:
+    delivery.present(WEB, BAD)
+    if cure == "gone":
+        delivery.absent(WEB)
+    else:
+        delivery.present(WEB, {"good": GOOD, "headless": HEADLESS, "worse": WORSE}[cure])
+    delivery.present(WEB, BAD)
+    assert sink.problems[0] == sink.problems[-1]
+    assert len(sink.problems) == (3 if cure == "worse" else 2)
+
+
+def test_nameless_problems_are_told(sink: RecordingSink, delivery: Delivery) -> None:
+    delivery.malformed(None, "metadata", "expected object, got int")
+    assert [str(problem) for problem in sink.problems] == [
+        "Service: metadata: expected object, got int"
+    ]
+
+
+def test_a_defect_of_the_parser_costs_one_object(
+    sink: RecordingSink, delivery: Delivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defective(_obj: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(delivery_module, "parse_object", defective)
+    delivery.present(WEB, GOOD)
+    assert sink.problems[0].reason == "internal error: ZeroDivisionError: oops"

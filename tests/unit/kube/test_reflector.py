@@ -1,0 +1,318 @@
+from typing import Any
+
+import pytest
+
+from svcproxy.kube.reflector import (
+    Cause,
+    Changed,
+    Effect,
+    Listed,
+    Malformed,
+    Reflector,
+    Removed,
+    Selectors,
+    Step,
+)
+from svcproxy.model.names import Kind, NamespacedName
+from tests.fakes.lines import bookmark, error, event, item, page, status
+
+SERVICES = Selectors(labels="!other", fields="spec.clusterIP!=None", optional=True)
+
+
+def told(effects: list[Effect]) -> list[str]:
+    """Give effects in short: ``+a`` changed, ``-a`` removed, ``!a`` malformed, ``=2`` listed."""
+    short = []
+    for effect in effects:
+        match effect:
+            case Changed(name=name):
+                short.append(f"+{name.name}")
+            case Removed(name=name):
+                short.append(f"-{name.name}")
+            case Malformed(name=malformed):
+                short.append(f"!{malformed.name if malformed else '?'}")
+            case Listed(count=count):
+                short.append(f"={count}")
+    return short
+
+
+def query(reflector: Reflector) -> dict[str, str]:
+    return dict(reflector.request().query)
+
+
+def streaming(*names: str) -> Reflector:
+    """Make a reflector whose initial stream has delivered these names at version 10."""
+    reflector = Reflector(Kind.SERVICE)
+    reflector.request()
+    reflector.lines([event("ADDED", item(name, 1)) for name in names] + [bookmark(10, end=True)])
+    return reflector
+
+
+def listing(**options: Any) -> Reflector:
+    return Reflector(Kind.SERVICE, watch_list=False, **options)
+
+
+def watching(*names: str) -> Reflector:
+    """Make a reflector that has listed these names at version 10 and watches."""
+    reflector = listing()
+    reflector.request()
+    reflector.page(page(*(item(name, 1) for name in names)))
+    reflector.request()
+    return reflector
+
+
+class TestInitialStream:
+    def test_the_request_asks_for_initial_events(self) -> None:
+        request = Reflector(Kind.SERVICE, SERVICES).request()
+        assert request.watch
+        assert request.initial
+        assert dict(request.query) == {
+            "labelSelector": "!other",
+            "fieldSelector": "spec.clusterIP!=None",
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "sendInitialEvents": "true",
+            "resourceVersionMatch": "NotOlderThan",
+        }
+
+    def test_a_bookmark_completes_it_and_the_watch_goes_on_in_the_same_response(self) -> None:
+        reflector = Reflector(Kind.SERVICE)
+        reflector.request()
+        output = reflector.lines([event("ADDED", item("a", 3)), event("ADDED", item("b", 4))])
+        assert (told(output.effects), output.step) == (["+a", "+b"], Step.GO_ON)
+        output = reflector.lines([bookmark(10, end=True)])
+        assert (told(output.effects), output.step) == (["=2"], Step.GO_ON)
+        output = reflector.lines(
+            [event("MODIFIED", item("a", 11)), event("DELETED", item("b", 12))]
+        )
+        assert told(output.effects) == ["+a", "-b"]
+        assert reflector.broken(Cause.CLOSED).step is Step.AGAIN
+        request = reflector.request()
+        assert not request.initial
+        assert dict(request.query)["resourceVersion"] == "12"
+
+    def test_a_new_stream_removes_what_it_lacks_and_repeats_nothing(self) -> None:
+        reflector = streaming("a", "b", "c")
+        reflector.lines([error(410)])
+        assert reflector.request().initial
+        output = reflector.lines([event("ADDED", item("a", 1)), event("ADDED", item("b", 20))])
+        assert told(output.effects) == ["+b"]
+        output = reflector.lines([bookmark(21, end=True)])
+        assert told(output.effects) == ["-c", "=2"]
+
+    def test_a_stream_that_is_cut_removes_nothing_and_begins_anew(self) -> None:
+        reflector = streaming("a", "b")
+        reflector.lines([error(410)])
+        reflector.request()
+        reflector.lines([event("ADDED", item("c", 20))])
+        output = reflector.broken(Cause.CUT, "reset by peer")
+        assert (output.effects, output.step) == ([], Step.BACK_OFF)
+        assert output.trouble == "reset by peer"
+        assert reflector.request().initial
+        output = reflector.lines([event("ADDED", item("b", 1)), bookmark(30, end=True)])
+        assert sorted(told(output.effects)) == ["-a", "-c", "=1"]
+
+    def test_a_deletion_before_the_end_counts(self) -> None:
+        reflector = Reflector(Kind.SERVICE)
+        reflector.request()
+        output = reflector.lines(
+            [event("ADDED", item("a", 1)), event("DELETED", item("a", 2)), bookmark(3, end=True)]
+        )
+        assert told(output.effects) == ["+a", "-a", "=0"]
+
+    @pytest.mark.parametrize("code", [400, 422])
+    def test_a_server_that_refuses_it_is_listed(self, code: int) -> None:
+        reflector = Reflector(Kind.SERVICE, SERVICES)
+        reflector.request()
+        output = reflector.refused(code, status(code, "sendInitialEvents is forbidden"))
+        assert (output.step, output.restarted) == (Step.AGAIN, "")
+        assert query(reflector) == {
+            "labelSelector": "!other",
+            "fieldSelector": "spec.clusterIP!=None",
+            "limit": "500",
+        }
+
+    @pytest.mark.parametrize("cause", [Cause.IDLE, Cause.CLOSED])
+    def test_a_server_that_ignores_it_is_listed(self, cause: Cause) -> None:
+        reflector = Reflector(Kind.SERVICE)
+        reflector.request()
+        reflector.lines([event("ADDED", item("a", 1))])
+        assert reflector.broken(cause).step is Step.AGAIN
+        assert "limit" in query(reflector)
+        assert told(reflector.page(page(item("a", 1))).effects) == ["=1"]
+
+    def test_a_plain_bookmark_gives_away_that_it_is_ignored(self) -> None:
+        reflector = Reflector(Kind.SERVICE)
+        reflector.request()
+        assert reflector.lines([bookmark(5)]).step is Step.AGAIN
+        assert "limit" in query(reflector)
+
+    def test_other_refusals_do_not_end_its_use(self) -> None:
+        reflector = Reflector(Kind.SERVICE)
+        for code in (401, 403, 404, 429, 500):
+            reflector.request()
+            assert reflector.refused(code, b"").step is Step.BACK_OFF
+            assert reflector.request().initial
+
+
+class TestList:
+    def test_pages_are_followed_to_the_end(self) -> None:
+        reflector = listing(page_size=2)
+        assert query(reflector) == {"limit": "2"}
+        output = reflector.page(page(item("a", 1), item("b", 2), token="next"))
+        assert (told(output.effects), output.step) == (["+a", "+b"], Step.GO_ON)
+        assert query(reflector) == {"limit": "2", "continue": "next"}
+        output = reflector.page(page(item("c", 3), version=10))
+        assert told(output.effects) == ["+c", "=3"]
+        assert query(reflector)["resourceVersion"] == "10"
+
+    def test_a_page_that_fails_is_asked_for_again(self) -> None:
+        reflector = listing()
+        reflector.request()
+        reflector.page(page(item("a", 1), token="next"))
+        reflector.request()
+        assert reflector.broken(Cause.CUT).step is Step.BACK_OFF
+        assert query(reflector)["continue"] == "next"
+        assert told(reflector.page(page(item("b", 2))).effects) == ["+b", "=2"]
+
+    def test_an_expired_token_means_one_whole_list(self) -> None:
+        reflector = listing()
+        reflector.request()
+        reflector.page(page(item("a", 1), item("b", 1), token="next"))
+        reflector.request()
+        output = reflector.refused(410, status(410, "too old"))
+        assert (output.step, output.restarted) == (Step.AGAIN, "")
+        assert query(reflector) == {}
+        output = reflector.page(page(item("b", 1), item("c", 1)))
+        assert told(output.effects) == ["+c", "-a", "=2"]
+        reflector.lines([error(410)])
+        assert query(reflector) == {"limit": "500"}
+
+    def test_a_body_that_is_no_list_is_an_error(self) -> None:
+        reflector = listing()
+        reflector.request()
+        output = reflector.page(b"<html>")
+        assert (output.effects, output.step) == ([], Step.BACK_OFF)
+        assert "unreadable list" in output.trouble
+
+    def test_an_unknown_field_selector_is_given_up(self) -> None:
+        reflector = Reflector(Kind.SERVICE, SERVICES, watch_list=False)
+        reflector.request()
+        output = reflector.refused(400, status(400, "field label not supported: spec.clusterIP"))
+        assert output.step is Step.AGAIN
+        assert query(reflector) == {"labelSelector": "!other", "limit": "500"}
+        assert reflector.refused(400, b"").step is Step.BACK_OFF
+
+    def test_streaming_is_kept_when_only_the_field_selector_is_unknown(self) -> None:
+        reflector = Reflector(Kind.SERVICE, SERVICES)
+        reflector.request()
+        reflector.refused(400, status(400, "field label not supported: spec.clusterIP"))
+        request = reflector.request()
+        assert request.initial
+        assert "fieldSelector" not in dict(request.query)
+
+    def test_a_needed_field_selector_is_never_given_up(self) -> None:
+        reflector = Reflector(Kind.NODE, Selectors(fields="metadata.name=me"), watch_list=False)
+        reflector.request()
+        assert reflector.refused(400, b"").step is Step.BACK_OFF
+        assert query(reflector)["fieldSelector"] == "metadata.name=me"
+
+
+class TestWatch:
+    def test_bookmarks_carry_the_version_on(self) -> None:
+        reflector = watching("a")
+        assert reflector.lines([bookmark(40), b"", b"  "]).effects == []
+        assert query(reflector)["resourceVersion"] == "40"
+        reflector.lines([event("BOOKMARK", {"metadata": 3})])
+        assert query(reflector)["resourceVersion"] == "40"
+
+    @pytest.mark.parametrize(
+        ("cause", "step", "restarted"),
+        [
+            (Cause.CLOSED, Step.AGAIN, ""),
+            (Cause.IDLE, Step.AGAIN, "idle"),
+            (Cause.CUT, Step.BACK_OFF, "cut"),
+        ],
+    )
+    def test_a_lost_watch_goes_on_where_it_was(
+        self, cause: Cause, step: Step, restarted: str
+    ) -> None:
+        reflector = watching("a")
+        reflector.lines([event("ADDED", item("b", 11))])
+        output = reflector.broken(cause)
+        assert (output.effects, output.step, output.restarted) == ([], step, restarted)
+        assert query(reflector)["resourceVersion"] == "11"
+        assert told(reflector.lines([event("ADDED", item("b", 11))]).effects) == []
+
+    @pytest.mark.parametrize("as_event", [True, False])
+    def test_gone_means_a_new_list_at_once(self, *, as_event: bool) -> None:
+        reflector = watching("a", "b")
+        output = (
+            reflector.lines([error(410, "too old"), event("ADDED", item("x", 12))])
+            if as_event
+            else reflector.refused(410, status(410, "too old"))
+        )
+        assert (output.effects, output.step) == ([], Step.AGAIN)
+        assert (output.restarted, output.trouble) == ("gone", "HTTP 410: too old")
+        assert query(reflector) == {"limit": "500"}
+        output = reflector.page(page(item("b", 2), item("c", 3)))
+        assert told(output.effects) == ["+b", "+c", "-a", "=2"]
+
+    @pytest.mark.parametrize("code", [401, 403, 429, 500, 503])
+    @pytest.mark.parametrize("as_event", [True, False])
+    def test_temporary_trouble_keeps_the_place(self, code: int, *, as_event: bool) -> None:
+        reflector = watching("a")
+        output = reflector.lines([error(code)]) if as_event else reflector.refused(code, b"")
+        assert (output.step, output.restarted) == (Step.BACK_OFF, "refused")
+        assert query(reflector)["resourceVersion"] == "10"
+
+    def test_a_server_that_went_back_in_time_is_listed_anew(self) -> None:
+        reflector = watching("a")
+        message = "Too large resource version: 10, current: 5"
+        assert reflector.refused(504, status(504, message)).step is Step.BACK_OFF
+        assert query(reflector) == {"limit": "500"}
+
+    @pytest.mark.parametrize(
+        "line", [b"<html>", b'{"type": "NEWS", "object": {}}', b'{"type": 3}', b"{"]
+    )
+    def test_what_is_no_event_ends_the_stream(self, line: bytes) -> None:
+        reflector = watching("a")
+        output = reflector.lines([line, event("ADDED", item("b", 11))])
+        assert (output.effects, output.step) == ([], Step.BACK_OFF)
+        assert output.restarted == "unreadable"
+        assert query(reflector)["resourceVersion"] == "10"
+
+    def test_a_deletion_of_something_unknown_is_passed_on(self) -> None:
+        assert told(watching().lines([event("DELETED", item("x", 11))]).effects) == ["-x"]
+
+    def test_after_forget_everything_is_delivered_again(self) -> None:
+        reflector = watching("a", "b")
+        reflector.forget()
+        assert query(reflector) == {"limit": "500"}
+        assert told(reflector.page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
+
+
+class TestMalformed:
+    def test_a_bad_item_costs_only_itself(self) -> None:
+        reflector = listing()
+        reflector.request()
+        bad = item("bad", 2, spec={"ports": "none"})
+        output = reflector.page(page(item("a", 1), bad, item("c", 3)))
+        assert told(output.effects) == ["+a", "!bad", "+c", "=3"]
+        assert output.effects[1] == Malformed(
+            NamespacedName("default", "bad"), "spec.ports", "expected array, got str"
+        )
+
+    def test_an_object_that_turns_bad_is_not_removed(self) -> None:
+        reflector = watching("a")
+        bad = item("a", 11, spec={"ports": "none"})
+        assert told(reflector.lines([event("MODIFIED", bad)]).effects) == ["!a"]
+        assert query(reflector)["resourceVersion"] == "11"
+        reflector.lines([error(410)])
+        reflector.request()
+        assert told(reflector.page(page(bad)).effects) == ["=1"]
+
+    def test_without_a_name_it_is_told_all_the_same(self) -> None:
+        output = watching().lines([event("ADDED", {"metadata": 3}), event("ADDED", {})])
+        assert told(output.effects) == ["!?", "!?"]
+        assert output.step is Step.GO_ON
+        assert watching().lines([event("DELETED", {"metadata": 3})]).effects == []
