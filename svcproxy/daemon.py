@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import structlog
 
@@ -19,15 +19,19 @@ from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.variant import detect
 from svcproxy.backends.settings import LocalTraffic
 from svcproxy.config import Config, IptablesVariant, LocalMode
+from svcproxy.conntrack.cleaner import StaleFlows
+from svcproxy.kube.events import EventRecorder, KubernetesEvents, LogOnly
 from svcproxy.kube.source import Source
-from svcproxy.model.names import IPFamily
+from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import Node
 from svcproxy.observe import log as logging
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.http import HealthServer, MetricsServer
 from svcproxy.observe.metrics import Metrics
+from svcproxy.observe.service_health import ServiceHealthServers
 from svcproxy.state.desired import DesiredState
 from svcproxy.sync.fanout import Fanout
+from svcproxy.sync.followers import flow_cleaner, health_checks, local_addresses
 from svcproxy.sync.loop import FamilyLoop
 from svcproxy.sync.report import Reporter
 from svcproxy.sync.schedule import Schedule
@@ -82,6 +86,7 @@ class _Running:
 
 def _start(config: Config, node_name: str, running: _Running) -> None:
     backends = _iptables_backends(config)
+    source, events = _source(config, node_name)
     metrics = Metrics()
     health = HealthState(
         sync_period=config.iptables_sync_period,
@@ -90,13 +95,15 @@ def _start(config: Config, node_name: str, running: _Running) -> None:
         needs_node=config.manifests is None,
     )
     _start_servers(config, metrics, health, running)
-    loops = [_loop(config, backend, node_name, metrics, health) for backend in backends]
+    running.add(events.stop)
+    shared = _Shared(config, node_name, metrics, health, events, running)
+    loops = [_loop(shared, backend) for backend in backends]
     for loop in loops:
         loop.start()
         running.add(partial(loop.stop, _STOP_SECONDS / len(loops)))
-    source = _source(config, node_name)
     source.start(Fanout([loop.inbox for loop in loops], metrics, health))
     running.add(source.stop)
+    events.node("Starting", "")
 
 
 def _start_servers(
@@ -112,36 +119,61 @@ def _start_servers(
         running.add(health_server.stop)
 
 
-def _loop(
-    config: Config,
-    backend: IptablesBackend,
-    node_name: str,
-    metrics: Metrics,
-    health: HealthState,
-) -> FamilyLoop[Any, Any]:
-    family = backend.family
+class _Shared(NamedTuple):
+    """What the loops of all families have in common."""
+
+    config: Config
+    node_name: str
+    metrics: Metrics
+    health: HealthState
+    events: EventRecorder
+    running: _Running
+
+
+def _loop(shared: _Shared, backend: IptablesBackend) -> FamilyLoop[Any, Any]:
+    config, family = shared.config, backend.family
+    servers = _health_check_servers(shared, family)
+    shared.running.add(servers.stop)
     return FamilyLoop(
         backend,
-        DesiredState(family, node_name),
+        DesiredState(family, shared.node_name),
         Schedule(config.iptables_min_sync_period, config.iptables_sync_period),
-        Reporter(family, metrics, health),
-        time.monotonic,
+        Reporter(family, shared.metrics, shared.health, shared.events),
+        followers=(
+            flow_cleaner(StaleFlows(family), family, shared.metrics),
+            health_checks(servers, partial(_health_check_addresses, config, family)),
+        ),
     )
 
 
-def _source(config: Config, node_name: str) -> Source:
-    """The source that the flags ask for; its module is loaded only if it is used."""
+def _health_check_servers(shared: _Shared, family: IPFamily) -> ServiceHealthServers:
+    def failed(service: NamespacedName, port: int, reason: str) -> None:
+        # It concerns this node only, so the note has to name it.
+        note = f"node {shared.node_name} failed to start healthcheck on port {port}: {reason}"
+        shared.events.service(service, "FailedToStartServiceHealthcheck", note, action="Listen")
+
+    return ServiceHealthServers(family, (), lambda: shared.health.healthy, failed)
+
+
+def _health_check_addresses(config: Config, family: IPFamily, node: Node | None) -> tuple[str, ...]:
+    """Where health-check node ports listen: where node ports are served; empty for everywhere."""
+    if config.nodeport_primary:
+        return tuple(a for a in (node.addresses if node else ()) if _is(a, family))[:1]
+    ranges = config.nodeport_cidrs(family)
+    return local_addresses(family, ranges) if ranges else ()
+
+
+def _source(config: Config, node_name: str) -> tuple[Source, EventRecorder]:
+    """The source that the flags ask for, and where Events go; loads only what is used."""
     if config.manifests is not None:
         from svcproxy.kube.manifests import ManifestSource  # noqa: PLC0415
 
-        return ManifestSource(Path(config.manifests), node_name)
+        return ManifestSource(Path(config.manifests), node_name), LogOnly()
     from svcproxy.kube.api import KubernetesSource  # noqa: PLC0415
     from svcproxy.kube.credentials import ConnectionSettings  # noqa: PLC0415
 
-    return KubernetesSource(
-        ConnectionSettings(kubeconfig=config.kubeconfig or "", master=config.master or ""),
-        node_name,
-    )
+    settings = ConnectionSettings(kubeconfig=config.kubeconfig or "", master=config.master or "")
+    return KubernetesSource(settings, node_name), KubernetesEvents(settings, node_name)
 
 
 def _iptables_backends(config: Config) -> list[IptablesBackend]:

@@ -105,7 +105,8 @@ class LogOnly:
 
 
 def _log_event(kind: str, name: str, reason: str, note: str, *, warning: bool, action: str) -> None:
-    _log.info(
+    say = _log.info if warning else _log.debug
+    say(
         "event",
         kind=kind,
         name=name,

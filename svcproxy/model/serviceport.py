@@ -66,6 +66,8 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False):
     ClientIP affinity. ``health_check_node_port`` is 0 when the Service has none;
     ``local_ready`` are then the addresses of the ready endpoints on this node, which that port's
     health answer counts (terminating ones do not count, whatever the lists fall back to).
+    ``serving`` are, for UDP and SCTP, all endpoints that can still answer, whether the lists hold
+    them or not: conntrack leaves their flows alone.
     """
 
     name: ServicePortName
@@ -76,3 +78,4 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False):
     source_ranges: tuple[str, ...] = ()
     health_check_node_port: int = 0
     local_ready: tuple[str, ...] = ()
+    serving: tuple[Endpoint, ...] = ()

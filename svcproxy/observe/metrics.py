@@ -33,6 +33,7 @@ class Metrics:
         self._add_syncs()
         self._add_changes()
         self._add_rules()
+        self._add_conntrack()
         self._add_probes()
         self._add_own()
         ProcessCollector(registry=self.registry)
@@ -105,6 +106,14 @@ class Metrics:
             _FAMILY,
         )
 
+    def _add_conntrack(self) -> None:
+        self.conntrack_duration = self._histogram(
+            "conntrack_reconciler_sync_duration_seconds", "Duration of a clean-up of stale flows."
+        )
+        self.conntrack_deleted = self._counter(
+            "conntrack_reconciler_deleted_entries", "Stale flows deleted.", _FAMILY
+        )
+
     def _add_probes(self) -> None:
         self.proxy_healthz = self._counter(
             "proxy_healthz", "Answers of /healthz by HTTP status.", ("code",)
@@ -131,6 +140,12 @@ class Metrics:
             "svcproxy_kernel_operations",
             "Changes asked of the kernel.",
             ("ip_family", "operation"),
+            registry=registry,
+        )
+        self.address_conflicts = Gauge(
+            "svcproxy_address_conflicts",
+            "Addresses that a Service asks for while another one holds them.",
+            _FAMILY,
             registry=registry,
         )
         self.build_info = Gauge(

@@ -1,16 +1,15 @@
 """The desired state of one IP family: API objects in, finished Service ports out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
-from msgspec import structs
 
-from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
+from svcproxy.model.names import IPFamily, NamespacedName, Protocol, ServicePortName
 from svcproxy.model.objects import EndpointSlice, Node, Service, ServicePortSpec
-from svcproxy.model.serviceport import Frontend, FrontendKind, ServicePort, Verdict
+from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 from svcproxy.state.claims import Address, Claim, Claims, Conflict
-from svcproxy.state.slices import SliceCache
+from svcproxy.state.slices import Candidate, SliceCache
 from svcproxy.state.topology import EndpointLists, Place, categorize
 
 
@@ -21,7 +20,7 @@ class Changes(msgspec.Struct, frozen=True):
     ``previous`` holds what those that existed before meant.
     ``node`` is set when the Node's part of the state changed (``None`` inside: no such Node).
     ``triggered`` are the times at which the changed endpoints were last touched in the API.
-    ``conflicts`` are those that the services looked at in this checkout have now.
+    ``conflicts`` are those that began since the last checkout.
     """
 
     ports: dict[ServicePortName, ServicePort | None]
@@ -32,6 +31,21 @@ class Changes(msgspec.Struct, frozen=True):
 
     def __bool__(self) -> bool:
         return bool(self.ports) or self.node_changed
+
+    def then(self, later: "Changes") -> "Changes":
+        """These changes followed by ``later`` ones, as one."""
+        if not self:
+            return later
+        # What a port meant before is what it meant before the first change of it, or that it
+        # did not exist: then the first change has no entry for it, and must not get one now.
+        unknown = later.previous.keys() - self.ports.keys()
+        return Changes(
+            ports={**self.ports, **later.ports},
+            previous={**self.previous, **{name: later.previous[name] for name in unknown}},
+            node_changed=self.node_changed or later.node_changed,
+            triggered=self.triggered + later.triggered,
+            conflicts=self.conflicts + later.conflicts,
+        )
 
 
 class DesiredState:
@@ -54,6 +68,7 @@ class DesiredState:
         self._dirty: set[NamespacedName] = set()
         self._node_dirty = False
         self._triggered: dict[NamespacedName, list[datetime]] = {}
+        self._conflicts: dict[NamespacedName, frozenset[Conflict]] = {}
 
     @property
     def ports(self) -> Mapping[ServicePortName, ServicePort]:
@@ -69,6 +84,11 @@ class DesiredState:
     def pending(self) -> bool:
         """Whether the next checkout has anything to look at."""
         return bool(self._dirty) or self._node_dirty
+
+    @property
+    def conflicts(self) -> int:
+        """How many addresses are claimed by a Service that may not have them."""
+        return sum(map(len, self._conflicts.values()))
 
     def update_service(self, service: Service) -> None:
         """Take the present state of a Service."""
@@ -117,7 +137,13 @@ class DesiredState:
         conflicts: list[Conflict] = []
         dirty = self._settle_claims()
         for name in sorted(dirty):
-            finished = dict(self._finish(name, conflicts))
+            lost: list[Conflict] = []
+            finished = dict(self._finish(name, lost))
+            conflicts.extend(c for c in lost if c not in self._conflicts.get(name, ()))
+            if lost:
+                self._conflicts[name] = frozenset(lost)
+            else:
+                self._conflicts.pop(name, None)
             for gone in set(self._names_of.get(name, ())) - finished.keys():
                 previous[gone] = self._ports.pop(gone)
                 ports[gone] = None
@@ -183,38 +209,40 @@ class DesiredState:
         if service is None or not self._ours(service.cluster_ips):
             return
         candidates = self._slices.candidates(name, self._node_name)
-        place = Place(self._node_name, self._node.zone if self._node else "")
         for spec in service.ports:
-            addresses: list[tuple[FrontendKind, Address]] = []
-            for kind, address in self._addresses(service, spec):
-                winner = self._claims.holder(address)
-                if winner == name:
-                    addresses.append((kind, address))
-                elif winner is not None:
-                    conflicts.append(Conflict(address, winner, name))
-            external = any(kind is not FrontendKind.CLUSTER_IP for kind, _ in addresses)
-            lists = categorize(
-                candidates.get((spec.name, spec.protocol), ()),
-                place,
-                uses_cluster=external or not service.internal_policy_local,
-                uses_local=service.internal_policy_local
-                or (external and service.external_policy_local),
-            )
             key = ServicePortName(name.namespace, name.name, spec.name, spec.protocol)
-            port = self._service_port(key, service, addresses, lists)
-            if service.health_check_node_port:
-                found = candidates.get((spec.name, spec.protocol), ())
-                ready = tuple(sorted({c.address for c in found if c.is_local and c.ready}))
-                port = structs.replace(port, local_ready=ready)
-            yield key, port
+            held = self._held(service, spec, conflicts)
+            found = candidates.get((spec.name, spec.protocol), ())
+            yield key, self._service_port(key, service, held, found)
+
+    def _held(
+        self, service: Service, spec: ServicePortSpec, conflicts: list[Conflict]
+    ) -> list[tuple[FrontendKind, Address]]:
+        """The addresses that the Service may use; those that others hold become conflicts."""
+        held: list[tuple[FrontendKind, Address]] = []
+        for kind, address in self._addresses(service, spec):
+            winner = self._claims.holder(address)
+            if winner == service.name:
+                held.append((kind, address))
+            elif winner is not None:
+                conflicts.append(Conflict(address, winner, service.name))
+        return held
 
     def _service_port(
         self,
         key: ServicePortName,
         service: Service,
         addresses: list[tuple[FrontendKind, Address]],
-        lists: EndpointLists,
+        candidates: Sequence[Candidate],
     ) -> ServicePort:
+        external = any(kind is not FrontendKind.CLUSTER_IP for kind, _ in addresses)
+        lists = categorize(
+            candidates,
+            Place(self._node_name, self._node.zone if self._node else ""),
+            uses_cluster=external or not service.internal_policy_local,
+            uses_local=service.internal_policy_local
+            or (external and service.external_policy_local),
+        )
         ranges = self._ours(service.source_ranges)
         return ServicePort(
             name=key,
@@ -225,7 +253,19 @@ class DesiredState:
             # One range of length zero opens the load balancer, as an empty list does.
             source_ranges=() if any(r.endswith("/0") for r in ranges) else ranges,
             health_check_node_port=service.health_check_node_port,
+            local_ready=_local_ready(candidates) if service.health_check_node_port else (),
+            serving=_serving(candidates) if key.protocol is not Protocol.TCP else (),
         )
+
+
+def _local_ready(candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    return tuple(sorted({c.address for c in candidates if c.is_local and c.ready}))
+
+
+def _serving(candidates: Sequence[Candidate]) -> tuple[Endpoint, ...]:
+    return tuple(
+        Endpoint(c.address, c.port, c.is_local) for c in candidates if c.ready or c.serving
+    )
 
 
 def _frontend(

@@ -1,15 +1,17 @@
 """The loop of one IP family: take what came in, and make the kernel agree."""
 
-from collections.abc import Callable
-from datetime import datetime
+import time
+from collections.abc import Callable, Mapping, Sequence
 from threading import Thread
 from typing import Generic, TypeVar
 
+import msgspec
 import structlog
 
 from svcproxy.backends.base import Backend, BackendError, Desired, Outcome
-from svcproxy.model.names import Kind
+from svcproxy.model.names import Kind, ServicePortName
 from svcproxy.model.objects import ApiObject, EndpointSlice, Node, Service
+from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes, DesiredState
 from svcproxy.sync.inbox import Batch, Inbox, ObjectKey
 from svcproxy.sync.report import Reporter
@@ -19,6 +21,25 @@ log = structlog.get_logger()
 
 Observed = TypeVar("Observed")
 Plan = TypeVar("Plan")
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """What a successful sync has brought into the kernel.
+
+    ``changes`` are all since the last success; ``ports`` and ``node`` are the whole state;
+    ``first`` marks the first success of this process, before which nothing is known.
+    """
+
+    changes: Changes
+    ports: Mapping[ServicePortName, ServicePort]
+    node: Node | None
+    first: bool
+
+
+Follower = Callable[[Settled], None]
+"""Something to do after each successful sync, in the loop's thread.
+
+It is called even if nothing changed, so that it can make up for an earlier failure of its own."""
 
 
 class FamilyLoop(Generic[Observed, Plan]):
@@ -34,7 +55,9 @@ class FamilyLoop(Generic[Observed, Plan]):
         state: DesiredState,
         schedule: Schedule,
         reporter: Reporter,
-        clock: Callable[[], float],
+        *,
+        followers: Sequence[Follower] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inbox = Inbox(on_put=self._on_put)
         self._backend = backend
@@ -43,7 +66,9 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._reporter = reporter
         self._clock = clock
         self._missing = set(Kind)
-        self._triggered: tuple[datetime, ...] = ()
+        self._followers = followers
+        self._unsettled = Changes({})
+        self._first = True
         name = f"sync-{backend.family}"
         self._thread = Thread(target=self._run, name=name, daemon=True)
 
@@ -100,8 +125,8 @@ class FamilyLoop(Generic[Observed, Plan]):
         begin = self._clock()
         thorough = self._schedule.thorough(begin)
         changes = self._state.checkout()
-        self._triggered += changes.triggered
-        self._reporter.changes(changes)
+        self._reporter.changes(changes, self._state.conflicts)
+        self._unsettled = self._unsettled.then(changes)
         if not (thorough or changes):
             # What had changed had changed back.
             self._schedule.succeeded(begin, compared=False)
@@ -114,8 +139,23 @@ class FamilyLoop(Generic[Observed, Plan]):
             return
         end = self._clock()
         self._schedule.succeeded(end, compared=thorough)
-        triggered, self._triggered = self._triggered, ()
-        self._reporter.done(outcome, thorough=thorough, seconds=end - begin, triggered=triggered)
+        settled = Settled(self._unsettled, self._state.ports, self._state.node, self._first)
+        self._unsettled, self._first = Changes({}), False
+        self._reporter.done(
+            outcome,
+            thorough=thorough,
+            seconds=end - begin,
+            triggered=settled.changes.triggered,
+        )
+        self._follow(settled)
+
+    def _follow(self, settled: Settled) -> None:
+        """Do what comes after a sync; its failure is not the sync's."""
+        for follower in self._followers:
+            try:
+                follower(settled)
+            except Exception as error:
+                log.exception("after_sync.failed", family=self._backend.family, error=str(error))
 
     def _program(self, changes: Changes, *, thorough: bool) -> tuple[Outcome, bool]:
         backend = self._backend

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 import structlog
 
 from svcproxy.backends.base import Outcome
+from svcproxy.kube.events import EventRecorder
 from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.serviceport import FrontendKind, ServicePort, Verdict
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
-from svcproxy.state.claims import Conflict
 from svcproxy.state.desired import Changes
 
 log = structlog.get_logger()
@@ -23,8 +23,11 @@ class Reporter:
     Only ``queued`` may be called from other threads than that loop's.
     """
 
-    def __init__(self, family: IPFamily, metrics: Metrics, health: HealthState) -> None:
+    def __init__(
+        self, family: IPFamily, metrics: Metrics, health: HealthState, events: EventRecorder
+    ) -> None:
         self._family = family
+        self._events = events
         self._metrics = metrics
         self._health = health
         self._started = time.time()
@@ -32,7 +35,6 @@ class Reporter:
             "internal": set(),
             "external": set(),
         }
-        self._conflicts: set[Conflict] = set()
 
     def begun(self) -> None:
         """Note that the loop may program from now on."""
@@ -49,23 +51,28 @@ class Reporter:
         """Note that what was queued needs no sync."""
         self._health.updated(self._family)
 
-    def changes(self, changes: Changes) -> None:
-        """Note what a checkout found."""
+    def changes(self, changes: Changes, conflicts: int) -> None:
+        """Note what a checkout found; ``conflicts`` is how many there are in all."""
         for name, port in changes.ports.items():
             for policy, waiting in self._without_local.items():
                 waiting.discard(name)
                 if port is not None and _drops(port, internal=policy == "internal"):
                     waiting.add(name)
+        self._metrics.address_conflicts.labels(self._family).set(conflicts)
         for conflict in changes.conflicts:
-            if conflict not in self._conflicts:
-                self._conflicts.add(conflict)
-                log.warning(
-                    "service.conflict",
-                    service=str(conflict.loser),
-                    address=str(conflict.address),
-                    held_by=str(conflict.winner),
-                    effect="not served there until the other Service gives it up",
-                )
+            log.warning(
+                "service.conflict",
+                service=str(conflict.loser),
+                address=str(conflict.address),
+                held_by=str(conflict.winner),
+                effect="not served there until the other Service gives it up",
+            )
+            self._events.service(
+                conflict.loser,
+                "AddressConflict",
+                f"{conflict.address} is held by Service {conflict.winner}, which is older or has it"
+                " as its cluster IP; this Service is not served there until the other gives it up",
+            )
 
     def done(
         self, outcome: Outcome, *, thorough: bool, seconds: float, triggered: tuple[datetime, ...]

@@ -30,6 +30,8 @@ kubeproxy_sync_proxy_rules_iptables_last gauge ip_family table
 kubeproxy_sync_proxy_rules_iptables_restore_failures_total counter ip_family
 kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total counter ip_family
 kubeproxy_sync_proxy_rules_no_local_endpoints_total gauge ip_family traffic_policy
+kubeproxy_conntrack_reconciler_sync_duration_seconds histogram ip_family
+kubeproxy_conntrack_reconciler_deleted_entries_total counter ip_family
 kubeproxy_proxy_healthz_total counter code
 kubeproxy_proxy_livez_total counter code
 """
@@ -38,6 +40,7 @@ svcproxy_skipped_objects_total counter kind
 svcproxy_watch_restarts_total counter kind
 svcproxy_kernel_operations_total counter ip_family operation
 svcproxy_build_info gauge version
+svcproxy_address_conflicts gauge ip_family
 """
 PROCESS = """
 process_virtual_memory_bytes gauge
@@ -61,6 +64,7 @@ def touched() -> Metrics:
         metrics.sync_full_proxy_rules_duration,
         metrics.sync_partial_proxy_rules_duration,
         metrics.network_programming_duration,
+        metrics.conntrack_duration,
     ):
         histogram.labels(ip_family="IPv4").observe(0.003)
     metrics.sync_proxy_rules_last_timestamp.labels(ip_family="IPv4").set(5)
@@ -78,6 +82,8 @@ def touched() -> Metrics:
     metrics.proxy_livez.labels(code="503").inc()
     metrics.skipped_objects.labels(kind="Service").inc()
     metrics.watch_restarts.labels(kind="Node").inc()
+    metrics.conntrack_deleted.labels(ip_family="IPv4").inc()
+    metrics.address_conflicts.labels(ip_family="IPv4").set(1)
     metrics.kernel_operations.labels(ip_family="IPv6", operation="add").inc()
     return metrics
 

@@ -1,0 +1,150 @@
+import struct
+from collections.abc import Iterable
+
+import pytest
+
+from svcproxy.conntrack import netlink
+from svcproxy.conntrack.netlink import CTA_TUPLE_ORIG, CTA_TUPLE_REPLY
+from svcproxy.conntrack.stale import Flow, Key, Target
+from svcproxy.model.names import IPFamily
+from tests.unit.conntrack.ports import target
+
+V4, V6 = IPFamily.IPV4, IPFamily.IPV6
+CLIENT, VIP, POD = (
+    target("192.168.50.100:40000"),
+    target("10.96.0.10:53"),
+    target("10.244.1.2:5353"),
+)
+CLIENT6, VIP6, POD6 = (
+    target("fd00:1::64:40000"),
+    target("fd00:10:96::a:53"),
+    target("fd00:2::2:5353"),
+)
+ZONE = netlink.attribute(18, struct.pack("!H", 7))
+ID = netlink.attribute(12, b"\x01\x02\x03\x04")
+TIMEOUT = netlink.attribute(7, struct.pack("!I", 30))
+
+
+def tuples(client: Target, vip: Target, pod: Target, protocol: int = 17) -> bytes:
+    original = netlink.conntrack_tuple(CTA_TUPLE_ORIG, protocol, client, vip)
+    return original + netlink.conntrack_tuple(CTA_TUPLE_REPLY, protocol, pod, client)
+
+
+def body(family: int, *parts: bytes) -> bytes:
+    return struct.pack("=BBH", family, 0, 0) + b"".join(parts)
+
+
+def only(parts: Iterable[netlink.Message]) -> netlink.Message:
+    (found,) = parts
+    return found
+
+
+def test_a_tuple_is_encoded_as_the_kernel_encodes_it() -> None:
+    # Recorded from a dump: original direction of a UDP flow.
+    recorded = (
+        "34000180 14000180 08000100 c0a83264 08000200 0a60000a"
+        "1c000280 05000100 11000000 06000200 9c400000 06000300 00350000"
+    )
+    encoded = netlink.conntrack_tuple(CTA_TUPLE_ORIG, 17, CLIENT, VIP)
+    assert encoded == bytes.fromhex(recorded)
+
+
+@pytest.mark.parametrize(
+    ("number", "ends"), [(2, (CLIENT, VIP, POD)), (10, (CLIENT6, VIP6, POD6))], ids=["v4", "v6"]
+)
+@pytest.mark.parametrize("protocol", [17, 132])
+def test_an_entry_is_decoded(
+    number: int, ends: tuple[Target, Target, Target], protocol: int
+) -> None:
+    handle = tuples(*ends, protocol) + TIMEOUT + ID
+    expected = Flow(protocol, *ends[1], ends[2], handle)
+    assert netlink.decode_flow(body(number, handle)) == expected
+    # The short cut and the long way agree.
+    assert netlink._decode_step_by_step(body(number, handle)) == expected
+
+
+@pytest.mark.parametrize(("number", "ends"), [(2, (CLIENT, VIP, POD)), (10, (CLIENT6, VIP6, POD6))])
+def test_an_entry_with_zones_in_its_tuples_is_decoded(
+    number: int, ends: tuple[Target, Target, Target]
+) -> None:
+    plain = tuples(*ends)
+    half = len(plain) // 2
+    zone = netlink.attribute(3, struct.pack("!H", 7))
+    first = netlink.nest(CTA_TUPLE_ORIG, plain[4:half], zone)
+    found = netlink.decode_flow(body(number, first, plain[half:]))
+    assert found == Flow(17, *ends[1], ends[2], first + plain[half:])
+
+
+def test_entries_without_ports_are_none() -> None:
+    ip = netlink.nest(1, netlink.attribute(1, CLIENT.address), netlink.attribute(2, VIP.address))
+    icmp = netlink.nest(2, netlink.attribute(1, b"\x01"), netlink.attribute(4, b"\x00\x01"))
+    entry = netlink.nest(CTA_TUPLE_ORIG, ip, icmp) + netlink.nest(CTA_TUPLE_REPLY, ip, icmp)
+    assert netlink.decode_flow(body(2, entry)) is None
+    assert netlink.decode_flow(body(2)) is None
+    assert netlink.decode_flow(body(2, netlink.nest(CTA_TUPLE_ORIG, ip))) is None
+    assert netlink.decode_flow(b"") is None
+    assert netlink.decode_flow(body(7, tuples(CLIENT, VIP, POD))) is not None  # a new family
+
+
+def test_a_deletion_names_the_entry_and_nothing_else() -> None:
+    handle = tuples(CLIENT, VIP, POD) + TIMEOUT + ID + ZONE
+    message = only(netlink.messages(netlink.delete_request(V4, Flow(17, *VIP, POD, handle), 9)))
+    assert (message.kind, message.flags, message.sequence) == (netlink.CT_DELETE, 0x5, 9)
+    original = netlink.conntrack_tuple(CTA_TUPLE_ORIG, 17, CLIENT, VIP)
+    assert message.body == body(2, original, ZONE, ID)
+
+
+def filter_of(request: bytes) -> tuple[int, dict[int, tuple[int, int]]]:
+    """The filter's flags for the original direction, and where the request's attributes are."""
+    found = netlink._attributes(request, 20, len(request))
+    flags = netlink._attributes(request, *found[25])
+    return int(struct.unpack_from("=I", request, flags[1][0])[0]), found
+
+
+def test_a_dump_asks_for_address_protocol_and_port() -> None:
+    request = netlink.dump_request(V4, Key(17, VIP.address, 53), 1)
+    message = only(netlink.messages(request))
+    assert (message.kind, message.flags) == (netlink.CT_GET, 0x301)
+    flags, found = filter_of(request)
+    assert flags == 0b101010
+    assert VIP.address in request[slice(*found[CTA_TUPLE_ORIG])]
+
+
+def test_a_dump_for_a_node_port_asks_for_protocol_and_port() -> None:
+    assert filter_of(netlink.dump_request(V4, Key(17, b"", 30053), 1))[0] == 0b101000
+    assert filter_of(netlink.dump_request(V6, Key(132, b"", 0), 1))[0] == 0b001000
+
+
+def test_the_kernel_is_never_asked_to_compare_ipv6_addresses() -> None:
+    request = netlink.dump_request(V6, Key(17, VIP6.address, 53), 1)
+    assert filter_of(request)[0] == 0b101000
+    assert VIP6.address not in request
+    assert not netlink.filters_by_address(V6)
+
+
+def test_a_dump_without_a_query_has_no_attributes() -> None:
+    assert only(netlink.messages(netlink.dump_request(V6, None, 1))).body == body(10)
+
+
+def test_messages_are_taken_apart() -> None:
+    error = struct.pack("=IHHIIi", 20, netlink.ERROR, 0, 5, 0, -2)
+    odd = struct.pack("=IHHII", 17, 99, netlink.FLAG_INTERRUPTED, 6, 0) + b"x\0\0\0"
+    first, second = netlink.messages(error + odd)
+    assert (first.kind, first.sequence, first.error) == (netlink.ERROR, 5, 2)
+    assert (second.kind, second.flags, second.body, second.error) == (99, 0x10, b"x", 0)
+    assert list(netlink.messages(bytes(16))) == []
+    assert list(netlink.messages(b"short")) == []
+
+
+def test_routes_tell_local_addresses() -> None:
+    request = only(netlink.messages(netlink.route_request(V6, VIP6.address, 1)))
+    assert (request.kind, request.body[:2]) == (26, bytes([10, 128]))
+    assert request.body[12:] == netlink.attribute(1, VIP6.address)
+    answers = [
+        struct.pack("=IHHII8BI", 28, 24, 0, 1, 0, 2, 32, 0, 0, 255, 0, 0, kind, 0)
+        for kind in (1, 2)
+    ]
+    verdicts = [netlink.is_local_route(only(netlink.messages(answer))) for answer in answers]
+    assert verdicts == [False, True]
+    unreachable = struct.pack("=IHHIIi", 20, netlink.ERROR, 0, 1, 0, -101)
+    assert not netlink.is_local_route(only(netlink.messages(unreachable)))

@@ -1,0 +1,181 @@
+"""How the socket adapter takes answers and errors that a test kernel does not give."""
+
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from typing import Self
+
+import pytest
+
+from svcproxy.conntrack import netlink, table
+from svcproxy.conntrack.stale import Flow, Key
+from svcproxy.conntrack.table import ConntrackError, Table
+from svcproxy.model.names import IPFamily
+from tests.unit.conntrack.ports import flow, target
+
+QUERY = Key(17, target("10.96.0.10:53").address, 53)
+Answer = bytes | OSError
+CLIENT = target("192.168.50.100:40000")
+
+
+class FakeSocket:
+    """Answers each read with the next item of the script."""
+
+    def __init__(self, script: list[Answer], sent: list[bytes]) -> None:
+        self.script = script
+        self.sent = sent
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.script = []
+
+    def send(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    def recv(self, _size: int) -> bytes:
+        answer = self.script.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+
+class Kernel:
+    """Scripts for the sockets to come, and what was sent into them."""
+
+    def __init__(self) -> None:
+        self.scripts: list[list[Answer]] = []
+        self.sent: list[bytes] = []
+        self.refusal: OSError | None = None
+
+    def open(self, _protocol: int) -> FakeSocket:
+        if self.refusal:
+            raise self.refusal
+        return FakeSocket(self.scripts.pop(0), self.sent)
+
+    def filtered(self) -> list[bool]:
+        """Which of the requests carried a filter."""
+        return [len(request) > 20 for request in self.sent]
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    made = Kernel()
+    monkeypatch.setattr(table, "_opened", made.open)
+    yield made
+    assert made.scripts == []
+
+
+def message(kind: int, body: bytes, flags: int = 0) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, flags, 1, 0) + body
+
+
+def code(kind: int, number: int) -> bytes:
+    return message(kind, struct.pack("=i", -number))
+
+
+def refusal(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def entry(destination: str, source: str, flags: int = 0) -> bytes:
+    made = flow(destination, source)
+    vip = target(destination)
+    tuples = netlink.conntrack_tuple(netlink.CTA_TUPLE_ORIG, 17, CLIENT, vip)
+    tuples += netlink.conntrack_tuple(netlink.CTA_TUPLE_REPLY, 17, made.source, CLIENT)
+    return message(netlink.CT_NEW, struct.pack("=BBH", 2, 0, 0) + tuples, flags)
+
+
+DONE = code(netlink.DONE, 0)
+HIT = entry("10.96.0.10:53", "10.244.0.1:53")
+
+
+def found(kernel: Kernel, *scripts: list[Answer]) -> tuple[Table, list[Flow]]:
+    kernel.scripts = list(scripts)
+    made = Table(IPFamily.IPV4)
+    return made, made.find(QUERY, lambda _: True)
+
+
+def test_flows_come_in_several_reads(kernel: Kernel) -> None:
+    made, flows = found(kernel, [HIT, HIT + DONE])
+    assert len(flows) == 2
+    assert made.filtering
+
+
+def test_only_what_is_wanted_is_kept(kernel: Kernel) -> None:
+    kernel.scripts = [[HIT + DONE]]
+    assert Table(IPFamily.IPV4).find(QUERY, lambda _: False) == []
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_kernel_that_refuses_filters_is_asked_without(kernel: Kernel, number: int) -> None:
+    made, flows = found(kernel, [code(netlink.ERROR, number)], [HIT + DONE])
+    assert len(flows) == 1
+    assert kernel.filtered() == [True, False]
+    assert not made.filtering
+
+
+def test_a_kernel_that_ignores_filters_is_noticed(kernel: Kernel) -> None:
+    made, flows = found(kernel, [HIT + entry("10.96.0.10:54", "10.244.0.1:53") + DONE])
+    assert len(flows) == 2  # what is wanted decides, not the kernel
+    assert not made.filtering
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [HIT + entry("10.96.0.10:53", "10.244.0.1:53", netlink.FLAG_INTERRUPTED) + DONE],
+        [HIT, refusal(errno.ENOBUFS)],
+        [HIT, message(netlink.DONE, struct.pack("=i", 0), netlink.FLAG_INTERRUPTED)],
+    ],
+    ids=["interrupted", "overrun", "interrupted at the end"],
+)
+def test_a_dump_that_is_not_whole_is_repeated(kernel: Kernel, bad: list[Answer]) -> None:
+    _, flows = found(kernel, bad, [HIT + DONE])
+    assert len(flows) == 1
+    again: list[list[Answer]] = [[HIT, refusal(errno.ENOBUFS)] for _ in range(5)]
+    with pytest.raises(ConntrackError, match="interrupted 5 times"):
+        found(kernel, *again)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (code(netlink.ERROR, errno.EPERM), r"not permitted \(CAP_NET_ADMIN is needed\)"),
+        (code(netlink.DONE, errno.ENOMEM), "cannot list connection tracking entries"),
+        (TimeoutError("timed out"), "no answer within 10 s"),
+    ],
+)
+def test_errors_of_a_dump_say_what_is_wrong(kernel: Kernel, answer: Answer, text: str) -> None:
+    with pytest.raises(ConntrackError, match=text):
+        found(kernel, [answer])
+
+
+def test_a_missing_module_is_named(kernel: Kernel) -> None:
+    invalid = code(netlink.ERROR, errno.EINVAL)
+    with pytest.raises(ConntrackError, match="nf_conntrack_netlink"):
+        found(kernel, [invalid], [invalid])
+    kernel.refusal = refusal(errno.EPROTONOSUPPORT)
+    with pytest.raises(ConntrackError, match="no netfilter netlink"):
+        found(kernel)
+    with pytest.raises(ConntrackError, match="no netfilter netlink"):
+        Table(IPFamily.IPV4).delete([flow("10.96.0.10:53", "10.244.0.1:53")])
+    with pytest.raises(ConntrackError, match="look up a route"):
+        Table(IPFamily.IPV4).is_local(QUERY.address)
+
+
+def test_deletions_go_in_batches_and_missing_entries_are_fine(kernel: Kernel) -> None:
+    acks = [code(netlink.ERROR, 0)] * 99 + [code(netlink.ERROR, errno.ENOENT)]
+    kernel.scripts = [[b"".join(acks), *[code(netlink.ERROR, 0)] * 50]]
+    flows = [flow("10.96.0.10:53", "10.244.0.1:53")] * 150
+    assert Table(IPFamily.IPV4).delete(flows) == 149
+    assert len(kernel.sent) == 2
+
+
+def test_an_entry_that_cannot_be_deleted_does_not_save_the_others(kernel: Kernel) -> None:
+    kernel.scripts = [[code(netlink.ERROR, errno.EBUSY), code(netlink.ERROR, 0)]]
+    with pytest.raises(ConntrackError, match=r"cannot delete .*busy"):
+        Table(IPFamily.IPV4).delete([flow("10.96.0.10:53", "10.244.0.1:53")] * 2)
+    assert kernel.scripts == []
