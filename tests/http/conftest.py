@@ -6,8 +6,8 @@ import pytest
 
 from svcproxy.kube.api import KubernetesSource
 from svcproxy.kube.credentials import ConnectionSettings
+from testbed.apiserver.server import FakeApiServer
 from tests.fakes import objects
-from tests.fakes.api_server import FakeApiServer
 from tests.fakes.sink import RecordingSink
 
 Follow = Callable[..., RecordingSink]

@@ -12,8 +12,8 @@ import structlog.testing
 
 from svcproxy.kube.api import KubernetesSource
 from svcproxy.kube.credentials import ConnectionSettings
+from testbed.apiserver.server import FakeApiServer
 from tests.fakes import objects
-from tests.fakes.api_server import FakeApiServer
 from tests.fakes.sink import RecordingSink, eventually
 from tests.http.conftest import TLS, Follow
 

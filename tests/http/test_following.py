@@ -8,8 +8,8 @@ from svcproxy import __version__
 from svcproxy.kube.api import KubernetesSource
 from svcproxy.kube.credentials import ConnectionSettings
 from svcproxy.model.names import Kind, NamespacedName
+from testbed.apiserver.server import FakeApiServer
 from tests.fakes import objects
-from tests.fakes.api_server import FakeApiServer
 from tests.fakes.sink import RecordingSink
 from tests.http.conftest import Follow
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from testbed import manifests
+from testbed.apiserver.server import FakeApiServer
 from testbed.cluster import Cluster
 from testbed.daemon import Daemon
 from testbed.metrics import Metrics
 from testbed.outcomes import Answer
 from testbed.waiting import eventually
-from tests.fakes.api_server import FakeApiServer
 
 pytestmark = pytest.mark.kernel
 

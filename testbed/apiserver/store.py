@@ -37,6 +37,7 @@ class Stored:
 
     @property
     def key(self) -> Key:
+        """Namespace and name."""
         metadata = self.obj.get("metadata") or {}
         return (metadata.get("namespace") or "", metadata.get("name") or "")
 
@@ -70,6 +71,7 @@ class Selector:
 
     @classmethod
     def parse(cls, labels: str, fields: str) -> "Selector":
+        """Read ``!label`` terms and ``path=value`` or ``path!=value`` terms."""
         absent = tuple(term.removeprefix("!") for term in labels.split(",") if term)
         terms = []
         for term in filter(None, fields.split(",")):
@@ -78,6 +80,7 @@ class Selector:
         return cls(absent, tuple(terms))
 
     def matches(self, stored: Stored | None) -> bool:
+        """Whether an object is selected; none is not."""
         if stored is None:
             return False
         labels = (stored.obj.get("metadata") or {}).get("labels") or {}
@@ -99,9 +102,11 @@ class Store:
 
     @property
     def version(self) -> int:
+        """The newest resource version."""
         return self._version
 
     def put(self, obj: dict[str, Any]) -> int:
+        """Create or replace an object; return its resource version."""
         table = self.tables[obj["kind"]]
         with self._lock:
             self._version += 1
@@ -117,6 +122,7 @@ class Store:
         return version
 
     def delete(self, kind: str, namespace: str, name: str) -> int:
+        """Delete an object; return the resource version of that."""
         table = self.tables[kind]
         with self._lock:
             self._version += 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, urlsplit
 
-from tests.fakes.api_store import RESOURCES, Selector, Store, Stored, Table, translate
+from testbed.apiserver.store import RESOURCES, Selector, Store, Stored, Table, translate
 
 _KINDS = {resource.path: kind for kind, resource in RESOURCES.items()}
 _REASONS = {400: "BadRequest", 401: "Unauthorized", 404: "NotFound", 410: "Expired", 422: "Invalid"}
@@ -48,6 +48,7 @@ class Received:
 
     @property
     def verb(self) -> str:
+        """``list`` or ``watch``."""
         return "watch" if self.query.get("watch") in {"true", "1"} else "list"
 
 

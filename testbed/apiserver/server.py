@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.fakes.api_exchange import Behaviour, Connection, Exchange, Received, read_request
-from tests.fakes.api_store import Store
+from testbed.apiserver.exchange import Behaviour, Connection, Exchange, Received, read_request
+from testbed.apiserver.store import Store
 
 
 class FakeApiServer:
@@ -41,6 +41,7 @@ class FakeApiServer:
         self._lock = threading.Lock()
 
     def start(self) -> Self:
+        """Listen, in the network namespace of the calling thread, and serve in threads."""
         self._listen()
         return self
 
@@ -57,10 +58,12 @@ class FakeApiServer:
 
     @property
     def url(self) -> str:
+        """Where it listens."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
     def stop(self) -> None:
+        """Close everything."""
         self.outage()
 
     def put(self, obj: dict[str, Any]) -> int:
@@ -68,13 +71,16 @@ class FakeApiServer:
         return self.store.put(obj)
 
     def put_many(self, objs: list[dict[str, Any]]) -> None:
+        """Create or replace many objects."""
         for obj in objs:
             self.store.put(obj)
 
     def delete(self, kind: str, namespace: str, name: str) -> int:
+        """Delete an object; return the resource version of that."""
         return self.store.delete(kind, namespace, name)
 
     def compact(self) -> None:
+        """Forget all events so far: watches from older versions get 410."""
         self.store.compact()
 
     def count(self, kind: str, verb: str) -> int:
