@@ -1,0 +1,254 @@
+"""The loop of one family, stepped by hand, on a backend that keeps its rules in a dict."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from svcproxy.backends.base import Backend, BackendError, Desired, Outcome
+from svcproxy.kube.events import LogOnly
+from svcproxy.model.names import IPFamily, Kind, NamespacedName, Protocol
+from svcproxy.model.objects import EndpointSlice, Node, Service, ServicePortSpec
+from svcproxy.observe.health import HealthState
+from svcproxy.observe.metrics import Metrics
+from svcproxy.state.desired import Changes, DesiredState
+from svcproxy.sync.inbox import key_of
+from svcproxy.sync.loop import FamilyLoop, Settled
+from svcproxy.sync.report import Reporter
+from svcproxy.sync.schedule import Schedule
+
+Content = dict[str, int]
+
+
+class DictBackend:
+    """A kernel of one dict: Service port names and how many frontends they have."""
+
+    family = IPFamily.IPV4
+
+    def __init__(self) -> None:
+        self.kernel: Content = {}
+        self.steps: list[str] = []
+        self.broken = False
+
+    def probe(self) -> None:
+        pass
+
+    def read(self) -> Content:
+        self._step("read")
+        return dict(self.kernel)
+
+    def plan(self, desired: Desired, observed: Content) -> Content:
+        return {str(name): len(port.frontends) for name, port in desired.ports.items()}
+
+    def plan_changes(self, changes: Changes, node: Node | None) -> Content | None:
+        if changes.node_changed and node is not None and node.pod_cidrs:
+            return None
+        kept = dict(self.kernel)
+        for name, port in changes.ports.items():
+            kept.pop(str(name), None)
+            if port is not None:
+                kept[str(name)] = len(port.frontends)
+        return kept
+
+    def apply(self, plan: Content) -> Outcome:
+        self._step("apply")
+        self.kernel = plan
+        return Outcome(operations={"written": len(plan)})
+
+    def clean_up(self) -> None:
+        self.kernel = {}
+
+    def _step(self, name: str) -> None:
+        if self.broken:
+            raise BackendError("the kernel says no")
+        self.steps.append(name)
+
+
+class Stage:
+    """A loop, its backend, and a clock that moves when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.backend = DictBackend()
+        self.metrics = Metrics()
+        self.health = HealthState(
+            sync_period=30.0, clock=lambda: self.now, wall=lambda: self.now, needs_node=False
+        )
+        self.settled: list[Settled] = []
+        checked: Backend[Content, Content] = self.backend
+        self.loop = FamilyLoop(
+            checked,
+            DesiredState(IPFamily.IPV4, "node1"),
+            Schedule(1.0, 30.0),
+            Reporter(IPFamily.IPV4, self.metrics, self.health, LogOnly()),
+            followers=(self.settled.append,),
+            clock=lambda: self.now,
+        )
+
+    def put(self, *objects: Any) -> None:
+        for obj in objects:
+            self.loop.inbox.put(key_of(obj), obj)
+
+    def remove(self, name: str) -> None:
+        self.loop.inbox.put((Kind.SERVICE, NamespacedName("ns", name)), None)
+
+    def synced(self) -> None:
+        for kind in Kind:
+            self.loop.inbox.synced(kind)
+
+    def step(self, later: float = 0.0) -> list[str]:
+        """Let time pass, step, and tell what the backend was asked to do."""
+        self.now += later
+        self.backend.steps.clear()
+        self.loop.step()
+        return list(self.backend.steps)
+
+    def value(self, name: str, labels: Mapping[str, str] | None = None) -> float:
+        return self.metrics.registry.get_sample_value(name, dict(labels or {})) or 0.0
+
+
+def service(name: str, number: int = 1) -> Service:
+    ports = (ServicePortSpec("http", Protocol.TCP, 80, 0),)
+    return Service(NamespacedName("ns", name), ports, (f"10.96.0.{number}",))
+
+
+@pytest.fixture
+def stage() -> Stage:
+    return Stage()
+
+
+@pytest.fixture
+def running(stage: Stage) -> Stage:
+    """A stage after its first sync."""
+    stage.put(service("a"))
+    stage.synced()
+    stage.step()
+    return stage
+
+
+def test_nothing_is_programmed_before_all_lists_are_complete(stage: Stage) -> None:
+    stage.put(service("a"))
+    assert stage.step() == []
+    for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE):
+        stage.loop.inbox.synced(kind)
+        assert stage.step(100.0) == []
+    stage.loop.inbox.synced(Kind.NODE)
+    assert stage.step() == ["read", "apply"]
+    assert stage.backend.kernel == {"ns/a:http": 1}
+
+
+def test_a_change_is_applied_without_reading(running: Stage) -> None:
+    running.put(service("b", 2))
+    assert running.step(5.0) == ["apply"]
+    assert set(running.backend.kernel) == {"ns/a:http", "ns/b:http"}
+
+
+def test_changes_within_the_minimum_interval_go_together(running: Stage) -> None:
+    running.put(service("b", 2))
+    assert running.step(0.5) == []
+    running.put(service("c", 3))
+    assert running.step(0.6) == ["apply"]
+    assert len(running.backend.kernel) == 3
+
+
+def test_what_changed_back_costs_nothing(running: Stage) -> None:
+    running.put(service("b", 2))
+    running.step(0.1)
+    running.remove("b")
+    assert running.step(5.0) == []
+    assert running.health.healthz().status == 200
+
+
+def test_objects_of_no_concern_cost_nothing(running: Stage) -> None:
+    name = NamespacedName("ns", "other-family")
+    running.put(EndpointSlice(name, NamespacedName("ns", "a"), IPFamily.IPV6, (), ()))
+    assert running.step(5.0) == []
+    running.now += 100.0
+    assert running.health.healthz().status == 200, "nothing is left queued"
+
+
+def test_after_a_failure_everything_is_compared_and_nothing_is_lost(running: Stage) -> None:
+    running.backend.broken = True
+    running.put(service("b", 2))
+    assert running.step(5.0) == []
+    running.settled.clear()
+    running.backend.broken = False
+    running.put(service("c", 3))
+    assert running.step(0.5) == [], "the first retry is after one second"
+    assert running.step(0.6) == ["read", "apply"]
+    assert len(running.backend.kernel) == 3
+    assert {str(n) for n in running.settled[0].changes.ports} == {"ns/b:http", "ns/c:http"}
+    labels = {"ip_family": "IPv4"}
+    assert running.value("kubeproxy_sync_proxy_rules_iptables_restore_failures_total", labels) == 1
+
+
+def test_a_kernel_that_keeps_refusing_makes_the_proxy_unhealthy(running: Stage) -> None:
+    running.backend.broken = True
+    running.put(service("b", 2))
+    for _ in range(30):
+        running.step(3.0)
+    assert running.health.livez().status == 503
+    running.backend.broken = False
+    running.step(60.0)
+    assert running.health.livez().status == 200
+
+
+def test_the_kernel_is_compared_every_period(running: Stage) -> None:
+    running.backend.kernel = {"foreign edit": 1}
+    assert running.step(29.0) == []
+    assert running.step(1.1) == ["read", "apply"]
+    assert running.backend.kernel == {"ns/a:http": 1}
+
+
+def test_settings_that_depend_on_the_node_compare_everything(running: Stage) -> None:
+    running.put(Node("node1", pod_cidrs=("10.244.1.0/24",)))
+    assert running.step(5.0) == ["read", "apply"]
+
+
+def test_followers_learn_what_a_port_meant_before(running: Stage) -> None:
+    assert running.settled[0].first
+    running.settled.clear()
+    running.remove("a")
+    running.step(5.0)
+    (settled,) = running.settled
+    assert not settled.first
+    (name,) = settled.changes.ports
+    assert settled.changes.ports[name] is None
+    assert settled.changes.previous[name].frontends[0].address == "10.96.0.1"
+
+
+def test_a_follower_that_fails_does_not_fail_the_sync(running: Stage) -> None:
+    def fail(_: Settled) -> None:
+        raise OSError("no such table")
+
+    running.loop._followers = (fail, running.settled.append)
+    running.settled.clear()
+    running.put(service("b", 2))
+    assert running.step(5.0) == ["apply"]
+    assert running.settled
+
+
+def test_a_defect_does_not_end_the_loop(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(*_: object) -> Content:
+        raise KeyError("a defect")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running.backend, "plan_changes", defect)
+        running.put(service("b", 2))
+        running.step(5.0)
+    assert running.step(2.0) == ["read", "apply"]
+    assert len(running.backend.kernel) == 2
+
+
+def test_merged_changes_keep_what_was_before_the_first(running: Stage) -> None:
+    state = DesiredState(IPFamily.IPV4, "node1")
+    state.update_service(service("a"))
+    created = state.checkout()
+    state.update_service(service("a", 2))
+    moved = state.checkout()
+    state.delete_service(NamespacedName("ns", "a"))
+    gone = state.checkout()
+    (name,) = created.ports
+    assert created.then(moved).previous == {}, "before both it did not exist"
+    assert moved.then(gone).previous[name].frontends[0].address == "10.96.0.1"
+    assert moved.then(gone).ports == {name: None}

@@ -1,0 +1,74 @@
+"""When syncs happen, told by times alone."""
+
+import pytest
+
+from svcproxy.sync.schedule import Schedule
+
+
+def synced(now: float = 100.0, *, min_interval: float = 1.0, period: float = 30.0) -> Schedule:
+    """A schedule whose first sync ended at ``now``."""
+    schedule = Schedule(min_interval, period)
+    schedule.succeeded(now, compared=True)
+    return schedule
+
+
+def test_the_first_sync_is_due_at_once_and_thorough() -> None:
+    schedule = Schedule(1.0, 30.0)
+    assert schedule.due() <= 0.0
+    assert schedule.thorough(5.0)
+
+
+def test_a_lone_change_goes_out_at_once() -> None:
+    schedule = synced(100.0)
+    schedule.request()
+    assert schedule.due() == 101.0  # in the past by the time a lone change comes
+    assert not schedule.thorough(110.0)
+
+
+def test_changes_wait_for_the_minimum_interval_after_the_last_end() -> None:
+    schedule = synced(100.0)
+    schedule.request()
+    schedule.succeeded(103.0, compared=False)
+    schedule.request()
+    assert schedule.due() == 104.0
+
+
+def test_without_changes_only_the_periodic_comparison_is_due() -> None:
+    schedule = synced(100.0)
+    assert schedule.due() == 130.0
+    assert schedule.thorough(130.0)
+    schedule.request()
+    schedule.succeeded(120.0, compared=False)
+    assert schedule.due() == 130.0, "partial syncs do not put the comparison off"
+
+
+def test_an_overdue_comparison_does_not_wait_for_the_minimum_interval() -> None:
+    schedule = synced(100.0, min_interval=20.0)
+    schedule.request()
+    schedule.succeeded(125.0, compared=False)
+    schedule.request()
+    assert schedule.due() == 130.0
+
+
+def test_failures_are_retried_thoroughly_and_ever_more_slowly() -> None:
+    schedule = synced(100.0)
+    waits = []
+    now = 101.0
+    for _ in range(8):
+        waits.append(schedule.failed(now))
+        assert schedule.due() == now + waits[-1]
+        assert schedule.thorough(now + waits[-1])
+        now += waits[-1]
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    schedule.request()
+    assert schedule.due() == now, "changes do not shorten the wait"
+    schedule.succeeded(now, compared=True)
+    assert schedule.failed(now) == 1.0, "a success begins anew"
+
+
+@pytest.mark.parametrize("failures", [1, 5000])
+def test_many_failures_do_no_harm(failures: int) -> None:
+    schedule = Schedule(0.0, 30.0)
+    for _ in range(failures):
+        schedule.failed(1.0)
+    assert schedule.due() <= 31.0
