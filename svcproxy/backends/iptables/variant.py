@@ -45,7 +45,12 @@ def _saved_family(variant: Variant, family: IPFamily) -> str | None:
         if variant is Variant.NFT:
             return programs.save()
         return programs.save(*tables) if (tables := legacy_tables(family)) else ""
-    except (BackendError, BackendUnavailable):
+    except BackendUnavailable:
+        return None
+    except BackendError as error:
+        if _forbidden(str(error)):
+            # Not a sign of the other variant: that one would be refused as well.
+            raise BackendUnavailable(_with_remedy(str(error))) from error
         return None
 
 
@@ -62,14 +67,19 @@ def _rules(text: str) -> int:
 
 
 def _remedy() -> str:
-    """Say why no variant works, in the words of the one that should."""
+    """Say why no variant works, in the words of the last one tried."""
+    reason = "no usable iptables found: install the iptables package"
     for variant in Variant:
         try:
             Iptables(variant, IPFamily.IPV4).save("nat")
         except (BackendError, BackendUnavailable) as error:
             reason = str(error)
-            if "ermission" in reason or "must be root" in reason:
-                return f"{reason}: run as root or with CAP_NET_ADMIN and CAP_NET_RAW"
-            if variant is Variant.LEGACY:
-                return reason
-    return "no usable iptables found: install the iptables package"
+    return reason
+
+
+def _forbidden(message: str) -> bool:
+    return "ermission denied" in message or "must be root" in message
+
+
+def _with_remedy(message: str) -> str:
+    return f"{message}: run as root or with CAP_NET_ADMIN and CAP_NET_RAW"
