@@ -5,6 +5,7 @@ programs agree is for the kernel tests to show.
 """
 
 import re
+from collections.abc import Iterable
 
 from svcproxy.backends.iptables.savefile import Saved
 
@@ -12,7 +13,8 @@ BUILT_IN = {
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
     "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
 }
-_TARGETS = {"ACCEPT", "DROP", "RETURN", "REJECT", "DNAT", "MARK", "MASQUERADE"}
+_TARGETS = {"ACCEPT", "DROP", "RETURN", "REJECT", "DNAT", "MARK", "MASQUERADE", "SET"}
+_SET = re.compile(r"--(?:match|add)-set (\S+)")
 _JUMP = re.compile(r"(?:^| )-j (\S+)")
 
 
@@ -27,6 +29,7 @@ class RestoredTables:
         self.tables: dict[str, dict[str, list[str]]] = {
             table: {chain: [] for chain in chains} for table, chains in BUILT_IN.items()
         }
+        self.sets: set[str] = set()
 
     def saved(self) -> Saved:
         """The tables as iptables-save would give them."""
@@ -45,9 +48,27 @@ class RestoredTables:
                 work = {chain: list(rules) for chain, rules in self.tables[table].items()}
             elif line == "COMMIT":
                 _check_jumps(work)
+                self._check_sets(work)
                 self.tables[table] = work
             else:
                 _apply(work, line)
+
+    def create_sets(self, names: Iterable[str]) -> None:
+        """Create ipsets; existing ones are left as they are."""
+        self.sets.update(names)
+
+    def destroy_sets(self, names: Iterable[str]) -> None:
+        """Destroy ipsets that no rule names."""
+        self.sets.difference_update(names)
+        for work in self.tables.values():
+            self._check_sets(work)
+
+    def _check_sets(self, work: dict[str, list[str]]) -> None:
+        for rules in work.values():
+            for rule in rules:
+                missing = set(_SET.findall(rule)) - self.sets
+                if missing:
+                    raise RestoreError(f"no such set: {missing}")
 
 
 def _apply(work: dict[str, list[str]], line: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from svcproxy.backends.base import Desired
-from svcproxy.backends.iptables.plan import Planner
+from svcproxy.backends.iptables.plan import Observed, Plan, Planner
 from svcproxy.backends.iptables.ruleset import FILTER
 from svcproxy.backends.iptables.savefile import Saved
 from svcproxy.backends.iptables.settings import IptablesSettings
@@ -48,16 +48,24 @@ class Machine:
             self.objects.pop((kind, event[1]), None)
         feed(self.state, event)
 
+    def observed(self) -> Observed:
+        return Observed(self.kernel.saved(), frozenset(self.kernel.sets))
+
+    def apply(self, plan: Plan) -> None:
+        self.kernel.create_sets(plan.create_sets)
+        for text in staged(plan, size=self.stage):
+            self.kernel.restore(text)
+        self.kernel.destroy_sets(plan.destroy_sets)
+
     def sync(self) -> None:
         changes = self.state.checkout()
         if self._full:
             desired = Desired(self.state.ports, self.state.node)
-            plan = self.planner.plan(desired, self.options, self.kernel.saved())
+            plan = self.planner.plan(desired, self.options, self.observed())
             self._full = False
         else:
             plan = self.planner.plan_changes(changes.ports)
-        for text in staged(plan, size=self.stage):
-            self.kernel.restore(text)
+        self.apply(plan)
         assert plan.sizes == {t: ours(self.kernel.saved(), t) for t in plan.sizes}
 
 
@@ -99,6 +107,7 @@ settings_values = st.builds(
     ),
     node_address=st.sampled_from(["", "192.168.50.1"]),
     hairpin_match=st.booleans(),
+    affinity_sets=st.booleans(),
 )
 
 
@@ -118,6 +127,7 @@ def test_incremental_equals_from_scratch(options: IptablesSettings, sequence: li
     fresh.sync()
     assert machine.state.ports == fresh.state.ports
     assert canonical(machine.kernel.saved()) == canonical(fresh.kernel.saved())
+    assert machine.kernel.sets == fresh.kernel.sets
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -130,7 +140,7 @@ def test_applying_twice_changes_nothing(options: IptablesSettings, sequence: lis
         else:
             machine.take(event)
     desired = Desired(machine.state.ports, machine.state.node)
-    again = Planner(options).plan(desired, options, machine.kernel.saved())
+    again = Planner(options).plan(desired, options, machine.observed())
     assert not again
     assert not again.text()
     assert not machine.planner.plan_changes({})
@@ -176,8 +186,8 @@ def test_any_damage_is_repaired_by_a_comparison(
             if random.random() < 0.2:
                 held[chain] = held[chain][: random.randrange(len(held[chain]) + 1)]
     desired = Desired(machine.state.ports, machine.state.node)
-    plan = machine.planner.plan(desired, options, machine.kernel.saved())
-    machine.kernel.restore(plan.text())
+    plan = machine.planner.plan(desired, options, machine.observed())
+    machine.apply(plan)
     repaired = canonical(machine.kernel.saved())
     for table, chains in whole.items():
         for chain, rules in chains.items():

@@ -1,6 +1,6 @@
 """The iptables backend: the pure plan joined with the programs that carry it out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import structlog
@@ -9,18 +9,21 @@ from msgspec import structs
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
 from svcproxy.backends.iptables.cleanup import clean_up_plan
 from svcproxy.backends.iptables.commands import Iptables, Variant
-from svcproxy.backends.iptables.plan import Plan, Planner
+from svcproxy.backends.iptables.plan import Observed, Plan, Planner
 from svcproxy.backends.iptables.ruleset import NAT, TABLES
-from svcproxy.backends.iptables.savefile import Saved, parse
+from svcproxy.backends.iptables.savefile import parse
+from svcproxy.backends.iptables.sets import AffinitySets
 from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.staging import staged
 from svcproxy.backends.iptables.static import hairpin
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import Node
+from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes
 
 _ROUTE_LOCALNET = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
 _PROBE_CHAIN = "KUBE-SVC-PROBE"
+_PROBE_SET = "KUBE-SEP-PROBE"
 
 log = structlog.get_logger()
 
@@ -38,6 +41,8 @@ class IptablesBackend:
         self._programs = programs
         self._settings_for = settings_for
         self._hairpin_match = True
+        self._sets = AffinitySets(programs.family)
+        self._affinity_sets: bool | None = None
         self._planner = Planner(self._settings(None))
 
     @property
@@ -53,29 +58,35 @@ class IptablesBackend:
         """
         try:
             saved = self._programs.save(*TABLES)
+            # A rule of a former run proves it without touching the table.
+            self._hairpin_match = "-m bpf " in saved or self._accepts(hairpin(self.family))
         except BackendError as error:
             raise BackendUnavailable(
-                f"cannot read the {self.family} tables: {error}"
+                f"cannot use the {self.family} tables: {error}"
                 " (svcproxy needs root or CAP_NET_ADMIN and CAP_NET_RAW)"
             ) from error
-        self._hairpin_match = "-m bpf " in saved or self._has_hairpin_match()
         settings = self._settings(None)
         if not self._hairpin_match:
             log.info("iptables.no_bpf_match", family=self.family, effect="a chain per endpoint")
         if settings.family is IPFamily.IPV4 and settings.localhost_node_ports:
             _allow_localnet()
 
-    def read(self) -> Saved:
-        """Read both tables."""
-        return parse(self._programs.save(*TABLES))
+    def read(self) -> Observed:
+        """Read both tables, and the ipsets if any rule may name one."""
+        text = self._programs.save(*TABLES)
+        # Without a rule that names a set there is none but by an accident of ours in between.
+        with_sets = self._affinity_sets or "--match-set " in text
+        return Observed(parse(text), self._sets.names() if with_sets else frozenset())
 
-    def plan(self, desired: Desired, observed: Saved) -> Plan:
+    def plan(self, desired: Desired, observed: Observed) -> Plan:
         """Compare everything."""
+        self._consider_affinity(desired.ports.values())
         return self._planner.plan(desired, self._settings(desired.node), observed)
 
     def plan_changes(self, changes: Changes, node: Node | None) -> Plan | None:
         """Compute what changed Service ports mean; other settings need a full comparison."""
-        if changes.node_changed and self._settings(node) != self._planner.settings:
+        self._consider_affinity(port for port in changes.ports.values() if port is not None)
+        if self._settings(node) != self._planner.settings:
             return None
         return self._planner.plan_changes(changes.ports)
 
@@ -86,8 +97,12 @@ class IptablesBackend:
         """
         nft = self._programs.variant is Variant.NFT
         texts = list(staged(plan)) if nft else [text for text in (plan.text(),) if text]
+        if plan.create_sets:
+            self._sets.create(plan.create_sets)
         for text in texts:
             self._programs.restore(text)
+        if plan.destroy_sets:
+            self._sets.destroy(plan.destroy_sets)
         tables = plan.tables
         counts = {
             "restore": len(texts),
@@ -95,6 +110,8 @@ class IptablesBackend:
             "chain_deleted": sum(len(t.delete) for t in tables.values()),
             "rule_written": sum(t.rules for t in tables.values()),
             "rule_deleted": sum(len(t.remove) for t in tables.values()),
+            "set_created": len(plan.create_sets),
+            "set_destroyed": len(plan.destroy_sets),
         }
         return Outcome(
             operations={kind: count for kind, count in counts.items() if count},
@@ -103,33 +120,55 @@ class IptablesBackend:
         )
 
     def clean_up(self) -> None:
-        """Remove our chains and jumps, and what kube-proxy's iptables mode may have left."""
-        text = clean_up_plan(self.read()).text()
-        if text:
-            self._programs.restore(text)
+        """Remove our chains, jumps and ipsets, and what kube-proxy's iptables mode may have left."""
+        self.apply(clean_up_plan(self.read()))
 
     def _settings(self, node: Node | None) -> IptablesSettings:
-        settings = self._settings_for(node)
-        if settings.hairpin_match and not self._hairpin_match:
-            return structs.replace(settings, hairpin_match=False)
-        return settings
+        return structs.replace(
+            self._settings_for(node),
+            hairpin_match=self._hairpin_match,
+            affinity_sets=self._affinity_sets is not False,
+        )
 
-    def _has_hairpin_match(self) -> bool:
-        """Write a rule with the match to a chain that nothing refers to, and remove it."""
+    def _consider_affinity(self, ports: Iterable[ServicePort]) -> None:
+        """Find out, when the first Service with affinity comes, whether ipset can serve it."""
+        if self._affinity_sets is not None or not any(p.affinity_seconds for p in ports):
+            return
+        self._affinity_sets = self._has_affinity_sets()
+        if not self._affinity_sets:
+            log.warning(
+                "iptables.no_ipset",
+                family=self.family,
+                effect="session affinity remembers the last 100 clients of an endpoint",
+                remedy="load the kernel modules ip_set_hash_ip and xt_set",
+            )
+
+    def _has_affinity_sets(self) -> bool:
+        """Write a rule that names a set to a chain that nothing refers to, and remove both."""
+        name = f"{_PROBE_SET}-{self.family}"
+        try:
+            self._sets.create([name])
+        except BackendError:
+            return False
+        match = f"-m set --match-set {name} src"
+        works = self._accepts(match)
+        self._sets.destroy([name])
+        return works
+
+    def _accepts(self, match: str) -> bool:
+        """Try a rule with ``match`` in a chain that nothing refers to, and remove it again.
+
+        Raises:
+            BackendError: not even the chain can be removed: the table cannot be written.
+        """
         chain = f"*{NAT}\n:{_PROBE_CHAIN} - [0:0]\n"
         try:
-            self._programs.restore(f"{chain}-A {_PROBE_CHAIN} {hairpin(self.family)}\nCOMMIT\n")
-            works = True
+            self._programs.restore(f"{chain}-A {_PROBE_CHAIN} {match}\nCOMMIT\n")
+            accepted = True
         except BackendError:
-            works = False
-        try:
-            self._programs.restore(f"{chain}-X {_PROBE_CHAIN}\nCOMMIT\n")
-        except BackendError as error:
-            raise BackendUnavailable(
-                f"cannot write the {self.family} nat table: {error}"
-                " (svcproxy needs root or CAP_NET_ADMIN and CAP_NET_RAW)"
-            ) from error
-        return works
+            accepted = False
+        self._programs.restore(f"{chain}-X {_PROBE_CHAIN}\nCOMMIT\n")
+        return accepted
 
 
 def _allow_localnet() -> None:

@@ -1,9 +1,8 @@
 """Removing everything of ours, and of kube-proxy's iptables mode, from the two tables."""
 
 from svcproxy.backends.iptables import naming
-from svcproxy.backends.iptables.plan import Plan, TablePlan
+from svcproxy.backends.iptables.plan import Observed, Plan, TablePlan
 from svcproxy.backends.iptables.ruleset import FILTER, NAT, TABLES
-from svcproxy.backends.iptables.savefile import Saved
 from svcproxy.backends.iptables.static import JUMPS, LISTS
 
 _OWN = {
@@ -20,11 +19,11 @@ _OWN = {
 }
 
 
-def clean_up_plan(observed: Saved) -> Plan:
+def clean_up_plan(observed: Observed) -> Plan:
     """The plan that leaves no rule of ours; KUBE-FIREWALL stays, it is kubelet's as well."""
     plans: dict[str, TablePlan] = {}
     for table in TABLES:
-        found = observed.get(table, {})
+        found = observed.tables.get(table, {})
         chains = [c for c in found if c in _OWN[table]]
         if table == NAT:
             chains.extend(c for c in found if naming.is_service_chain(c))
@@ -36,4 +35,4 @@ def clean_up_plan(observed: Saved) -> Plan:
             ],
             delete=sorted(chains),
         )
-    return Plan(plans, {})
+    return Plan(plans, {}, destroy_sets=tuple(sorted(observed.sets)))

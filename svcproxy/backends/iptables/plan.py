@@ -72,14 +72,27 @@ class TablePlan(msgspec.Struct):
         yield "COMMIT"
 
 
+class Observed(msgspec.Struct, frozen=True):
+    """What the kernel holds: rules by table and chain, and the family's ipsets by name."""
+
+    tables: Saved
+    sets: frozenset[str] = frozenset()
+
+
 class Plan(msgspec.Struct, frozen=True):
-    """The changes to both tables; ``sizes`` is how many of our rules each then holds."""
+    """The changes to both tables; ``sizes`` is how many of our rules each then holds.
+
+    ``create_sets`` have to exist before the rules that name them, ``destroy_sets`` can only go
+    after those; ipset has no common transaction with iptables.
+    """
 
     tables: dict[str, TablePlan]
     sizes: dict[str, int]
+    create_sets: tuple[str, ...] = ()
+    destroy_sets: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return any(self.tables.values())
+        return any(self.tables.values()) or bool(self.create_sets or self.destroy_sets)
 
     def text(self) -> str:
         """The restore input, or the empty text when there is nothing to do.
@@ -114,14 +127,18 @@ class Planner:
         """What the present rules were made with."""
         return self._settings
 
-    def target(self, ports: Mapping[ServicePortName, ServicePort]) -> dict[str, dict[str, Rules]]:
-        """Every chain of ours, by table, for these Service ports; the memory starts anew."""
+    def target(
+        self, ports: Mapping[ServicePortName, ServicePort]
+    ) -> tuple[dict[str, dict[str, Rules]], set[str]]:
+        """Every chain of ours by table, and every ipset; the memory starts anew."""
         settings = self._settings
         tables = static_chains(settings)
         lists: dict[str, list[str]] = {chain: [] for chain in LISTS}
         entries: dict[str, dict[int, str]] = {name: {} for name in _TREES}
+        sets: set[str] = set()
         for port in ports.values():
             rules = render(port, settings)
+            sets |= rules.sets
             tables[NAT].update(rules.chains)
             for name, found in entries.items():
                 found.update(getattr(rules, name))
@@ -133,15 +150,15 @@ class Planner:
             tree.load(entries[name])
             tables[NAT].update(tree.chains())
         self._ports = dict(ports)
-        return tables
+        return tables, sets
 
-    def plan(self, desired: Desired, settings: IptablesSettings, observed: Saved) -> Plan:
+    def plan(self, desired: Desired, settings: IptablesSettings, observed: Observed) -> Plan:
         """Compare from scratch with what the kernel holds."""
         self._settings = settings
-        target = self.target(desired.ports)
+        target, sets = self.target(desired.ports)
         plans: dict[str, TablePlan] = {}
         for table in TABLES:
-            chains, found = target[table], observed.get(table, {})
+            chains, found = target[table], observed.tables.get(table, {})
             self._sizes[table] = sum(map(len, chains.values()))
             plans[table] = TablePlan(
                 write={
@@ -151,12 +168,19 @@ class Planner:
                 delete=_stale(table, chains, found),
                 fresh=chains.keys() - found.keys(),
             )
-        return Plan(plans, dict(self._sizes))
+        return Plan(
+            plans,
+            dict(self._sizes),
+            create_sets=tuple(sorted(sets - observed.sets)),
+            destroy_sets=tuple(sorted(observed.sets - sets)),
+        )
 
     def plan_changes(self, ports: Mapping[ServicePortName, ServicePort | None]) -> Plan:
         """Compute the difference that changed Service ports make."""
         nat, filters = TablePlan(), TablePlan()
         entries: dict[str, dict[int, str | None]] = {name: {} for name in _TREES}
+        create: set[str] = set()
+        destroy: set[str] = set()
         for name, port in ports.items():
             known = self._ports.get(name)
             old = render(known, self._settings) if known else _NOTHING
@@ -170,6 +194,8 @@ class Planner:
             for tree, noted in entries.items():
                 _note(noted, getattr(old, tree), getattr(new, tree))
             _edit(filters, old.lists, new.lists)
+            create |= new.sets - old.sets
+            destroy |= old.sets - new.sets
         for tree, noted in entries.items():
             change = self._trees[tree].change(noted)
             self._sizes[NAT] += change.growth
@@ -179,7 +205,12 @@ class Planner:
                 else:
                     nat.write[chain] = rules
         nat.delete.sort()
-        return Plan({FILTER: filters, NAT: nat}, dict(self._sizes))
+        return Plan(
+            {FILTER: filters, NAT: nat},
+            dict(self._sizes),
+            create_sets=tuple(sorted(create)),
+            destroy_sets=tuple(sorted(destroy)),
+        )
 
     def _remember(self, name: ServicePortName, port: ServicePort | None) -> None:
         if port is None:

@@ -20,7 +20,8 @@ class PortRules(msgspec.Struct, frozen=True):
 
     ``chains`` are its own chains in the nat table. ``cluster_ips``, ``external_ips`` and
     ``node_ports`` are its entries in the three dispatch trees, by key. ``lists`` are its rules in
-    the shared chains of the filter table, in which order does not matter.
+    the shared chains of the filter table, in which order does not matter. ``sets`` are the
+    ipsets in which its endpoints remember clients.
     """
 
     chains: dict[str, Rules]
@@ -28,6 +29,7 @@ class PortRules(msgspec.Struct, frozen=True):
     external_ips: dict[int, str]
     node_ports: dict[int, str]
     lists: dict[str, Rules]
+    sets: frozenset[str] = frozenset()
 
 
 def render(port: ServicePort, settings: IptablesSettings) -> PortRules:
@@ -61,6 +63,7 @@ class _Renderer:
         self.external_ips: dict[int, str] = {}
         self.node_ports: dict[int, str] = {}
         self.lists: dict[str, list[str]] = {}
+        self.sets: set[str] = set()
 
     def render(self) -> PortRules:
         for frontend in self.port.frontends:
@@ -75,7 +78,14 @@ class _Renderer:
         if self.port.health_check_node_port:
             self._health_check_port()
         lists = {chain: tuple(rules) for chain, rules in self.lists.items()}
-        return PortRules(self.chains, self.cluster_ips, self.external_ips, self.node_ports, lists)
+        return PortRules(
+            self.chains,
+            self.cluster_ips,
+            self.external_ips,
+            self.node_ports,
+            lists,
+            frozenset(self.sets),
+        )
 
     def _match(self, frontend: Frontend, note: str = "") -> str:
         """The match for a frontend in the order of iptables-save; ``note`` becomes a comment."""
@@ -211,12 +221,19 @@ class _Renderer:
         if not self.settings.hairpin_match:
             rules.append(f"-s {endpoint.address}/{self.settings.family.bits} {_MARK_MASQ}")
         remember = ""
-        if self.port.affinity_seconds:
+        if self.port.affinity_seconds and self.settings.affinity_sets:
+            # A client's time begins anew with each connection, as with xt_recent's --set.
+            self.sets.add(chain)
+            seconds = self.port.affinity_seconds
+            rules.append(f"-j SET --add-set {chain} src --exist --timeout {seconds}")
+        elif self.port.affinity_seconds:
             remember = f"-m recent --set --name {chain} --mask {self._mask()} --rsource"
         rules.append(rule(f"-p {self.keyword}", remember, f"-j DNAT --to-destination {target}"))
         self.chains[chain] = tuple(rules)
 
     def _remembered(self, chain: str) -> str:
+        if self.settings.affinity_sets:
+            return f"-m set --match-set {chain} src -j {chain}"
         seconds = self.port.affinity_seconds
         recent = f"-m recent --rcheck --seconds {seconds} --reap --name {chain}"
         return f"{recent} --mask {self._mask()} --rsource -j {chain}"

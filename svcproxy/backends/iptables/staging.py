@@ -33,7 +33,7 @@ def staged(plan: Plan, size: int = STAGE_CHAINS) -> Iterator[str]:
         yield "\n".join((*piece.lines(NAT), ""))
     rest = {chain: rules for chain, rules in nat.write.items() if chain not in nat.fresh}
     last = TablePlan(rest, nat.remove, nat.add, nat.jumps, nat.delete)
-    if text := Plan({**plan.tables, NAT: last}, plan.sizes).text():
+    if text := Plan({**plan.tables, NAT: last}, {}).text():
         yield text
 
 

@@ -1,0 +1,37 @@
+"""Kernels or iptables packages without ipset: affinity is kept by xt_recent, as by kube-proxy."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.conftest import StageWith, all_at, ask
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> tuple[str, ...]:
+    """The daemon, with all of iptables' extensions but those for ipset."""
+    folders = [f for p in ("lib*/xtables", "lib*/*/xtables") for f in Path("/usr").glob(p)]
+    links = tmp_path / "xtables"
+    links.mkdir()
+    for extension in (file for folder in folders for file in folder.glob("*.so")):
+        link = links / extension.name
+        if extension.name.lower() != "libxt_set.so" and not link.exists():
+            link.symlink_to(extension)
+    assert any(links.iterdir())
+    return ("env", f"XTABLES_LIBDIR={links}", sys.executable, "-m", "svcproxy")
+
+
+def test_affinity_works_without_ipset(
+    stage_with: StageWith, program: tuple[str, ...], family: int
+) -> None:
+    stage = stage_with(program)
+    offer = stage.offer(family, all_at(stage.here, family), sessionAffinity="ClientIP")
+    assert any("-m recent --rcheck" in rule for rule in stage.rules(family))
+    assert not any("--match-set" in rule for rule in stage.rules(family))
+    assert stage.daemon.wait_log("iptables.no_ipset")
+    for host in (*stage.here, stage.client):
+        for proto, port in offer.ports:
+            assert len(ask(host, proto, offer.vip, port)) == 1
