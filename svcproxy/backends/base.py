@@ -55,6 +55,12 @@ class Backend(Protocol[Observed, Plan]):
             BackendUnavailable: they cannot; the message names the remedy.
         """
 
+    def untouched(self) -> bool:
+        """Whether the kernel surely holds what the last ``apply`` left, if that is cheap to tell.
+
+        It spares the periodic comparison; ``False`` when it cannot be told.
+        """
+
     def read(self) -> Observed:
         """Read what the kernel holds now, ours and what may be ours.
 

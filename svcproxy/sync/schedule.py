@@ -33,6 +33,11 @@ class Schedule:
         """Whether a sync was asked for that has not run."""
         return self._requested
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last sync failed."""
+        return self._failures > 0
+
     def due(self) -> float:
         """The time at which the next sync may begin; it may be in the past."""
         if self._ended is None or (self._compared is None and not self._failures):

@@ -9,6 +9,7 @@ from msgspec import structs
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
 from svcproxy.backends.iptables.cleanup import clean_up_plan
 from svcproxy.backends.iptables.commands import Iptables, Variant
+from svcproxy.backends.iptables.generation import Watermark
 from svcproxy.backends.iptables.plan import Observed, Plan, Planner
 from svcproxy.backends.iptables.ruleset import NAT, TABLES
 from svcproxy.backends.iptables.savefile import parse
@@ -43,6 +44,7 @@ class IptablesBackend:
         self._hairpin_match = True
         self._sets = AffinitySets(programs.family)
         self._affinity_sets: bool | None = None
+        self._watermark = Watermark()
         self._planner = Planner(self._settings(None))
 
     @property
@@ -71,8 +73,14 @@ class IptablesBackend:
         if settings.family is IPFamily.IPV4 and settings.localhost_node_ports:
             _allow_localnet()
 
+    def untouched(self) -> bool:
+        """Whether no nftables transaction has come after our last; legacy tables do not tell."""
+        return self._watermark.untouched
+
     def read(self) -> Observed:
         """Read both tables, and the ipsets if any rule may name one."""
+        if self._programs.variant is Variant.NFT:
+            self._watermark.reading()
         text = self._programs.save(*TABLES)
         # Without a rule that names a set there is none but by an accident of ours in between.
         with_sets = self._affinity_sets or "--match-set " in text
@@ -97,12 +105,14 @@ class IptablesBackend:
         """
         nft = self._programs.variant is Variant.NFT
         texts = list(staged(plan)) if nft else [text for text in (plan.text(),) if text]
+        self._watermark.writing()
         if plan.create_sets:
             self._sets.create(plan.create_sets)
         for text in texts:
             self._programs.restore(text)
         if plan.destroy_sets:
             self._sets.destroy(plan.destroy_sets)
+        self._watermark.written(sum(text.count("\nCOMMIT") for text in texts))
         tables = plan.tables
         counts = {
             "restore": len(texts),

@@ -29,9 +29,13 @@ class DictBackend:
         self.kernel: Content = {}
         self.steps: list[str] = []
         self.broken = False
+        self.untouched_for_sure = False
 
     def probe(self) -> None:
         pass
+
+    def untouched(self) -> bool:
+        return self.untouched_for_sure
 
     def read(self) -> Content:
         self._step("read")
@@ -198,6 +202,24 @@ def test_the_kernel_is_compared_every_period(running: Stage) -> None:
     assert running.step(29.0) == []
     assert running.step(1.1) == ["read", "apply"]
     assert running.backend.kernel == {"ns/a:http": 1}
+
+
+def test_a_kernel_that_is_surely_untouched_is_compared_every_tenth_time(running: Stage) -> None:
+    running.backend.untouched_for_sure = True
+    steps = [bool(running.step(30.1)) for _ in range(20)]
+    assert steps == ([False] * 9 + [True]) * 2
+    running.backend.untouched_for_sure = False
+    assert running.step(30.1)
+
+
+def test_an_untouched_kernel_is_no_excuse_after_a_failure(running: Stage) -> None:
+    running.backend.broken = True
+    running.put(service("b", 2))
+    running.step(5.0)
+    running.remove("b")
+    running.backend.broken = False
+    running.backend.untouched_for_sure = True
+    assert running.step(2.0) == ["read", "apply"]
 
 
 def test_settings_that_depend_on_the_node_compare_everything(running: Stage) -> None:

@@ -1,0 +1,77 @@
+"""The generation of nftables tells whether a comparison can be spared."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from svcproxy.backends.iptables.generation import Watermark, generation
+from testbed import netns
+from testbed.netns import NetNS
+
+pytestmark = pytest.mark.kernel
+
+
+class Namespace:
+    """A namespace with a watermark in it, and somebody who changes things."""
+
+    def __init__(self, space: NetNS) -> None:
+        self.space = space
+        self.mark = Watermark()
+        self._tables = 0
+
+    def commit(self) -> None:
+        self._tables += 1
+        self.space.run("nft", "add", "table", "ip", f"table{self._tables}")
+
+    def reading(self) -> None:
+        self.space.call(self.mark.reading)
+
+    def write(self, commits: int, foreign: int = 0) -> None:
+        self.space.call(self.mark.writing)
+        for _ in range(commits + foreign):
+            self.commit()
+        self.space.call(lambda: self.mark.written(commits))
+
+    @property
+    def untouched(self) -> bool:
+        return self.space.call(lambda: self.mark.untouched)
+
+
+@pytest.fixture
+def here() -> Iterator[Namespace]:
+    space = NetNS(f"svp-gen-{id(object())}")
+    netns.ip_batch([f"netns add {space.name}"])
+    yield Namespace(space)
+    netns.remove([space.name])
+
+
+def test_every_commit_counts(here: Namespace) -> None:
+    first = here.space.call(generation)
+    here.commit()
+    assert first is not None
+    assert here.space.call(generation) == first + 1
+
+
+def test_nothing_is_known_before_the_first_reading(here: Namespace) -> None:
+    assert not here.untouched
+    here.write(1)
+    assert not here.untouched
+
+
+def test_own_changes_are_known_foreign_ones_are_seen(here: Namespace) -> None:
+    here.reading()
+    assert here.untouched
+    here.write(2)
+    assert here.untouched
+    here.commit()
+    assert not here.untouched
+
+
+def test_a_foreign_change_cannot_hide_behind_ours(here: Namespace) -> None:
+    here.reading()
+    here.write(1, foreign=1)
+    assert not here.untouched, "one commit too many"
+    here.reading()
+    here.commit()
+    here.write(1)
+    assert not here.untouched, "it came between reading and writing"
