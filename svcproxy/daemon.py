@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple, Self
@@ -191,7 +192,7 @@ def _iptables_backends(config: Config) -> list[IptablesBackend]:
     for family in IPFamily:
         try:
             programs = Iptables(variant, family)
-            backend = IptablesBackend(programs, partial(_settings, config, family))
+            backend = IptablesBackend(programs, _SettingsOf(config, family))
             backend.probe()
         except BackendUnavailable as error:
             reasons.append(error)
@@ -204,12 +205,26 @@ def _iptables_backends(config: Config) -> list[IptablesBackend]:
     return backends
 
 
+class _SettingsOf:
+    """What the rules of a family depend on, as flags and the Node object have it now.
+
+    A Node object that is deleted, to be registered anew perhaps, takes neither addresses nor pod
+    ranges along: what was last known of them stays.
+    """
+
+    def __init__(self, config: Config, family: IPFamily) -> None:
+        self._config = config
+        self._family = family
+        self._node: Node | None = None
+
+    def __call__(self, node: Node | None) -> IptablesSettings:
+        self._node = node or self._node
+        return _settings(self._config, self._family, self._node)
+
+
 def _settings(config: Config, family: IPFamily, node: Node | None) -> IptablesSettings:
-    """What the rules of a family depend on, as flags and the Node object have it now."""
     address = next((a for a in (node.addresses if node else ()) if _is(a, family)), "")
-    ranges = config.nodeport_cidrs(family)
-    if config.nodeport_primary and address:
-        ranges = (f"{address}/{family.bits}",)
+    ranges = _node_port_ranges(config, family, node, address)
     return IptablesSettings(
         family=family,
         masquerade_bit=config.masquerade_bit,
@@ -217,8 +232,35 @@ def _settings(config: Config, family: IPFamily, node: Node | None) -> IptablesSe
         local_traffic=_local_traffic(config, family, node),
         node_port_ranges=ranges,
         node_address=address,
-        localhost_node_ports=family is IPFamily.IPV4 and config.iptables_localhost_nodeports,
+        localhost_node_ports=_serves_localhost(config, family),
     )
+
+
+def _node_port_ranges(
+    config: Config, family: IPFamily, node: Node | None, address: str
+) -> tuple[str, ...]:
+    """The ranges of addresses that serve node ports; empty means all.
+
+    With ``primary``, a node of one family serves the other on all addresses, as with kube-proxy;
+    one that is not known yet serves only itself.
+    """
+    if config.nodeport_primary:
+        if node is None:
+            return ("127.0.0.1/32",) if family is IPFamily.IPV4 else ("::1/128",)
+        return (f"{address}/{family.bits}",) if address else ()
+    ranges = config.nodeport_cidrs(family)
+    return () if any(cidr.endswith("/0") for cidr in ranges) else ranges
+
+
+def _serves_localhost(config: Config, family: IPFamily) -> bool:
+    """Whether node ports answer on 127.0.0.0/8: only IPv4 can, if flags and ranges let it."""
+    if family is IPFamily.IPV6 or not config.iptables_localhost_nodeports:
+        return False
+    if config.nodeport_primary:
+        return False
+    loopback = ip_network("127.0.0.0/8")
+    ranges = config.nodeport_cidrs(family)
+    return not ranges or any(ip_network(cidr).overlaps(loopback) for cidr in ranges)
 
 
 def _local_traffic(config: Config, family: IPFamily, node: Node | None) -> LocalTraffic:
