@@ -19,10 +19,14 @@ def key_of(obj: ApiObject) -> ObjectKey:
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """What came in since the last drain: objects by key, ``None`` for deleted ones."""
+    """What came in since the last drain: objects by key, ``None`` for deleted ones.
+
+    ``doubted`` tells that somebody else has changed the kernel.
+    """
 
     objects: dict[ObjectKey, ApiObject | None]
     synced: frozenset[Kind]
+    doubted: bool = False
 
 
 class Inbox:
@@ -37,6 +41,7 @@ class Inbox:
         self._condition = Condition()
         self._objects: dict[ObjectKey, ApiObject | None] = {}
         self._synced: set[Kind] = set()
+        self._doubted = False
         self._closed = False
 
     def put(self, key: ObjectKey, obj: ApiObject | None) -> None:
@@ -50,6 +55,12 @@ class Inbox:
         """Note that the first list of ``kind`` is complete."""
         with self._condition:
             self._synced.add(kind)
+            self._condition.notify()
+
+    def doubt(self) -> None:
+        """Note that somebody else has changed the kernel."""
+        with self._condition:
+            self._doubted = True
             self._condition.notify()
 
     def close(self) -> None:
@@ -67,12 +78,13 @@ class Inbox:
         """Wait until there is something to read, the inbox is closed, or time is up."""
         with self._condition:
             self._condition.wait_for(
-                lambda: self._closed or bool(self._objects) or bool(self._synced), seconds
+                lambda: self._closed or self._doubted or bool(self._objects or self._synced),
+                seconds,
             )
 
     def drain(self) -> Batch:
         """Take everything out."""
         with self._condition:
-            batch = Batch(self._objects, frozenset(self._synced))
-            self._objects, self._synced = {}, set()
+            batch = Batch(self._objects, frozenset(self._synced), self._doubted)
+            self._objects, self._synced, self._doubted = {}, set(), False
         return batch

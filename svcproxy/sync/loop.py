@@ -70,6 +70,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._unsettled = Changes({})
         self._first = True
         self._spares = 0
+        self._doubted = False
         name = f"sync-{backend.family}"
         self._thread = Thread(target=self._run, name=name, daemon=True)
 
@@ -112,6 +113,9 @@ class FamilyLoop(Generic[Observed, Plan]):
     def _take(self, batch: Batch) -> None:
         for key, obj in batch.objects.items():
             _store(self._state, key, obj)
+        if batch.doubted:
+            self._schedule.doubt()
+            self._doubted = True
         if self._missing:
             self._missing -= batch.synced
             if not self._missing:
@@ -164,7 +168,8 @@ class FamilyLoop(Generic[Observed, Plan]):
         Every tenth comparison is made all the same: a foreign change in the very moment of our
         own would go unnoticed otherwise.
         """
-        if self._first or self._schedule.failing or not self._backend.untouched():
+        doubted, self._doubted = self._doubted, False
+        if doubted or self._first or self._schedule.failing or not self._backend.untouched():
             self._spares = 0
             return False
         self._spares = (self._spares + 1) % 10

@@ -33,6 +33,10 @@ class Schedule:
         """Whether a sync was asked for that has not run."""
         return self._requested
 
+    def doubt(self) -> None:
+        """Ask for a comparison as soon as allowed: somebody else has changed the kernel."""
+        self._compared = None
+
     @property
     def failing(self) -> bool:
         """Whether the last sync failed."""
@@ -40,11 +44,13 @@ class Schedule:
 
     def due(self) -> float:
         """The time at which the next sync may begin; it may be in the past."""
-        if self._ended is None or (self._compared is None and not self._failures):
+        if self._ended is None:
             return 0.0
         if self._failures:
             return self._ended + self._backoff()
-        compare = (self._compared or 0.0) + self._period
+        if self._compared is None:
+            return self._ended + self._min_interval
+        compare = self._compared + self._period
         if self._requested:
             return min(self._ended + self._min_interval, max(compare, self._ended))
         return compare

@@ -222,6 +222,14 @@ def test_an_untouched_kernel_is_no_excuse_after_a_failure(running: Stage) -> Non
     assert running.step(2.0) == ["read", "apply"]
 
 
+def test_a_foreign_change_that_is_told_of_is_repaired_at_once(running: Stage) -> None:
+    running.backend.untouched_for_sure = True
+    running.backend.kernel = {"foreign edit": 1}
+    running.loop.inbox.doubt()
+    assert running.step(1.1) == ["read", "apply"]
+    assert running.backend.kernel == {"ns/a:http": 1}
+
+
 def test_settings_that_depend_on_the_node_compare_everything(running: Stage) -> None:
     running.put(Node("node1", pod_cidrs=("10.244.1.0/24",)))
     assert running.step(5.0) == ["read", "apply"]

@@ -50,6 +50,15 @@ def test_an_overdue_comparison_does_not_wait_for_the_minimum_interval() -> None:
     assert schedule.due() == 130.0
 
 
+def test_a_doubt_is_settled_after_the_minimum_interval() -> None:
+    schedule = synced(100.0)
+    schedule.doubt()
+    assert schedule.due() == 101.0
+    assert schedule.thorough(101.0)
+    schedule.succeeded(101.5, compared=True)
+    assert schedule.due() == 131.5
+
+
 def test_failures_are_retried_thoroughly_and_ever_more_slowly() -> None:
     schedule = synced(100.0)
     waits = []
