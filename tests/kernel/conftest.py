@@ -1,0 +1,564 @@
+"""A stage for scenarios: two nodes with pods, a client outside, and the real daemon on node1.
+
+Each test makes Services of its own on it. What it changes is in the kernel when the call
+returns, so that a test may say right away what must not work any more.
+"""
+
+import contextlib
+import itertools
+import json
+import socket
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from testbed import manifests as m
+from testbed import netns
+from testbed.cluster import SERVICE_CIDRS, VIP_RANGES, Cluster, Host, Node, Pod
+from testbed.daemon import Daemon
+from testbed.manifests import Object
+from testbed.outcomes import Answer, Outcome, Refused, TimedOut, Unreachable
+from testbed.waiting import eventually
+
+Flags = Mapping[str, str | None]
+Seen = set[tuple[str, str]]
+
+TCP, UDP = ("tcp", 80), ("udp", 53)
+PORTS = (
+    m.port(80, name="http", target=8080),
+    m.port(53, name="dns", target=5353, protocol="UDP"),
+)
+ENOUGH = 40
+"""Connections after which each of up to three endpoints has answered, but once in 10^6 times."""
+CLIENTS = 24
+"""The outside client has so many addresses."""
+_MARKER = {4: "10.96.255.254", 6: "fd00:10:96::fffe"}
+
+
+def at(pod: Host, family: int, **options: Any) -> Object:
+    """An endpoint in a pod, or on a node's host network; ``options`` as ``m.endpoint`` has."""
+    return m.endpoint(pod.ip(family), node=getattr(pod, "node", pod.name), **options)
+
+
+def all_at(pods: Iterable[Host], family: int, **options: Any) -> list[Object]:
+    return [at(pod, family, **options) for pod in pods]
+
+
+def ask(
+    host: Host,
+    proto: str,
+    address: str,
+    port: int,
+    *,
+    n: int = ENOUGH,
+    source: str = "",
+) -> Seen:
+    """Make ``n`` new connections that must all be answered: who answered whom, as servers saw it.
+
+    Args:
+        host: the machine that asks.
+        proto: ``tcp`` or ``udp``.
+        address: where to.
+        port: where to.
+        n: how often.
+        source: the own address to use, if the host has several.
+    """
+    connect = host.traffic.connect
+    outcomes = (
+        [connect(proto, address, port, source_address=source) for _ in range(n)]
+        if source
+        else host.traffic.dial(proto, address, port, n)
+    )
+    failures = [outcome for outcome in outcomes if not isinstance(outcome, Answer)]
+    assert not failures, f"{host.name} to {address} {port}/{proto}: {failures[:3]}"
+    return {(o.server, o.source) for o in outcomes if isinstance(o, Answer)}
+
+
+def servers(host: Host, proto: str, address: str, port: int, n: int = ENOUGH) -> set[str]:
+    """The names of those who answered ``n`` new connections."""
+    return {server for server, _ in ask(host, proto, address, port, n=n)}
+
+
+def _attempt(host: Host, proto: str, address: str, port: int, source: str) -> Outcome:
+    if proto == "udp" and isinstance(host, Node):
+        # A node's own datagram is told "operation not permitted" when its own kernel drops it;
+        # whether an ICMP error came as well shows at the next one.
+        with host.traffic.hold(proto, address, port, timeout=0.15) as held:
+            return held.check(0.15) if isinstance(held.first, Unreachable) else held.first
+    return host.traffic.connect(proto, address, port, timeout=0.15, source_address=source)
+
+
+def assert_refused(
+    host: Host, proto: str, address: str, port: int, *, how: str = "icmp", source: str = ""
+) -> None:
+    """Nobody serves there, and the client is told at once.
+
+    ``how`` is ``icmp`` when the proxy refuses, ``reset`` when the node's own stack does.
+    """
+    outcome = _attempt(host, proto, address, port, source)
+    if isinstance(outcome, TimedOut):
+        # An ICMP error may be lost when both CPUs are busy.
+        outcome = _attempt(host, proto, address, port, source)
+    where = f"{host.name} to {address} {port}/{proto}"
+    assert isinstance(outcome, Refused), f"{where}: {outcome}"
+    if proto == "tcp":
+        assert outcome.how == how, f"{where}: {outcome}"
+
+
+def assert_dropped(host: Host, proto: str, address: str, port: int, *, source: str = "") -> None:
+    """Nobody serves there, and the client is told nothing."""
+    outcome = _attempt(host, proto, address, port, source)
+    where = f"{host.name} to {address} {port}/{proto}"
+    if proto == "udp" and isinstance(host, Node):
+        assert isinstance(outcome, TimedOut | Unreachable), f"{where}: {outcome}"
+    else:
+        assert isinstance(outcome, TimedOut), f"{where}: {outcome}"
+
+
+def assert_even(counts: Mapping[Any, int], among: int) -> None:
+    """The counts are those of a fair choice among so many (wrong once in 10^6 times)."""
+    total = sum(counts.values())
+    share = total / among
+    assert len(counts) == among, counts
+    chi_square = sum((count - share) ** 2 / share for count in counts.values())
+    freedom = among - 1
+    # Wilson and Hilferty's normal approximation, at 4.75 standard deviations.
+    spread = 2 / (9 * freedom)
+    assert chi_square < freedom * (1 - spread + 4.75 * spread**0.5) ** 3, counts
+
+
+class Offer:
+    """A Service of one family on the stage, with its slices; every change is in force at once."""
+
+    def __init__(self, stage: "Stage", family: int, service: Object) -> None:
+        self.stage = stage
+        self.family = family
+        self.service = service
+        self.slices: dict[str, Object] = {}
+
+    @property
+    def vip(self) -> str:
+        return str(self.service["spec"]["clusterIP"])
+
+    @property
+    def spec(self) -> Object:
+        spec: Object = self.service["spec"]
+        return spec
+
+    @property
+    def node_ports(self) -> list[tuple[str, int]]:
+        """Protocol and number of every node port."""
+        return [(p["protocol"].lower(), p["nodePort"]) for p in self.spec["ports"]]
+
+    @property
+    def ports(self) -> list[tuple[str, int]]:
+        """Protocol and number of every port."""
+        return [(p["protocol"].lower(), p["port"]) for p in self.spec["ports"]]
+
+    def endpoints(self, *endpoints: Object) -> None:
+        """Have these endpoints from now on, in one slice."""
+        self.slices = {"": m.endpoint_slice(self.service, endpoints)} if endpoints else {}
+        self.stage.sync()
+
+    def put_slices(self, **slices: Object) -> None:
+        """Have these slices from now on."""
+        self.slices = slices
+        self.stage.sync()
+
+    def change(self, **spec: Any) -> None:
+        """Set fields of the Service's spec by their API names; ``None`` removes one."""
+        self.spec.update(spec)
+        for field in [field for field, value in spec.items() if value is None]:
+            del self.spec[field]
+        self.stage.sync()
+
+    def load_balancer(self, *ingress: Object) -> None:
+        """Set the Service's ingress points."""
+        self.service["status"] = {"loadBalancer": {"ingress": list(ingress)}}
+        self.stage.sync()
+
+    def label(self, labels: Mapping[str, str]) -> None:
+        """Set the Service's labels."""
+        self.service["metadata"]["labels"] = dict(labels)
+        self.stage.sync()
+
+    def remove(self) -> None:
+        """Delete the Service and its slices."""
+        self.stage.offers.remove(self)
+        self.stage.sync()
+
+    @property
+    def objects(self) -> list[Object]:
+        return [self.service, *self.slices.values()]
+
+
+class Stage:
+    """The cluster, the daemon on its first node, and the objects that the daemon is given."""
+
+    def __init__(
+        self, cluster: Cluster, folder: Path, variant: str, flags: Flags | None = None
+    ) -> None:
+        self.cluster = cluster
+        self.variant = variant
+        self.client = cluster.client
+        self.node, self.other = cluster.nodes
+        self.here: list[Pod] = self.node.pods
+        self.there: list[Pod] = self.other.pods
+        self.offers: list[Offer] = []
+        self.node_object: Object | None = self._own_node()
+        self.folder = m.ManifestFolder(folder)
+        self._numbers = itertools.count(1)
+        self._revision = 0
+        self._gathering = False
+        self._write()
+        fixed = {"svcproxy-iptables-variant": variant, "iptables-min-sync-period": "0s"}
+        self.daemon = Daemon(self.node, folder, flags={**fixed, **(flags or {})})
+
+    def _own_node(self) -> Object:
+        return m.node(self.node.name, addresses=[self.node.ipv4, self.node.ipv6])
+
+    def clear(self) -> None:
+        """Go back to the beginning: no Services, and the Node as it was."""
+        self.offers = []
+        self.node_object = self._own_node()
+        self.sync()
+
+    # --- Objects -----------------------------------------------------------------------------
+
+    def address(self, family: int, *, outside: bool = False) -> str:
+        """An address for a Service that no other one has; ``outside`` ones are load balancers'."""
+        number = next(self._numbers)
+        if outside:
+            return f"203.0.113.{number}" if family == 4 else f"fd00:203::{number:x}"
+        return f"10.96.1.{number}" if family == 4 else f"fd00:10:96::{number:x}"
+
+    def with_node_ports(self, ports: Iterable[Object] = PORTS) -> list[Object]:
+        """The same ports with node ports that no other Service has."""
+        return [{**port, "nodePort": 30000 + next(self._numbers)} for port in ports]
+
+    def offer(
+        self,
+        family: int,
+        endpoints: Iterable[Object] = (),
+        *,
+        ports: Iterable[Object] = PORTS,
+        created: str = "",
+        **spec: Any,
+    ) -> Offer:
+        """Make a Service of one family; ``spec`` as ``m.service`` has.
+
+        With ``type="NodePort"`` or ``"LoadBalancer"``, ports get node ports unless
+        ``allocateLoadBalancerNodePorts`` is false.
+        """
+        external = spec.get("type") in {"NodePort", "LoadBalancer"}
+        if external and spec.get("allocateLoadBalancerNodePorts", True):
+            ports = [p if "nodePort" in p else self.with_node_ports([p])[0] for p in ports]
+        name = spec.pop("name", f"s{next(self._numbers)}")
+        vip = spec.pop("vip", None) or self.address(family)
+        service = m.service(name, [vip], ports, **spec)
+        if created:
+            service["metadata"]["creationTimestamp"] = created
+        made = Offer(self, family, service)
+        self.offers.append(made)
+        made.endpoints(*endpoints)
+        return made
+
+    def put_node(self, node: Object | None) -> None:
+        """Change (or with ``None`` delete) this node's Node object."""
+        self.node_object = node
+        self.sync()
+
+    def sync(self) -> None:
+        """Hand all objects to the daemon and wait until it has programmed them.
+
+        They go in one file, whose last object is a marker: a Service that moves to another port
+        with every change. When it answers there, all before it is in the kernel.
+        """
+        if self._gathering:
+            return
+        self._write()
+        try:
+            for vip in _MARKER.values():
+                eventually(
+                    lambda vip=vip: self._answers(vip),  # type: ignore[misc]
+                    f"programming of revision {self._revision} at {vip}",
+                    timeout=10.0,
+                )
+        except AssertionError as error:
+            error.add_note("\n".join(self.daemon.logs()[-20:]))
+            raise
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Hand over all that is changed within in one go, at the end."""
+        self._gathering = True
+        try:
+            yield
+        finally:
+            self._gathering = False
+        self.sync()
+
+    def _answers(self, vip: str) -> bool:
+        if not self.daemon.running:
+            raise RuntimeError("the daemon is gone:\n" + "\n".join(self.daemon.logs()[-20:]))
+        port = 10000 + self._revision
+        outcome = self.node.traffic.connect("tcp", vip, port, timeout=0.02)
+        return isinstance(outcome, Answer)
+
+    def _write(self) -> None:
+        self._revision += 1
+        marker = m.service(
+            "zz-marker",
+            _MARKER.values(),
+            [m.port(10000 + self._revision, name="marker", target=8080)],
+        )
+        slices = [m.endpoint_slice(marker, [at(self.here[0], family)]) for family in (4, 6)]
+        nodes = [self.node_object] if self.node_object else []
+        offered = [obj for offer in self.offers for obj in offer.objects]
+        items = [*nodes, *offered, *slices, marker]
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
+        self.folder.write("stage.json", text)
+
+    # --- What is expected --------------------------------------------------------------------
+
+    def kept(self, source: Host, pods: Iterable[Host], family: int) -> Seen:
+        """What pods see that are asked by ``source`` without masquerading.
+
+        A pod that asks itself sees its node: otherwise it would answer itself directly.
+        """
+        return {
+            (pod.name, self.masked(pod, family) if pod is source else source.ip(family))
+            for pod in pods
+        }
+
+    def masqueraded(self, pods: Iterable[Host], family: int) -> Seen:
+        """What pods see that are asked through node1 with masquerading."""
+        return {(pod.name, self.masked(pod, family)) for pod in pods}
+
+    def masked(self, pod: Host, family: int) -> str:
+        """The address of node1 towards a pod."""
+        if isinstance(pod, Pod) and pod.node == self.node.name:
+            return self.node.bridge_ips[0 if family == 4 else 1]
+        return self.node.ip(family)
+
+    # --- The kernel --------------------------------------------------------------------------
+
+    def iptables(self, family: int, *arguments: str) -> str:
+        """Run iptables in node1."""
+        program = f"{'iptables' if family == 4 else 'ip6tables'}-{self.variant}"
+        return self.node.netns.run(program, *arguments).stdout
+
+    def rules(self, family: int) -> list[str]:
+        """All rules of the filter and nat tables of node1."""
+        program = f"{'iptables' if family == 4 else 'ip6tables'}-{self.variant}-save"
+        saved = (self.node.netns.run(program, "-t", t).stdout for t in ("filter", "nat"))
+        return [line for text in saved for line in text.splitlines() if line.startswith("-A ")]
+
+    def own_address(self, address: str) -> contextlib.AbstractContextManager[None]:
+        """Give node1 another address for a while."""
+        return another_address(self.node, address)
+
+
+@contextlib.contextmanager
+def another_address(host: Host, address: str) -> Iterator[None]:
+    """Give a machine another address for a while."""
+    bits = "128 nodad" if ":" in address else "32"
+    netns.ip_batch([f"addr add {address}/{bits} dev lo"], host.netns.name)
+    try:
+        yield
+    finally:
+        netns.ip_batch([f"addr del {address}/{bits.split(maxsplit=1)[0]} dev lo"], host.netns.name)
+
+
+def client_addresses(cluster: Cluster, family: int) -> list[str]:
+    """The addresses of the outside client."""
+    return [_client_address(family, index) for index in range(CLIENTS)]
+
+
+def _client_address(family: int, index: int) -> str:
+    return f"192.168.50.{100 + index}" if family == 4 else f"fd00:192:168:50::{100 + index}"
+
+
+@pytest.fixture(scope="module", params=["nft", "legacy"])
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
+def family(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture(scope="module")
+def flags() -> Flags:
+    """Flags of the module's daemon, to be overridden."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def cluster(variant: str) -> Iterator[Cluster]:
+    """Two nodes with two pods each; every machine reaches Services through node1."""
+    with Cluster(nodes=2, pods=2) as made:
+        made.serve(tcp=(8080,), udp=(5353,))
+        node, other = made.nodes
+        netns.ip_batch(
+            (
+                f"route add {cidr} via {node.ip(6 if ':' in cidr else 4)}"
+                for cidr in (*SERVICE_CIDRS, *VIP_RANGES)
+            ),
+            other.netns.name,
+        )
+        more = [_client_address(f, index) for f in (4, 6) for index in range(1, CLIENTS)]
+        netns.ip_batch(
+            (
+                # deprecated: the kernel takes such an address only when asked for it
+                f"addr add {a}/64 dev eth0 nodad preferred_lft 0"
+                if ":" in a
+                else f"addr add {a}/24 dev eth0"
+                for a in more
+            ),
+            made.client.netns.name,
+        )
+        yield made
+
+
+@pytest.fixture(scope="module")
+def stage(
+    cluster: Cluster, variant: str, flags: Flags, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    """The stage with the module's daemon."""
+    made = Stage(cluster, tmp_path_factory.mktemp("manifests"), variant, flags)
+    with made.daemon:
+        made.sync()
+        yield made
+
+
+StageWith = Callable[..., Stage]
+
+
+class Stages:
+    """The stages of a module whose tests choose flags; one at a time, for there is one node.
+
+    A test that asks for the flags of the one before it finds that one's daemon, but none of its
+    objects: half of the daemons need not be started.
+    """
+
+    def __init__(self, cluster: Cluster, variant: str, folders: pytest.TempPathFactory) -> None:
+        self._cluster, self._variant, self._folders = cluster, variant, folders
+        self._started: tuple[object, Stage] | None = None
+
+    def start(self, program: Sequence[str] = (), **flags: str | None) -> Stage:
+        """Start a stage; flags are named with underscores.
+
+        Args:
+            program: the beginning of the daemon's command line.
+            flags: further flags, or other values; ``None`` leaves a default one out.
+        """
+        asked = (tuple(program), flags)
+        if self._started is not None:
+            present, stage = self._started
+            if present == asked and stage.daemon.running:
+                stage.clear()
+                return stage
+        self.close()
+        named = {name.replace("_", "-"): value for name, value in flags.items()}
+        stage = Stage(self._cluster, self._folders.mktemp("manifests"), self._variant, named)
+        stage.daemon.program = program or stage.daemon.program
+        self._started = asked, stage
+        stage.daemon.start()
+        stage.daemon.wait_ready()
+        stage.sync()
+        return stage
+
+    def close(self) -> None:
+        """End the present stage's daemon."""
+        if self._started is not None:
+            self._started[1].daemon.close()
+            self._started = None
+
+
+@pytest.fixture(scope="module")
+def stages(
+    cluster: Cluster, variant: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stages]:
+    made = Stages(cluster, variant, tmp_path_factory)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def stage_with(stages: Stages) -> StageWith:
+    """Make a stage whose daemon has other flags, see ``Stages.start``."""
+    return stages.start
+
+
+# --- Packets -------------------------------------------------------------------------------------
+
+
+FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """A TCP or UDP packet; ``flags`` and ``sequence`` are 0 for UDP."""
+
+    source: str
+    target: str
+    source_port: int
+    port: int
+    flags: int = 0
+    sequence: int = 0
+
+
+class Watch:
+    """Sees the TCP and UDP packets that reach a machine from its network."""
+
+    def __init__(self, host: Host) -> None:
+        def make() -> socket.socket:
+            made = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+            made.bind(("eth0", 0x0003))  # every protocol
+            made.setblocking(False)  # noqa: FBT003 - the only way to say it
+            return made
+
+        self._socket = host.netns.call(make)
+
+    def packets(self) -> list[Packet]:
+        """Those that came since the last call."""
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data, (_, _, kind, _, _) = self._socket.recvfrom(2000)
+                packet = _parse(data) if kind != socket.PACKET_OUTGOING else None
+                if packet is not None:
+                    found.append(packet)
+        return found
+
+    def targets(self) -> set[str]:
+        """Where those that came since the last call were sent to."""
+        return {packet.target for packet in self.packets()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._socket.close()
+
+
+def _parse(data: bytes) -> Packet | None:
+    if data[0] >> 4 == 4:
+        head, proto, ends = (data[0] & 15) * 4, data[9], (data[12:16], data[16:20])
+    else:
+        head, proto, ends = 40, data[6], (data[8:24], data[24:40])
+    if proto not in {socket.IPPROTO_TCP, socket.IPPROTO_UDP}:
+        return None
+    source, target = (str(ip_address(end)) for end in ends)
+    source_port, port = struct.unpack("!HH", data[head : head + 4])
+    if proto == socket.IPPROTO_UDP:
+        return Packet(source, target, source_port, port)
+    (sequence,) = struct.unpack("!I", data[head + 4 : head + 8])
+    return Packet(source, target, source_port, port, data[head + 13], sequence)

@@ -1,0 +1,117 @@
+"""``sessionAffinity: ClientIP``: a client stays with its endpoint for a while."""
+
+import time
+from typing import Any
+
+import pytest
+
+from testbed.outcomes import Answer
+from tests.kernel.conftest import Offer, Stage, all_at, ask, assert_even, at, client_addresses
+
+pytestmark = pytest.mark.kernel
+
+protocols = pytest.mark.parametrize("proto", ["tcp", "udp"])
+
+
+def _sticky(stage: Stage, family: int, seconds: int, **spec: Any) -> Offer:
+    return stage.offer(
+        family,
+        all_at(stage.here, family),
+        sessionAffinity="ClientIP",
+        sessionAffinityConfig={"clientIP": {"timeoutSeconds": seconds}},
+        **spec,
+    )
+
+
+def _choices(stage: Stage, proto: str, address: str, port: int) -> dict[str, str]:
+    """Which server each of the client's addresses gets."""
+    family = 6 if ":" in address else 4
+    chosen = {}
+    for source in client_addresses(stage.cluster, family):
+        outcome = stage.client.traffic.connect(proto, address, port, source_address=source)
+        assert isinstance(outcome, Answer), outcome
+        chosen[source] = outcome.server
+    return chosen
+
+
+@protocols
+def test_a_client_sticks_and_clients_spread(stage: Stage, family: int, proto: str) -> None:
+    offer = _sticky(stage, family, 600)
+    port = dict(offer.ports)[proto]
+    first = _choices(stage, proto, offer.vip, port)
+    for _ in range(5):
+        assert _choices(stage, proto, offer.vip, port) == first
+    counts = {name: list(first.values()).count(name) for name in set(first.values())}
+    assert_even(counts, among=2)
+
+
+def test_pods_and_the_node_stick_too(stage: Stage, family: int) -> None:
+    offer = _sticky(stage, family, 600)
+    for host in (*stage.here, stage.there[0], stage.node):
+        for proto, port in offer.ports:
+            assert len(ask(host, proto, offer.vip, port)) == 1
+
+
+def test_a_client_may_move_when_its_time_is_over(stage: Stage, family: int) -> None:
+    """Each connection starts the time anew; after a second without one, clients move."""
+    offer = _sticky(stage, family, 1)
+
+    def choices() -> list[dict[str, str]]:
+        return [_choices(stage, proto, offer.vip, port) for proto, port in offer.ports]
+
+    first = choices()
+    began = time.monotonic()
+    while time.monotonic() < began + 1.6:
+        time.sleep(0.4)
+        assert choices() == first
+    time.sleep(1.2)  # nothing may happen for so long: that is what is tested
+    for before, now in zip(first, choices(), strict=True):
+        assert now != before
+        assert set(now.values()) == {"pod1a", "pod1b"}
+
+
+def test_clients_of_a_removed_endpoint_move_and_others_stay(stage: Stage, family: int) -> None:
+    stayed, removed, new = *stage.here, stage.there[0]
+    offer = _sticky(stage, family, 600)
+    first = _choices(stage, "tcp", offer.vip, 80)
+    offer.endpoints(at(stayed, family), at(new, family))
+    later = _choices(stage, "tcp", offer.vip, 80)
+    assert removed.name not in later.values()
+    for source, server in first.items():
+        if server == stayed.name:
+            assert later[source] == server
+    assert _choices(stage, "tcp", offer.vip, 80) == later
+
+
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+def test_clients_stick_through_node_ports(stage: Stage, family: int, policy: str) -> None:
+    offer = _sticky(stage, family, 600, type="NodePort", externalTrafficPolicy=policy)
+    address = stage.node.ip(family)
+    for proto, port in offer.node_ports:
+        first = _choices(stage, proto, address, port)
+        assert set(first.values()) == {"pod1a", "pod1b"}
+        assert _choices(stage, proto, address, port) == first
+
+
+def test_clients_stick_with_the_local_internal_policy(stage: Stage, family: int) -> None:
+    offer = _sticky(stage, family, 600, internalTrafficPolicy="Local")
+    first = _choices(stage, "tcp", offer.vip, 80)
+    assert set(first.values()) == {"pod1a", "pod1b"}
+    assert _choices(stage, "tcp", offer.vip, 80) == first
+
+
+def test_sources_are_as_without_affinity(stage: Stage, family: int) -> None:
+    offer = _sticky(stage, family, 600)
+    for proto, port in offer.ports:
+        for pod in (*stage.here, stage.there[0]):
+            assert ask(pod, proto, offer.vip, port) < stage.kept(pod, stage.here, family)
+        assert ask(stage.client, proto, offer.vip, port) < stage.masqueraded(stage.here, family)
+
+
+def test_affinity_may_be_switched_on_and_off(stage: Stage, family: int) -> None:
+    offer = stage.offer(family, all_at(stage.here, family))
+    assert len(ask(stage.client, "tcp", offer.vip, 80)) == 2
+    offer.change(sessionAffinity="ClientIP")
+    assert len(ask(stage.client, "tcp", offer.vip, 80)) == 1
+    offer.change(sessionAffinity="None")
+    assert len(ask(stage.client, "tcp", offer.vip, 80)) == 2

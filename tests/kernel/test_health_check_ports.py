@@ -1,0 +1,86 @@
+"""``healthCheckNodePort``: load balancers ask each node whether it has endpoints."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from testbed.waiting import eventually
+from tests.kernel.conftest import Offer, Stage, all_at, at
+
+pytestmark = pytest.mark.kernel
+
+
+def _checked(stage: Stage, family: int) -> tuple[Offer, int]:
+    (entry,) = stage.with_node_ports([{}])
+    port = int(entry["nodePort"])
+    offer = stage.offer(
+        family,
+        type="LoadBalancer",
+        externalTrafficPolicy="Local",
+        healthCheckNodePort=port,
+        load_balancer_ips=[stage.address(family, outside=True)],
+    )
+    return offer, port
+
+
+def _says(stage: Stage, family: int, port: int, status: int, local: int) -> None:
+    """The client is told so at the node's address, soon."""
+
+    def told() -> bool:
+        code, body = stage.client.traffic.fetch(port, address=stage.node.ip(family), timeout=1.0)
+        assert code == status, (code, body)
+        return bool(json.loads(body)["localEndpoints"] == local)
+
+    eventually(told, f"status {status}, {local} local endpoints")
+
+
+def _is_closed(stage: Stage, family: int, port: int) -> bool:
+    return stage.client.traffic.fetch(port, address=stage.node.ip(family), timeout=1.0)[0] == 0
+
+
+def test_the_node_is_healthy_while_it_has_ready_endpoints(stage: Stage, family: int) -> None:
+    near, also_near, far = *stage.here, stage.there[0]
+    offer, port = _checked(stage, family)
+    _says(stage, family, port, 503, 0)
+    offer.endpoints(*all_at([near, far], family))
+    _says(stage, family, port, 200, 1)
+    offer.endpoints(*all_at([near, also_near, far], family))
+    _says(stage, family, port, 200, 2)
+    offer.endpoints(at(far, family), at(near, family, ready=False, serving=True, terminating=True))
+    _says(stage, family, port, 503, 0)
+    offer.remove()
+    eventually(lambda: _is_closed(stage, family, port), "the closed port")
+
+
+def test_the_port_goes_with_the_local_policy(stage: Stage, family: int) -> None:
+    offer, port = _checked(stage, family)
+    offer.endpoints(at(stage.here[0], family))
+    _says(stage, family, port, 200, 1)
+    offer.change(externalTrafficPolicy="Cluster")
+    eventually(lambda: _is_closed(stage, family, port), "the closed port")
+
+
+@pytest.fixture
+def closed_node(stage: Stage, family: int) -> Iterator[None]:
+    """A firewall on the node that lets nothing in but answers and its own traffic."""
+    rules = [
+        ["INPUT", "-i", "lo", "-j", "ACCEPT"],
+        ["INPUT", "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT"],
+        *([["INPUT", "-p", "ipv6-icmp", "-j", "ACCEPT"]] if family == 6 else []),
+    ]
+    for rule in rules:
+        stage.iptables(family, "-A", *rule)
+    stage.iptables(family, "-P", "INPUT", "DROP")
+    yield
+    stage.iptables(family, "-P", "INPUT", "ACCEPT")
+    for rule in rules:
+        stage.iptables(family, "-D", *rule)
+
+
+def test_a_firewall_does_not_hide_the_port(stage: Stage, family: int, closed_node: None) -> None:
+    offer, port = _checked(stage, family)
+    offer.endpoints(at(stage.here[0], family))
+    stage.node.traffic.serve(tcp=[9500])
+    assert _is_closed(stage, family, 9500)
+    _says(stage, family, port, 200, 1)

@@ -1,0 +1,85 @@
+"""Whose source address is rewritten, and the flags that change it."""
+
+import pytest
+
+from tests.kernel.conftest import StageWith, all_at, ask
+
+pytestmark = pytest.mark.kernel
+
+
+def test_outside_traffic_is_masqueraded_and_pods_are_not(
+    stage_with: StageWith, family: int
+) -> None:
+    stage = stage_with()
+    pods = [stage.here[1], stage.there[0]]
+    offer = stage.offer(family, all_at(pods, family))
+    for proto, port in offer.ports:
+        assert ask(stage.client, proto, offer.vip, port) == stage.masqueraded(pods, family)
+        assert ask(stage.node, proto, offer.vip, port) == stage.masqueraded(pods, family)
+        pod = stage.here[0]
+        assert ask(pod, proto, offer.vip, port) == stage.kept(pod, pods, family)
+
+
+def test_masquerade_all_hides_pods_too(stage_with: StageWith, family: int) -> None:
+    stage = stage_with(masquerade_all="true")
+    pods = [*stage.here, stage.there[0]]
+    offer = stage.offer(family, all_at(pods, family))
+    for host in (stage.here[0], stage.client, stage.node):
+        for proto, port in offer.ports:
+            assert ask(host, proto, offer.vip, port) == stage.masqueraded(pods, family)
+
+
+@pytest.mark.parametrize("bit", [0, 31])
+def test_the_mark_bit_can_be_chosen(stage_with: StageWith, family: int, bit: int) -> None:
+    stage = stage_with(iptables_masquerade_bit=str(bit))
+    pods = [stage.here[1], stage.there[0]]
+    offer = stage.offer(family, all_at(pods, family))
+    for proto, port in offer.ports:
+        assert ask(stage.client, proto, offer.vip, port) == stage.masqueraded(pods, family)
+        pod = stage.here[0]
+        assert ask(pod, proto, offer.vip, port) == stage.kept(pod, pods, family)
+    mark = f"{1 << bit:#x}"
+    marks = {rule.split()[-1] for rule in stage.rules(family) if "KUBE-MARK-MASQ -j MARK" in rule}
+    assert marks == {f"{mark}/{mark}"}
+
+
+def test_what_is_not_for_a_service_keeps_its_source(stage_with: StageWith, family: int) -> None:
+    """Direct traffic to pods through the node is left alone."""
+    stage = stage_with(masquerade_all="true")
+    pod = stage.here[0]
+    for proto, port in (("tcp", 8080), ("udp", 5353)):
+        for host in (stage.client, stage.here[1], stage.there[0]):
+            seen = ask(host, proto, pod.ip(family), port, n=5)
+            assert seen == {(pod.name, host.ip(family))}
+
+
+def test_without_detection_only_hairpins_are_masqueraded(
+    stage_with: StageWith, family: int
+) -> None:
+    stage = stage_with(cluster_cidr=None)
+    pods = [*stage.here, stage.there[0]]
+    offer = stage.offer(family, all_at(pods, family))
+    pod = stage.here[0]
+    for proto, port in offer.ports:
+        assert ask(pod, proto, offer.vip, port) == stage.kept(pod, pods, family)
+    # Only pods of this node can answer the client through it.
+    here = stage.offer(family, all_at(stage.here, family))
+    for proto, port in here.ports:
+        assert ask(stage.client, proto, here.vip, port) == stage.kept(
+            stage.client, stage.here, family
+        )
+
+
+def test_the_mark_of_others_is_left_alone(stage_with: StageWith, family: int) -> None:
+    """Another bit of a packet's mark neither asks for masquerading nor prevents it."""
+    stage = stage_with()
+    pods = stage.here
+    offer = stage.offer(family, all_at(pods, family))
+    rule = ["PREROUTING", "-d", offer.vip, "-j", "MARK", "--set-xmark", "0x8000/0x8000"]
+    stage.iptables(family, "-t", "mangle", "-A", *rule)
+    try:
+        for proto, port in offer.ports:
+            assert ask(stage.client, proto, offer.vip, port) == stage.masqueraded(pods, family)
+            assert ask(pods[0], proto, offer.vip, port) == stage.kept(pods[0], pods, family)
+    finally:
+        stage.iptables(family, "-t", "mangle", "-D", *rule)

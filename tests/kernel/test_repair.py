@@ -1,0 +1,114 @@
+"""Rules that others remove come back; rules outlive the daemon."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from testbed.outcomes import Answer
+from testbed.waiting import eventually
+from tests.kernel.conftest import Flags, Offer, Stage, at
+
+pytestmark = pytest.mark.kernel
+
+PERIOD = 0.5
+
+
+@pytest.fixture(scope="module")
+def flags() -> Flags:
+    return {"iptables-sync-period": f"{PERIOD:g}s"}
+
+
+def _served(stage: Stage, offer: Offer) -> bool:
+    """Whether the client is served at cluster IP and node port, over TCP and UDP."""
+    places = [(offer.vip, offer.ports), (stage.node.ip(offer.family), offer.node_ports)]
+    return all(
+        isinstance(stage.client.traffic.connect(proto, address, port, timeout=0.1), Answer)
+        for address, ports in places
+        for proto, port in ports
+    )
+
+
+@contextlib.contextmanager
+def _damage(stage: Stage) -> Iterator[None]:
+    """Do damage within; the daemon is held, lest it repairs before the damage has been seen."""
+    stage.daemon.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        stage.daemon.signal(signal.SIGCONT)
+
+
+def _assert_repaired(stage: Stage, family: int, *damages: list[str]) -> None:
+    """Do damage of which traffic takes notice, and see it repaired within a sync period."""
+    offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
+    assert _served(stage, offer)
+    before = sorted(stage.rules(family))
+    with _damage(stage):
+        for damage in damages:
+            stage.iptables(family, *damage)
+        assert sorted(stage.rules(family)) != before
+    eventually(
+        lambda: sorted(stage.rules(family)) == before, "the same rules", timeout=PERIOD + 1.5
+    )
+    assert _served(stage, offer)
+
+
+def test_a_flushed_nat_table_is_repaired(stage: Stage, family: int) -> None:
+    _assert_repaired(stage, family, ["-t", "nat", "-F"])
+
+
+def test_removed_nat_chains_are_repaired(stage: Stage, family: int) -> None:
+    _assert_repaired(stage, family, ["-t", "nat", "-F"], ["-t", "nat", "-X"])
+
+
+def test_a_flushed_filter_table_is_repaired(stage: Stage, family: int) -> None:
+    _assert_repaired(stage, family, ["-t", "filter", "-F"], ["-t", "filter", "-X"])
+
+
+def test_a_deleted_jump_is_repaired(stage: Stage, family: int) -> None:
+    jump = ["-m", "comment", "--comment", "kubernetes service portals", "-j", "KUBE-SERVICES"]
+    _assert_repaired(stage, family, ["-t", "nat", "-D", "PREROUTING", *jump])
+
+
+def test_a_single_deleted_rule_is_repaired(stage: Stage, family: int) -> None:
+    _assert_repaired(stage, family, ["-t", "nat", "-D", "KUBE-NODEPORTS", "1"])
+
+
+def test_a_foreign_rule_in_our_chains_is_removed(stage: Stage, family: int) -> None:
+    _assert_repaired(stage, family, ["-t", "nat", "-I", "KUBE-SERVICES", "-j", "RETURN"])
+
+
+def test_traffic_stops_while_the_damage_lasts(stage: Stage, family: int) -> None:
+    """What is repaired is really what the traffic needs."""
+    offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
+    with _damage(stage):
+        stage.iptables(family, "-t", "nat", "-F")
+        assert not _served(stage, offer)
+    eventually(lambda: _served(stage, offer), "the repair", timeout=PERIOD + 1.5)
+
+
+def test_rules_of_others_are_left_alone(stage: Stage, family: int) -> None:
+    foreign = [
+        ["-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "9999", "-j", "RETURN"],
+        ["-t", "filter", "-A", "FORWARD", "-p", "tcp", "--dport", "9999", "-j", "DROP"],
+    ]
+    for rule in foreign:
+        stage.iptables(family, *rule)
+    _assert_repaired(stage, family, ["-t", "nat", "-F", "KUBE-SERVICES"])
+    rules = stage.rules(family)
+    assert sum("--dport 9999" in rule for rule in rules) == 2
+    for rule in foreign:
+        stage.iptables(family, *["-D" if word == "-A" else word for word in rule])
+
+
+def test_rules_stay_when_the_daemon_is_terminated(stage: Stage, family: int) -> None:
+    offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
+    before = stage.rules(family)
+    assert stage.daemon.stop() < 2
+    assert stage.rules(family) == before
+    assert _served(stage, offer)
+    stage.daemon.start()
+    stage.daemon.wait_ready()
+    assert _served(stage, offer)

@@ -1,0 +1,35 @@
+"""SCTP: rules only, for not every kernel (nor the one these tests were made on) has sockets."""
+
+import pytest
+
+from testbed import manifests as m
+from tests.kernel.conftest import Stage, at
+
+pytestmark = pytest.mark.kernel
+
+PORTS = [m.port(36412, name="s1ap", target=36412, protocol="SCTP")]
+
+
+def _sctp(stage: Stage, family: int, word: str) -> list[str]:
+    return [rule for rule in stage.rules(family) if "-p sctp" in rule and word in rule]
+
+
+def test_sctp_ports_are_translated(stage: Stage, family: int) -> None:
+    pod = stage.here[0]
+    offer = stage.offer(family, [at(pod, family)], ports=PORTS, type="NodePort")
+    target = f"{pod.ipv4}:36412" if family == 4 else f"[{pod.ipv6}]:36412"
+    assert len(_sctp(stage, family, f"-j DNAT --to-destination {target}")) == 1
+    (node_port,) = (port for _, port in offer.node_ports)
+    for match in (f"-d {offer.vip}/{32 if family == 4 else 128} ", f"--dport {node_port} "):
+        assert any("-j KUBE-" in rule for rule in _sctp(stage, family, match))
+    offer.remove()
+    assert not _sctp(stage, family, "")
+
+
+def test_sctp_ports_without_endpoints_are_refused(stage: Stage, family: int) -> None:
+    offer = stage.offer(family, ports=PORTS, type="NodePort")
+    (node_port,) = (port for _, port in offer.node_ports)
+    for port in (36412, node_port):
+        assert len(_sctp(stage, family, f"--dport {port} -j REJECT")) == 1
+    assert not _sctp(stage, family, "DNAT")
+    offer.remove()
