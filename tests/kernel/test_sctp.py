@@ -1,4 +1,4 @@
-"""SCTP: rules only, for not every kernel (nor the one these tests were made on) has sockets."""
+"""SCTP by its rules; ``test_sctp_traffic.py`` sends packets."""
 
 import pytest
 
