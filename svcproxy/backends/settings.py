@@ -18,6 +18,11 @@ class LocalTraffic(msgspec.Struct, frozen=True, gc=False):
     def __bool__(self) -> bool:
         return bool(self.source or self.interface)
 
+    @property
+    def everybody(self) -> bool:
+        """Whether the range holds every address: then nobody is outside."""
+        return self.source.endswith("/0")
+
 
 class Settings(msgspec.Struct, frozen=True, gc=False):
     """Everything that the rules of one family depend on besides the Service ports.

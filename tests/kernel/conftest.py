@@ -201,7 +201,13 @@ class Stage:
     """The cluster, the daemon on its first node, and the objects that the daemon is given."""
 
     def __init__(
-        self, cluster: Cluster, folder: Path, variant: str, flags: Flags | None = None
+        self,
+        cluster: Cluster,
+        folder: Path,
+        variant: str,
+        flags: Flags | None = None,
+        *,
+        known: bool = True,
     ) -> None:
         self.cluster = cluster
         self.variant = variant
@@ -210,7 +216,7 @@ class Stage:
         self.here: list[Pod] = self.node.pods
         self.there: list[Pod] = self.other.pods
         self.offers: list[Offer] = []
-        self.node_object: Object | None = self._own_node()
+        self.node_object: Object | None = self._own_node() if known else None
         self.folder = m.ManifestFolder(folder)
         self._numbers = itertools.count(1)
         self._revision = 0
@@ -452,24 +458,28 @@ class Stages:
         self._cluster, self._variant, self._folders = cluster, variant, folders
         self._started: tuple[object, Stage] | None = None
 
-    def start(self, program: Sequence[str] = (), **flags: str | None) -> Stage:
+    def start(
+        self, program: Sequence[str] = (), *, known: bool = True, **flags: str | None
+    ) -> Stage:
         """Start a stage; flags are named with underscores.
 
         Args:
             program: the beginning of the daemon's command line.
+            known: whether there is a Node object for node1 from the start.
             flags: further flags, or other values; ``None`` leaves a default one out.
         """
         asked = (tuple(program), flags)
         if self._started is not None:
             present, stage = self._started
-            if present == asked and stage.daemon.running:
+            if present == asked and known and stage.daemon.running:
                 stage.clear()
                 return stage
         self.close()
         named = {name.replace("_", "-"): value for name, value in flags.items()}
-        stage = Stage(self._cluster, self._folders.mktemp("manifests"), self._variant, named)
+        folder = self._folders.mktemp("manifests")
+        stage = Stage(self._cluster, folder, self._variant, named, known=known)
         stage.daemon.program = program or stage.daemon.program
-        self._started = asked, stage
+        self._started = (asked if known else None), stage
         stage.daemon.start()
         stage.daemon.wait_ready()
         stage.sync()

@@ -73,12 +73,16 @@ def test_primary_addresses_are_not_all_addresses_while_unknown(
     stage_with: StageWith, family: int
 ) -> None:
     """Without a Node object nobody knows the primary address; that is no reason to open all."""
-    stage = stage_with(nodeport_addresses="primary")
-    stage.put_node(None)
+    stage = stage_with(nodeport_addresses="primary", known=False)
     offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
     second = stage.address(family, outside=True)
     with stage.own_address(second):
         for proto, port in offer.node_ports:
+            assert_refused(stage.client, proto, second, port, how="reset")
+        stage.clear()  # now there is one
+        offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
+        for proto, port in offer.node_ports:
+            assert servers(stage.client, proto, stage.node.ip(family), port, n=5) == {"pod1a"}
             assert_refused(stage.client, proto, second, port, how="reset")
 
 

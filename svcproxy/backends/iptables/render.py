@@ -155,7 +155,8 @@ class _Renderer:
             # neither policy applies to them.
             source = f"-s {local.source}" if local.source else f"-i {local.interface}"
             note = comment(f"pod traffic for {self.text} external destinations")
-            rules.append(f"{source} {note} -j {self.cluster_chain}")
+            # iptables-save leaves out what matches everything.
+            rules.append(rule("" if local.everybody else source, note, f"-j {self.cluster_chain}"))
         from_node = "-m addrtype --src-type LOCAL"
         note = comment(f"masquerade LOCAL traffic for {self.text} external destinations")
         rules.append(f"{note} {from_node} {_MARK_MASQ}")

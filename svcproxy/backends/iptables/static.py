@@ -114,7 +114,8 @@ def _postrouting(settings: IptablesSettings, mark: str) -> Iterator[str]:
 
 
 def _masquerades_from_outside(settings: IptablesSettings) -> bool:
-    return settings.masquerade_all or bool(settings.local_traffic)
+    local = settings.local_traffic
+    return settings.masquerade_all or (bool(local) and not local.everybody)
 
 
 def cluster_ip_rules(settings: IptablesSettings) -> Rules:
