@@ -71,6 +71,8 @@ def read_request(reader: BinaryIO) -> Received | None:
     while (header := reader.readline().strip()) != b"":
         name, _, value = header.decode("latin-1").partition(":")
         headers[name.lower()] = value.strip()
+    # Nothing is made of a body, but the next request comes behind it.
+    reader.read(int(headers.get("content-length") or 0))
     query = dict(parse_qsl(target.query, keep_blank_values=True))
     return Received(_KINDS.get(target.path, ""), target.path, query, headers)
 

@@ -1,6 +1,7 @@
 """The iptables backend: the pure plan joined with the programs that carry it out."""
 
 from collections.abc import Callable, Iterable
+from hashlib import blake2b
 from pathlib import Path
 
 import structlog
@@ -10,6 +11,7 @@ from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Ou
 from svcproxy.backends.iptables.cleanup import clean_up_plan
 from svcproxy.backends.iptables.commands import Iptables, Variant
 from svcproxy.backends.iptables.generation import Watermark
+from svcproxy.backends.iptables.naming import POSTROUTING
 from svcproxy.backends.iptables.plan import Observed, Plan, Planner
 from svcproxy.backends.iptables.ruleset import NAT, TABLES
 from svcproxy.backends.iptables.savefile import parse
@@ -45,6 +47,8 @@ class IptablesBackend:
         self._sets = AffinitySets(programs.family)
         self._affinity_sets: bool | None = None
         self._watermark = Watermark()
+        self._found: bytes | None = None
+        self._right: bytes | None = None
         self._planner = Planner(self._settings(None))
 
     @property
@@ -59,9 +63,9 @@ class IptablesBackend:
             BackendUnavailable: the programs are missing or may not touch the kernel.
         """
         try:
-            saved = self._programs.save(*TABLES)
             # A rule of a former run proves it without touching the table.
-            self._hairpin_match = "-m bpf " in saved or self._accepts(hairpin(self.family))
+            former = self._programs.chain(NAT, POSTROUTING)
+            self._hairpin_match = "-m bpf " in former or self._accepts(hairpin(self.family))
         except BackendError as error:
             raise BackendUnavailable(
                 f"cannot use the {self.family} tables: {error}"
@@ -74,14 +78,21 @@ class IptablesBackend:
             _allow_localnet()
 
     def untouched(self) -> bool:
-        """Whether no nftables transaction has come after our last; legacy tables do not tell."""
-        return self._watermark.untouched
+        """Whether nobody else has changed the tables since they were found to be right.
+
+        The nft variant has the kernel's generation number for that. Legacy tables have to be
+        read, but a digest of the text spares taking it apart and comparing it.
+        """
+        if self._programs.variant is Variant.NFT:
+            return self._watermark.untouched
+        return self._right is not None and _digest(self._programs.save(*TABLES)) == self._right
 
     def read(self) -> Observed:
         """Read both tables, and the ipsets if any rule may name one."""
         if self._programs.variant is Variant.NFT:
             self._watermark.reading()
         text = self._programs.save(*TABLES)
+        self._found = _digest(text)
         # Without a rule that names a set there is none but by an accident of ours in between.
         with_sets = self._affinity_sets or "--match-set " in text
         return Observed(parse(text), self._sets.names() if with_sets else frozenset())
@@ -113,6 +124,8 @@ class IptablesBackend:
         if plan.destroy_sets:
             self._sets.destroy(plan.destroy_sets)
         self._watermark.written(sum(text.count("\nCOMMIT") for text in texts))
+        # What was read is right if nothing had to be changed.
+        self._right, self._found = (None if plan else self._found), None
         tables = plan.tables
         counts = {
             "restore": len(texts),
@@ -179,6 +192,12 @@ class IptablesBackend:
             accepted = False
         self._programs.restore(f"{chain}-X {_PROBE_CHAIN}\nCOMMIT\n")
         return accepted
+
+
+def _digest(text: str) -> bytes:
+    """The digest of what iptables-save printed, without its remarks and counters."""
+    lines = (line for line in text.split("\n") if not line.startswith(("#", ":")))
+    return blake2b("\n".join(lines).encode(), digest_size=16).digest()
 
 
 def _allow_localnet() -> None:

@@ -30,8 +30,9 @@ class Iptables:
     def __init__(self, variant: Variant, family: IPFamily) -> None:
         self.variant = variant
         self.family = family
-        self._save = _find(variant, family, "save")
-        self._restore = _find(variant, family, "restore")
+        self._list = _find(variant, family, "")
+        self._save = _find(variant, family, "-save")
+        self._restore = _find(variant, family, "-restore")
 
     def save(self, *tables: str) -> str:
         """Read tables, all when none is named.
@@ -41,6 +42,16 @@ class Iptables:
         """
         commands = [[self._save, "-t", table] for table in tables] or [[self._save]]
         return "".join(_run(command, None).stdout for command in commands)
+
+    def chain(self, table: str, chain: str) -> str:
+        """List the rules of one chain, which costs little; nothing if it cannot be listed.
+
+        What iptables says of a chain that does not exist differs between versions and variants,
+        so that is not told from other failures.
+        """
+        command = [self._list, "-w", str(_LOCK_WAIT_SECONDS), "-t", table, "-S", chain]
+        done = _run(command, None, check=False)
+        return "" if done.returncode else done.stdout
 
     def restore(self, text: str) -> None:
         """Apply a restore input without flushing what it does not name.
@@ -60,14 +71,14 @@ class Iptables:
 
 def _find(variant: Variant, family: IPFamily, action: str) -> str:
     base = "ip6tables" if family is IPFamily.IPV6 else "iptables"
-    path = shutil.which(f"{base}-{variant}-{action}")
+    path = shutil.which(f"{base}-{variant}{action}")
     if path:
         return path
-    plain = shutil.which(f"{base}-{action}")
+    plain = shutil.which(f"{base}{action}")
     if plain and _plain_variant(plain) is variant:
         return plain
     raise BackendUnavailable(
-        f"{base}-{variant}-{action} not found in PATH: install the iptables package"
+        f"{base}-{variant}{action} not found in PATH: install the iptables package"
         " (Debian: apt-get install iptables)"
     )
 

@@ -20,31 +20,40 @@ _LEGACY_TABLES = {
 def detect() -> Variant:
     """Find the variant in use: by kubelet's hint, else by who holds more rules, else nft.
 
+    Only the mangle table is read where that decides: on a busy node, saving everything takes
+    seconds.
+
     Raises:
         BackendUnavailable: there is no usable iptables at all.
     """
-    saved = {variant: _saved(variant) for variant in Variant}
-    usable = [variant for variant, text in saved.items() if text is not None]
+    mangle = {variant: _saved(variant, "mangle") for variant in Variant}
+    usable = [variant for variant, text in mangle.items() if text is not None]
     if not usable:
         raise BackendUnavailable(_remedy())
     for variant in usable:
-        if any(hint in (saved[variant] or "") for hint in _HINTS):
+        if any(hint in (mangle[variant] or "") for hint in _HINTS):
             return variant
-    return max(usable, key=lambda variant: _rules(saved[variant] or ""))
+    if len(usable) == 1 or not any(legacy_tables(family) for family in IPFamily):
+        return usable[0]
+    return max(usable, key=lambda variant: _rules(_saved(variant) or ""))
 
 
-def _saved(variant: Variant) -> str | None:
-    """Everything that a variant holds in both families; ``None`` if it cannot be used at all."""
-    texts = [text for family in IPFamily if (text := _saved_family(variant, family)) is not None]
+def _saved(variant: Variant, *tables: str) -> str | None:
+    """What a variant holds in both families; ``None`` if it cannot be used at all."""
+    texts = [
+        text for family in IPFamily if (text := _saved_family(variant, family, tables)) is not None
+    ]
     return "".join(texts) if texts else None
 
 
-def _saved_family(variant: Variant, family: IPFamily) -> str | None:
+def _saved_family(variant: Variant, family: IPFamily, tables: tuple[str, ...]) -> str | None:
     try:
         programs = Iptables(variant, family)
         if variant is Variant.NFT:
-            return programs.save()
-        return programs.save(*tables) if (tables := legacy_tables(family)) else ""
+            return programs.save(*tables)
+        existing = legacy_tables(family)
+        wanted = [table for table in existing if not tables or table in tables]
+        return programs.save(*wanted) if wanted else ""
     except BackendUnavailable:
         return None
     except BackendError as error:

@@ -1,0 +1,85 @@
+"""What is particular to one way of programming the kernel: to ask for it, clear it, count it.
+
+Another mode joins by another class here with the members of ``Iptables``, and by its name in
+``MODES``.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from testbed.netns import NetNS
+
+_PATIENCE = 300.0
+_TABLES = ("filter", "nat")
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """How much the kernel holds for IPv4."""
+
+    rules: int
+    chains: int
+
+
+class Iptables:
+    """iptables mode in one variant."""
+
+    mode = "iptables"
+    variants = ("nft", "legacy")
+
+    def __init__(self, variant: str) -> None:
+        self.variant = variant
+
+    @property
+    def flags(self) -> Mapping[str, str]:
+        """The flags that svcproxy needs for it."""
+        return {"proxy-mode": self.mode, "svcproxy-iptables-variant": self.variant}
+
+    def prepare(self, folder: Path) -> Sequence[str]:
+        """A prefix for the command line of other programs, so that they use this variant.
+
+        They call plain ``iptables`` and what belongs to it; links of those names go into
+        ``folder``.
+        """
+        for family in ("iptables", "ip6tables"):
+            for suffix in ("", "-save", "-restore"):
+                program = shutil.which(f"{family}-{self.variant}{suffix}")
+                if program:
+                    (folder / f"{family}{suffix}").symlink_to(program)
+        return ("env", f"PATH={folder}:{os.environ.get('PATH', os.defpath)}")
+
+    def clear(self, netns: NetNS) -> None:
+        """Remove all rules and chains."""
+        text = "".join(f"*{table}\nCOMMIT\n" for table in (*_TABLES, "mangle"))
+        for family in ("iptables", "ip6tables"):
+            program = f"{family}-{self.variant}-restore"
+            netns.run(program, stdin=text, timeout=_PATIENCE)
+
+    def saved(self, netns: NetNS) -> str:
+        """All rules for IPv4 as text."""
+        program = f"iptables-{self.variant}-save"
+        return "".join(
+            netns.run(program, "-t", table, timeout=_PATIENCE).stdout for table in _TABLES
+        )
+
+    def count(self, saved: str) -> Counted:
+        """Count what ``saved`` returned."""
+        lines = saved.splitlines()
+        return Counted(
+            rules=sum(line.startswith("-A ") for line in lines),
+            chains=sum(line.startswith(":") for line in lines),
+        )
+
+    @property
+    def version(self) -> str:
+        """The version of the tools."""
+        program = f"iptables-{self.variant}"
+        done = subprocess.run([program, "--version"], text=True, capture_output=True, check=False)
+        return done.stdout.strip()
+
+
+MODES = {Iptables.mode: Iptables}

@@ -1,0 +1,221 @@
+"""One run: a cluster with its API server, a service proxy on the node, and all measurements."""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.kernel import Iptables
+from benchmarks.passed import rules_passed
+from benchmarks.population import PORT, SERVICE_RANGE, TARGET_PORT, Population, Shape, Size
+from benchmarks.results import Change, Connections, Memory, Options, Result
+from benchmarks.server import ApiServer
+from benchmarks.subject import Running, Subject
+from benchmarks.usage import Usage, usage
+from benchmarks.walk import saved_chains
+from testbed import netns
+from testbed.cluster import Cluster, Pod
+from testbed.metrics import Metrics
+from testbed.outcomes import Answer
+from testbed.waiting import eventually
+
+_SERVING_PODS = 5
+_DIAL_TIMEOUT = 0.25
+_PAUSE = 0.002  # between two dials: a sharper look would take CPU time from what it looks at
+_QUIET_SECONDS = 1.0
+_QUIET_PATIENCE = 600.0
+_OPERATIONS = "svcproxy_kernel_operations_total"
+_SYNCS = "kubeproxy_sync_partial_proxy_rules_duration_seconds"
+
+Say = Callable[[str], None]
+
+
+def run(
+    subject: Subject,
+    kernel: Iptables,
+    size: Size,
+    shape: Shape,
+    *,
+    options: Options,
+    say: Say,
+) -> Result:
+    """Measure one program in one variant at one size, in a cluster of its own.
+
+    Raises:
+        DaemonError: the program ended.
+        AssertionError: it was not ready in time.
+    """
+    result = Result(subject.name, kernel.mode, kernel.variant, size, shape, options)
+    with TemporaryDirectory(prefix="svcproxy-bench-") as name, Cluster(1, 6) as cluster:
+        folder = Path(name)
+        cluster.serve(tcp=(TARGET_PORT,))
+        node = cluster.nodes[0]
+        # Until a Service is programmed, whoever dials it is told at once and need not time out.
+        netns.ip_batch([f"route add unreachable {SERVICE_RANGE}"], node.netns.name)
+        pods = cluster.pods[:_SERVING_PODS]
+        population = Population(size, [pod.ipv4 for pod in pods], shape)
+        say(f"{population.size} objects for the API server")
+        with ApiServer(node, population, folder) as api:
+            running = Running(subject, kernel, node, folder)
+            try:
+                _Run(cluster, population, api, running, kernel).measure(result, say)
+            except BaseException as error:
+                error.add_note("\n".join(["its log:", *running.daemon.logs()[-20:]]))
+                raise
+            finally:
+                running.daemon.close()
+    return result
+
+
+class _Run:
+    """The parts that the measurements of one run share."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        population: Population,
+        api: ApiServer,
+        running: Running,
+        kernel: Iptables,
+    ) -> None:
+        self.node = cluster.nodes[0]
+        self.pods: list[Pod] = cluster.pods[:_SERVING_PODS]
+        # A pod as client, as most are; one that serves nothing, so no connection is a hairpin.
+        self.client = cluster.pods[_SERVING_PODS]
+        self.population = population
+        self.api = api
+        self.running = running
+        self.kernel = kernel
+
+    def measure(self, result: Result, say: Say) -> None:
+        """Do everything, in an order in which nothing disturbs what comes after it."""
+        options = result.options
+        bare = self._to_pods(options.connections)
+        for number in range(options.starts):
+            say(f"cold start {number + 1} of {options.starts}")
+            self._cold_start(result, first=number == 0)
+        started = self._settled()
+        self._look_at_rules(result)
+        say(f"{options.changes} changes")
+        self._changes(result)
+        say(f"{options.connections} connections")
+        result.connections = self._connections(options.connections, bare)
+        say(f"idle for {options.idle:g} s")
+        result.idle_cpu = self._idle(options.idle)
+        last = self.usage()
+        result.memory = Memory(started.rss, last.rss, last.peak)
+        for number in range(options.starts):
+            say(f"restart {number + 1} of {options.starts}")
+            self._restart(result)
+
+    def usage(self) -> Usage:
+        """What the program has used so far."""
+        self.running.check()
+        return usage(self.running.daemon.pid)
+
+    def _cold_start(self, result: Result, *, first: bool) -> None:
+        if not first:
+            self.running.stop()
+            self.kernel.clear(self.node.netns)
+        self.running.start()
+        ended = self._answered(None, result.options.timeout)
+        result.cold_start.append(ended - self.running.began)
+        result.cold_start_cpu.append(self._settled().cpu)
+
+    def _answered(self, pod: Pod | None, timeout: float) -> float:
+        """Dial the probe until this pod (or any) answers; give the time of that."""
+        address = self.population.probe.address
+        deadline = time.monotonic() + timeout
+        while True:
+            outcome = self.client.traffic.connect("tcp", address, PORT, timeout=_DIAL_TIMEOUT)
+            now = time.monotonic()
+            if isinstance(outcome, Answer) and (pod is None or outcome.server == pod.name):
+                return now
+            self.running.check()
+            if now > deadline:
+                raise AssertionError(f"the probe did not answer within {timeout:g} s: {outcome}")
+            time.sleep(_PAUSE)
+
+    def _settled(self) -> Usage:
+        """Wait until the program has been quiet for a while; give its usage then."""
+        seen = [self.usage()]
+
+        def quiet() -> bool:
+            seen.append(self.usage())
+            if seen[-1].cpu - seen[0].cpu > 0.015:
+                seen[:] = seen[-1:]
+            return seen[-1].at - seen[0].at >= _QUIET_SECONDS
+
+        eventually(quiet, "a quiet moment", timeout=_QUIET_PATIENCE, every=0.1)
+        return seen[-1]
+
+    def _look_at_rules(self, result: Result) -> None:
+        saved = self.kernel.saved(self.node.netns)
+        counted = self.kernel.count(saved)
+        result.rules, result.chains = counted.rules, counted.chains
+        result.passed = rules_passed(saved_chains(saved), self.population)
+
+    def _changes(self, result: Result) -> None:
+        options = result.options
+        before = self.running.metrics()
+        self._settled()
+        used = self.usage()
+        for number in range(options.changes):
+            pod = self.pods[1 - number % 2]
+            began = self.api.put(self.population.probe_slice(pod.ipv4))
+            ended = self._answered(pod, options.timeout)
+            time.sleep(options.spacing)
+            now = self.usage()
+            result.changes.append(Change(ended - began, now.cpu - used.cpu))
+            used = now
+        after = self.running.metrics()
+        result.change_operations = _operations(before, after, options.changes)
+        syncs = after.value(f"{_SYNCS}_count") - before.value(f"{_SYNCS}_count")
+        if syncs:
+            taken = after.value(f"{_SYNCS}_sum") - before.value(f"{_SYNCS}_sum")
+            result.change_sync = taken / syncs
+
+    def _connections(self, number: int, bare: list[float]) -> Connections:
+        """Time connections to random Services, and for comparison to the pods themselves."""
+        chance = random.Random(0)
+        traffic, targets = self.client.traffic, self.population.dialled
+        direct, service = [], []
+        for _ in range(number):
+            direct += self._to_pods(1)
+            outcome = traffic.connect("tcp", chance.choice(targets).address, PORT)
+            assert isinstance(outcome, Answer), f"a Service did not answer: {outcome}"
+            service.append(outcome.seconds)
+        return Connections(bare, direct, service)
+
+    def _to_pods(self, number: int) -> list[float]:
+        """Time connections to pods by their own addresses."""
+        dial = self.client.traffic.connect
+        pods = random.choices(self.pods, k=number)
+        return [dial("tcp", pod.ipv4, TARGET_PORT).seconds for pod in pods]
+
+    def _idle(self, wanted: float) -> float:
+        before = self._settled()
+        time.sleep(wanted)
+        after = self.usage()
+        return (after.cpu - before.cpu) / (after.at - before.at)
+
+    def _restart(self, result: Result) -> None:
+        if not self.running.tells_syncs:
+            return
+        self.running.stop()
+        self.running.start()
+        result.restart.append(self.running.first_sync(result.options.timeout))
+        self._settled()
+        result.restart_operations = _operations(Metrics(), self.running.metrics(), 1)
+
+
+def _operations(before: Metrics, after: Metrics, changes: int) -> dict[str, float] | None:
+    """Kernel operations of IPv4 per change; ``None`` if the program does not count them."""
+    if "svcproxy_build_info" not in after:
+        return None
+    return {
+        sample.labels["operation"]: grown / changes
+        for sample in after.matching(_OPERATIONS, ip_family="IPv4")
+        if (grown := sample.value - before.value(_OPERATIONS, **sample.labels))
+    }

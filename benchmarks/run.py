@@ -1,0 +1,193 @@
+"""``./dev bench``: measure svcproxy, and other service proxies beside it, on this machine."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+from benchmarks.figures import seconds
+from benchmarks.kernel import MODES, Iptables
+from benchmarks.measure import run
+from benchmarks.passed import growth
+from benchmarks.population import Shape, Size
+from benchmarks.report import Report, machine
+from benchmarks.results import Options
+from benchmarks.server import ApiServerError
+from benchmarks.subject import Subject
+from testbed.cluster import cleanup_stale
+from testbed.daemon import DaemonError
+
+RESULTS = Path(__file__).resolve().parent / "results"
+_GROWTH = "100x5,1000x5,10000x5,50000x5"
+
+_DESCRIPTION = """\
+Measures a service proxy on a cluster made of network namespaces, with real traffic. An API
+server in a process of its own serves the Services over HTTP; the proxy runs on the node with
+its default settings. For every size and variant, in a fresh cluster:
+
+  cold start   from the start of the process, with no rules there, until the Service that comes
+               last in every list answers a pod that dials it all the time
+  change       its one endpoint moves between two pods; from the API server's event until the
+               other pod answers through the cluster IP
+  connections  to random Services, and to pods by their own addresses for comparison
+  idle         CPU time while nothing changes; has one periodic comparison in it
+  restart      from the start of the process, with the rules there, to the end of its first sync
+  rules        those in the kernel, and those that a new connection passes: a packet is followed
+               through the saved rules; where these choose at random, that is the expected number
+
+Needs root. The machine's own network is not touched, but the legacy variant has one lock for
+the whole machine: nothing else should use iptables-legacy meanwhile.
+"""
+_EPILOG = """\
+examples:
+  ./dev bench                                  everything; takes about five minutes
+  ./dev bench --sizes 1000x5 --changes 5 --starts 1 --idle 5     a quick look
+  ./dev bench --sizes 1000x5 --command 'kube-proxy --kubeconfig={kubeconfig}
+      --hostname-override={node} --proxy-mode={mode} --cluster-cidr={cluster_cidr}
+      --kube-api-content-type=application/json --conntrack-max-per-core=0 --conntrack-min=0'
+                                               kube-proxy beside svcproxy
+
+Other programs find `iptables` in PATH as the variant that is measured. Restarts are measured
+where /metrics on 127.0.0.1:10249 has kube-proxy's names. `-` stands for what a program does not
+tell.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    defaults, shape = Options(), Shape()
+    parser = argparse.ArgumentParser(
+        prog="./dev bench",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_argument_group("what is measured")
+    what.add_argument(
+        "--sizes",
+        metavar="LIST",
+        type=_sizes,
+        default="1000x5,10000x5",
+        help="Services x endpoints (%(default)s)",
+    )
+    what.add_argument("--mode", choices=sorted(MODES), default="iptables", help="(%(default)s)")
+    what.add_argument("--variants", metavar="LIST", help="variants of the mode (all: nft,legacy)")
+    what.add_argument(
+        "--command",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="another service proxy; {kubeconfig}, {node}, {cluster_cidr}, {mode} and {variant}"
+        " are filled in; may be given several times",
+    )
+    what.add_argument("--skip-svcproxy", action="store_true", help="measure only the commands")
+    what.add_argument(
+        "--growth",
+        metavar="LIST",
+        type=_sizes,
+        default=_GROWTH,
+        help="sizes for which to compute the rules passed, without a kernel (%(default)s)",
+    )
+    _add_shape(parser, shape)
+    _add_options(parser, defaults)
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, metavar="DIR", help="folder for the JSON file"
+    )
+    return parser
+
+
+def _add_shape(parser: argparse.ArgumentParser, shape: Shape) -> None:
+    group = parser.add_argument_group("the Services")
+    group.add_argument(
+        "--node-ports", type=float, default=shape.node_ports, help="share (%(default)s)"
+    )
+    group.add_argument(
+        "--large", type=int, default=shape.large, help="with 1,000 endpoints (%(default)s)"
+    )
+    group.add_argument(
+        "--dialled", type=int, default=shape.dialled, help="with real endpoints (%(default)s)"
+    )
+    group.add_argument("--seed", type=int, default=shape.seed, help="of chance (%(default)s)")
+
+
+def _add_options(parser: argparse.ArgumentParser, defaults: Options) -> None:
+    group = parser.add_argument_group("how thoroughly")
+    helps = {
+        "starts": "cold starts and restarts",
+        "changes": "moves of the endpoint",
+        "spacing": "seconds between two of them",
+        "connections": "connections to time",
+        "idle": "seconds of idleness",
+        "timeout": "seconds to wait for a cold start",
+    }
+    for name, text in helps.items():
+        value = getattr(defaults, name)
+        group.add_argument(
+            f"--{name}", type=type(value), default=value, metavar="N", help=f"{text} (%(default)s)"
+        )
+
+
+def _sizes(text: str) -> list[Size]:
+    try:
+        return [Size.parse(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list like 1000x5: {error}") from error
+
+
+def _kernels(arguments: argparse.Namespace) -> list[Iptables]:
+    mode = MODES[arguments.mode]
+    wanted = arguments.variants.split(",") if arguments.variants else mode.variants
+    unknown = [variant for variant in wanted if variant not in mode.variants]
+    if unknown:
+        raise ValueError(f"--variants: {mode.mode} has no {', '.join(unknown)}")
+    return [mode(variant) for variant in wanted]
+
+
+def _report(arguments: argparse.Namespace) -> Report:
+    kernels = _kernels(arguments)
+    subjects = [] if arguments.skip_svcproxy else [Subject()]
+    subjects += [Subject(command) for command in arguments.command]
+    shape = Shape(arguments.node_ports, arguments.large, arguments.dialled, arguments.seed)
+    options = Options(**{name: getattr(arguments, name) for name in Options.__struct_fields__})
+    report = Report(machine([kernel.version for kernel in kernels]), sys.argv[1:])
+    for size, kernel, subject in product(arguments.sizes, kernels, subjects):
+        title = f"{subject.name} {kernel.mode} {kernel.variant} {size}: "
+        result = run(subject, kernel, size, shape, options=options, say=partial(_say, title))
+        report.results.append(result)
+    for size in arguments.growth:
+        _say("rules passed at ", str(size))
+        report.growth.append(growth(size, shape))
+    return report
+
+
+_BEGAN = time.monotonic()
+
+
+def _say(*texts: str) -> None:
+    print(f"[{time.monotonic() - _BEGAN:4.0f} s] {''.join(texts)}", file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write; give the exit code."""
+    arguments = parser().parse_args(argv)
+    if os.geteuid():
+        print("bench: it makes network namespaces: run it as root", file=sys.stderr)
+        return 1
+    cleanup_stale()
+    try:
+        report = _report(arguments)
+    except (ValueError, ApiServerError, DaemonError, AssertionError) as error:
+        print(f"bench: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        return 1
+    print(report.text())
+    path = report.write(arguments.output)
+    _say(f"done after {seconds(time.monotonic() - _BEGAN)}; all figures are in {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The API server of a benchmark: a process of its own in the node's namespace.
+
+It is ordered over a socket, in lines of JSON, and ends when the other end of that goes away.
+This module is both ends: ``ApiServer`` here, ``main`` there.
+"""
+
+import contextlib
+import gc
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from benchmarks.population import Population, Shape, Size
+from testbed import manifests
+from testbed.apiserver.server import FakeApiServer
+from testbed.cluster import Node
+from testbed.manifests import Object
+
+ROOT = Path(__file__).resolve().parent.parent
+_PATIENCE = 120.0
+
+
+class ApiServerError(Exception):
+    """The process is gone or could not do what it was asked to."""
+
+
+class ApiServer:
+    """An API server that serves a population to the node; a context manager.
+
+    Args:
+        node: the machine on whose loopback address it listens.
+        population: what it serves.
+        folder: where to write ``kubeconfig`` and a log.
+    """
+
+    def __init__(self, node: Node, population: Population, folder: Path) -> None:
+        self._node = node
+        self._population = population
+        self._kubeconfig = folder / "kubeconfig"
+        self._log = folder / "apiserver.log"
+
+    def __enter__(self) -> Self:
+        self._control, other = socket.socketpair()
+        self._control.settimeout(_PATIENCE)
+        with other:
+            command = [sys.executable, "-m", "benchmarks.server", str(other.fileno())]
+            # Requests that it does not understand are its clients' affair, not the reader's.
+            with self._log.open("wb") as log:
+                self._process = self._node.netns.popen(
+                    command, pass_fds=[other.fileno()], cwd=ROOT, output=log.fileno()
+                )
+        self._lines = self._control.makefile("rb")
+        population = self._population
+        self._request(
+            "serve",
+            size=str(population.size),
+            shape=msgspec.to_builtins(population.shape),
+            pods=population.pods,
+            node=manifests.node(
+                self._node.name, addresses=[self._node.ipv4], pod_cidrs=self._node.pod_cidrs
+            ),
+            kubeconfig=str(self._kubeconfig),
+        )
+        return self
+
+    def put(self, obj: Object) -> float:
+        """Replace an object; give ``time.monotonic()`` right before watches were told."""
+        return float(self._request("put", object=obj))
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._lines.close()
+        self._control.close()
+
+    def _request(self, op: str, **arguments: Any) -> Any:
+        try:
+            self._control.sendall(json.dumps({"op": op, **arguments}).encode() + b"\n")
+            line = self._lines.readline()
+        except OSError as error:
+            raise ApiServerError(f"no answer to {op}: {error}") from error
+        if not line:
+            said = self._log.read_text(encoding="utf-8", errors="replace")[-2000:]
+            raise ApiServerError(f"it ended at {op}; its log:\n{said}")
+        return json.loads(line)
+
+
+def _serve(
+    server: FakeApiServer, *, size: str, shape: dict[str, Any], pods: Sequence[str], **others: Any
+) -> None:
+    population = Population(Size.parse(size), pods, msgspec.convert(shape, Shape))
+    server.put(others["node"])
+    for obj in population.objects():
+        server.put(obj)
+    server.write_kubeconfig(Path(others["kubeconfig"]))
+    # The garbage collector would go through all of it again and again while we measure.
+    gc.collect()
+    gc.freeze()
+
+
+def main() -> None:
+    """Serve until the other end of the control socket, given by its descriptor, is closed."""
+    with socket.socket(fileno=int(sys.argv[1])) as control, FakeApiServer() as server:
+        for line in control.makefile("rb"):
+            request = json.loads(line)
+            began = time.monotonic()
+            if request.pop("op") == "put":
+                server.put(request["object"])
+            else:
+                _serve(server, **request)
+            control.sendall(json.dumps(began).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
