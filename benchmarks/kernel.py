@@ -1,6 +1,6 @@
 """What is particular to one way of programming the kernel: to ask for it, clear it, count it.
 
-Another mode joins by another class here with the members of ``Iptables``, and by its name in
+Another mode joins by another class here with the members of ``Iptables``, in ``Kernel`` and
 ``MODES``.
 """
 
@@ -82,4 +82,53 @@ class Iptables:
         return done.stdout.strip()
 
 
-MODES = {Iptables.mode: Iptables}
+class Nftables:
+    """nftables mode."""
+
+    mode = "nftables"
+    variants = ("maps",)
+
+    def __init__(self, variant: str) -> None:
+        self.variant = variant
+
+    @property
+    def flags(self) -> Mapping[str, str]:
+        """The flags that svcproxy needs for it."""
+        return {"proxy-mode": self.mode}
+
+    def prepare(self, folder: Path) -> Sequence[str]:  # noqa: ARG002 - as the other mode has it
+        """Nothing has to be prepared: there is one nftables."""
+        return ()
+
+    def clear(self, netns: NetNS) -> None:
+        """Remove all tables."""
+        netns.run("nft", "flush", "ruleset", timeout=_PATIENCE)
+
+    def saved(self, netns: NetNS) -> str:
+        """All rules of all families, without the elements of sets and maps."""
+        return netns.run("nft", "--terse", "list", "ruleset", timeout=_PATIENCE).stdout
+
+    def count(self, saved: str) -> Counted:
+        """Count what ``saved`` returned: chains, and the lines that are rules in them."""
+        chains = rules = 0
+        inside = False
+        for line in saved.splitlines():
+            words = line.split()
+            if words[:1] == ["chain"]:
+                chains, inside = chains + 1, True
+            elif words == ["}"]:
+                inside = False
+            elif inside and words and words[0] != "type":
+                rules += 1
+        return Counted(rules, chains)
+
+    @property
+    def version(self) -> str:
+        """The version of the tools."""
+        done = subprocess.run(["nft", "--version"], text=True, capture_output=True, check=False)
+        return done.stdout.strip()
+
+
+Kernel = Iptables | Nftables
+
+MODES: Mapping[str, type[Kernel]] = {Iptables.mode: Iptables, Nftables.mode: Nftables}

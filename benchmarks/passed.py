@@ -12,8 +12,7 @@ from benchmarks.walk import Chains, Packet, Walker, saved_chains
 from svcproxy.backends.base import Desired
 from svcproxy.backends.iptables.backend import IptablesBackend
 from svcproxy.backends.iptables.commands import Iptables, Variant
-from svcproxy.backends.iptables.settings import IptablesSettings
-from svcproxy.backends.settings import LocalTraffic
+from svcproxy.backends.settings import LocalTraffic, Settings
 from svcproxy.kube.parse import parse_object
 from svcproxy.kube.wire import decode_object
 from svcproxy.model.names import IPFamily, Kind
@@ -73,7 +72,7 @@ def planned_chains(population: Population) -> Chains:
         elif isinstance(obj, EndpointSlice):
             state.update_slice(obj)
     state.checkout()
-    settings = IptablesSettings(IPFamily.IPV4, local_traffic=LocalTraffic(CLUSTER_CIDRS[0]))
+    settings = Settings(IPFamily.IPV4, local_traffic=LocalTraffic(CLUSTER_CIDRS[0]))
     programs = _Recorder()
     backend = IptablesBackend(programs, lambda _node: settings)
     backend.apply(backend.plan(Desired(state.ports, None), backend.read()))

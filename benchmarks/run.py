@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from benchmarks.figures import seconds
-from benchmarks.kernel import MODES, Iptables
+from benchmarks.kernel import MODES, Kernel
 from benchmarks.measure import run
 from benchmarks.passed import growth
 from benchmarks.population import Shape, Size
@@ -21,7 +21,7 @@ from benchmarks.subject import Subject
 from testbed.cluster import cleanup_stale
 from testbed.daemon import DaemonError
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parent / "output"
 _GROWTH = "100x5,1000x5,10000x5,50000x5"
 
 _DESCRIPTION = """\
@@ -138,7 +138,7 @@ def _sizes(text: str) -> list[Size]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list like 1000x5: {error}") from error
 
 
-def _kernels(arguments: argparse.Namespace) -> list[Iptables]:
+def _kernels(arguments: argparse.Namespace) -> list[Kernel]:
     mode = MODES[arguments.mode]
     wanted = arguments.variants.split(",") if arguments.variants else mode.variants
     unknown = [variant for variant in wanted if variant not in mode.variants]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.kernel import Iptables
+from benchmarks.kernel import Kernel
 from testbed.cluster import CLUSTER_CIDRS, Node
 from testbed.daemon import Daemon, DaemonError
 from testbed.metrics import Metrics
@@ -48,7 +48,7 @@ class Subject(msgspec.Struct, frozen=True):
 class Running:
     """The program on a node: start it, end it, ask it."""
 
-    def __init__(self, subject: Subject, kernel: Iptables, node: Node, folder: Path) -> None:
+    def __init__(self, subject: Subject, kernel: Kernel, node: Node, folder: Path) -> None:
         flags = {**kernel.flags, "kubeconfig": str(folder / "kubeconfig")}
         self.daemon = Daemon(node, flags=flags)
         self.began = 0.0

@@ -41,7 +41,7 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         Flag("config-sync-period", "DURATION", "accepted; watches keep the state fresh without it"),
     ),
     "What is programmed": (
-        Flag("proxy-mode", "MODE", "kernel mechanism: iptables"),
+        Flag("proxy-mode", "MODE", "kernel mechanism: iptables or nftables"),
         Flag("cluster-cidr", "CIDRS", "address ranges of the cluster's pods, one for each family"),
         Flag(
             "detect-local-mode",

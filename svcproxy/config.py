@@ -65,7 +65,7 @@ class IptablesVariant(StrEnum):
     LEGACY = "legacy"
 
 
-AVAILABLE_MODES = frozenset({ProxyMode.IPTABLES})
+AVAILABLE_MODES = frozenset({ProxyMode.IPTABLES, ProxyMode.NFTABLES})
 
 
 class ConfigError(Exception):

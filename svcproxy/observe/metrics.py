@@ -142,6 +142,12 @@ class Metrics:
             ("ip_family", "operation"),
             registry=registry,
         )
+        self.drift_repairs = Counter(
+            "svcproxy_drift_repairs",
+            "Comparisons that found and undid changes of others in the kernel.",
+            _FAMILY,
+            registry=registry,
+        )
         self.address_conflicts = Gauge(
             "svcproxy_address_conflicts",
             "Addresses that a Service asks for while another one holds them.",

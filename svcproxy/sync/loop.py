@@ -137,6 +137,8 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._schedule.succeeded(begin, compared=thorough)
             self._reporter.idle()
             return
+        # With nothing new to program, what a comparison changes is what others had changed.
+        compared_only = thorough and not (changes or self._first or self._schedule.failing)
         try:
             outcome, thorough = self._program(changes, thorough=thorough)
         except BackendError as error:
@@ -144,6 +146,8 @@ class FamilyLoop(Generic[Observed, Plan]):
             return
         end = self._clock()
         self._schedule.succeeded(end, compared=thorough)
+        if compared_only and outcome.operations:
+            self._reporter.repaired()
         settled = Settled(self._unsettled, self._state.ports, self._state.node, self._first)
         self._unsettled, self._first = Changes({}), False
         self._reporter.done(

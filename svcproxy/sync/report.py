@@ -110,6 +110,11 @@ class Reporter:
         kind = "full" if thorough else "partial"
         say("sync.done", family=self._family, kind=kind, ms=round(seconds * 1000, 1), **operations)
 
+    def repaired(self) -> None:
+        """Note that the sync undid what others had done to the kernel."""
+        self._metrics.drift_repairs.labels(self._family).inc()
+        log.warning("kernel.repaired", family=self._family)
+
     def failed(self, error: Exception, *, thorough: bool, retry: float) -> None:
         """Note a failed sync; the next attempt is in ``retry`` seconds."""
         self._metrics.iptables_restore_failures.labels(self._family).inc()

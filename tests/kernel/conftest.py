@@ -132,6 +132,18 @@ def assert_even(counts: Mapping[Any, int], among: int) -> None:
     assert chi_square < freedom * (1 - spread + 4.75 * spread**0.5) ** 3, counts
 
 
+ALL_VARIANTS = ("nft", "legacy", "nftables")
+"""iptables mode with either variant, and nftables mode."""
+IPTABLES = ("nft", "legacy")
+
+
+def mode_flags(variant: str) -> dict[str, str]:
+    """The daemon's flags for a variant."""
+    if variant == "nftables":
+        return {"proxy-mode": "nftables"}
+    return {"svcproxy-iptables-variant": variant}
+
+
 class Offer:
     """A Service of one family on the stage, with its slices; every change is in force at once."""
 
@@ -222,7 +234,7 @@ class Stage:
         self._revision = 0
         self._gathering = False
         self._write()
-        fixed = {"svcproxy-iptables-variant": variant, "iptables-min-sync-period": "0s"}
+        fixed = {**mode_flags(variant), "iptables-min-sync-period": "0s"}
         self.daemon = Daemon(self.node, folder, flags={**fixed, **(flags or {})})
 
     def _own_node(self) -> Object:
@@ -356,7 +368,8 @@ class Stage:
 
     def iptables(self, family: int, *arguments: str) -> str:
         """Run iptables in node1."""
-        program = f"{'iptables' if family == 4 else 'ip6tables'}-{self.variant}"
+        variant = "nft" if self.variant == "nftables" else self.variant
+        program = f"{'iptables' if family == 4 else 'ip6tables'}-{variant}"
         return self.node.netns.run(program, *arguments).stdout
 
     def rules(self, family: int) -> list[str]:
@@ -390,9 +403,14 @@ def _client_address(family: int, index: int) -> str:
     return f"192.168.50.{100 + index}" if family == 4 else f"fd00:192:168:50::{100 + index}"
 
 
-@pytest.fixture(scope="module", params=["nft", "legacy"])
-def variant(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what asks for a variant once for each; a module may name its own in ``VARIANTS``."""
+    own = hasattr(metafunc.module, "variant") or "cluster" not in metafunc.fixturenames
+    if "variant" in metafunc.fixturenames and not own:
+        variants = getattr(metafunc.module, "VARIANTS", ALL_VARIANTS)
+        if metafunc.definition.get_closest_marker("iptables_only"):
+            variants = IPTABLES
+        metafunc.parametrize("variant", variants, scope="module")
 
 
 @pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])

@@ -7,9 +7,11 @@ import pytest
 from testbed import netns
 from testbed.outcomes import Answer
 from testbed.waiting import eventually
-from tests.kernel.conftest import Offer, Stage, StageWith, all_at
+from tests.kernel.conftest import IPTABLES, Offer, Stage, StageWith, all_at
 
 pytestmark = pytest.mark.kernel
+
+VARIANTS = IPTABLES
 
 CLIENTS = 400
 

@@ -78,6 +78,7 @@ def closed_node(stage: Stage, family: int) -> Iterator[None]:
         stage.iptables(family, "-D", *rule)
 
 
+@pytest.mark.iptables_only
 def test_a_firewall_does_not_hide_the_port(stage: Stage, family: int, closed_node: None) -> None:
     offer, port = _checked(stage, family)
     offer.endpoints(at(stage.here[0], family))

@@ -12,9 +12,11 @@ import pytest
 from testbed.cluster import Host
 from testbed.outcomes import Answer
 from testbed.waiting import eventually
-from tests.kernel.conftest import ACK, SYN, Packet, Stage, Watch, at
+from tests.kernel.conftest import ACK, IPTABLES, SYN, Packet, Stage, Watch, at
 
 pytestmark = pytest.mark.kernel
+
+VARIANTS = IPTABLES
 
 _IPV6_CHECKSUM = 7
 

@@ -29,6 +29,7 @@ def test_masquerade_all_hides_pods_too(stage_with: StageWith, family: int) -> No
             assert ask(host, proto, offer.vip, port) == stage.masqueraded(pods, family)
 
 
+@pytest.mark.iptables_only
 @pytest.mark.parametrize("bit", [0, 31])
 def test_the_mark_bit_can_be_chosen(stage_with: StageWith, family: int, bit: int) -> None:
     stage = stage_with(iptables_masquerade_bit=str(bit))

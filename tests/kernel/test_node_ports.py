@@ -136,6 +136,7 @@ def _received(server: socket.socket) -> bytes:
         return b""
 
 
+@pytest.mark.iptables_only
 @pytest.mark.parametrize("sender", ["client", "node2", "pod1a"])
 def test_neighbours_do_not_reach_what_listens_on_localhost(stage: Stage, sender: str) -> None:
     """The node accepts packets for 127.0.0.0/8 from its network, but a rule stands before it."""

@@ -8,9 +8,11 @@ import pytest
 
 from testbed.outcomes import Answer
 from testbed.waiting import eventually
-from tests.kernel.conftest import Flags, Offer, Stage, at
+from tests.kernel.conftest import IPTABLES, Flags, Offer, Stage, at
 
 pytestmark = pytest.mark.kernel
+
+VARIANTS = IPTABLES
 
 PERIOD = 0.5
 

@@ -12,13 +12,14 @@ from testbed.cluster import Cluster
 from testbed.daemon import Daemon
 from testbed.manifests import ManifestFolder
 from testbed.outcomes import Answer
+from tests.kernel.conftest import mode_flags
 
 pytestmark = pytest.mark.kernel
 
 RATE = 300
 
 
-@pytest.fixture(params=["nft", "legacy"])
+@pytest.fixture(params=["nft", "legacy", "nftables"])
 def variant(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -48,6 +49,8 @@ def folder(cluster: Cluster) -> Iterator[ManifestFolder]:
 
 
 def rules(cluster: Cluster, variant: str) -> str:
+    if variant == "nftables":
+        return cluster.nodes[0].netns.run("nft", "-s", "list", "ruleset").stdout
     saved = "".join(
         cluster.nodes[0].netns.run(f"{program}-{variant}-save", "-t", table).stdout
         for program in ("iptables", "ip6tables")
@@ -61,7 +64,7 @@ def test_no_connection_is_lost_when_the_daemon_is_killed_and_restarted(
     cluster: Cluster, folder: ManifestFolder, variant: str, address: str
 ) -> None:
     node = cluster.nodes[0]
-    flags = {"svcproxy-iptables-variant": variant, "iptables-min-sync-period": "0s"}
+    flags = {**mode_flags(variant), "iptables-min-sync-period": "0s"}
     with Daemon(node, folder.path, flags=flags) as daemon:
         before = rules(cluster, variant)
         load = cluster.client.traffic.load("tcp", address, 80, rate=RATE)
@@ -82,14 +85,14 @@ def test_no_connection_is_lost_when_the_daemon_is_killed_and_restarted(
         assert rules(cluster, variant) == before
         operations = [line for line in daemon.logs() if "sync.done" in line]
         # Only the very first of all syncs wrote anything: one line for each family.
-        assert sum("chain_written" in line for line in operations) == 2, operations
+        assert sum("_written=" in line or "_added=" in line for line in operations) == 2, operations
 
 
 def test_sigterm_ends_within_two_seconds_and_leaves_the_rules(
     cluster: Cluster, folder: ManifestFolder, variant: str
 ) -> None:
     node = cluster.nodes[0]
-    with Daemon(node, folder.path, flags={"svcproxy-iptables-variant": variant}) as daemon:
+    with Daemon(node, folder.path, flags=mode_flags(variant)) as daemon:
         assert daemon.stop() < 2.0
         assert daemon.returncode == 0
         answers = cluster.client.traffic.burst("tcp", node.ipv4, 30080, 20)
@@ -100,8 +103,9 @@ def test_sigterm_ends_within_two_seconds_and_leaves_the_rules(
 def test_a_change_made_while_the_daemon_was_down_is_all_that_a_restart_writes(
     cluster: Cluster, folder: ManifestFolder, variant: str
 ) -> None:
+    word = "element_added" if variant == "nftables" else "chain_written"
     node = cluster.nodes[0]
-    with Daemon(node, folder.path, flags={"svcproxy-iptables-variant": variant}) as daemon:
+    with Daemon(node, folder.path, flags=mode_flags(variant)) as daemon:
         daemon.stop()
         solo = manifests.service("solo", ["10.96.0.11"], [manifests.port(80, target=8080)])
         folder.put(solo, manifests.endpoint_slice(solo, [node.pods[0].ipv4]))
@@ -110,9 +114,14 @@ def test_a_change_made_while_the_daemon_was_down_is_all_that_a_restart_writes(
         outcome = cluster.client.traffic.connect("tcp", "10.96.0.11", 80)
         assert isinstance(outcome, Answer)
         assert outcome.server == node.pods[0].name
-        written = [line for line in daemon.logs() if "chain_written" in line]
-        # The tree of cluster IPs and the Service's own chain; the two lines before are the
-        # first daemon's.
-        assert "family=IPv4" in written[-1]
-        assert "chain_written=2 rule_written=3" in written[-1], written
+        written = [line for line in daemon.logs() if f"{word}=" in line]
+        # The two lines before are the first daemon's.
         assert len(written) == 3
+        assert "family=IPv4" in written[-1]
+        if variant == "nftables":
+            # The frontend, its address, its one endpoint; and the map for one endpoint.
+            assert "element_added=3" in written[-1], written
+            assert "table_added" not in written[-1], written
+        else:
+            # The tree of cluster IPs and the Service's own chain.
+            assert "chain_written=2 rule_written=3" in written[-1], written

@@ -3,9 +3,11 @@
 import pytest
 
 from testbed import manifests as m
-from tests.kernel.conftest import Stage, at
+from tests.kernel.conftest import IPTABLES, Stage, at
 
 pytestmark = pytest.mark.kernel
+
+VARIANTS = IPTABLES
 
 PORTS = [m.port(36412, name="s1ap", target=36412, protocol="SCTP")]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import (
+    IPTABLES,
     Stage,
     StageWith,
     all_at,
@@ -14,6 +15,8 @@ from tests.kernel.conftest import (
 )
 
 pytestmark = pytest.mark.kernel
+
+VARIANTS = IPTABLES
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import StageWith, all_at, ask
+from tests.kernel.conftest import IPTABLES, StageWith, all_at, ask
 
 pytestmark = pytest.mark.kernel
+
+VARIANTS = IPTABLES
 
 
 @pytest.fixture

@@ -268,7 +268,7 @@ def test_all_problems_are_told_at_once_one_line_each() -> None:
         proxy_mode="ipvs", iptables_sync_period="5", v="-1", master="http://x", manifests="/m"
     )
     assert found == (
-        "--proxy-mode=ipvs: not available in this version; choose one of: iptables",
+        "--proxy-mode=ipvs: not available in this version; choose one of: iptables, nftables",
         "--iptables-sync-period=5: not a duration; write for example 30s, 1m30s or 100ms",
         "-v=-1: not a whole number from 0 to 2147483647",
         "--master=http://x: contradicts --manifests; leave one of the two out",
@@ -279,7 +279,7 @@ def test_all_problems_are_told_at_once_one_line_each() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("proxy-mode", "nftables", "not available in this version"),
+        ("proxy-mode", "ipvs", "not available in this version"),
         ("proxy-mode", "userspace", "unknown; choose one of: iptables"),
         ("detect-local-mode", "BridgeInterface", "needs --pod-bridge-interface"),
         ("detect-local-mode", "clustercidr", "unknown; choose one of: ClusterCIDR, NodeCIDR"),

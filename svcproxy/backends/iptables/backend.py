@@ -19,6 +19,7 @@ from svcproxy.backends.iptables.sets import AffinitySets
 from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.staging import staged
 from svcproxy.backends.iptables.static import hairpin
+from svcproxy.backends.settings import Settings
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import Node
 from svcproxy.model.serviceport import ServicePort
@@ -38,9 +39,7 @@ class IptablesBackend:
     are computed anew.
     """
 
-    def __init__(
-        self, programs: Iptables, settings_for: Callable[[Node | None], IptablesSettings]
-    ) -> None:
+    def __init__(self, programs: Iptables, settings_for: Callable[[Node | None], Settings]) -> None:
         self._programs = programs
         self._settings_for = settings_for
         self._hairpin_match = True
@@ -147,8 +146,8 @@ class IptablesBackend:
         self.apply(clean_up_plan(self.read()))
 
     def _settings(self, node: Node | None) -> IptablesSettings:
-        return structs.replace(
-            self._settings_for(node),
+        return IptablesSettings(
+            **structs.asdict(self._settings_for(node)),
             hairpin_match=self._hairpin_match,
             affinity_sets=self._affinity_sets is not False,
         )

@@ -41,6 +41,7 @@ svcproxy_watch_restarts_total counter kind
 svcproxy_kernel_operations_total counter ip_family operation
 svcproxy_build_info gauge version
 svcproxy_address_conflicts gauge ip_family
+svcproxy_drift_repairs_total counter ip_family
 """
 PROCESS = """
 process_virtual_memory_bytes gauge
@@ -83,6 +84,7 @@ def touched() -> Metrics:
     metrics.skipped_objects.labels(kind="Service").inc()
     metrics.watch_restarts.labels(kind="Node").inc()
     metrics.conntrack_deleted.labels(ip_family="IPv4").inc()
+    metrics.drift_repairs.labels(ip_family="IPv4").inc()
     metrics.address_conflicts.labels(ip_family="IPv4").set(1)
     metrics.kernel_operations.labels(ip_family="IPv6", operation="add").inc()
     return metrics

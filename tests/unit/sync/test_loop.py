@@ -202,6 +202,8 @@ def test_the_kernel_is_compared_every_period(running: Stage) -> None:
     assert running.step(29.0) == []
     assert running.step(1.1) == ["read", "apply"]
     assert running.backend.kernel == {"ns/a:http": 1}
+    labels = {"ip_family": "IPv4"}
+    assert running.value("svcproxy_drift_repairs_total", labels) == 1
 
 
 def test_a_kernel_that_is_surely_untouched_is_compared_every_tenth_time(running: Stage) -> None:

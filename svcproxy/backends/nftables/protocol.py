@@ -1,0 +1,50 @@
+"""Numbers of nf_tables' netlink protocol that more than one module needs.
+
+All are from ``linux/netfilter/nf_tables.h`` and ``linux/netfilter/nfnetlink.h``; they are part of
+the kernel's interface to user space and never change.
+"""
+
+from struct import Struct
+
+from svcproxy.model.names import IPFamily
+
+MESSAGE_HEADER = Struct("=IHHII")
+"""Length, type, flags, sequence number, port id (``struct nlmsghdr``)."""
+FAMILY_HEADER = Struct("!BBH")
+"""Family, version, resource id (``struct nfgenmsg``)."""
+HEADERS = MESSAGE_HEADER.size + FAMILY_HEADER.size
+
+SUBSYSTEM = 10
+"""NFNL_SUBSYS_NFTABLES."""
+EVENT_GROUP = 7
+"""NFNLGRP_NFTABLES."""
+
+ERROR, DONE = 2, 3
+BATCH_BEGIN, BATCH_END = 0x10, 0x11
+
+NEW_TABLE, GET_TABLE, DELETE_TABLE = 0, 1, 2
+NEW_CHAIN, GET_CHAIN, DELETE_CHAIN = 3, 4, 5
+NEW_RULE, GET_RULE, DELETE_RULE = 6, 7, 8
+NEW_SET, GET_SET, DELETE_SET = 9, 10, 11
+NEW_ELEMENT, GET_ELEMENT, DELETE_ELEMENT = 12, 13, 14
+NEW_GENERATION, GET_GENERATION = 15, 16
+
+FLAG_REQUEST, FLAG_ACK, FLAG_INTERRUPTED = 0x1, 0x4, 0x10
+FLAG_DUMP = 0x300
+FLAG_EXCLUSIVE, FLAG_CREATE, FLAG_APPEND = 0x200, 0x400, 0x800
+
+TABLE_OF = 1
+"""The attribute that holds the table's name in every message about a part of it."""
+NAME_OF = 2
+"""The attribute that holds a set's name in messages about it and about its elements."""
+LIST_ELEMENT = 1
+
+GENERATION_ID, GENERATION_PROCESS, GENERATION_NAME = 1, 2, 3
+
+FAMILY_NUMBERS = {IPFamily.IPV4: 2, IPFamily.IPV6: 10}
+"""``NFPROTO_IPV4`` and ``NFPROTO_IPV6``: the table families ``ip`` and ``ip6``."""
+
+
+def message_type(kind: int) -> int:
+    """The message type that netlink knows for one of nf_tables' messages."""
+    return SUBSYSTEM << 8 | kind

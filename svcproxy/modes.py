@@ -1,0 +1,182 @@
+"""Which backend carries out ``--proxy-mode``, and with what settings.
+
+The only place that maps modes to backends; each backend's modules are loaded only if it is used.
+"""
+
+from collections.abc import Callable, Sequence
+from ipaddress import ip_network
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import structlog
+
+from svcproxy.backends.base import Backend, BackendUnavailable
+from svcproxy.backends.settings import LocalTraffic, Settings
+from svcproxy.config import Config, IptablesVariant, LocalMode, ProxyMode
+from svcproxy.model.names import IPFamily
+from svcproxy.model.objects import Node
+
+AnyBackend = Backend[Any, Any]
+OnForeign = Callable[[str, int], None]
+SomeBackend = TypeVar("SomeBackend", bound=AnyBackend)
+
+log = structlog.get_logger()
+
+
+class Watcher(Protocol):
+    """Listens for changes that others make to the kernel."""
+
+    def start(self) -> None:
+        """Begin to listen."""
+
+    def stop(self) -> None:
+        """Listen no more."""
+
+
+class Mode(NamedTuple):
+    """The backends of a mode, and how to learn of foreign changes to what they program.
+
+    ``watch`` makes a watcher that calls its argument, from a thread of its own, with the name and
+    number of the process that changed something; ``None`` where only the periodic comparison
+    notices.
+    """
+
+    backends: Sequence[AnyBackend]
+    watch: Callable[[OnForeign], Watcher] | None = None
+
+
+def make_mode(config: Config) -> Mode:
+    """The backends of ``--proxy-mode`` for the families that this node can serve, probed.
+
+    Raises:
+        BackendUnavailable: no family can be served; the message names the remedy.
+    """
+    if config.proxy_mode is ProxyMode.NFTABLES:
+        return _nftables(config)
+    return _iptables(config)
+
+
+def _probed(make: Callable[[IPFamily], SomeBackend]) -> list[SomeBackend]:
+    backends: list[SomeBackend] = []
+    reasons: list[BackendUnavailable] = []
+    for family in IPFamily:
+        try:
+            backend = make(family)
+            backend.probe()
+        except BackendUnavailable as error:
+            reasons.append(error)
+        else:
+            backends.append(backend)
+    if not backends:
+        raise reasons[0]
+    for reason in reasons:
+        log.warning("family.unavailable", reason=str(reason), effect="single-stack operation")
+    return backends
+
+
+def _iptables(config: Config) -> Mode:
+    from svcproxy.backends.iptables.backend import IptablesBackend  # noqa: PLC0415
+    from svcproxy.backends.iptables.commands import Iptables, Variant  # noqa: PLC0415
+    from svcproxy.backends.iptables.variant import detect  # noqa: PLC0415
+
+    auto = config.iptables_variant is IptablesVariant.AUTO
+    variant = detect() if auto else Variant(config.iptables_variant.value)
+    log.info("iptables.variant", variant=variant, chosen=config.iptables_variant)
+    return Mode(
+        _probed(
+            lambda family: IptablesBackend(Iptables(variant, family), SettingsOf(config, family))
+        )
+    )
+
+
+def _nftables(config: Config) -> Mode:
+    from svcproxy.backends.nftables.backend import NftablesBackend  # noqa: PLC0415
+    from svcproxy.backends.nftables.watcher import NftablesWatcher  # noqa: PLC0415
+
+    backends = _probed(lambda family: NftablesBackend(family, SettingsOf(config, family)))
+
+    def watch(on_foreign: OnForeign) -> Watcher:
+        return NftablesWatcher(
+            on_foreign,
+            own_ports=[backend.port_id for backend in backends],
+            families=[backend.family for backend in backends],
+        )
+
+    return Mode(backends, watch)
+
+
+class SettingsOf:
+    """What the rules of a family depend on, as flags and the Node object have it now.
+
+    A Node object that is deleted, to be registered anew perhaps, takes neither addresses nor pod
+    ranges along: what was last known of them stays.
+    """
+
+    def __init__(self, config: Config, family: IPFamily) -> None:
+        self._config = config
+        self._family = family
+        self._node: Node | None = None
+
+    def __call__(self, node: Node | None) -> Settings:
+        """The settings for the present Node object, ``None`` if there is none."""
+        self._node = node or self._node
+        return _settings(self._config, self._family, self._node)
+
+
+def _settings(config: Config, family: IPFamily, node: Node | None) -> Settings:
+    address = next((a for a in (node.addresses if node else ()) if is_of(a, family)), "")
+    ranges = _node_port_ranges(config, family, node, address)
+    return Settings(
+        family=family,
+        masquerade_bit=config.masquerade_bit,
+        masquerade_all=config.masquerade_all,
+        local_traffic=_local_traffic(config, family, node),
+        node_port_ranges=ranges,
+        node_address=address,
+        localhost_node_ports=_serves_localhost(config, family),
+    )
+
+
+def _node_port_ranges(
+    config: Config, family: IPFamily, node: Node | None, address: str
+) -> tuple[str, ...]:
+    """The ranges of addresses that serve node ports; empty means all.
+
+    With ``primary``, a node of one family serves the other on all addresses, as with kube-proxy;
+    one that is not known yet serves only itself.
+    """
+    if config.nodeport_primary:
+        if node is None:
+            return ("127.0.0.1/32",) if family is IPFamily.IPV4 else ("::1/128",)
+        return (f"{address}/{family.bits}",) if address else ()
+    ranges = config.nodeport_cidrs(family)
+    return () if any(cidr.endswith("/0") for cidr in ranges) else ranges
+
+
+def _serves_localhost(config: Config, family: IPFamily) -> bool:
+    """Whether node ports answer on 127.0.0.0/8: only IPv4 can, if flags and ranges let it."""
+    if family is IPFamily.IPV6 or not config.iptables_localhost_nodeports:
+        return False
+    if config.nodeport_primary:
+        return False
+    loopback = ip_network("127.0.0.0/8")
+    ranges = config.nodeport_cidrs(family)
+    return not ranges or any(ip_network(cidr).overlaps(loopback) for cidr in ranges)
+
+
+def _local_traffic(config: Config, family: IPFamily, node: Node | None) -> LocalTraffic:
+    """How pods' packets are told, in the way that ``--detect-local-mode`` asks for."""
+    match config.detect_local_mode:
+        case LocalMode.CLUSTER_CIDR:
+            return LocalTraffic(source=config.cluster_cidr(family) or "")
+        case LocalMode.NODE_CIDR:
+            cidrs = node.pod_cidrs if node else ()
+            return LocalTraffic(source=next((c for c in cidrs if is_of(c, family)), ""))
+        case LocalMode.BRIDGE_INTERFACE:
+            return LocalTraffic(interface=config.bridge_interface)
+        case LocalMode.INTERFACE_NAME_PREFIX:
+            return LocalTraffic(interface=f"{config.interface_name_prefix}+")
+
+
+def is_of(address: str, family: IPFamily) -> bool:
+    """Whether an address or CIDR belongs to a family."""
+    return (":" in address) is (family is IPFamily.IPV6)
