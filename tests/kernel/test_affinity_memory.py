@@ -7,11 +7,9 @@ import pytest
 from testbed import netns
 from testbed.outcomes import Answer
 from testbed.waiting import eventually
-from tests.kernel.conftest import IPTABLES, Offer, Stage, StageWith, all_at
+from tests.kernel.conftest import Offer, Stage, StageWith, all_at
 
 pytestmark = pytest.mark.kernel
-
-VARIANTS = IPTABLES
 
 CLIENTS = 400
 
@@ -75,6 +73,7 @@ def test_hundreds_of_clients_stay_with_their_endpoint(stage_with: StageWith, fam
     assert _chosen(stage, offer, sources) == first
 
 
+@pytest.mark.iptables_only
 def test_sets_come_and_go_with_their_endpoints(stage_with: StageWith, family: int) -> None:
     """Sets are destroyed a moment after the rules that name them."""
 
