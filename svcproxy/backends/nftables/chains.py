@@ -155,7 +155,7 @@ class _Chains:
         )
         if self.settings.local_traffic:
             yield _rule(self.layout.from_pods(self.settings.local_traffic), everywhere)
-        yield _rule(on.is_local(ex.SOURCE), everywhere)
+        yield _rule(on.is_local(ex.SOURCE), *self.mark, everywhere)
         yield _rule((), here)
 
     def _node_port_places(self) -> Iterator[Expressions]:

@@ -1,0 +1,422 @@
+"""For any sequence of events: incremental equals from scratch, and applying twice is empty.
+
+The tables are those of a strict fake kernel, which takes the very bytes that a netlink socket
+would get, and random packets are passed through their rules.
+"""
+
+from collections import Counter
+from copy import deepcopy
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from svcproxy.backends.base import Desired
+from svcproxy.backends.nftables.plan import Planner
+from svcproxy.backends.nftables.ruleset import data_tail
+from svcproxy.backends.nftables.sets import parse_tier
+from svcproxy.backends.nftables.settings import NftablesSettings
+from svcproxy.backends.settings import LocalTraffic
+from svcproxy.model.names import IPFamily, NamespacedName
+from svcproxy.model.objects import EndpointSlice, Node, Service, SliceEndpoint, SlicePort
+from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
+from svcproxy.state.desired import DesiredState
+from tests.property.strategies import NODE, SYNC, events, services
+from tests.unit.nftables.fake_kernel import FakeKernel, FakeSet
+from tests.unit.nftables.packets import Node as Machinery
+from tests.unit.nftables.packets import Packet
+
+Contents = dict[str, Any]
+
+OWN = {
+    IPFamily.IPV4: ("192.168.50.1", "203.0.113.2"),
+    IPFamily.IPV6: ("fd00:192:168:50::1", "fd00:203::2"),
+}
+
+
+class Machine:
+    """One family's state, planner and kernel, driven by events as the sync loop would."""
+
+    def __init__(self, options: NftablesSettings) -> None:
+        self.options = options
+        self.state = DesiredState(options.family, NODE)
+        self.planner = Planner(options)
+        self.kernel = FakeKernel(options.family)
+        self.objects: dict[Any, Any] = {}
+        self._full = True
+
+    def take(self, event: Any) -> None:
+        if isinstance(event, Node):
+            self.objects["node"] = event
+        elif isinstance(event, Service | EndpointSlice):
+            self.objects[type(event), event.name] = event
+        elif event[0] == "node":
+            self.objects.pop("node", None)
+        else:
+            kind = Service if event[0] == "service" else EndpointSlice
+            self.objects.pop((kind, event[1]), None)
+        feed(self.state, event)
+
+    def compare(self, planner: Planner | None = None) -> Any:
+        desired = Desired(self.state.ports, self.state.node)
+        return (planner or self.planner).plan(desired, self.options, self.kernel.observed())
+
+    def sync(self) -> None:
+        changes = self.state.checkout()
+        plan = self.compare() if self._full else self.planner.plan_changes(changes.ports)
+        self._full = False
+        self.kernel.apply(plan)
+        table = self.kernel.table
+        assert plan.sizes == {
+            "elements": sum(len(held.elements) for held in table.sets.values()),
+            "rules": sum(map(len, table.rules.values())),
+            "chains": len(table.chains),
+        }
+
+
+def feed(state: DesiredState, event: Any) -> None:
+    match event:
+        case Service():
+            state.update_service(event)
+        case EndpointSlice():
+            state.update_slice(event)
+        case Node():
+            state.update_node(event)
+        case ("service", NamespacedName() as name):
+            state.delete_service(name)
+        case ("slice", NamespacedName() as name):
+            state.delete_slice(name)
+        case _:
+            state.update_node(None)
+
+
+def run(options: NftablesSettings, sequence: list[Any]) -> Machine:
+    machine = Machine(options)
+    for event in (*sequence, SYNC):
+        if event == SYNC:
+            machine.sync()
+        else:
+            machine.take(event)
+    return machine
+
+
+def canonical(kernel: FakeKernel) -> Contents:
+    """Everything in the table; how the endpoints of a list are numbered has no meaning."""
+    table = kernel.table
+    elements: Contents = {}
+    for name, held in table.sets.items():
+        if parse_tier(name) is None:
+            elements[name] = held.elements
+            continue
+        lists: dict[bytes, dict[int, bytes]] = {}
+        for key, tail in held.elements.items():
+            lists.setdefault(key[:-4], {})[int.from_bytes(key[-4:], "little")] = tail
+        for numbered in lists.values():
+            assert sorted(numbered) == list(range(len(numbered)))
+        elements[name] = {key: Counter(numbered.values()) for key, numbered in lists.items()}
+    # Sets are numbered within their transaction, which they do not keep.
+    sets = {name: held.body[:-8] for name, held in table.sets.items()}
+    parts = {"sets": sets, "chains": table.chains, "rules": table.rules, "elements": elements}
+    return deepcopy(parts)
+
+
+@st.composite
+def slices_of(draw: st.DrawFn, service: Service) -> EndpointSlice:
+    """A slice of a Service, in one of its families; most endpoints are ready."""
+    six = ":" in draw(st.sampled_from(service.cluster_ips))
+    prefix = "fd00:10:244::" if six else "10.244.0."
+    mostly = st.sampled_from([True, True, True, False])
+    endpoint = st.builds(
+        SliceEndpoint,
+        address=st.integers(1, 12).map(lambda i: f"{prefix}{i}"),
+        ready=mostly,
+        serving=mostly,
+        terminating=st.booleans(),
+        node_name=st.sampled_from([NODE, NODE, "node2"]),
+    )
+    return EndpointSlice(
+        name=NamespacedName("ns", f"slice-{service.name.name}-{six}"),
+        service=service.name,
+        family=IPFamily.IPV6 if six else IPFamily.IPV4,
+        ports=tuple(
+            SlicePort(p.name, p.protocol, draw(st.sampled_from([8080, 8080, 8081])))
+            for p in service.ports
+        ),
+        endpoints=tuple(draw(st.lists(endpoint, max_size=6))),
+    )
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Any]:
+    """Events of a cluster whose Services have endpoints, and of anything else now and then."""
+    found: list[Any] = []
+    for _ in range(draw(st.integers(1, 3))):
+        made = draw(st.lists(services(), min_size=1, max_size=4))
+        found += [*made, *(draw(slices_of(s)) for s in made for _ in range(2)), SYNC]
+    return [*found, *draw(events)] if draw(st.integers(0, 3)) == 0 else found
+
+
+settings_values = st.builds(
+    NftablesSettings,
+    family=st.sampled_from(list(IPFamily)),
+    masquerade_all=st.booleans(),
+    local_traffic=st.sampled_from(
+        [
+            LocalTraffic(),
+            LocalTraffic(source="10.244.0.0/16"),
+            LocalTraffic(source="0.0.0.0/0"),
+            LocalTraffic(interface="cni+"),
+        ]
+    ),
+    node_address=st.sampled_from(["", "192.168.50.1"]),
+).map(
+    lambda s: (
+        s
+        if s.family is IPFamily.IPV4
+        else NftablesSettings(
+            family=s.family,
+            masquerade_all=s.masquerade_all,
+            local_traffic=LocalTraffic(
+                {"10.244.0.0/16": "fd00:10:244::/56", "0.0.0.0/0": "::/0"}.get(
+                    s.local_traffic.source, ""
+                ),
+                s.local_traffic.interface,
+            ),
+            node_address="fd00:192:168:50::1" if s.node_address else "",
+        )
+    )
+)
+slow = [HealthCheck.too_slow]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=slow)
+@given(settings_values, histories())
+def test_incremental_equals_from_scratch(options: NftablesSettings, sequence: list[Any]) -> None:
+    machine = run(options, sequence)
+    fresh = Machine(options)
+    for obj in machine.objects.values():
+        fresh.take(obj)
+    fresh.sync()
+    assert machine.state.ports == fresh.state.ports
+    assert canonical(machine.kernel) == canonical(fresh.kernel)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=slow)
+@given(settings_values, histories())
+def test_applying_twice_changes_nothing(options: NftablesSettings, sequence: list[Any]) -> None:
+    machine = run(options, sequence)
+    again = machine.compare(Planner(options))
+    assert not again
+    assert not again.operations
+    assert not machine.planner.plan_changes({})
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=slow)
+@given(settings_values, histories(), st.randoms(use_true_random=False))
+def test_the_order_of_events_does_not_matter(
+    options: NftablesSettings, sequence: list[Any], random: Any
+) -> None:
+    machine = Machine(options)
+    for event in sequence:
+        if event != SYNC:
+            machine.take(event)
+    machine.sync()
+    shuffled = list(machine.objects.values())
+    random.shuffle(shuffled)
+    other = Machine(options)
+    for obj in shuffled:
+        other.take(obj)
+        if random.random() < 0.3:
+            other.sync()
+    other.sync()
+    assert canonical(other.kernel) == canonical(machine.kernel)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=slow)
+@given(settings_values, histories(), st.randoms(use_true_random=False))
+def test_any_damage_is_repaired_by_a_comparison(
+    options: NftablesSettings, sequence: list[Any], random: Any
+) -> None:
+    """Whatever others deleted, added or changed, a comparison from scratch restores all of it."""
+    machine = run(options, sequence)
+    whole = canonical(machine.kernel)
+    damage(machine.kernel, random)
+    machine.kernel.apply(machine.compare())
+    assert canonical(machine.kernel) == whole
+    assert not machine.compare()
+
+
+def damage(kernel: FakeKernel, random: Any) -> None:
+    table = kernel.table
+    for name, held in table.sets.items():
+        if name != "affinity":
+            damage_elements(held, random)
+    for chain, rules in table.rules.items():
+        if random.random() < 0.1:
+            table.rules[chain] = rules[: random.randrange(len(rules) + 1)]
+        elif rules and random.random() < 0.05:
+            rules.append(random.choice(rules))
+    if random.random() < 0.1:
+        table.chains["foreign"] = table.chains["services"].replace(b"services", b"servicex")
+        table.rules["foreign"] = []
+
+
+def damage_elements(held: FakeSet, random: Any) -> None:
+    for key in list(held.elements):
+        tail = held.elements[key]
+        if random.random() < 0.1:
+            del held.elements[key]
+        elif random.random() < 0.1 and len(tail) > 20:
+            held.elements[key] = tail[:9] + bytes([tail[9] ^ 1]) + tail[10:]
+    if random.random() < 0.1:
+        value = data_tail(bytes(held.data_length)) if held.data_length else b""
+        held.elements[bytes(held.key_length)] = value
+
+
+# --- Packets ---------------------------------------------------------------------------------
+
+
+SOURCES = {
+    IPFamily.IPV4: ("10.244.0.1", "10.244.0.9", "198.51.100.1", "192.168.50.100"),
+    IPFamily.IPV6: ("fd00:10:244::1", "fd00:10:244::9", "fd00:198::1", "fd00:192::100"),
+}
+
+
+def draw_packet(draw: Any, machine: Machine) -> Packet:
+    """A packet, mostly to an address and port of a Service, mostly with its protocol."""
+    family = machine.options.family
+    ports = sorted(machine.state.ports.values(), key=lambda port: port.name)
+    ends = [(f.address, f.port, p.name.protocol.keyword) for p in ports for f in p.frontends]
+    some = st.sampled_from(ends) if ends else st.nothing()
+    address, port, protocol = draw(some | st.just(("", 80, "tcp")))
+    if draw(st.integers(0, 9)) == 0:
+        protocol = draw(st.sampled_from(["tcp", "udp", "sctp"]))
+    hosts = [*SOURCES[family], *OWN[family]]
+    for service_port in ports:
+        lists = (*service_port.local_endpoints, *service_port.cluster_endpoints)
+        hosts += [endpoint.address for endpoint in lists[:2]]
+    source = draw(st.sampled_from(hosts))
+    pod = source.startswith(("10.244.", "fd00:10:244:"))
+    destination = address or draw(st.sampled_from(OWN[family]))
+    return Packet(source, destination, port, protocol, interface="cni0" if pod else "eth0")
+
+
+class Expected:
+    """What kube-proxy's semantics want of a packet: the table is not asked."""
+
+    def __init__(self, machine: Machine, packet: Packet) -> None:
+        self.packet = packet
+        self.options = machine.options
+        self.own = OWN[machine.options.family]
+        self.verdict = "accept"
+        self.endpoints: tuple[Endpoint, ...] = ()
+        self.masquerade = False
+        self.ports = list(machine.state.ports.values())
+        found = self._find(packet.destination) or (
+            self._find("") if packet.destination in self.own else None
+        )
+        if found is not None:
+            self._frontend(*found)
+        elif packet.destination not in self.own and self._is_cluster_ip():
+            self.verdict = "reject"
+
+    def _is_cluster_ip(self) -> bool:
+        return any(
+            f.kind is FrontendKind.CLUSTER_IP and f.address == self.packet.destination
+            for port in self.ports
+            for f in port.frontends
+        )
+
+    def _find(self, address: str) -> tuple[ServicePort, Frontend] | None:
+        for port in self.ports:
+            for frontend in port.frontends:
+                same = (frontend.address, frontend.port) == (address, self.packet.port)
+                if same and port.name.protocol.keyword == self.packet.protocol:
+                    return port, frontend
+        return None
+
+    @property
+    def _from_pod(self) -> bool:
+        local = self.options.local_traffic
+        if local.source:
+            return ip_address(self.packet.source) in ip_network(local.source)
+        interface = "" if self.packet.source in self.own else self.packet.interface
+        return bool(local.interface) and interface.startswith("cni")
+
+    def _frontend(self, port: ServicePort, frontend: Frontend) -> None:
+        if frontend.kind is FrontendKind.CLUSTER_IP:
+            self._refuse(frontend)
+            if frontend.verdict is Verdict.FORWARD:
+                lists = port.local_endpoints, port.cluster_endpoints
+                outside = bool(self.options.local_traffic) and not self._from_pod
+                self._serve(lists[not frontend.local], self.options.masquerade_all or outside)
+            return
+        if frontend.verdict is Verdict.REJECT:
+            # The node's own packets to other machines' addresses go out.
+            leaves = self.packet.source in self.own and frontend.address not in ("", *self.own)
+            if not leaves or self._is_cluster_ip():
+                self.verdict = "reject"
+        elif frontend.kind is FrontendKind.LOAD_BALANCER and not self._admitted(port):
+            self.verdict = "drop"
+        elif not frontend.local:
+            self._serve(port.cluster_endpoints, masquerade=True)
+        elif self._from_pod:
+            self._serve(port.cluster_endpoints, masquerade=False)
+        elif self.packet.source in self.own:
+            self._serve(port.cluster_endpoints, masquerade=True)
+        else:
+            self._refuse(frontend)
+            if frontend.verdict is Verdict.FORWARD:
+                self._serve(port.local_endpoints, masquerade=False)
+
+    def _admitted(self, port: ServicePort) -> bool:
+        ranges = list(port.source_ranges)
+        node = self.options.node_address
+        if node and any(ip_address(node) in ip_network(r) for r in ranges):
+            kind = FrontendKind.LOAD_BALANCER
+            ranges += [f.address for f in port.frontends if f.kind is kind]
+        source = ip_address(self.packet.source)
+        return not port.source_ranges or any(source in ip_network(r) for r in ranges)
+
+    def _refuse(self, frontend: Frontend) -> None:
+        refusals = {Verdict.REJECT: "reject", Verdict.DROP: "drop"}
+        self.verdict = refusals.get(frontend.verdict, "accept")
+
+    def _serve(self, endpoints: tuple[Endpoint, ...], masquerade: bool) -> None:  # noqa: FBT001
+        assert endpoints
+        self.endpoints, self.masquerade = endpoints, masquerade
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=slow)
+@given(settings_values, histories(), st.data())
+def test_packets_go_where_they_should(
+    options: NftablesSettings, sequence: list[Any], data: st.DataObject
+) -> None:
+    machine = run(options, sequence)
+    for _ in range(8):
+        packet = draw_packet(data.draw, machine)
+        expected = Expected(machine, packet)
+        seen: Counter[tuple[str, int] | None] = Counter()
+        count = max(1, len(expected.endpoints))
+        for number in range(count):
+            node = Machinery(machine.kernel, OWN[options.family])
+            passing = Packet(
+                packet.source,
+                packet.destination,
+                packet.port,
+                packet.protocol,
+                interface="" if packet.source in node.own else packet.interface,
+                chosen=(number + 0.5) / count,
+            )
+            assert node.send(passing) == expected.verdict, packet
+            assert not passing.mark or not passing.translated
+            seen[passing.translated] += 1
+            if passing.translated:
+                chosen = next(
+                    e for e in expected.endpoints if (e.address, e.port) == passing.translated
+                )
+                hairpin = chosen.is_local and chosen.address == packet.source
+                assert passing.masqueraded is (expected.masquerade or hairpin), packet
+        wanted = [(e.address, e.port) for e in expected.endpoints] or [None]
+        assert seen == Counter(wanted)
