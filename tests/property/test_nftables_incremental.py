@@ -418,5 +418,7 @@ def test_packets_go_where_they_should(
                 )
                 hairpin = chosen.is_local and chosen.address == packet.source
                 assert passing.masqueraded is (expected.masquerade or hairpin), packet
-        wanted = [(e.address, e.port) for e in expected.endpoints] or [None]
-        assert seen == Counter(wanted)
+        wanted: Counter[tuple[str, int] | None] = Counter(
+            (e.address, e.port) for e in expected.endpoints
+        )
+        assert seen == (wanted or Counter((None,)))

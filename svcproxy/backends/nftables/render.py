@@ -1,8 +1,8 @@
 """From one finished Service port to its elements."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 import msgspec
 
@@ -34,6 +34,7 @@ class EndpointList(msgspec.Struct, frozen=True):
     owner: bytes = b""
 
 
+Network = IPv4Network | IPv6Network
 ListKey = tuple[str, bytes]
 """The map that a list stands in, and the key that precedes the endpoints' numbers."""
 
@@ -162,20 +163,20 @@ class _Renderer:
         if frontend.verdict is Verdict.REJECT:
             return
         self._put(sets.GUARDED, key, self.comment)
-        for cidr in self._sources():
-            network = ip_network(cidr, strict=False)
+        for network in self._sources():
             name = sets.source_set(network.prefixlen)
             self._put(name, key + network.network_address.packed, b"")
 
-    def _sources(self) -> Iterator[str]:
-        yield from self.port.source_ranges
+    def _sources(self) -> list[Network]:
+        networks = [ip_network(cidr, strict=False) for cidr in self.port.source_ranges]
         node = self.settings.node_address
-        if node and any(ip_address(node) in ip_network(c) for c in self.port.source_ranges):
+        if node and any(ip_address(node) in network for network in networks):
             # A load-balancer address is often added to the node itself; the node then reaches
             # it with that very address as its source.
             for frontend in self.port.frontends:
                 if frontend.kind is FrontendKind.LOAD_BALANCER:
-                    yield f"{frontend.address}/{self.settings.family.bits}"
+                    networks.append(ip_network(frontend.address))
+        return networks
 
 
 def _policy(frontend: Frontend) -> str:
