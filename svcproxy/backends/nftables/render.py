@@ -173,9 +173,8 @@ class _Renderer:
         if node and any(ip_address(node) in network for network in networks):
             # A load-balancer address is often added to the node itself; the node then reaches
             # it with that very address as its source.
-            for frontend in self.port.frontends:
-                if frontend.kind is FrontendKind.LOAD_BALANCER:
-                    networks.append(ip_network(frontend.address))
+            kind = FrontendKind.LOAD_BALANCER
+            networks += (ip_network(f.address) for f in self.port.frontends if f.kind is kind)
         return networks
 
 

@@ -1,0 +1,137 @@
+"""How much a change takes, whatever else there is."""
+
+import pytest
+
+from svcproxy.backends.base import Desired
+from svcproxy.backends.nftables.attributes import text
+from svcproxy.backends.nftables.fields import PORT
+from svcproxy.backends.nftables.plan import Planner
+from svcproxy.backends.nftables.ruleset import ChainSpec, Hook, SetSpec
+from svcproxy.model.names import IPFamily
+from svcproxy.model.serviceport import ServicePort, Verdict
+from tests.unit.nftables.fake_kernel import FakeSet
+from tests.unit.nftables.services import VIP, Bench, options, service_port
+
+V4 = IPFamily.IPV4
+
+
+def many(count: int) -> list[ServicePort]:
+    return [
+        service_port(V4, (1, 2, 3), name=f"other{n}", vip=f"10.97.{n // 250}.{n % 250 + 1}")
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(params=[0, 300])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    """A Service ``web`` with three endpoints, alone and among 300 others."""
+    return Bench(options(V4), service_port(V4), *many(int(request.param)))
+
+
+def test_a_changed_endpoint_is_one_element(bench: Bench) -> None:
+    # Endpoint 5 is not on this node: no hairpin.
+    one = {"element_added": 1, "element_deleted": 1}
+    assert bench.change(service_port(V4, (5, 2, 3))) == one
+    assert bench.change(service_port(V4, (2, 3, 7))) == one
+
+
+def test_the_order_of_endpoints_does_not_matter(bench: Bench) -> None:
+    assert bench.change(service_port(V4, (3, 1, 2))) == {}
+
+
+def test_a_new_length_moves_the_list(bench: Bench) -> None:
+    assert bench.change(service_port(V4, (1, 2, 3, 5))) == {
+        "set_added": 1,
+        "chain_added": 1,
+        "chain_flushed": 1,
+        "rule_added": len(bench.kernel.table.rules["all-tiers"]) + 1,
+        "element_added": 4,
+    } | (
+        {"element_deleted": 3}
+        if "all3" in bench.kernel.table.sets
+        else {"set_deleted": 1, "chain_deleted": 1}
+    )
+
+
+def test_a_known_length_takes_elements_only() -> None:
+    four = service_port(V4, (1, 2, 3, 5), name="four", vip="10.96.0.44")
+    bench = Bench(options(V4), service_port(V4), four, *many(3))
+    assert bench.change(service_port(V4, (1, 2, 3, 7))) == {
+        "element_added": 4,
+        "element_deleted": 3,
+    }
+
+
+def test_a_new_service_is_a_frontend_and_its_endpoints(bench: Bench) -> None:
+    new = service_port(V4, (1, 3, 5), name="new", vip="10.96.0.99")
+    assert bench.change(new) == {"element_added": 1 + 1 + 3}
+    assert bench.remove(new) == {"element_deleted": 1 + 1 + 3}
+
+
+def test_what_two_ports_share_stays_until_both_are_gone(bench: Bench) -> None:
+    second = service_port(V4, (2,), name="web-second", verdict=Verdict.REJECT)
+    frontend = second.frontends[0]
+    moved = type(frontend)(frontend.kind, frontend.address, 81, local=False, verdict=Verdict.REJECT)
+    second = ServicePort(second.name, (moved,), (), ())
+    bench.change(second)
+    addresses = bench.kernel.table.sets["cluster-addresses"].elements
+    assert bytes((10, 96, 0, 10)) in addresses
+    bench.remove(service_port(V4))
+    assert bytes((10, 96, 0, 10)) in bench.kernel.table.sets["cluster-addresses"].elements
+    bench.remove(second)
+    assert bytes((10, 96, 0, 10)) not in bench.kernel.table.sets["cluster-addresses"].elements
+
+
+def test_a_frontend_that_goes_to_another_service_is_changed_in_one(bench: Bench) -> None:
+    web, heir = service_port(V4), service_port(V4, (5, 7, 9), name="heir")
+    plan = bench.planner.plan_changes({web.name: None, heir.name: heir})
+    bench.kernel.apply(plan)
+    assert bench.reach(bench.client(1), VIP[V4], 80) == bench.pod(5)
+
+
+def test_a_change_without_effect_here_is_nothing(bench: Bench) -> None:
+    assert bench.change(service_port(V4)) == {}
+    assert bench.planner.plan_changes({}).written == {}
+
+
+def test_other_settings_rewrite_only_the_chains_they_concern(bench: Bench) -> None:
+    other = options(V4, masquerade_all=True)
+    desired = Desired(bench.planner.ports, None)
+    plan = bench.planner.plan(desired, other, bench.kernel.observed())
+    assert [chain.name for chain in plan.rewrite] == ["services"]
+    assert not plan.add
+    assert not plan.remove
+
+
+@pytest.mark.parametrize("what", ["set", "map", "chain"])
+def test_a_table_of_another_make_is_made_anew(bench: Bench, what: str) -> None:
+    """Another version's, or one that somebody added a chain or set to."""
+    table, of = bench.kernel.table, text(1, "svcproxy")
+    if what == "set":
+        table.sets["foreign"] = FakeSet(of + SetSpec("foreign", (PORT,)).attributes())
+    elif what == "map":
+        table.sets["all3"].body = of + SetSpec("all3", (PORT,), (PORT,)).attributes()
+    else:
+        elsewhere = ChainSpec("nat-output", (), Hook("nat", 3, -90))
+        table.chains["nat-output"] = of + elsewhere.attributes()
+    desired = Desired(bench.planner.ports, None)
+    plan = Planner(bench.settings).plan(desired, bench.settings, bench.kernel.observed())
+    assert plan.delete_table
+    assert plan.make_table
+    bench.kernel.apply(plan)
+    assert bench.reach(bench.client(1), VIP[V4], 80) == bench.pod(1)
+
+
+def test_a_restart_keeps_the_order_that_the_kernel_has(bench: Bench) -> None:
+    bench.change(service_port(V4, (9, 2, 3)))
+    bench.change(service_port(V4, (9, 2, 8)))
+    ports = {port.name: port for port in (service_port(V4, (2, 8, 9)),)}
+    others = {name: port for name, port in bench.planner.ports.items() if name not in ports}
+    again = Planner(bench.settings)
+    desired = Desired({**others, **ports}, None)
+    assert not again.plan(desired, bench.settings, bench.kernel.observed())
+    changed = service_port(V4, (2, 8, 11))
+    assert again.plan_changes({changed.name: changed}).operations == {
+        "element_added": 1,
+        "element_deleted": 1,
+    }

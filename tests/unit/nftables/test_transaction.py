@@ -1,0 +1,139 @@
+"""Messages: their limits, and errors led back to what caused them."""
+
+from struct import unpack_from
+
+import pytest
+
+from svcproxy.backends.nftables import protocol as nft
+from svcproxy.backends.nftables.attributes import (
+    MalformedError,
+    attribute,
+    collect,
+    holds,
+    holds_each,
+    nest,
+    text,
+    u32,
+    walk,
+)
+from svcproxy.backends.nftables.dump import same_tail
+from svcproxy.backends.nftables.fields import address_key, comment_in, comment_note
+from svcproxy.backends.nftables.plan import Planner, all_sets
+from svcproxy.backends.nftables.protocol import HEADERS, MESSAGE_HEADER
+from svcproxy.backends.nftables.ruleset import comment_tail, data_tail
+from svcproxy.backends.nftables.transaction import Message, Plan, batch, explain, messages
+from svcproxy.model.names import IPFamily
+from tests.unit.nftables.services import Bench, options, service_port
+
+V4 = IPFamily.IPV4
+SETS = all_sets(options(V4), ())
+
+
+def everything() -> list[Message]:
+    plan = Planner(options(V4)).plan_changes({p.name: p for p in (service_port(V4),)})
+    return list(messages(plan, "svcproxy"))
+
+
+def test_a_transaction_is_numbered_from_one_and_ends() -> None:
+    data = batch(everything(), V4, generation=77)
+    kinds, sequences, start = [], [], 0
+    while start < len(data):
+        size, kind, flags, sequence, _ = MESSAGE_HEADER.unpack_from(data, start)
+        assert flags & nft.FLAG_REQUEST
+        kinds.append(kind)
+        sequences.append(sequence)
+        if kind == nft.BATCH_BEGIN:
+            assert collect(data[start + HEADERS : start + size]) == {1: (77).to_bytes(4, "big")}
+        start += (size + 3) & ~3
+    assert kinds[0] == nft.BATCH_BEGIN
+    assert kinds[-1] == nft.BATCH_END
+    assert sequences == list(range(len(sequences)))
+
+
+def test_a_check_has_no_end() -> None:
+    data = batch(everything(), V4, end=False)
+    assert len(batch(everything(), V4)) == len(data) + HEADERS
+
+
+def test_long_lists_are_divided() -> None:
+    tails = {n.to_bytes(12, "big"): comment_tail("x" * 140) for n in range(2000)}
+    parts = list(messages(Plan(add={"rejected": tails}), "svcproxy"))
+    lengths = [
+        unpack_from("=H", m.body, len(text(1, "svcproxy") + text(2, "rejected")))[0] for m in parts
+    ]
+    assert all(length < 65000 for length in lengths)
+    elements = [collect(member) for m in parts for _, member, _ in walk(collect(m.body)[3])]
+    assert len(elements) == len(tails)
+
+
+def test_rules_come_before_elements() -> None:
+    """A rule with a map that has elements makes the kernel look at each of them."""
+    kinds = [message.kind for message in everything()]
+    assert max(i for i, k in enumerate(kinds) if k == nft.NEW_RULE) < min(
+        i for i, k in enumerate(kinds) if k == nft.NEW_ELEMENT
+    )
+
+
+def test_an_error_names_the_element() -> None:
+    bench = Bench(options(V4), service_port(V4))
+    plan = bench.planner.plan_changes(
+        {p.name: p for p in (service_port(V4, name="b", vip="10.96.0.99"),)}
+    )
+    (message,) = [m for m in messages(plan, "svcproxy") if "cluster-ips" in m.what]
+    offset = HEADERS + message.body.index(address_key("10.96.0.99")) - 12
+    said = explain(message, offset, SETS)
+    assert said == "cannot add an element of cluster-ips: 10.96.0.99 . tcp . 80 (default/b:http)"
+    assert explain(message, 0, SETS) == "cannot add an element of cluster-ips"
+
+
+def test_an_error_names_the_expression() -> None:
+    rule = next(m for m in everything() if m.what == "rule 1 of chain all3")
+    offset = HEADERS + rule.body.index(b"numgen\0") - 8
+    assert explain(rule, offset, SETS) == "cannot add rule 1 of chain all3, expression numgen"
+    broken = rule._replace(body=rule.body[:-3])
+    assert explain(broken, offset, SETS) == "cannot add rule 1 of chain all3"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["10.0.0.1", "::", "::1", "fd00::", "fd00:1::2:3", "1:2:3:4:5:6:7:8", "::ffff:192.0.2.1"],
+)
+def test_addresses(address: str) -> None:
+    from ipaddress import ip_address  # noqa: PLC0415
+
+    assert address_key(address) == ip_address(address).packed
+
+
+def test_what_was_sent_is_found_in_what_is_dumped() -> None:
+    sent = text(1, "x") + nest(2, u32(1, 5))
+    assert holds(u32(9, 1) + text(1, "x") + attribute(2, u32(3, 0) + u32(1, 5)), sent)
+    assert not holds(text(1, "x"), sent)
+    assert not holds(text(1, "y") + nest(2, u32(1, 5)), sent)
+    assert not holds(text(1, "x") + nest(2, u32(1, 6)), sent)
+    assert not holds(b"\x01", sent)
+    one = nest(1, u32(1, 5))
+    assert holds_each(one, one)
+    assert not holds_each(one + one, one)
+    assert not holds_each(b"\x01", one)
+
+
+def test_malformed_attributes_are_told() -> None:
+    for data in (b"\x01", b"\x03\0\x01\0", b"\x09\0\x01\0xxxx"):
+        with pytest.raises(MalformedError):
+            list(walk(data))
+
+
+def test_tails_may_be_written_otherwise() -> None:
+    ours = data_tail(b"abcd") + comment_tail("x")
+    flagged = nest(2, attribute(1, b"abcd")) + comment_tail("x")
+    assert same_tail(flagged, ours)
+    assert not same_tail(nest(2, attribute(1, b"abce")) + comment_tail("x"), ours)
+    assert not same_tail(data_tail(b"abcd"), ours)
+    assert not same_tail(b"\x01", ours)
+
+
+def test_comments_are_cut_at_the_kernels_limit() -> None:
+    note = comment_note("x" * 300)
+    assert len(note) < 256
+    assert comment_in(note) == "x" * 250
+    assert comment_in(b"") == ""
