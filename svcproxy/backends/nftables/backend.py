@@ -102,7 +102,10 @@ class NftablesBackend:
 
     def untouched(self) -> bool:
         """Whether no transaction but ours has come since the table was read or made."""
-        return self._table.is_untouched()
+        try:
+            return self._table.is_untouched()
+        except BackendError:
+            return False
 
     def read(self) -> Observed:
         """Read our table."""
@@ -161,6 +164,12 @@ class NftablesBackend:
     def clean_up(self) -> None:
         """Delete our table."""
         self._table.delete()
+
+    def close(self) -> None:
+        """Close the netlink socket; the table stays."""
+        if self._kernel is not None:
+            self._kernel.close()
+            self._kernel = None
 
 
 def _version(release: str) -> tuple[int, ...]:

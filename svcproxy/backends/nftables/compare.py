@@ -21,8 +21,8 @@ def compare(
     """The plan that makes the kernel's table agree.
 
     Rules and elements are put right one by one. A set or chain of another make, or one that is
-    none of ours, is the work of another version or of somebody else: then the whole table is
-    made anew, in the same transaction that deletes the old one.
+    none of ours, is the work of another version or of somebody else, and so are flags (dormant):
+    then the whole table is made anew, in the same transaction that deletes the old one.
     """
     if not observed.handle or _is_strange(sets, chains, observed):
         return Plan(
@@ -52,6 +52,8 @@ def compare(
 def _is_strange(
     sets: Mapping[str, SetSpec], chains: Mapping[str, ChainSpec], observed: Observed
 ) -> bool:
+    if observed.flags:
+        return True
     for name, body in observed.sets.items():
         if name in sets:
             if not holds(body, sets[name].attributes()):

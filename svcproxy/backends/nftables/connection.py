@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from struct import Struct
 
@@ -16,6 +17,8 @@ from svcproxy.model.names import IPFamily
 
 _NETFILTER = 12
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
+_NAMESPACE_COOKIE = 71
+_FAMILY_HEADER = 4
 _RECEIVE = 1 << 20
 _BUFFER = 4 << 20
 _MAX_BUFFER = (1 << 31) - 1
@@ -71,6 +74,15 @@ class Connection:
         """The socket's netlink address: the kernel names it in events as their cause."""
         address: tuple[int, int] = self._socket.getsockname()
         return address[0]
+
+    @property
+    def namespace(self) -> int:
+        """A number that only connections in the same network namespace share (since 5.14)."""
+        try:
+            cookie = self._socket.getsockopt(socket.SOL_SOCKET, _NAMESPACE_COOKIE, 8)
+        except OSError:
+            return -self.port_id
+        return int.from_bytes(cookie, sys.byteorder)
 
     def close(self) -> None:
         """Close the socket."""
@@ -178,23 +190,32 @@ class Connection:
 
     def _ask(self, kind: int, flags: int, attributes: bytes = b"") -> list[bytes]:
         self._discard()
-        self._socket.send(request(kind, flags, self.family, attributes))
         found: list[bytes] = []
-        while True:
-            for body, answer, _, answer_flags in _split(self._socket.recv(_RECEIVE)):
-                if answer_flags & nft.FLAG_INTERRUPTED and flags:
-                    self._discard()
+        try:
+            self._socket.send(request(kind, flags, self.family, attributes))
+            while not self._take_answer(self._socket.recv(_RECEIVE), found, dump=bool(flags)):
+                pass
+        except OSError as error:
+            raise BackendError(f"nf_tables: {os.strerror(error.errno or 0)}") from error
+        return found
+
+    def _take_answer(self, data: bytes, found: list[bytes], *, dump: bool) -> bool:
+        """Add what a datagram has to ``found``; whether the answer is complete."""
+        for body, kind, _, flags in _split(data):
+            if dump and flags & nft.FLAG_INTERRUPTED:
+                self._discard()
+                raise InterruptedDumpError
+            if kind in {nft.ERROR, nft.DONE}:
+                number = -_CODE.unpack_from(body)[0] if len(body) >= _CODE.size else 0
+                if number == errno.EINTR:
                     raise InterruptedDumpError
-                if answer in {nft.ERROR, nft.DONE}:
-                    number = -_CODE.unpack_from(body)[0] if len(body) >= _CODE.size else 0
-                    if number == errno.EINTR:
-                        raise InterruptedDumpError
-                    if number:
-                        raise RefusedError(os.strerror(number), number, None, 0)
-                    return found
-                found.append(body[4:])
-                if not flags:
-                    return found
+                if number:
+                    raise RefusedError(os.strerror(number), number, None, 0)
+                return True
+            found.append(body[_FAMILY_HEADER:])
+            if not dump:
+                return True
+        return False
 
 
 def _split(data: bytes) -> Iterator[tuple[bytes, int, int, int]]:
@@ -215,5 +236,5 @@ def _extended(body: bytes, flags: int) -> tuple[str, int]:
         found = collect(body, _CODE.size + MESSAGE_HEADER.size)
     except MalformedError:
         return "", 0
-    offset = int.from_bytes(found.get(_OFFSET, b"")[:4], "little")
+    offset = int.from_bytes(found.get(_OFFSET, b"")[:4], sys.byteorder)
     return string(found.get(_TEXT, b"")), offset

@@ -14,6 +14,7 @@ class Observed(msgspec.Struct):
     Attributes:
         generation: the state of the kernel at which it was read.
         handle: the table's number, 0 if there is no table; a new table gets another one.
+        flags: the table's flags; ours has none (others make it dormant, for example).
         sets: what describes each set.
         chains: what describes each chain.
         rules: what describes each rule, by chain and in order.
@@ -22,6 +23,7 @@ class Observed(msgspec.Struct):
 
     generation: int = 0
     handle: int = 0
+    flags: int = 0
     sets: dict[str, bytes] = {}
     chains: dict[str, bytes] = {}
     rules: dict[str, list[bytes]] = {}
@@ -119,3 +121,8 @@ def generation(body: bytes) -> int:
 def table_handle(body: bytes) -> int:
     """The number of a table."""
     return int.from_bytes(collect(body).get(4, b""), "big")
+
+
+def table_flags(body: bytes) -> int:
+    """The flags of a table."""
+    return int.from_bytes(collect(body).get(2, b""), "big")

@@ -6,6 +6,7 @@ compared with the one sent (``attributes.holds``).
 """
 
 from enum import IntEnum
+from struct import Struct
 
 from svcproxy.backends.nftables.attributes import attribute, nest, text, u32, u64
 from svcproxy.backends.nftables.protocol import LIST_ELEMENT
@@ -98,7 +99,7 @@ def address_type(offset: int, to: int) -> Expression:
 
 
 SOURCE, DESTINATION = 1, 2
-RTN_LOCAL = b"\x02\0\0\0"
+RTN_LOCAL = Struct("=I").pack(2)
 
 
 def compare(word: int, value: bytes, *, equal: bool = True) -> Expression:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from threading import Lock
+from weakref import WeakValueDictionary
 
 from svcproxy.backends.base import BackendError
 from svcproxy.backends.nftables import dump
@@ -54,7 +55,8 @@ class Generations:
             return all(number in self._ours for number in range(after + 1, last + 1))
 
 
-_OURS = Generations()
+_ours: WeakValueDictionary[int, Generations] = WeakValueDictionary()
+"""By network namespace: both families' tables count the same generations."""
 
 
 class KernelTable:
@@ -70,6 +72,7 @@ class KernelTable:
         self.name = name
         self._of = text(nft.TABLE_OF, name)
         self._connection = Connection(family)
+        self._ours = _ours.setdefault(self._connection.namespace, Generations())
         self._generation = 0
         self._handle = 0
         self._trusted = False
@@ -94,7 +97,7 @@ class KernelTable:
         that transactions start from.
         """
         present = self._connection.generation()
-        ours = _OURS.made_all(self._generation, present)
+        ours = self._ours.made_all(self._generation, present)
         self._generation = present
         if ours:
             return bool(self._handle)
@@ -121,15 +124,17 @@ class KernelTable:
             except InterruptedDumpError:
                 continue
             self._generation, self._handle = observed.generation, observed.handle
-            self._trusted = _OURS.made_all(observed.generation, self._connection.generation())
+            self._trusted = self._ours.made_all(observed.generation, self._connection.generation())
             return observed
         raise BackendError(f"table {self.name} changes faster than it can be read")
 
     def _read(self) -> Observed:
         connection = self._connection
-        observed = Observed(generation=connection.generation(), handle=self._present_handle())
-        if not observed.handle:
+        observed = Observed(generation=connection.generation())
+        table = connection.get(nft.GET_TABLE, self._of)
+        if table is None:
             return observed
+        observed.handle, observed.flags = dump.table_handle(table), dump.table_flags(table)
         for body in connection.dump(nft.GET_CHAIN, self._of):
             dump.add_chain(observed, body, self.name)
         for body in connection.dump(nft.GET_RULE, self._of):
@@ -186,7 +191,7 @@ class KernelTable:
             else:
                 break
         self._trusted = self._trusted or plan.make_table
-        _OURS.add(generation + 1)
+        self._ours.add(generation + 1)
         self._generation = generation + 1
         if plan.make_table:
             self._handle = self._present_handle()

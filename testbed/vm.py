@@ -1,0 +1,196 @@
+"""Another kernel, in a virtual machine that has this machine's files.
+
+The guest's root file system is this machine's, read-only over 9p, with the kernel's modules in
+``/lib/modules``; ``/run`` is its own, and temporary files go there. It needs no network device,
+no disk image and no KVM. The processor is emulated, and the guest's clock counts its instructions:
+however slow or busy this machine is, time-outs in the guest mean what they mean on a real one.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+INIT = Path(__file__).with_name("vm_init.sh")
+BUSYBOX = Path("/bin/busybox")
+CLOCK = "shift=1"
+"""An instruction takes 2 ns of the guest's time, which makes it a slowish but real machine. It has
+one processor: with two that take turns under such a clock, the guest was not up after 90 s."""
+MODULES = ("virtio_pci", "9pnet_virtio", "9p")
+"""What it takes to reach the root file system; all others are loaded from there."""
+_SHARE = "/run/guest"
+_START = """\
+export PATH={path} HOME={home} LANG=C.UTF-8 TMPDIR=/run/tmp PYTHONDONTWRITEBYTECODE=1
+ip link set lo up
+uname -r >{share}/kernel
+cd {folder}
+{command} >{share}/output 2>&1 </dev/null
+echo $? >{share}/status
+sync
+echo o >/proc/sysrq-trigger
+sleep 60
+"""
+
+
+class MachineError(Exception):
+    """The virtual machine could not be made, or did not carry its command out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What became of a command in a virtual machine."""
+
+    kernel: str
+    """The release of the guest's kernel, as ``uname -r`` has it there."""
+    status: int
+    output: str
+
+
+def find_kernel(pattern: str) -> Path:
+    """The kernel image installed last of those whose file name in /boot matches.
+
+    Raises:
+        MachineError: there is none.
+    """
+    found = sorted(Path("/boot").glob(pattern), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise MachineError(f"there is no /boot/{pattern}: ./dev setup installs the packages needed")
+    return found[-1]
+
+
+def run(kernel: Path, command: Sequence[str], *, folder: Path, timeout: float) -> Finished:
+    """Boot a kernel, run a command there as root, and switch the machine off.
+
+    Args:
+        kernel: the image, ``/boot/vmlinuz-<release>``.
+        command: the command line.
+        folder: the working folder; not below ``/run``, which the guest does not share.
+        timeout: seconds that all of it may take.
+
+    Raises:
+        MachineError: a tool is missing, or the command did not come to its end; the message ends
+            with what was seen of it.
+    """
+    with tempfile.TemporaryDirectory(prefix="svcproxy-vm-") as name:
+        share = Path(name, "share")
+        share.mkdir()
+        (share / "start").write_text(_start(command, folder), encoding="utf-8")
+        initramfs = _initramfs(Path(name), kernel.name.removeprefix("vmlinuz-"))
+        reason = _boot(_machine(kernel, initramfs, share), Path(name, "console"), timeout)
+        output, status = _read(share / "output"), _read(share / "status")
+        if not status:
+            seen = output or _read(Path(name, "console"))
+            raise MachineError(f"the command in the virtual machine {reason}:\n{seen}")
+        return Finished(_read(share / "kernel").strip(), int(status), output)
+
+
+def _start(command: Sequence[str], folder: Path) -> str:
+    return _START.format(
+        path=shlex.quote(os.environ.get("PATH", os.defpath)),
+        home=shlex.quote(str(Path.home())),
+        share=_SHARE,
+        folder=shlex.quote(str(folder)),
+        command=shlex.join(command),
+    )
+
+
+def _tool(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise MachineError(f"there is no {name}: ./dev setup installs the packages needed")
+    return found
+
+
+def _initramfs(folder: Path, release: str) -> Path:
+    """Make the archive that the guest boots from: busybox, the init script and the modules."""
+    content = folder / "initramfs"
+    (content / "bin").mkdir(parents=True)
+    (content / "modules").mkdir()
+    (content / "dev").mkdir()
+    shutil.copy(_static(BUSYBOX), content / "bin/busybox")
+    (content / "bin/sh").symlink_to("busybox")
+    shutil.copy(INIT, content / "init")
+    (content / "init").chmod(0o755)
+    modules = _modules(release)
+    for module in modules:
+        shutil.copy(module, content / "modules")
+    order = "".join(f"{module.name}\n" for module in modules)
+    (content / "modules/order").write_text(order, encoding="ascii")
+    archive = folder / "initramfs.cpio"
+    names = "".join(f"{path.relative_to(content)}\n" for path in sorted(content.rglob("*")))
+    with archive.open("wb") as output:
+        subprocess.run(
+            [_tool("cpio"), "--create", "--format=newc", "--quiet"],
+            cwd=content,
+            input=names.encode(),
+            stdout=output,
+            check=True,
+        )
+    return archive
+
+
+def _static(program: Path) -> Path:
+    """A program that needs no shared library.
+
+    Raises:
+        MachineError: it is missing, or needs some.
+    """
+    if not program.exists() or b"/ld-linux" in program.read_bytes()[:4096]:
+        raise MachineError(f"there is no static {program}: ./dev setup installs busybox-static")
+    return program
+
+
+def _modules(release: str) -> list[Path]:
+    """The module files that lead to the root file system, each after those that it needs."""
+    done = subprocess.run(
+        [_tool("modprobe"), "--set-version", release, "--show-depends", "--all", *MODULES],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise MachineError(f"modules of {release}: {done.stderr.strip()}")
+    lines = (line.split() for line in done.stdout.splitlines())
+    return list(dict.fromkeys(Path(words[1]) for words in lines if words[0] == "insmod"))
+
+
+def _machine(kernel: Path, initramfs: Path, share: Path) -> list[str]:
+    boot = "console=ttyS0 quiet panic=-1 mitigations=off audit=0"
+    return [
+        *(_tool("qemu-system-x86_64"), "-nodefaults", "-no-reboot", "-display", "none"),
+        *("-accel", "tcg", "-icount", CLOCK, "-cpu", "max", "-smp", "1", "-m", "2G"),
+        *("-kernel", str(kernel), "-initrd", str(initramfs), "-append", boot),
+        *("-serial", "stdio"),
+        *_folder(Path("/"), "root", "readonly=on,multidevs=remap"),
+        *_folder(share, "share", "readonly=off"),
+    ]
+
+
+def _folder(path: Path, tag: str, options: str) -> list[str]:
+    doubled = str(path).replace(",", ",,")
+    return ["-virtfs", f"local,path={doubled},mount_tag={tag},security_model=none,{options}"]
+
+
+def _boot(command: list[str], console: Path, timeout: float) -> str:
+    """Run the machine until it is off; return how it ended, in words."""
+    with console.open("wb") as output:
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return f"was not done after {timeout:g} s"
+    return f"did not end; the machine did, with status {done.returncode}"
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

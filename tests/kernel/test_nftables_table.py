@@ -1,0 +1,412 @@
+"""The nftables table in the real kernel: what nft lists, what is read back, what changes cost."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from svcproxy.backends.base import BackendError, BackendUnavailable, Desired
+from svcproxy.backends.nftables import backend as backend_module
+from svcproxy.backends.nftables.backend import NftablesBackend
+from svcproxy.backends.nftables.connection import RefusedError
+from svcproxy.backends.nftables.plan import all_sets
+from svcproxy.backends.nftables.transaction import Plan
+from svcproxy.model.names import IPFamily
+from svcproxy.model.objects import Node
+from svcproxy.model.serviceport import Endpoint, ServicePort, Verdict
+from svcproxy.state.desired import Changes
+from testbed import netns
+from testbed.netns import NetNS
+from tests.unit.nftables.services import NODE_PORT, VIP, endpoints, options, service_port
+
+pytestmark = pytest.mark.kernel
+
+TABLES = {IPFamily.IPV4: "ip", IPFamily.IPV6: "ip6"}
+
+
+@pytest.fixture
+def space() -> Iterator[NetNS]:
+    made = NetNS(f"svp-table-{id(object())}")
+    netns.ip_batch([f"netns add {made.name}"])
+    yield made
+    netns.remove([made.name])
+
+
+@pytest.fixture(params=list(IPFamily))
+def family(request: pytest.FixtureRequest) -> IPFamily:
+    return IPFamily(request.param)
+
+
+class Programmed:
+    """A backend in a namespace, called as the sync loop would."""
+
+    def __init__(self, space: NetNS, family: IPFamily) -> None:
+        self.space = space
+        self.family = family
+        self.settings = options(family)
+        self.backend = self._make()
+        self.ports: dict[Any, ServicePort] = {}
+
+    def _make(self) -> NftablesBackend:
+        def settings_for(_node: Node | None) -> Any:
+            return self.settings
+
+        made = NftablesBackend(self.family, settings_for)
+        try:
+            # The socket belongs to the namespace of the thread that opens it.
+            self.space.call(made.probe)
+        except BackendUnavailable:
+            made.close()
+            raise
+        return made
+
+    def compare(self, *ports: ServicePort) -> dict[str, int]:
+        self.ports = {port.name: port for port in ports} or self.ports
+        backend = self.backend
+        plan = backend.plan(Desired(self.ports, None), backend.read())
+        return dict(backend.apply(plan).operations)
+
+    def change(self, *ports: ServicePort) -> dict[str, int] | None:
+        changes = Changes({port.name: port for port in ports})
+        self.ports.update(changes.ports)  # type: ignore[arg-type]
+        plan = self.backend.plan_changes(changes, None)
+        return None if plan is None else dict(self.backend.apply(plan).operations)
+
+    def restart(self) -> dict[str, int]:
+        self.backend.close()
+        self.backend = self._make()
+        return self.compare()
+
+    def close(self) -> None:
+        self.backend.close()
+
+    def nft(self, command: str) -> str:
+        return self.space.run("nft", "-s", *command.split()).stdout
+
+    def listed(self) -> str:
+        return self.nft(f"list table {TABLES[self.family]} svcproxy")
+
+    def elements(self, name: str) -> list[Any]:
+        """The elements of a set or map, as nft's JSON has them."""
+        kind = "map" if name.startswith(("all", "local", "node-port-all")) else "set"
+        text = self.nft(f"--json list {kind} {TABLES[self.family]} svcproxy {name}")
+        (found,) = (part[kind] for part in json.loads(text)["nftables"] if kind in part)
+        return list(found.get("elem", []))
+
+
+@pytest.fixture
+def programmed(space: NetNS, family: IPFamily) -> Iterator[Programmed]:
+    with contextlib.closing(Programmed(space, family)) as made:
+        yield made
+
+
+def one_of_each(family: IPFamily) -> tuple[ServicePort, ...]:
+    ranges = ("198.51.100.16/28", "10.0.0.0/8") if family == "IPv4" else ("fd00:198::/64",)
+    return (
+        service_port(family, (1, 2, 3), external=True, local=True, ranges=ranges),
+        service_port(family, (4, 5), name="sticky", vip=f"{VIP[family]}1", seconds=10800),
+        service_port(family, name="empty", vip=f"{VIP[family]}2", verdict=Verdict.REJECT),
+        service_port(family, (3,), name="away", vip=f"{VIP[family]}3", verdict=Verdict.DROP),
+    )
+
+
+# --- Listing ---------------------------------------------------------------------------------
+
+
+def test_nft_lists_addresses_ports_and_the_names_of_services(
+    programmed: Programmed, family: IPFamily
+) -> None:
+    programmed.compare(*one_of_each(family))
+    listed = programmed.listed()
+    assert f'{VIP[family]} . tcp . 80 comment "default/web:http"' in listed
+    assert f'tcp . {NODE_PORT} comment "default/web:http"' in listed
+    for number, endpoint in enumerate(endpoints(family, (1, 2, 3))):
+        element = f"{VIP[family]} . tcp . 80 . {number} : {endpoint.address} . {endpoint.port}"
+        assert element in listed
+    assert f'{VIP[family]}2 . tcp . 80 comment "default/empty:http"' in listed
+    assert 'comment "frontends with 3 endpoints"' in listed
+    address = "ip" if family is IPFamily.IPV4 else "ip6"
+    for rule in (
+        f"dnat {address} to {address} daddr . meta l4proto . th dport . numgen random mod 3 map @all3",
+        f"{address} daddr . meta l4proto . th dport @external-ips-local goto external-local",
+        "fib saddr type local meta mark set meta mark | 0x00004000 goto all",
+        f"ct status dnat {address} saddr . {address} daddr @hairpins masquerade fully-random",
+        f"{address} daddr . meta l4proto . th dport @rejected reject",
+        'comment "to the endpoint that affinity has"',
+    ):
+        assert rule in listed, rule
+
+
+def test_json_has_the_same_elements(programmed: Programmed, family: IPFamily) -> None:
+    programmed.compare(*one_of_each(family))
+    numbered = [
+        [{"concat": [VIP[family], "tcp", 80, n]}, {"concat": [endpoint.address, endpoint.port]}]
+        for n, endpoint in enumerate(endpoints(family, (1, 2, 3)))
+    ]
+    assert all(element in programmed.elements("all3") for element in numbered)
+    assert {"concat": [VIP[family], "tcp", 80]} in [
+        e["elem"]["val"] for e in programmed.elements("cluster-ips")
+    ]
+    (guarded,) = programmed.elements("guarded")
+    assert guarded["elem"]["comment"] == "default/web:http"
+    assert [e["elem"]["val"]["concat"][0] for e in programmed.elements("dropped")] == [
+        f"{VIP[family]}3"
+    ]
+
+
+def test_the_longest_name_is_kept(programmed: Programmed, family: IPFamily) -> None:
+    long = service_port(family, name="n" * 63)
+    name = long.name._replace(namespace="s" * 63, port="p" * 15)
+    programmed.compare(ServicePort(name, long.frontends, long.cluster_endpoints, ()))
+    assert f'comment "{"s" * 63}/{"n" * 63}:{"p" * 15}"' in programmed.listed()
+
+
+# --- Reading back ------------------------------------------------------------------------------
+
+
+def test_a_restart_changes_nothing(programmed: Programmed, family: IPFamily) -> None:
+    programmed.compare(*one_of_each(family))
+    before = programmed.listed()
+    assert programmed.restart() == {}
+    assert programmed.compare() == {}
+    assert programmed.listed() == before
+
+
+def test_a_restart_changes_what_changed_meanwhile(programmed: Programmed, family: IPFamily) -> None:
+    first, *rest = one_of_each(family)
+    programmed.compare(first, *rest)
+    later = service_port(family, (4, 5, 7), name="sticky", vip=f"{VIP[family]}1", seconds=10800)
+    programmed.ports[later.name] = later
+    operations = programmed.restart()
+    assert operations["element_added"] == 3 + 1, "a longer list, and one more to remember"
+    assert programmed.restart() == {}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "delete table {t} svcproxy",
+        "flush ruleset",
+        "flush table {t} svcproxy",
+        "flush chain {t} svcproxy all-tiers",
+        "flush set {t} svcproxy cluster-ips",
+        "delete element {t} svcproxy all3 {{ {vip} . tcp . 80 . 1 }}",
+        "add element {t} svcproxy rejected {{ {vip} . tcp . 80 }}",
+        "insert rule {t} svcproxy services drop",
+        "add rule {t} svcproxy nat-output counter",
+        "add chain {t} svcproxy mine",
+        "add set {t} svcproxy mine {{ type inet_proto ; }}",
+        "add chain {t} svcproxy filter-input {{ policy drop ; }}",
+        "add table {t} svcproxy {{ flags dormant ; }}",
+    ],
+)
+def test_a_comparison_repairs(programmed: Programmed, family: IPFamily, damage: str) -> None:
+    programmed.compare(*one_of_each(family))
+    whole = sorted(programmed.listed().split())
+    assert programmed.backend.untouched()
+    programmed.nft(damage.format(t=TABLES[family], vip=VIP[family]))
+    assert not programmed.backend.untouched()
+    assert programmed.compare()
+    assert sorted(programmed.listed().split()) == whole
+    assert programmed.compare() == {}
+    assert programmed.backend.untouched()
+
+
+# --- What changes cost -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("others", [0, 2000])
+def test_a_change_costs_the_same_in_any_cluster(
+    programmed: Programmed, family: IPFamily, others: int
+) -> None:
+    def vip(number: int) -> str:
+        return (
+            f"10.97.{number // 250}.{number % 250}" if family == "IPv4" else f"fd00:97::{number:x}"
+        )
+
+    crowd = [service_port(family, (1, 3, 5), name=f"o{n}", vip=vip(n)) for n in range(others)]
+    kept = service_port(
+        family, (1, 3, 5, 7), name="four", vip=vip(9999 if family == "IPv6" else 60000)
+    )
+    programmed.compare(service_port(family, (1, 3, 5)), kept, *crowd)
+    assert programmed.change(service_port(family, (1, 3, 9))) == {
+        "element_added": 1,
+        "element_deleted": 1,
+    }
+    assert programmed.change(service_port(family, (1, 3, 9, 11)))["element_added"] == 4  # type: ignore[index]
+    new = service_port(family, (1, 3, 5, 7), name="new", vip=f"{VIP[family]}9")
+    assert programmed.change(new) == {"element_added": 6}
+    assert programmed.restart() == {}
+
+
+def test_an_incremental_change_reads_no_table(
+    programmed: Programmed, family: IPFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programmed.compare(*one_of_each(family))
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("a dump")
+
+    monkeypatch.setattr("svcproxy.backends.nftables.connection.Connection.dump", fail)
+    programmed.nft("add table ip somebody")  # a new generation
+    assert programmed.change(service_port(family, (1, 2, 5), external=True, local=True))
+
+
+# --- Others ------------------------------------------------------------------------------------
+
+
+def test_others_tables_are_no_reason_to_compare(programmed: Programmed, family: IPFamily) -> None:
+    programmed.compare(*one_of_each(family))
+    programmed.nft("add table inet somebody")
+    assert not programmed.backend.untouched(), "who knows"
+    operations = programmed.change(service_port(family, (1, 2, 5), external=True, local=True))
+    assert operations is not None
+    assert "compared_again" not in operations
+
+
+def test_the_other_familys_transactions_are_ours(space: NetNS) -> None:
+    with (
+        contextlib.closing(Programmed(space, IPFamily.IPV4)) as four,
+        contextlib.closing(Programmed(space, IPFamily.IPV6)) as six,
+    ):
+        four.compare(service_port(IPFamily.IPV4))
+        six.compare(service_port(IPFamily.IPV6))
+        four.change(service_port(IPFamily.IPV4, (1, 2)))
+        assert four.backend.untouched()
+        assert six.backend.untouched()
+
+
+def test_a_table_that_is_gone_is_noticed_before_a_change(
+    programmed: Programmed, family: IPFamily
+) -> None:
+    programmed.compare(*one_of_each(family))
+    programmed.nft(f"delete table {TABLES[family]} svcproxy")
+    assert programmed.change(service_port(family, (1, 2, 5))) is None, "compare first"
+    assert programmed.compare()
+
+
+def test_a_change_that_meets_foreign_edits_is_compared_at_once(
+    programmed: Programmed, family: IPFamily
+) -> None:
+    programmed.compare(service_port(family, (1, 3, 5)))
+    programmed.nft(f"flush map {TABLES[family]} svcproxy all3")
+    operations = programmed.change(service_port(family, (1, 3, 9)))
+    assert operations == {"element_added": 3, "compared_again": 1}
+    assert programmed.restart() == {}
+
+
+def test_a_transaction_between_planning_and_applying_is_harmless(
+    programmed: Programmed, family: IPFamily
+) -> None:
+    """Somebody else's table: the generation is stale, ours is not."""
+    programmed.compare(service_port(family, (1, 3, 5)))
+    port = service_port(family, (1, 3, 9))
+    plan = programmed.backend.plan_changes(Changes({port.name: port}), None)
+    assert plan is not None
+    programmed.nft("add table inet somebody")
+    assert programmed.backend.apply(plan).operations == {"element_added": 1, "element_deleted": 1}
+
+
+def test_a_comparison_that_is_overtaken_is_made_again(
+    programmed: Programmed, family: IPFamily
+) -> None:
+    programmed.compare(service_port(family, (1, 3, 5)))
+    backend = programmed.backend
+    port = service_port(family, (1, 3, 9))
+    plan = backend.plan(Desired({port.name: port}, None), backend.read())
+    programmed.nft(f"flush chain {TABLES[family]} svcproxy services")
+    operations = backend.apply(plan).operations
+    assert operations["compared_again"] == 1
+    assert operations["chain_flushed"] == 1
+    assert programmed.compare(port) == {}
+
+
+def test_a_refused_transaction_names_the_element(programmed: Programmed, family: IPFamily) -> None:
+    programmed.compare(service_port(family))
+    kernel = programmed.backend._table
+    observed = programmed.backend.read()
+    (key,) = observed.elements["cluster-ips"]
+    plan = Plan(add={"cluster-ips": {key: observed.elements["cluster-ips"][key]}})
+    with pytest.raises(RefusedError) as refused:
+        kernel.commit(plan, all_sets(programmed.settings, ()))
+    assert str(refused.value) == (
+        f"cannot add an element of cluster-ips: {VIP[family]} . tcp . 80 (default/web:http):"
+        " File exists"
+    )
+
+
+def test_clean_up_leaves_nothing_and_others_alone(programmed: Programmed, family: IPFamily) -> None:
+    programmed.nft("add table ip somebody")
+    programmed.compare(*one_of_each(family))
+    programmed.backend.clean_up()
+    assert programmed.nft("list ruleset") == "table ip somebody {\n}\n"
+    programmed.backend.clean_up()
+
+
+# --- Probing -----------------------------------------------------------------------------------
+
+
+def test_probing_leaves_no_trace(programmed: Programmed) -> None:
+    assert programmed.nft("list ruleset") == ""
+
+
+def test_a_kernel_that_is_too_old(space: NetNS, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_module, "MINIMUM_KERNEL", (99, 1))
+    with pytest.raises(BackendUnavailable, match=r"needs kernel 99\.1 or later, this is \d"):
+        Programmed(space, IPFamily.IPV4)
+
+
+def test_missing_rights_are_told() -> None:
+    program = (
+        "from svcproxy.backends.nftables.backend import NftablesBackend\n"
+        "from svcproxy.backends.settings import Settings\n"
+        "from svcproxy.model.names import IPFamily as F\n"
+        "try: NftablesBackend(F.IPV4, lambda node: Settings(F.IPV4)).probe()\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", *command],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == (
+        "BackendUnavailable nf_tables: not permitted: run as root or with CAP_NET_ADMIN"
+    )
+
+
+def test_a_missing_expression_is_told(space: NetNS, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "svcproxy.backends.nftables.expressions.random_number",
+        lambda *_: b"\x1c\0\x01\x80\x0b\0\x01\0numgem\0\0\x0c\0\x02\x80\x08\0\x01\0\0\0\0\x01",
+    )
+    with pytest.raises(
+        BackendUnavailable, match="this kernel cannot run nftables mode: cannot add"
+    ):
+        Programmed(space, IPFamily.IPV4)
+
+
+# --- Size --------------------------------------------------------------------------------------
+
+
+def test_many_services_load_and_compare(programmed: Programmed, family: IPFamily) -> None:
+    """More than a netlink message or a socket's usual buffer holds."""
+
+    def made(number: int) -> ServicePort:
+        high, low = divmod(number, 250)
+        vip = f"10.97.{high}.{low}" if family == "IPv4" else f"fd00:97::{number:x}"
+        port = service_port(family, (), name=f"svc-{number}", vip=vip)
+        pod = f"10.{number % 200}.{number // 200}." if family == "IPv4" else f"fd00:{number:x}::"
+        found = tuple(Endpoint(f"{pod}{n}", 8080) for n in range(1, 6))
+        return ServicePort(port.name, port.frontends, found, ())
+
+    operations = programmed.compare(*(made(number) for number in range(5000)))
+    assert operations["element_added"] == 5000 * 7
+    assert programmed.restart() == {}
+    with contextlib.suppress(BackendError):
+        programmed.backend.clean_up()

@@ -1,0 +1,135 @@
+"""What only nftables mode has, seen by traffic; the common behaviour is in the other modules."""
+
+import itertools
+import time
+
+import pytest
+
+from testbed.outcomes import Answer
+from tests.kernel.conftest import (
+    Stage,
+    all_at,
+    ask,
+    assert_refused,
+    at,
+    client_addresses,
+    servers,
+)
+
+pytestmark = pytest.mark.kernel
+
+VARIANTS = ("nftables",)
+"""The modes in which the conftest runs this module."""
+
+
+def listed(stage: Stage, family: int, what: str) -> str:
+    table = "ip" if family == 4 else "ip6"
+    kind, name = what.split()
+    return stage.node.netns.run("nft", "list", kind, table, "svcproxy", name).stdout
+
+
+def chosen(stage: Stage, address: str, port: int, source: str) -> str:
+    outcome = stage.client.traffic.connect("tcp", address, port, source_address=source)
+    assert isinstance(outcome, Answer), outcome
+    return outcome.server
+
+
+def test_other_ports_of_a_cluster_ip_are_refused(stage: Stage, family: int) -> None:
+    offer = stage.offer(family, all_at(stage.here, family))
+    for host in (stage.client, stage.here[0], stage.there[0], stage.node):
+        assert_refused(host, "tcp", offer.vip, 81)
+        assert_refused(host, "udp", offer.vip, 81)
+    assert servers(stage.client, "tcp", offer.vip, 80, n=3)
+
+
+def test_clients_stay_through_all_frontends_of_a_service(stage: Stage, family: int) -> None:
+    external = stage.address(family, outside=True)
+    offer = stage.offer(
+        family,
+        all_at([*stage.here, *stage.there], family),
+        type="NodePort",
+        externalIPs=[external],
+        sessionAffinity="ClientIP",
+    )
+    node_port = dict(offer.node_ports)["tcp"]
+    ways = ((offer.vip, 80), (external, 80), (stage.node.ip(family), node_port))
+    seen = set()
+    for source, order in zip(
+        client_addresses(stage.cluster, family), itertools.cycle(itertools.permutations(ways))
+    ):
+        (server,) = {chosen(stage, address, port, source) for address, port in order * 2}
+        seen.add(server)
+    assert len(seen) > 1
+    assert listed(stage, family, "map affinity").count(" . 80 . tcp . ") >= len(
+        client_addresses(stage.cluster, family)
+    )
+
+
+def test_clients_stay_when_the_daemon_is_killed_and_started_anew(stage: Stage, family: int) -> None:
+    offer = stage.offer(family, all_at(stage.here, family), sessionAffinity="ClientIP")
+    sources = client_addresses(stage.cluster, family)
+    before = {source: chosen(stage, offer.vip, 80, source) for source in sources}
+    stage.daemon.kill()
+    stage.daemon.start()
+    stage.daemon.wait_ready()
+    assert {source: chosen(stage, offer.vip, 80, source) for source in sources} == before
+
+
+def test_a_client_of_an_endpoint_that_was_away_is_not_forced_back(
+    stage: Stage, family: int
+) -> None:
+    """It has found another one meanwhile, and stays there."""
+    stays, leaves = stage.here
+    offer = stage.offer(family, all_at(stage.here, family), sessionAffinity="ClientIP")
+    sources = client_addresses(stage.cluster, family)
+    first = {source: chosen(stage, offer.vip, 80, source) for source in sources}
+    assert set(first.values()) == {stays.name, leaves.name}
+    offer.endpoints(at(stays, family))
+    assert {chosen(stage, offer.vip, 80, source) for source in sources} == {stays.name}
+    offer.endpoints(at(stays, family), at(leaves, family))
+    assert {chosen(stage, offer.vip, 80, source) for source in sources} == {stays.name}
+
+
+def test_no_connection_is_lost_while_lists_change_their_length(stage: Stage, family: int) -> None:
+    """Each change moves the list to another map, and makes or deletes one."""
+    pods = [*stage.here, *stage.there]
+    offer = stage.offer(family, all_at(pods[:1], family))
+    load = stage.client.traffic.load("tcp", offer.vip, 80, rate=400)
+    until = time.monotonic() + 4.0
+    for count in itertools.cycle((2, 3, 4, 3, 1)):
+        offer.endpoints(*all_at(pods[:count], family))
+        if time.monotonic() > until:
+            break
+    result = load.stop()
+    assert not result.failures, result.labels
+    assert result.total > 1000
+    assert len(result.labels) == 4
+
+
+def test_tables_are_readable(stage: Stage, family: int) -> None:
+    offer = stage.offer(family, all_at(stage.here, family), name=f"shop{family}")
+    assert f'{offer.vip} . tcp . 80 comment "default/shop{family}:http"' in listed(
+        stage, family, "set cluster-ips"
+    )
+    for number, pod in enumerate(stage.here):
+        element = f"{offer.vip} . tcp . 80 . {number} : {pod.ip(family)} . 8080"
+        assert element in listed(stage, family, "map all2")
+
+
+def test_the_nodes_ipv6_loopback_serves_no_node_ports(stage: Stage) -> None:
+    """The kernel does not let packets from ::1 leave the node; nothing is promised there."""
+    offer = stage.offer(6, all_at(stage.here, 6), type="NodePort")
+    for proto, port in offer.node_ports:
+        assert_refused(stage.node, proto, "::1", port, how="reset")
+
+
+def test_flows_keep_their_endpoint_whatever_changes(stage: Stage, family: int) -> None:
+    offer = stage.offer(family, all_at(stage.here, family))
+    with stage.client.traffic.hold("tcp", offer.vip, 80) as held:
+        assert isinstance(held.first, Answer)
+        offer.endpoints(*all_at(stage.there, family))
+        again = held.check(1.0)
+        assert isinstance(again, Answer)
+        assert again.server == held.first.server
+        seen = ask(stage.client, "tcp", offer.vip, 80, n=5)
+        assert {server for server, _ in seen} <= {pod.name for pod in stage.there}

@@ -1,0 +1,242 @@
+"""Noticing others' changes: all of them, none of ours, with the culprit's name."""
+
+import contextlib
+import itertools
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from svcproxy.backends.base import Desired
+from svcproxy.backends.nftables.backend import NftablesBackend
+from svcproxy.backends.nftables.watcher import LOST, NftablesWatcher
+from svcproxy.model.names import IPFamily
+from svcproxy.state.desired import Changes
+from testbed import netns
+from testbed.netns import NetNS
+from testbed.waiting import eventually
+from tests.unit.nftables.services import options, service_port
+
+pytestmark = pytest.mark.kernel
+
+V4 = IPFamily.IPV4
+
+
+class Scene:
+    """A namespace with our table, and a watcher of it."""
+
+    def __init__(self, space: NetNS) -> None:
+        self.space = space
+        self.seen: list[tuple[str, int]] = []
+        self._numbers = itertools.count(1)
+        self.backend = NftablesBackend(V4, lambda _node: options(V4))
+        space.call(self.backend.probe)
+        self.put()
+        self.watcher: NftablesWatcher | None = None
+
+    def put(self) -> None:
+        port = service_port(V4)
+        plan = self.backend.plan(Desired({port.name: port}, None), self.backend.read())
+        self.backend.apply(plan)
+
+    def watch(self, **more: object) -> NftablesWatcher:
+        given = {"own_ports": [self.backend.port_id], **more}
+
+        def make() -> NftablesWatcher:
+            return NftablesWatcher(lambda *cause: self.seen.append(cause), **given)  # type: ignore[arg-type]
+
+        self.watcher = self.space.call(make)
+        self.watcher.start()
+        return self.watcher
+
+    def nft(self, command: str) -> int:
+        """Run nft; its process number."""
+        process = self.space.popen(["nft", *command.split()], output=subprocess.DEVNULL)
+        assert process.wait() == 0
+        return process.pid
+
+    def change(self, table: str = "ip svcproxy") -> int:
+        """Have nft change a table; its process number."""
+        return self.nft(f"add chain {table} mine{next(self._numbers)}")
+
+    def settled(self) -> list[tuple[str, int]]:
+        """What was seen, once an event that comes after all others has been."""
+        last = self.change()
+        eventually(lambda: ("nft", last) in self.seen, "the last event")
+        found = self.seen[: self.seen.index(("nft", last))]
+        self.seen.clear()
+        return found
+
+    def close(self) -> None:
+        if self.watcher is not None:
+            self.watcher.stop()
+        self.backend.close()
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    space = NetNS(f"svp-watch-{id(object())}")
+    netns.ip_batch([f"netns add {space.name}"])
+    with contextlib.closing(Scene(space)) as made:
+        yield made
+    netns.remove([space.name])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "delete table ip svcproxy",
+        "flush ruleset",
+        "flush table ip svcproxy",
+        "flush chain ip svcproxy services",
+        "flush set ip svcproxy cluster-ips",
+        "delete element ip svcproxy cluster-ips { 10.96.0.10 . tcp . 80 }",
+        "add element ip svcproxy rejected { 10.96.0.11 . tcp . 80 }",
+        "add rule ip svcproxy services drop",
+        "add chain ip svcproxy mine",
+        "add set ip svcproxy mine { type inet_proto ; }",
+    ],
+)
+def test_every_kind_of_change_is_seen_once(scene: Scene, damage: str) -> None:
+    scene.watch()
+    culprit = scene.nft(damage)
+    eventually(lambda: scene.seen, "an event", timeout=1.0)
+    if "delete table" in damage or "ruleset" in damage:
+        assert scene.seen == [("nft", culprit)]
+    else:
+        assert scene.settled() == [("nft", culprit)]
+
+
+def test_what_happened_before_the_start_is_seen(scene: Scene) -> None:
+    watcher = scene.space.call(lambda: NftablesWatcher(lambda *cause: scene.seen.append(cause)))
+    scene.watcher = watcher
+    scene.change()
+    watcher.start()
+    eventually(lambda: scene.seen, "an event", timeout=1.0)
+
+
+def test_our_own_changes_are_not_seen(scene: Scene) -> None:
+    scene.watch()
+    port = service_port(V4, (1, 2, 9))
+    plan = scene.backend.plan_changes(Changes({port.name: port}), None)
+    assert plan is not None
+    assert scene.backend.apply(plan).operations
+    scene.backend.clean_up()
+    scene.put()
+    assert scene.settled() == []
+
+
+def test_a_large_load_of_ours_overflows_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("svcproxy.backends.nftables.watcher._BUFFER", 1 << 16)
+    scene.watch()
+    ports = [service_port(V4, name=f"s{n}", vip=f"10.97.{n // 250}.{n % 250}") for n in range(2000)]
+    plan = scene.backend.plan_changes(Changes({port.name: port for port in ports}), None)
+    assert plan is not None
+    assert scene.backend.apply(plan).operations["element_added"] == 2000 * 5
+    assert scene.settled() == []
+
+
+def test_other_tables_are_not_seen(scene: Scene) -> None:
+    scene.watch()
+    for command in ("add table ip other", "add chain ip other x", "add table ip6 svcproxy"):
+        scene.nft(command)
+    assert len(scene.settled()) == 1, "only the one of the other family"
+    scene.watcher.stop()  # type: ignore[union-attr]
+    scene.watch(families=[V4])
+    scene.change("ip6 svcproxy")
+    assert scene.settled() == []
+
+
+def test_lost_events_are_told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("svcproxy.backends.nftables.watcher._BUFFER", 2304)
+    blocked = threading.Event()
+    seen: list[str] = []
+
+    def on_foreign(process: str, _pid: int) -> None:
+        seen.append(process)
+        blocked.wait(5.0)
+
+    scene.watcher = scene.space.call(lambda: NftablesWatcher(on_foreign))
+    scene.watcher.start()
+    scene.change()
+    eventually(lambda: seen, "the first event")
+    for _ in range(20):
+        scene.change()
+    blocked.set()
+    eventually(lambda: LOST in seen, "the loss")
+    scene.change()
+    eventually(lambda: seen[-1] == "nft", "it goes on")
+
+
+def test_a_failing_listener_does_not_end_the_watch(scene: Scene) -> None:
+    def fail(process: str, _pid: int) -> None:
+        scene.seen.append((process, 0))
+        raise RuntimeError("not now")
+
+    scene.watcher = scene.space.call(lambda: NftablesWatcher(fail))
+    scene.watcher.start()
+    for count in (1, 2):
+        scene.change()
+        eventually(lambda n=count: len(scene.seen) == n, "an event")  # type: ignore[misc]
+
+
+# --- iptables' nft variant ---------------------------------------------------------------------
+
+
+def restore(scene: Scene, chain: str) -> None:
+    scene.space.run("iptables-nft-restore", "--noflush", stdin=f"*nat\n:{chain} - [0:0]\nCOMMIT\n")
+
+
+def test_iptables_tables_can_be_watched(scene: Scene) -> None:
+    watcher = scene.watch(tables=("nat", "filter"), own_ports=())
+    with watcher.expecting("iptables"):
+        restore(scene, "KUBE-ONE")
+    assert scene.seen == []
+    restore(scene, "KUBE-TWO")
+    eventually(lambda: scene.seen, "a foreign restore")
+    assert scene.seen[0][0].startswith("iptables")
+    scene.seen.clear()
+    with watcher.expecting("iptables"):
+        scene.change("ip nat")
+    eventually(lambda: scene.seen, "somebody else's")
+    assert scene.seen[0][0] == "nft"
+
+
+# --- Life --------------------------------------------------------------------------------------
+
+
+def test_it_stops_at_once_and_closes_its_sockets() -> None:
+    program = (
+        "import os, time\n"
+        "from svcproxy.backends.nftables.watcher import NftablesWatcher\n"
+        "before = len(os.listdir('/proc/self/fd'))\n"
+        "for _ in range(20):\n"
+        "    watcher = NftablesWatcher(print)\n"
+        "    watcher.start()\n"
+        "    begin = time.monotonic(); watcher.stop()\n"
+        "    assert time.monotonic() - begin < 0.5\n"
+        "NftablesWatcher(print).stop()\n"
+        "print(len(os.listdir('/proc/self/fd')) - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "0"
+
+
+def test_the_callers_namespace_is_watched(scene: Scene) -> None:
+    outside: list[str] = []
+    make: Callable[[], NftablesWatcher] = lambda: NftablesWatcher(lambda n, _: outside.append(n))  # noqa: E731
+    watcher = make()
+    watcher.start()
+    try:
+        scene.watch()
+        scene.change()
+        eventually(lambda: scene.seen, "an event")
+        assert not outside
+    finally:
+        watcher.stop()

@@ -1,0 +1,76 @@
+"""nftables mode on Debian's 6.1 kernel, with the very tests and files that this machine's runs."""
+
+import re
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from testbed import vm
+from testbed.traffic import ROOT
+
+pytestmark = pytest.mark.kernel
+
+MACHINES = (
+    {"test_cluster_ip.py": 36, "test_no_endpoints.py": 11},
+    {"test_affinity.py": 20, "test_drift_nftables.py": 12},
+)
+"""What each machine runs of tests/kernel, with the least number of tests in nftables mode.
+
+A machine occupies one processor; two of them are done in half the time.
+"""
+LIMIT = 900
+QUIET = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]  # these plugins write to the tree
+OPTIONS = ["-k", "nftables", "--timeout", "300", "--tb", "short", "--maxfail", "5", "-q"]
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Path:
+    return vm.find_kernel("vmlinuz-6.1.*[0-9]-amd64")
+
+
+@pytest.fixture(scope="module")
+def machines(kernel: Path) -> Iterator[list[Future[vm.Finished]]]:
+    """The machines at work, side by side."""
+
+    def work(names: list[str]) -> vm.Finished:
+        files = [f"tests/kernel/{name}" for name in names]
+        command = [sys.executable, "-m", "pytest", *QUIET, *OPTIONS, *files]
+        return vm.run(kernel, command, folder=ROOT, timeout=LIMIT)
+
+    with ThreadPoolExecutor(len(MACHINES)) as pool:
+        yield [pool.submit(work, list(tests)) for tests in MACHINES]
+
+
+@pytest.mark.timeout(LIMIT + 20)
+@pytest.mark.parametrize("number", range(len(MACHINES)))
+def test_nftables_mode_passes_on_debians_kernel(
+    machines: list[Future[vm.Finished]], capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    done = machines[number].result()
+    last = done.output.strip().rpartition("\n")[2]
+    with capsys.disabled():
+        sys.stdout.write(f"\nguest kernel {done.kernel}: {last}\n")
+    assert done.kernel.startswith("6.1."), done.kernel
+    assert done.status == 0, done.output
+    passed = re.search(r"(\d+) passed", last)
+    assert passed, done.output
+    assert int(passed[1]) >= sum(MACHINES[number].values()), done.output
+
+
+def test_a_command_that_fails_tells_its_status_and_output(kernel: Path) -> None:
+    command = ["sh", "-c", "echo to be seen; exit 7"]
+    done = vm.run(kernel, command, folder=Path("/"), timeout=100)
+    assert (done.status, done.output) == (7, "to be seen\n")
+
+
+def test_a_command_without_an_end_is_an_error(kernel: Path) -> None:
+    with pytest.raises(vm.MachineError, match="not done after 2 s"):
+        vm.run(kernel, ["sleep", "1000"], folder=Path("/"), timeout=2)
+
+
+def test_a_missing_kernel_is_an_error() -> None:
+    with pytest.raises(vm.MachineError, match="there is no /boot/vmlinuz-0"):
+        vm.find_kernel("vmlinuz-0*")
