@@ -135,3 +135,15 @@ def test_a_restart_keeps_the_order_that_the_kernel_has(bench: Bench) -> None:
         "element_added": 1,
         "element_deleted": 1,
     }
+
+
+def test_a_restart_removes_lengths_that_are_gone(bench: Bench) -> None:
+    bench.change(service_port(V4, (1, 2, 3, 5)))
+    ports = dict(bench.planner.ports)
+    ports[service_port(V4).name] = service_port(V4, (1, 2, 3))
+    plan = Planner(bench.settings).plan(
+        Desired(ports, None), bench.settings, bench.kernel.observed()
+    )
+    assert plan.delete_chains == plan.delete_sets == ["all4"]
+    bench.kernel.apply(plan)
+    assert "all4" not in bench.kernel.table.chains

@@ -248,3 +248,10 @@ def test_pods_are_told_by_interface(family: IPFamily, interface: str, *, pod: bo
     packet = Packet(bench.client(1), VIP[family], 80, interface="cni0")
     bench.node.send(packet)
     assert packet.masqueraded is not pod
+
+
+def test_without_endpoints_a_guarded_load_balancer_rejects_everybody(family: IPFamily) -> None:
+    ranges = ("10.9.0.0/16",) if family is IPFamily.IPV4 else ("fd00:9::/32",)
+    port = service_port(family, external=True, ranges=ranges, verdict=Verdict.REJECT)
+    bench = Bench(options(family), port)
+    assert bench.reach(bench.client(1), BALANCER[family], 80) == "reject"
