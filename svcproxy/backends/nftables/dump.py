@@ -82,7 +82,7 @@ def key_length(description: bytes) -> int:
 
 
 def element_count(description: bytes) -> int | None:
-    """How many elements a set has, from its dump; ``None`` if the kernel does not tell (6.16)."""
+    """How many elements a set has, from its dump; ``None`` if the kernel does not tell."""
     number = collect(description).get(20)
     return int.from_bytes(number, "big") if number is not None else None
 
