@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
-from pathlib import Path
 
 import structlog
 from msgspec import structs
@@ -19,13 +18,13 @@ from svcproxy.backends.iptables.sets import AffinitySets
 from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.staging import staged
 from svcproxy.backends.iptables.static import hairpin
+from svcproxy.backends.localnet import allow_localnet
 from svcproxy.backends.settings import Settings
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import Node
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes
 
-_ROUTE_LOCALNET = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
 _PROBE_CHAIN = "KUBE-SVC-PROBE"
 _PROBE_SET = "KUBE-SEP-PROBE"
 
@@ -74,7 +73,7 @@ class IptablesBackend:
         if not self._hairpin_match:
             log.info("iptables.no_bpf_match", family=self.family, effect="a chain per endpoint")
         if settings.family is IPFamily.IPV4 and settings.localhost_node_ports:
-            _allow_localnet()
+            allow_localnet()
 
     def untouched(self) -> bool:
         """Whether nobody else has changed the tables since they were found to be right.
@@ -197,18 +196,3 @@ def _digest(text: str) -> bytes:
     """The digest of what iptables-save printed, without its remarks and counters."""
     lines = (line for line in text.split("\n") if not line.startswith(("#", ":")))
     return blake2b("\n".join(lines).encode(), digest_size=16).digest()
-
-
-def _allow_localnet() -> None:
-    """Let packets to 127.0.0.0/8 be translated: node ports on localhost need it."""
-    try:
-        if _ROUTE_LOCALNET.read_text().strip() != "1":
-            _ROUTE_LOCALNET.write_text("1")
-    except OSError as error:
-        log.warning(
-            "sysctl.not_set",
-            sysctl="net.ipv4.conf.all.route_localnet",
-            error=error.strerror,
-            effect="node ports do not answer on 127.0.0.1",
-            remedy="set it to 1, or pass --iptables-localhost-nodeports=false",
-        )

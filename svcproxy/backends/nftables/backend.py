@@ -3,11 +3,11 @@
 import errno
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import structlog
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
+from svcproxy.backends.localnet import allow_localnet
 from svcproxy.backends.nftables.connection import RefusedError, StaleGenerationError
 from svcproxy.backends.nftables.dump import Observed
 from svcproxy.backends.nftables.plan import Planner, all_chains, all_sets
@@ -23,7 +23,6 @@ from svcproxy.state.desired import Changes
 MINIMUM_KERNEL = (5, 13)
 """kube-proxy's nftables mode asks for the same; the expressions we use are older."""
 _PROBE_TABLE = "svcproxy-probe"
-_ROUTE_LOCALNET = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
 _ATTEMPTS = 3
 
 log = structlog.get_logger()
@@ -90,7 +89,7 @@ class NftablesBackend:
             ) from error
         settings = self._settings_for(None)
         if settings.family is IPFamily.IPV4 and settings.localhost_node_ports:
-            _allow_localnet()
+            allow_localnet()
 
     def _check_everything(self) -> None:
         settings = self._settings_for(None)
@@ -197,18 +196,3 @@ def _remedy(error: RefusedError) -> str:
     module = next((m for e, m in _MODULES.items() if f"expression {e}:" in str(error)), "")
     hint = f": load the kernel module {module}" if module else ""
     return f"this kernel cannot run nftables mode: {error}{hint}"
-
-
-def _allow_localnet() -> None:
-    """Let translated packets from 127.0.0.0/8 leave the node, so that node ports answer there."""
-    try:
-        if _ROUTE_LOCALNET.read_text().strip() != "1":
-            _ROUTE_LOCALNET.write_text("1")
-    except OSError as error:
-        log.warning(
-            "sysctl.not_set",
-            sysctl="net.ipv4.conf.all.route_localnet",
-            error=error.strerror,
-            effect="node ports do not answer on 127.0.0.1",
-            remedy="set it to 1, or pass --iptables-localhost-nodeports=false",
-        )
