@@ -6,14 +6,13 @@ no disk image and no KVM. The processor is emulated, and the guest's clock count
 however slow or busy this machine is, time-outs in the guest mean what they mean on a real one.
 """
 
-import os
-import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from testbed.machines import Finished, MachineError, read, read_finished, write_start
 
 INIT = Path(__file__).with_name("vm_init.sh")
 BUSYBOX = Path("/bin/busybox")
@@ -22,32 +21,6 @@ CLOCK = "shift=1"
 one processor: with two that take turns under such a clock, the guest was not up after 90 s."""
 MODULES = ("virtio_pci", "9pnet_virtio", "9p")
 """What it takes to reach the root file system; all others are loaded from there."""
-_SHARE = "/run/guest"
-_START = """\
-export PATH={path} HOME={home} LANG=C.UTF-8 TMPDIR=/run/tmp PYTHONDONTWRITEBYTECODE=1
-ip link set lo up
-uname -r >{share}/kernel
-cd {folder}
-{command} >{share}/output 2>&1 </dev/null
-echo $? >{share}/status
-sync
-echo o >/proc/sysrq-trigger
-sleep 60
-"""
-
-
-class MachineError(Exception):
-    """The virtual machine could not be made, or did not carry its command out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """What became of a command in a virtual machine."""
-
-    kernel: str
-    """The release of the guest's kernel, as ``uname -r`` has it there."""
-    status: int
-    output: str
 
 
 def find_kernel(pattern: str) -> Path:
@@ -78,24 +51,14 @@ def run(kernel: Path, command: Sequence[str], *, folder: Path, timeout: float) -
     with tempfile.TemporaryDirectory(prefix="svcproxy-vm-") as name:
         share = Path(name, "share")
         share.mkdir()
-        (share / "start").write_text(_start(command, folder), encoding="utf-8")
+        write_start(share, command, folder)
         initramfs = _initramfs(Path(name), kernel.name.removeprefix("vmlinuz-"))
         reason = _boot(_machine(kernel, initramfs, share), Path(name, "console"), timeout)
-        output, status = _read(share / "output"), _read(share / "status")
-        if not status:
-            seen = output or _read(Path(name, "console"))
+        finished = read_finished(share)
+        if finished is None:
+            seen = read(share / "output") or read(Path(name, "console"))
             raise MachineError(f"the command in the virtual machine {reason}:\n{seen}")
-        return Finished(_read(share / "kernel").strip(), int(status), output)
-
-
-def _start(command: Sequence[str], folder: Path) -> str:
-    return _START.format(
-        path=shlex.quote(os.environ.get("PATH", os.defpath)),
-        home=shlex.quote(str(Path.home())),
-        share=_SHARE,
-        folder=shlex.quote(str(folder)),
-        command=shlex.join(command),
-    )
+        return finished
 
 
 def _tool(name: str) -> str:
@@ -190,7 +153,3 @@ def _boot(command: list[str], console: Path, timeout: float) -> str:
         except subprocess.TimeoutExpired:
             return f"was not done after {timeout:g} s"
     return f"did not end; the machine did, with status {done.returncode}"
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from testbed import vm
+from testbed.machines import Finished, MachineError
 from testbed.traffic import ROOT
 
 pytestmark = pytest.mark.kernel
@@ -32,10 +33,10 @@ def kernel() -> Path:
 
 
 @pytest.fixture(scope="module")
-def machines(kernel: Path) -> Iterator[list[Future[vm.Finished]]]:
+def machines(kernel: Path) -> Iterator[list[Future[Finished]]]:
     """The machines at work, side by side."""
 
-    def work(names: list[str]) -> vm.Finished:
+    def work(names: list[str]) -> Finished:
         files = [f"tests/kernel/{name}" for name in names]
         command = [sys.executable, "-m", "pytest", *QUIET, *OPTIONS, *files]
         return vm.run(kernel, command, folder=ROOT, timeout=LIMIT)
@@ -47,7 +48,7 @@ def machines(kernel: Path) -> Iterator[list[Future[vm.Finished]]]:
 @pytest.mark.timeout(LIMIT + 20)
 @pytest.mark.parametrize("number", range(len(MACHINES)))
 def test_nftables_mode_passes_on_debians_kernel(
-    machines: list[Future[vm.Finished]], capsys: pytest.CaptureFixture[str], number: int
+    machines: list[Future[Finished]], capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
     done = machines[number].result()
     last = done.output.strip().rpartition("\n")[2]
@@ -67,10 +68,10 @@ def test_a_command_that_fails_tells_its_status_and_output(kernel: Path) -> None:
 
 
 def test_a_command_without_an_end_is_an_error(kernel: Path) -> None:
-    with pytest.raises(vm.MachineError, match="not done after 2 s"):
+    with pytest.raises(MachineError, match="not done after 2 s"):
         vm.run(kernel, ["sleep", "1000"], folder=Path("/"), timeout=2)
 
 
 def test_a_missing_kernel_is_an_error() -> None:
-    with pytest.raises(vm.MachineError, match="there is no /boot/vmlinuz-0"):
+    with pytest.raises(MachineError, match="there is no /boot/vmlinuz-0"):
         vm.find_kernel("vmlinuz-0*")
