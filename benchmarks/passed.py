@@ -11,8 +11,8 @@ from benchmarks.results import Passed
 from benchmarks.walk import Chains, Packet, Walker, saved_chains
 from svcproxy.backends.base import Desired
 from svcproxy.backends.iptables.backend import IptablesBackend
-from svcproxy.backends.iptables.commands import Iptables, Variant
 from svcproxy.backends.settings import LocalTraffic, Settings
+from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.kube.parse import parse_object
 from svcproxy.kube.wire import decode_object
 from svcproxy.model.names import IPFamily, Kind

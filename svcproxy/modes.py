@@ -75,8 +75,8 @@ def _probed(make: Callable[[IPFamily], SomeBackend]) -> list[SomeBackend]:
 
 def _iptables(config: Config) -> Mode:
     from svcproxy.backends.iptables.backend import IptablesBackend  # noqa: PLC0415
-    from svcproxy.backends.iptables.commands import Iptables, Variant  # noqa: PLC0415
-    from svcproxy.backends.iptables.variant import detect  # noqa: PLC0415
+    from svcproxy.backends.xtables.commands import Iptables, Variant  # noqa: PLC0415
+    from svcproxy.backends.xtables.variant import detect  # noqa: PLC0415
 
     auto = config.iptables_variant is IptablesVariant.AUTO
     variant = detect() if auto else Variant(config.iptables_variant.value)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from svcproxy.backends.base import Desired
 from svcproxy.backends.iptables.plan import Observed, Plan, Planner
-from svcproxy.backends.iptables.ruleset import FILTER
-from svcproxy.backends.iptables.savefile import Saved
 from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.staging import STAGE_CHAINS, staged
 from svcproxy.backends.iptables.static import LISTS
 from svcproxy.backends.settings import LocalTraffic
+from svcproxy.backends.xtables.ruleset import FILTER
+from svcproxy.backends.xtables.savefile import Saved
 from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import EndpointSlice, Node, Service
 from svcproxy.state.desired import DesiredState

@@ -8,18 +8,18 @@ from msgspec import structs
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
 from svcproxy.backends.iptables.cleanup import clean_up_plan
-from svcproxy.backends.iptables.commands import Iptables, Variant
 from svcproxy.backends.iptables.generation import Watermark
 from svcproxy.backends.iptables.naming import POSTROUTING
 from svcproxy.backends.iptables.plan import Observed, Plan, Planner
-from svcproxy.backends.iptables.ruleset import NAT, TABLES
-from svcproxy.backends.iptables.savefile import parse
 from svcproxy.backends.iptables.sets import AffinitySets
 from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.staging import staged
 from svcproxy.backends.iptables.static import hairpin
 from svcproxy.backends.localnet import allow_localnet
 from svcproxy.backends.settings import Settings
+from svcproxy.backends.xtables.commands import Iptables, Variant
+from svcproxy.backends.xtables.ruleset import NAT, TABLES
+from svcproxy.backends.xtables.savefile import parse
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import Node
 from svcproxy.model.serviceport import ServicePort

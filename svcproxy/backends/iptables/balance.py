@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from zlib import crc32
 
 from svcproxy.backends.iptables.naming import hash16
-from svcproxy.backends.iptables.ruleset import Rules, rule
+from svcproxy.backends.xtables.ruleset import Rules, rule
 
 Branch = tuple[str, str]
 

@@ -2,8 +2,8 @@
 
 from svcproxy.backends.iptables import naming
 from svcproxy.backends.iptables.plan import Observed, Plan, TablePlan
-from svcproxy.backends.iptables.ruleset import FILTER, NAT, TABLES
 from svcproxy.backends.iptables.static import JUMPS, LISTS
+from svcproxy.backends.xtables.ruleset import FILTER, NAT, TABLES
 
 _OWN = {
     FILTER: frozenset((*LISTS, naming.FORWARD, naming.CANARY)),

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 import msgspec
 
 from svcproxy.backends.iptables.naming import CLUSTER_PREFIX, hash16
-from svcproxy.backends.iptables.ruleset import Rules, rule
+from svcproxy.backends.xtables.ruleset import Rules, rule
 from svcproxy.model.names import Protocol
 
 LEAF = 16

@@ -9,8 +9,6 @@ from svcproxy.backends.base import Desired
 from svcproxy.backends.iptables import naming
 from svcproxy.backends.iptables.dispatch import DispatchTree
 from svcproxy.backends.iptables.render import PortRules, render
-from svcproxy.backends.iptables.ruleset import FILTER, NAT, TABLES, Rules
-from svcproxy.backends.iptables.savefile import Saved
 from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.static import (
     JUMPS,
@@ -21,6 +19,8 @@ from svcproxy.backends.iptables.static import (
     node_port_rules,
     static_chains,
 )
+from svcproxy.backends.xtables.ruleset import FILTER, NAT, TABLES, Rules
+from svcproxy.backends.xtables.savefile import Saved
 from svcproxy.model.names import ServicePortName
 from svcproxy.model.serviceport import ServicePort
 

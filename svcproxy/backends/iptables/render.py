@@ -7,8 +7,8 @@ import msgspec
 from svcproxy.backends.iptables import naming
 from svcproxy.backends.iptables.balance import Branch, balance
 from svcproxy.backends.iptables.dispatch import key
-from svcproxy.backends.iptables.ruleset import Rules, comment, rule
 from svcproxy.backends.iptables.settings import IptablesSettings
+from svcproxy.backends.xtables.ruleset import Rules, comment, rule
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from svcproxy.backends.iptables.plan import Plan, TablePlan
-from svcproxy.backends.iptables.ruleset import NAT, Rules
+from svcproxy.backends.xtables.ruleset import NAT, Rules
 
 STAGE_CHAINS = 250
 _JUMP = re.compile(r" -j (\S+)$")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import msgspec
 
 from svcproxy.backends.iptables import naming
-from svcproxy.backends.iptables.ruleset import FILTER, NAT, Rules, comment, rule
 from svcproxy.backends.iptables.settings import IptablesSettings
+from svcproxy.backends.xtables.ruleset import FILTER, NAT, Rules, comment, rule
 from svcproxy.model.names import IPFamily
 
 LISTS = (

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from svcproxy.backends.iptables.balance import FLAT, balance
-from svcproxy.backends.iptables.ruleset import Rules
+from svcproxy.backends.xtables.ruleset import Rules
 
 RULE = re.compile(r"(?:-m statistic --mode random --probability (\S+) )?-j (\S+)")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svcproxy.backends.iptables.dispatch import LEAF, DispatchTree, key
-from svcproxy.backends.iptables.ruleset import Rules
+from svcproxy.backends.xtables.ruleset import Rules
 from svcproxy.model.names import Protocol
 
 

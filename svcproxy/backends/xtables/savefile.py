@@ -1,6 +1,6 @@
 """Reading iptables-save output."""
 
-from svcproxy.backends.iptables.ruleset import Rules
+from svcproxy.backends.xtables.ruleset import Rules
 
 Saved = dict[str, dict[str, Rules]]
 """Rules by table and chain, without the leading ``-A CHAIN``."""

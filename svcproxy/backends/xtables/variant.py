@@ -7,7 +7,7 @@ are looked at only if they exist: reading one with iptables-legacy-save would cr
 from pathlib import Path
 
 from svcproxy.backends.base import BackendError, BackendUnavailable
-from svcproxy.backends.iptables.commands import Iptables, Variant
+from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.model.names import IPFamily
 
 _HINTS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")

@@ -1,0 +1,1 @@
+"""Reading and writing iptables rules, for every backend that lays some."""
