@@ -11,86 +11,15 @@ import difflib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from svcproxy import __version__
-from svcproxy.config import SETTINGS, Config, ConfigError, from_settings
-from svcproxy.values import Bind, format_duration
+from svcproxy.config import FLAGS, GROUPS, Config, ConfigError, Loaded, default_of, from_settings
+from svcproxy.config.flags import LISTS
 
 _DESCRIPTION = """\
 Programs the Services of a Kubernetes cluster into the kernel of this node. Takes the place of
 kube-proxy and understands its flags."""
-
-_PERIODS = frozenset({"iptables_sync_period", "iptables_min_sync_period", "config_sync_period"})
-
-
-class Flag(NamedTuple):
-    """One flag as the help shows it; ``placeholder`` is empty for a boolean flag."""
-
-    name: str
-    placeholder: str
-    help: str
-
-
-GROUPS: Mapping[str, tuple[Flag, ...]] = {
-    "Where Services come from (one of these, or run in a pod)": (
-        Flag("kubeconfig", "FILE", "kubeconfig file with the API server and the credentials"),
-        Flag("master", "URL", "address of the API server; overrides the one in the kubeconfig"),
-        Flag("manifests", "DIR", "folder of YAML or JSON manifests to follow, without any API"),
-        Flag("hostname-override", "NAME", "name of this node's Node object, if not the host name"),
-        Flag("config-sync-period", "DURATION", "accepted; watches keep the state fresh without it"),
-    ),
-    "What is programmed": (
-        Flag("proxy-mode", "MODE", "kernel mechanism: iptables or nftables"),
-        Flag("cluster-cidr", "CIDRS", "address ranges of the cluster's pods, one for each family"),
-        Flag(
-            "detect-local-mode",
-            "MODE",
-            "how pod traffic is told: ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix",
-        ),
-        Flag("pod-bridge-interface", "NAME", "bridge of the pods, for BridgeInterface"),
-        Flag("pod-interface-name-prefix", "PREFIX", "as the name says, for InterfaceNamePrefix"),
-        Flag("masquerade-all", "", "rewrite the source of all traffic to cluster IPs"),
-        Flag("nodeport-addresses", "CIDRS", "local addresses for node ports: CIDRs or 'primary'"),
-    ),
-    "iptables": (
-        Flag("iptables-masquerade-bit", "BIT", "packet mark bit that asks for masquerading, 0-31"),
-        Flag("iptables-localhost-nodeports", "", "serve node ports on 127.0.0.1 as well"),
-        Flag("iptables-sync-period", "DURATION", "how often the kernel is checked and repaired"),
-        Flag("iptables-min-sync-period", "DURATION", "shortest time between two syncs"),
-        Flag("svcproxy-iptables-variant", "WHICH", "iptables commands: auto, nft or legacy"),
-    ),
-    "Serving health and metrics": (
-        Flag("healthz-bind-address", "IP:PORT", 'where /healthz and /livez are; "" for nowhere'),
-        Flag("metrics-bind-address", "IP:PORT", 'where /metrics is; "" for nowhere'),
-        Flag("bind-address-hard-fail", "", "accepted; a port in use always ends the start"),
-        Flag("profiling", "", "accepted as false only; there is no profiling"),
-    ),
-    "Log and others": (
-        Flag("v", "NUMBER", "detail of the log; 2 and more show single steps"),
-        Flag("logging-format", "FORMAT", "text or json"),
-        Flag("feature-gates", "LIST", "accepted and ignored: svcproxy has no feature gates"),
-    ),
-}
-_FLAGS = {flag.name: flag for flags in GROUPS.values() for flag in flags}
-
-# Repeated, these add up, as in kube-proxy; of all others the last one counts
-_LISTS = frozenset({"nodeport-addresses", "feature-gates"})
-
-# kube-proxy's other flags. To take them and do nothing would be a lie.
-UNSUPPORTED = frozenset(
-    """
-    bind-address boot-id-file cleanup config conntrack-max-per-core conntrack-min
-    conntrack-tcp-be-liberal conntrack-tcp-timeout-close-wait conntrack-tcp-timeout-established
-    conntrack-udp-timeout conntrack-udp-timeout-stream healthz-port init-only ipvs-exclude-cidrs
-    ipvs-min-sync-period ipvs-scheduler ipvs-strict-arp ipvs-sync-period ipvs-tcp-timeout
-    ipvs-tcpfin-timeout ipvs-udp-timeout kube-api-burst kube-api-content-type kube-api-qps
-    log-flush-frequency log-json-info-buffer-size log-json-split-stream
-    log-text-info-buffer-size log-text-split-stream machine-id-file metrics-port oom-score-adj
-    show-hidden-metrics-for-version vmodule
-    write-config-to
-    """.split()  # noqa: SIM905 - as a list it would fill the screen
-)
 
 
 class UsageError(Exception):
@@ -100,19 +29,6 @@ class UsageError(Exception):
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
-
-
-def _default(name: str) -> str:
-    """Return the default of a flag in the spelling of the command line."""
-    field = SETTINGS[name].field
-    value = getattr(Config(), field)
-    if field in _PERIODS:
-        return format_duration(value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple) and not isinstance(value, Bind):
-        return ",".join(value)
-    return "" if value is None else str(value)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -130,36 +46,38 @@ def build_parser() -> argparse.ArgumentParser:
     for title, flags in GROUPS.items():
         group = parser.add_argument_group(title)
         for flag in flags:
-            default = _default(flag.name)
+            default = default_of(flag)
             options: dict[str, Any] = {
                 "dest": flag.name,
                 "help": f"{flag.help} ({default})" if default else flag.help,
-                "action": "append" if flag.name in _LISTS else "store",
+                "action": "append" if flag.name in LISTS else "store",
                 "metavar": flag.placeholder,
             }
             if not flag.placeholder:
                 options |= {"nargs": "?", "const": "true", "metavar": "true|false"}
-            names = ("-v", "--v") if flag.name == "v" else (f"--{flag.name}",)
+            names = dict.fromkeys((flag.spelled, f"--{flag.name}"))
             group.add_argument(*names, **options)
     group.add_argument("-h", "--help", action="help", help="show this help and exit")
     group.add_argument(
-        "--version",
-        action="version",
-        version=f"svcproxy {__version__}",
-        help="show the version and exit",
+        "--version", nargs="?", const="true", metavar="true|raw", help="show the version and exit"
     )
     return parser
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
-    """Return the ``Config`` that the arguments (without the program name) ask for.
+    """Return the ``Config`` that the arguments ask for; arguments and errors are those of ``read``."""
+    return read(argv, environ).config
+
+
+def read(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
+    """Return what the arguments (without the program name) ask for, with warnings.
 
     Args:
         argv: the arguments.
         environ: the environment, to see whether we run in a pod.
 
     Raises:
-        UsageError: a flag is unknown, not supported or lacks its value.
+        UsageError: a flag is unknown or lacks its value.
         ConfigError: values are wrong, or nothing says where Services come from.
         SystemExit: ``--help`` or ``--version`` has been answered.
     """
@@ -171,14 +89,30 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
         for name, value in vars(values).items()
         if value is not None
     }
-    config = from_settings(settings)
+    _answer_version(settings.pop("version", "false"))
+    loaded = from_settings(settings)
+    config = loaded.config
     in_pod = environ.get("KUBERNETES_SERVICE_HOST") and environ.get("KUBERNETES_SERVICE_PORT")
     if not (config.kubeconfig or config.master or config.manifests or in_pod):
         raise ConfigError(
             "no source of Services: give --kubeconfig=FILE, give --manifests=DIR, or run in a "
             "pod (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set here)"
         )
-    return config
+    return loaded
+
+
+def _answer_version(asked: str) -> None:
+    """Print the version where kube-proxy would.
+
+    ``--version=vX.Y.Z`` makes kube-proxy report another version; it changes nothing here.
+    """
+    if asked != "raw" and asked.startswith("v"):
+        return
+    if asked not in {"raw", "true", "false"}:
+        raise UsageError(f"--version={asked!r}: write --version, or leave it out")
+    if asked != "false":
+        sys.stdout.write(f"svcproxy {__version__}\n")
+        raise SystemExit(0)
 
 
 def _dashed(argument: str) -> str:
@@ -194,11 +128,9 @@ def _complaint(rest: Sequence[str]) -> str:
         return f"unexpected argument {rest[0]!r}; every setting is a flag, see --help"
     spelled = flag.partition("=")[0]
     name = spelled.lstrip("-")
-    if name in UNSUPPORTED:
-        return f"--{name} is not supported in this version yet; leave it out"
-    if name in _FLAGS:
+    if name in FLAGS:
         return f"unknown flag {spelled}; did you mean --{name}?"
-    near = difflib.get_close_matches(name, [*_FLAGS, "help", "version"], n=1)
+    near = difflib.get_close_matches(name, [*FLAGS, "help", "version"], n=1)
     return f"unknown flag {spelled}; " + (f"did you mean --{near[0]}?" if near else "see --help")
 
 
@@ -209,23 +141,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 after an orderly stop, 1 when it could not start, 2 for a wrong command line.
     """
     try:
-        config = parse(sys.argv[1:] if argv is None else argv, os.environ)
+        loaded = read(sys.argv[1:] if argv is None else argv, os.environ)
     except UsageError as error:
         return _fail(str(error), code=2)
     except ConfigError as error:
         return _fail(*error.problems)
     except SystemExit as done:
         return int(done.code or 0)
-    return _run(config)
+    return _run(loaded)
 
 
-def _run(config: Config) -> int:
+def _run(loaded: Loaded) -> int:
     from svcproxy import daemon  # noqa: PLC0415 - brings in everything, --help does not need it
     from svcproxy.kube.source import SourceError  # noqa: PLC0415
     from svcproxy.observe.http import BindError  # noqa: PLC0415
 
     try:
-        return daemon.run(config)
+        return daemon.run(loaded.config, loaded.warnings)
     except ConfigError as error:
         return _fail(*error.problems)
     except (daemon.StartupError, SourceError, BindError) as error:

@@ -42,8 +42,12 @@ class StartupError(Exception):
     """The daemon cannot start; the message is one line that names the remedy."""
 
 
-def run(config: Config) -> int:
+def run(config: Config, warnings: Sequence[str] = ()) -> int:
     """Run until SIGTERM or SIGINT, and leave the kernel's rules in place.
+
+    Args:
+        config: what to do.
+        warnings: what the operator should know of the settings, a line each; it is logged.
 
     Returns:
         0 after an orderly stop.
@@ -55,6 +59,8 @@ def run(config: Config) -> int:
     # looks at them again and again while they are loaded, a fifth of a cold start.
     gc.set_threshold(100_000, 50, 100)
     logging.configure(config.logging_format, config.verbosity)
+    for warning in warnings:
+        log.warning("settings", note=warning)
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -92,7 +98,7 @@ def _start(config: Config, node_name: str, running: _Running) -> None:
     source, events = _source(config, node_name)
     metrics = Metrics()
     health = HealthState(
-        sync_period=config.iptables_sync_period,
+        sync_period=config.sync_period,
         clock=time.monotonic,
         wall=time.time,
         needs_node=config.manifests is None,
@@ -160,7 +166,7 @@ def _loop(shared: _Shared, backend: AnyBackend) -> FamilyLoop[Any, Any]:
     return FamilyLoop(
         backend,
         DesiredState(family, shared.node_name),
-        Schedule(config.iptables_min_sync_period, config.iptables_sync_period),
+        Schedule(config.min_sync_period, config.sync_period),
         Reporter(family, shared.metrics, shared.health, shared.events),
         followers=(
             flow_cleaner(StaleFlows(family), family, shared.metrics),

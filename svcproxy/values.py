@@ -110,19 +110,36 @@ def parse_bind(text: str, default_port: int) -> Bind | None:
     remedy = f'write for example 127.0.0.1:{default_port}, [::]:{default_port}, or "" to disable'
     host, port = text, str(default_port)
     try:
-        ipaddress.ip_address(text)
+        ipaddress.ip_address(_without_leading_zeros(text))
     except ValueError:
         match = re.fullmatch(r"(?:\[([^\]]*)\]|([^:]*)):([0-9]+)", text)
         if match is None:
             raise ValueError(f"not an IP address and port; {remedy}") from None
         host, port = match[1] or match[2] or "", match[3]
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(_without_leading_zeros(host))
     except ValueError:
         raise ValueError(f"{host!r} is not an IP address; {remedy}") from None
     if not 1 <= int(port) <= 65535:
         raise ValueError("the port must be from 1 to 65535")
     return Bind(str(address), int(port))
+
+
+def parse_ip(text: str) -> str:
+    """Read an IP address into its canonical form.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return str(ipaddress.ip_address(_without_leading_zeros(text)))
+    except ValueError:
+        raise ValueError("not an IP address; write for example 0.0.0.0 or ::") from None
+
+
+def _without_leading_zeros(text: str) -> str:
+    """Make ``010.0.0.1`` mean 10.0.0.1, as Kubernetes does (k8s.io/utils/net, ParseIPSloppy)."""
+    return text if ":" in text else re.sub(r"(^|\.)0+(?=[0-9])", r"\1", text)
 
 
 def cidr_family(cidr: str) -> IPFamily:
@@ -150,7 +167,7 @@ def parse_cidr(text: str) -> str:
     if "/" not in text:  # ipaddress would take a bare address, Go does not
         raise ValueError(problem)
     try:
-        return str(ipaddress.ip_network(text, strict=False))
+        return str(ipaddress.ip_network(_without_leading_zeros(text), strict=False))
     except ValueError:
         raise ValueError(problem) from None
 
@@ -189,6 +206,29 @@ def parse_integer(low: int, high: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def parse_float(text: str) -> float:
+    """Read a decimal number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?", text):
+        raise ValueError("not a number; write for example 5 or 0.5")
+    return float(text)
+
+
+def parse_timeout(text: str) -> float:
+    """Read a duration that is not negative, in seconds.
+
+    Raises:
+        ValueError: it is negative, or no duration.
+    """
+    seconds = parse_duration(text)
+    if seconds < 0:
+        raise ValueError("must not be negative; 0s leaves the kernel's value alone")
+    return seconds
 
 
 def parse_interface(longest: int) -> Callable[[str], str]:
@@ -249,12 +289,52 @@ def parse_hostname(text: str) -> str | None:
     return text.strip().lower() or None
 
 
-def parse_profiling(text: str) -> bool:
-    """Accept only that profiling is off.
+_SCHEDULERS = (
+    *("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh"),
+    *("sed", "nq", "fo", "ovf", "mh", "twos"),
+)
+
+
+def parse_scheduler(text: str) -> str:
+    """Read the name of an IPVS scheduler of the kernel (net/netfilter/ipvs of Linux 6.12).
 
     Raises:
-        ValueError: it is asked for.
+        ValueError: the kernel has none of this name.
     """
-    if parse_bool(text):
-        raise ValueError("profiling is not available in this version; leave the flag out")
-    return False
+    if text and text not in _SCHEDULERS:
+        raise ValueError(f"unknown; choose one of: {', '.join(_SCHEDULERS)}")
+    return text
+
+
+def parse_vmodule(text: str) -> tuple[tuple[str, int], ...]:
+    """Read a list of ``pattern=N``.
+
+    Raises:
+        ValueError: an entry is none.
+    """
+    items = []
+    for entry in text.split(",") if text else ():
+        pattern, _, level = entry.partition("=")
+        if not (pattern and re.fullmatch(r"[0-9]{1,9}", level)):
+            raise ValueError("not a list of PATTERN=NUMBER")
+        items.append((pattern, int(level)))
+    return tuple(items)
+
+
+_QUANTITY = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+|[KMGTPE]i|[numkMGTPE]|)")
+
+
+def parse_quantity(text: str) -> str:
+    """Read a Kubernetes quantity such as ``64Ki`` and return it as it is.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not _QUANTITY.fullmatch(text):
+        raise ValueError("not a quantity; write for example 0, 512, 1k or 64Ki")
+    return text
+
+
+def parse_text(text: str) -> str | None:
+    """Read any text; the empty one means that nothing was given."""
+    return text or None

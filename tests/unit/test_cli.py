@@ -1,15 +1,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 import pytest
 
 import svcproxy
-from svcproxy import cli
-from svcproxy.cli import GROUPS, UNSUPPORTED, UsageError, main, parse
-from svcproxy.config import SETTINGS, Config, ConfigError, LogFormat
+from svcproxy.cli import UsageError, main, parse, read
+from svcproxy.config import FLAGS, Config, ConfigError, Loaded, LogFormat, default_of
 from svcproxy.kube.source import SourceError
 from svcproxy.observe.http import BindError
 from svcproxy.values import Bind
@@ -27,10 +26,12 @@ class FakeDaemon(ModuleType):
     def __init__(self) -> None:
         super().__init__("svcproxy.daemon")
         self.configs: list[Config] = []
+        self.warnings: tuple[str, ...] = ()
         self.result: int | Exception = 0
 
-    def run(self, config: Config) -> int:
+    def run(self, config: Config, warnings: Sequence[str] = ()) -> int:
         self.configs.append(config)
+        self.warnings = tuple(warnings)
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
@@ -137,12 +138,6 @@ def test_a_missing_value() -> None:
     assert "expected one argument" in usage("--kubeconfig")
 
 
-@pytest.mark.parametrize("name", sorted(UNSUPPORTED))
-def test_flags_of_kube_proxy_that_would_do_nothing_are_refused(name: str) -> None:
-    for argv in ([f"--{name}=1"], [f"--{name}", "1"], ["--v=1", f"--{name}"]):
-        assert usage(*argv) == f"--{name} is not supported in this version yet; leave it out"
-
-
 def test_no_source_names_the_three_ways() -> None:
     for environ in ({}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}):
         with pytest.raises(ConfigError) as caught:
@@ -152,22 +147,21 @@ def test_no_source_names_the_three_ways() -> None:
     assert parse(["--master=http://10.0.0.1"], {}).master == "http://10.0.0.1"
 
 
-def test_help_and_settings_agree() -> None:
-    flags = [flag for flags in GROUPS.values() for flag in flags]
-    assert sorted(flag.name for flag in flags) == sorted(SETTINGS)
-    assert not {flag.name for flag in flags} & UNSUPPORTED
-    booleans = {flag.name for flag in flags if not flag.placeholder}
-    assert booleans == {
-        name
-        for name, setting in SETTINGS.items()
-        if isinstance(getattr(Config(), setting.field), bool)
+def test_flags_that_stand_alone_are_the_boolean_ones() -> None:
+    of_fields = {
+        name: isinstance(getattr(Config(), flag.setting.fields[0]), bool)
+        for name, flag in FLAGS.items()
+        if flag.setting.fields
+    }
+    assert {name for name, boolean in of_fields.items() if boolean} == {
+        name for name in of_fields if not FLAGS[name].placeholder
     }
 
 
 def test_defaults_shown_read_back_to_the_defaults() -> None:
-    shown = [f"--{name}={text}" for name in SETTINGS if (text := cli._default(name))]
-    assert len(shown) > 10
-    assert parse(shown, POD) == Config()
+    shown = [f"--{name}={text}" for name in FLAGS if (text := default_of(FLAGS[name]))]
+    assert len(shown) > 40
+    assert read(shown, POD) == Loaded(Config())
 
 
 def test_main_runs_the_daemon(daemon: FakeDaemon) -> None:
@@ -194,7 +188,7 @@ def test_a_fault_of_ours_keeps_its_traceback(daemon: FakeDaemon) -> None:
 def test_wrong_values_end_with_1_and_a_line_each(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--v=x", "--proxy-mode=ipvs"]) == 1
+    assert main(["--v=x", "--proxy-mode=userspace"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("svcproxy: -") for line in lines)
@@ -202,21 +196,35 @@ def test_wrong_values_end_with_1_and_a_line_each(
 
 
 def test_wrong_usage_ends_with_2(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--ipvs-scheduler", "rr"]) == 2
-    assert capsys.readouterr().err == (
-        "svcproxy: --ipvs-scheduler is not supported in this version yet; leave it out\n"
+    assert main(["--hostname", "n1"]) == 2
+    assert capsys.readouterr().err.startswith("svcproxy: unknown flag --hostname; did you mean")
+
+
+def test_the_daemon_is_told_the_warnings(daemon: FakeDaemon) -> None:
+    argv = ["--manifests=/m", "--source-vip=10.0.0.1", "--healthz-port=10256", "--profiling"]
+    assert main([*argv, "--vmodule=proxier=4", "--profiling=false"]) == 0
+    assert daemon.warnings == (
+        "--healthz-port=10256: deprecated; use --healthz-bind-address",
+        "--vmodule=proxier=4: there are no Go files; ignored, use -v",
+        "--source-vip=10.0.0.1: means something on Windows only; ignored",
     )
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
+@pytest.mark.parametrize("flag", ["--version", "--version=true", "--version=raw"])
+def test_version(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    assert main([flag]) == 0
     assert capsys.readouterr().out == f"svcproxy {svcproxy.__version__}\n"
+
+
+def test_a_version_to_report_is_no_question() -> None:
+    assert parse(["--version=v1.36.2"], POD) == parse(["--version=false"], POD) == Config()
+    assert "--version='x'" in usage("--version=x")
 
 
 def test_help_tells_every_flag_in_short_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"--{name}" in shown for name in SETTINGS)
+    assert all(f"--{name}" in shown for name in FLAGS)
     assert all(len(line) <= 100 for line in shown.splitlines())
     assert "(30s)" in shown
     assert "(127.0.0.1:10249)" in shown

@@ -3,13 +3,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svcproxy.config import (
-    SETTINGS,
+    FLAGS,
     Config,
     ConfigError,
     IptablesVariant,
+    Loaded,
     LocalMode,
     LogFormat,
     ProxyMode,
+    default_of,
     from_settings,
 )
 from svcproxy.model.names import IPFamily
@@ -23,9 +25,17 @@ from svcproxy.values import (
 )
 
 
+def load(**settings: str) -> Loaded:
+    return from_settings({name.replace("_", "-"): text for name, text in settings.items()})
+
+
+def config(**settings: str) -> Config:
+    return load(**settings).config
+
+
 def problems(**settings: str) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
-        from_settings({name.replace("_", "-"): text for name, text in settings.items()})
+        load(**settings)
     return caught.value.problems
 
 
@@ -176,74 +186,212 @@ def test_neither_true_nor_false(text: str) -> None:
         parse_bool(text)
 
 
+# What `kube-proxy --help` of 1.36.2 prints behind its flags; those without a default are left out
+KUBE_PROXY_DEFAULTS = {
+    "config-sync-period": "15m0s",
+    "conntrack-max-per-core": "32768",
+    "conntrack-min": "131072",
+    "conntrack-tcp-timeout-close-wait": "1h0m0s",
+    "conntrack-tcp-timeout-established": "24h0m0s",
+    "bind-address": "0.0.0.0",
+    "healthz-bind-address": "0.0.0.0:10256",
+    "iptables-localhost-nodeports": "true",
+    "iptables-masquerade-bit": "14",
+    "iptables-min-sync-period": "1s",
+    "iptables-sync-period": "30s",
+    "ipvs-min-sync-period": "1s",
+    "ipvs-sync-period": "30s",
+    "kube-api-burst": "10",
+    "kube-api-content-type": "application/vnd.kubernetes.protobuf",
+    "kube-api-qps": "5",
+    "log-flush-frequency": "5s",
+    "logging-format": "text",
+    "metrics-bind-address": "127.0.0.1:10249",
+    "oom-score-adj": "-999",
+}
+OUR_DEFAULTS = {
+    # kube-proxy takes the mode and the detector that are written out here where the flag is empty
+    "proxy-mode": "iptables",
+    "detect-local-mode": "ClusterCIDR",
+    "svcproxy-iptables-variant": "auto",
+    # The empty values of their types, which kube-proxy does not print
+    "v": "0",
+    "log-text-info-buffer-size": "0",
+    "log-json-info-buffer-size": "0",
+    **dict.fromkeys(
+        (
+            *("conntrack-udp-timeout", "conntrack-udp-timeout-stream"),
+            *("ipvs-tcp-timeout", "ipvs-tcpfin-timeout", "ipvs-udp-timeout"),
+            "svcproxy-ipvs-graceful-termination-limit",
+        ),
+        "0s",
+    ),
+}
+
+
 def test_defaults_are_those_of_kube_proxy() -> None:
-    assert from_settings({}) == Config() == Config(
-        proxy_mode=ProxyMode.IPTABLES,
-        detect_local_mode=LocalMode.CLUSTER_CIDR,
-        masquerade_all=False,
-        masquerade_bit=14,
-        iptables_sync_period=30.0,
+    assert load() == Loaded(Config())
+    shown = {name: default_of(flag) for name, flag in FLAGS.items()}
+    assert {name: text for name, text in shown.items() if text not in {"", "false"}} == {
+        **KUBE_PROXY_DEFAULTS,
+        **OUR_DEFAULTS,
+    }
+
+
+# A value for each flag that is not its default
+OTHER_VALUES = {
+    "proxy-mode": ("nftables", ProxyMode.NFTABLES),
+    "kubeconfig": ("/etc/kubeconfig", "/etc/kubeconfig"),
+    "master": ("https://10.0.0.1:6443", "https://10.0.0.1:6443"),
+    "manifests": ("/m", "/m"),
+    "hostname-override": (" Node-1 ", "node-1"),
+    "bind-address": ("FD00:0::1", "fd00::1"),
+    "kube-api-content-type": ("application/json", "application/json"),
+    "kube-api-qps": ("0.5", 0.5),
+    "kube-api-burst": ("0", 0),
+    "config-sync-period": ("1h", 3600.0),
+    "cluster-cidr": ("010.244.0.0/16,fd00:244::/56", ("10.244.0.0/16", "fd00:244::/56")),
+    "detect-local-mode": ("NodeCIDR", LocalMode.NODE_CIDR),
+    "pod-bridge-interface": ("cni0", "cni0"),
+    "pod-interface-name-prefix": ("veth", "veth"),
+    "masquerade-all": ("true", True),
+    "nodeport-addresses": ("192.168.0.0/16", ("192.168.0.0/16",)),
+    "iptables-masquerade-bit": ("31", 31),
+    "iptables-localhost-nodeports": ("false", False),
+    "iptables-sync-period": ("1m", 60.0),
+    "iptables-min-sync-period": ("0", 0.0),
+    "svcproxy-iptables-variant": ("legacy", IptablesVariant.LEGACY),
+    "ipvs-sync-period": ("10s", 10.0),
+    "ipvs-min-sync-period": ("0s", 0.0),
+    "ipvs-scheduler": ("rr", "rr"),
+    "ipvs-exclude-cidrs": ("10.1.0.0/16,10.2.0.0/16", ("10.1.0.0/16", "10.2.0.0/16")),
+    "ipvs-strict-arp": ("true", True),
+    "ipvs-tcp-timeout": ("15m", 900.0),
+    "ipvs-tcpfin-timeout": ("1m30s", 90.0),
+    "ipvs-udp-timeout": ("500ms", 0.5),
+    "svcproxy-ipvs-graceful-termination-limit": ("2h", 7200.0),
+    "conntrack-max-per-core": ("0", 0),
+    "conntrack-min": ("1", 1),
+    "conntrack-tcp-timeout-established": ("0s", 0.0),
+    "conntrack-tcp-timeout-close-wait": ("10s", 10.0),
+    "conntrack-tcp-be-liberal": ("true", True),
+    "conntrack-udp-timeout": ("20s", 20.0),
+    "conntrack-udp-timeout-stream": ("3m", 180.0),
+    "healthz-bind-address": ("::", Bind("::", 10256)),
+    "metrics-bind-address": ("", None),
+    "bind-address-hard-fail": ("true", True),
+    "profiling": ("true", True),
+    "show-hidden-metrics-for-version": ("1.35", "1.35"),
+    "v": ("4", 4),
+    "vmodule": ("proxier=4,s*=5", (("proxier", 4), ("s*", 5))),
+    "logging-format": ("json", LogFormat.JSON),
+    "log-flush-frequency": ("1s", 1.0),
+    "log-text-split-stream": ("true", True),
+    "log-text-info-buffer-size": ("64Ki", "64Ki"),
+    "log-json-split-stream": ("true", True),
+    "log-json-info-buffer-size": ("1.5M", "1.5M"),
+    "cleanup": ("true", True),
+    "init-only": ("true", True),
+    "oom-score-adj": ("-1000", -1000),
+    "feature-gates": ("A=true,B=false", (("A", True), ("B", False))),
+}
+
+
+@pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if flag.setting.fields])
+def test_a_flag_reaches_its_fields_and_no_others(name: str) -> None:
+    text, value = OTHER_VALUES[name]
+    fields = FLAGS[name].setting.fields
+    found = from_settings({name: text}).config
+    assert {
+        field for field in Config.__slots__ if getattr(found, field) != getattr(Config(), field)
+    } == set(fields)
+    assert all(getattr(found, field) == value for field in fields)
+
+
+def test_every_field_has_a_flag_unless_it_is_of_the_file_only() -> None:
+    filled = {field for flag in FLAGS.values() for field in flag.setting.fields}
+    assert set(Config.__slots__) - filled == {
+        "config",
+        "write_config_to",
+        "kube_api_accept_content_types",
+        "nftables_masquerade_bit",
+    }
+
+
+@pytest.mark.parametrize(
+    ("mode", "present"),
+    [
+        (ProxyMode.IPTABLES, (2.0, 1.0, 3, True)),
+        (ProxyMode.NFTABLES, (20.0, 10.0, 30, False)),
+        # IPVS masquerades by the rules of iptables, so it takes those settings, as in kube-proxy
+        (ProxyMode.IPVS, (200.0, 100.0, 3, True)),
+    ],
+)
+def test_settings_of_the_present_mode(
+    mode: ProxyMode, present: tuple[float, float, int, bool]
+) -> None:
+    chosen = Config(
+        proxy_mode=mode,
+        iptables_sync_period=2.0,
         iptables_min_sync_period=1.0,
-        iptables_localhost_nodeports=True,
-        metrics_bind_address=Bind("127.0.0.1", 10249),
-        healthz_bind_address=Bind("0.0.0.0", 10256),
-        config_sync_period=900.0,
-        verbosity=0,
-        logging_format=LogFormat.TEXT,
-    )  # fmt: skip
-
-
-def test_every_setting_reaches_its_field() -> None:
-    assert from_settings(
-        {
-            "proxy-mode": "",
-            "kubeconfig": "/etc/kubeconfig",
-            "master": "https://10.0.0.1:6443",
-            "hostname-override": " Node-1 ",
-            "cluster-cidr": "10.244.0.0/16,fd00:244::/56",
-            "detect-local-mode": "NodeCIDR",
-            "masquerade-all": "true",
-            "iptables-masquerade-bit": "31",
-            "iptables-sync-period": "1m",
-            "iptables-min-sync-period": "0",
-            "iptables-localhost-nodeports": "false",
-            "svcproxy-iptables-variant": "legacy",
-            "nodeport-addresses": "192.168.0.0/16",
-            "metrics-bind-address": "",
-            "healthz-bind-address": "::",
-            "bind-address-hard-fail": "true",
-            "config-sync-period": "1h",
-            "profiling": "false",
-            "v": "4",
-            "logging-format": "json",
-            "feature-gates": "A=true,B=false",
-        }
-    ) == Config(
-        kubeconfig="/etc/kubeconfig",
-        master="https://10.0.0.1:6443",
-        hostname_override="node-1",
-        cluster_cidrs=("10.244.0.0/16", "fd00:244::/56"),
-        detect_local_mode=LocalMode.NODE_CIDR,
-        masquerade_all=True,
-        masquerade_bit=31,
-        iptables_sync_period=60.0,
-        iptables_min_sync_period=0.0,
-        iptables_localhost_nodeports=False,
-        iptables_variant=IptablesVariant.LEGACY,
-        nodeport_addresses=("192.168.0.0/16",),
-        metrics_bind_address=None,
-        healthz_bind_address=Bind("::", 10256),
-        bind_address_hard_fail=True,
-        config_sync_period=3600.0,
-        verbosity=4,
-        logging_format=LogFormat.JSON,
-        feature_gates=(("A", True), ("B", False)),
+        iptables_masquerade_bit=3,
+        iptables_masquerade_all=True,
+        nftables_sync_period=20.0,
+        nftables_min_sync_period=10.0,
+        nftables_masquerade_bit=30,
+        ipvs_sync_period=200.0,
+        ipvs_min_sync_period=100.0,
     )
-    assert from_settings({"manifests": "/m"}).manifests == "/m"
+    assert present == (
+        chosen.sync_period,
+        chosen.min_sync_period,
+        chosen.masquerade_bit,
+        chosen.masquerade_all,
+    )
 
 
-def test_every_field_has_a_setting() -> None:
-    assert sorted(setting.field for setting in SETTINGS.values()) == sorted(Config.__slots__)
+@pytest.mark.parametrize(
+    ("settings", "bind"),
+    [
+        # An address without a port takes the port of the old flag, one with a port does not
+        ({"healthz-port": "1234"}, "0.0.0.0:10256"),
+        ({"healthz-port": "1234", "healthz-bind-address": "10.0.0.1"}, "10.0.0.1:1234"),
+        ({"healthz-port": "1234", "healthz-bind-address": "10.0.0.1:1"}, "10.0.0.1:1"),
+        ({"healthz-port": "0", "healthz-bind-address": "10.0.0.1:1"}, "None"),
+        ({"healthz-port": "0"}, "None"),
+    ],
+)
+def test_deprecated_ports(settings: dict[str, str], bind: str) -> None:
+    loaded = from_settings(settings)
+    assert str(loaded.config.healthz_bind_address) == bind
+    (warning,) = loaded.warnings
+    assert warning.endswith("deprecated; use --healthz-bind-address")
+
+
+def test_a_bad_port_is_told_once() -> None:
+    assert problems(metrics_port="65536") == (
+        "--metrics-port=65536: not a whole number from 0 to 65535",
+    )
+    assert len(problems(metrics_port="1", metrics_bind_address="x")) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"ipvs_scheduler": "fastest"}, "ipvs-scheduler"),
+        ({"ipvs_exclude_cidrs": "10.0.0.1"}, "ipvs-exclude-cidrs"),
+        ({"cluster_cidr": "10.0.0.0", "detect_local_mode": "NodeCIDR"}, "cluster-cidr"),
+        ({"pod_bridge_interface": "a b"}, "pod-bridge-interface"),
+        ({"pod_interface_name_prefix": "a b"}, "pod-interface-name-prefix"),
+    ],
+)
+def test_what_is_not_used_may_be_wrong(settings: dict[str, str], name: str) -> None:
+    loaded = load(**settings)
+    (warning,) = loaded.warnings
+    assert warning.startswith(f"--{name}=")
+    assert warning.endswith("so it is ignored)")
+    (field,) = FLAGS[name].setting.fields
+    assert getattr(loaded.config, field) == getattr(Config(), field)
 
 
 def test_cluster_cidr_by_family() -> None:
@@ -258,17 +406,17 @@ def test_nodeport_addresses_by_family() -> None:
     assert ranges.nodeport_cidrs(IPFamily.IPV4) == ("10.0.0.0/8", "192.168.0.0/16")
     assert ranges.nodeport_cidrs(IPFamily.IPV6) == ("fd00::/48",)
     assert not ranges.nodeport_primary
-    primary = from_settings({"nodeport-addresses": "primary"})
+    primary = config(nodeport_addresses="primary")
     assert primary.nodeport_primary
     assert primary.nodeport_cidrs(IPFamily.IPV4) == ()
 
 
 def test_all_problems_are_told_at_once_one_line_each() -> None:
     found = problems(
-        proxy_mode="ipvs", iptables_sync_period="5", v="-1", master="http://x", manifests="/m"
+        proxy_mode="userspace", iptables_sync_period="5", v="-1", master="http://x", manifests="/m"
     )
     assert found == (
-        "--proxy-mode=ipvs: not available in this version; choose one of: iptables, nftables",
+        "--proxy-mode=userspace: unknown; choose one of: iptables, nftables",
         "--iptables-sync-period=5: not a duration; write for example 30s, 1m30s or 100ms",
         "-v=-1: not a whole number from 0 to 2147483647",
         "--master=http://x: contradicts --manifests; leave one of the two out",
@@ -279,7 +427,6 @@ def test_all_problems_are_told_at_once_one_line_each() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("proxy-mode", "ipvs", "not available in this version"),
         ("proxy-mode", "userspace", "unknown; choose one of: iptables"),
         ("detect-local-mode", "BridgeInterface", "needs --pod-bridge-interface"),
         ("detect-local-mode", "clustercidr", "unknown; choose one of: ClusterCIDR, NodeCIDR"),
@@ -299,7 +446,13 @@ def test_all_problems_are_told_at_once_one_line_each() -> None:
         ("iptables-min-sync-period", "-1s", "must not be negative"),
         ("iptables-min-sync-period", "31s", "longer than --iptables-sync-period=30s"),
         ("config-sync-period", "0", "must be longer than 0s"),
-        ("profiling", "true", "not available in this version"),
+        ("bind-address", "localhost", "not an IP address"),
+        ("kube-api-qps", "many", "not a number"),
+        ("ipvs-tcp-timeout", "-1s", "must not be negative"),
+        ("ipvs-strict-arp", "maybe", "write true or false"),
+        ("log-flush-frequency", "0s", "must be longer than 0s"),
+        ("log-text-info-buffer-size", "much", "not a quantity"),
+        ("vmodule", "proxier", "not a list of PATTERN=NUMBER"),
         ("feature-gates", "A", "not a list of"),
         ("feature-gates", "A=x", "write true or false"),
     ],
