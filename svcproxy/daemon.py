@@ -16,7 +16,7 @@ from svcproxy import __version__
 from svcproxy.backends.base import BackendError, BackendUnavailable
 from svcproxy.config import Config
 from svcproxy.conntrack.cleaner import StaleFlows
-from svcproxy.kube.events import EventRecorder, KubernetesEvents, LogOnly
+from svcproxy.kube.recorder import EventRecorder, LogOnly
 from svcproxy.kube.source import Source
 from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import Node
@@ -200,6 +200,7 @@ def _source(config: Config, node_name: str) -> tuple[Source, EventRecorder]:
         return ManifestSource(Path(config.manifests), node_name), LogOnly()
     from svcproxy.kube.api import KubernetesSource  # noqa: PLC0415
     from svcproxy.kube.credentials import ConnectionSettings  # noqa: PLC0415
+    from svcproxy.kube.events import KubernetesEvents  # noqa: PLC0415
 
     settings = ConnectionSettings(kubeconfig=config.kubeconfig or "", master=config.master or "")
     return KubernetesSource(settings, node_name), KubernetesEvents(settings, node_name)

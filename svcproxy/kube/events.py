@@ -8,7 +8,7 @@ Goals:
 3. Every node says the same of a conflict between Services. An Event's name is derived from what
    it says and the time, so that the API server takes the first one and refuses its copies.
 
-The format is that of kube-proxy's recorder (client-go's tools/events), and so is the name of the
+The interface is ``recorder.EventRecorder``. The format is that of kube-proxy's recorder (client-go's tools/events), and so is the name of the
 reporting controller, by which people look for these Events; the instance tells who it really is.
 """
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from http import HTTPStatus
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -43,78 +43,6 @@ _NAME_BYTES = 253
 # Events about objects outside of namespaces live here.
 _CLUSTER_NAMESPACE = "default"
 _STOP_SECONDS = 1.0
-
-
-class EventRecorder(Protocol):
-    """Tells the users of the cluster what happened; every call is cheap and never fails."""
-
-    def service(
-        self,
-        name: NamespacedName,
-        reason: str,
-        note: str,
-        *,
-        warning: bool = True,
-        action: str = "Sync",
-    ) -> None:
-        """Say something about a Service.
-
-        A note that holds for one node only has to name that node: the same note about the same
-        Service counts as one Event, whichever node says it.
-
-        Args:
-            name: the Service.
-            reason: why, in one CamelCase word for machines.
-            note: the sentence for people.
-            warning: whether it is a Warning; otherwise it is Normal.
-            action: what was tried, in one CamelCase word.
-        """
-
-    def node(
-        self, reason: str, note: str, *, warning: bool = False, action: str = "StartKubeProxy"
-    ) -> None:
-        """Say something about this node; the arguments are as for ``service``."""
-
-    def stop(self) -> None:
-        """Send nothing any more, and wait at most a second for what is under way."""
-
-
-class LogOnly:
-    """An ``EventRecorder`` for when no API server is followed: Events become log lines."""
-
-    def service(
-        self,
-        name: NamespacedName,
-        reason: str,
-        note: str,
-        *,
-        warning: bool = True,
-        action: str = "Sync",
-    ) -> None:
-        """Log what happened to a Service."""
-        _log_event("Service", str(name), reason, note, warning=warning, action=action)
-
-    def node(
-        self, reason: str, note: str, *, warning: bool = False, action: str = "StartKubeProxy"
-    ) -> None:
-        """Log what happened to this node."""
-        _log_event("Node", "", reason, note, warning=warning, action=action)
-
-    def stop(self) -> None:
-        """Do nothing: nothing is under way."""
-
-
-def _log_event(kind: str, name: str, reason: str, note: str, *, warning: bool, action: str) -> None:
-    say = _log.info if warning else _log.debug
-    say(
-        "event",
-        kind=kind,
-        name=name,
-        reason=reason,
-        note=note,
-        type="Warning" if warning else "Normal",
-        action=action,
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import structlog
 
 from svcproxy.backends.base import Outcome
-from svcproxy.kube.events import EventRecorder
+from svcproxy.kube.recorder import EventRecorder
 from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.serviceport import FrontendKind, ServicePort, Verdict
 from svcproxy.observe.health import HealthState

@@ -12,7 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from svcproxy.kube.credentials import ConnectionSettings
-from svcproxy.kube.events import EventLimits, EventRecorder, KubernetesEvents, LogOnly
+from svcproxy.kube.events import EventLimits, KubernetesEvents
+from svcproxy.kube.recorder import EventRecorder, LogOnly
 from svcproxy.model.names import NamespacedName
 
 WEB = NamespacedName("shop", "web")

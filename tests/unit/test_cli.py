@@ -239,6 +239,11 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_the_daemon_loads_the_kubernetes_client_only_for_an_api_server() -> None:
+    script = "import sys, svcproxy.daemon; sys.exit('kubernetes' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "svcproxy", "--no-such-flag"],

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from svcproxy.backends.base import Backend, BackendError, Desired, Outcome
-from svcproxy.kube.events import LogOnly
+from svcproxy.kube.recorder import LogOnly
 from svcproxy.model.names import IPFamily, Kind, NamespacedName, Protocol
 from svcproxy.model.objects import EndpointSlice, Node, Service, ServicePortSpec
 from svcproxy.observe.health import HealthState
