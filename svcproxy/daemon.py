@@ -20,7 +20,7 @@ from svcproxy.kube.recorder import EventRecorder, LogOnly
 from svcproxy.kube.source import Source
 from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import Node
-from svcproxy.modes import AnyBackend, Mode, is_of, make_mode
+from svcproxy.modes import AnyBackend, Mode, followed_kinds, is_of, make_mode
 from svcproxy.observe import log as logging
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.http import HealthServer, MetricsServer
@@ -172,6 +172,7 @@ def _loop(shared: _Shared, backend: AnyBackend) -> FamilyLoop[Any, Any]:
             flow_cleaner(StaleFlows(family), family, shared.metrics),
             health_checks(servers, partial(_health_check_addresses, config, family)),
         ),
+        kinds=followed_kinds(config.proxy_mode),
     )
 
 
@@ -203,4 +204,5 @@ def _source(config: Config, node_name: str) -> tuple[Source, EventRecorder]:
     from svcproxy.kube.events import KubernetesEvents  # noqa: PLC0415
 
     settings = ConnectionSettings(kubeconfig=config.kubeconfig or "", master=config.master or "")
-    return KubernetesSource(settings, node_name), KubernetesEvents(settings, node_name)
+    kinds = followed_kinds(config.proxy_mode)
+    return KubernetesSource(settings, node_name, kinds), KubernetesEvents(settings, node_name)

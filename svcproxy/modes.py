@@ -12,7 +12,7 @@ import structlog
 from svcproxy.backends.base import Backend, BackendUnavailable
 from svcproxy.backends.settings import LocalTraffic, Settings
 from svcproxy.config import Config, IptablesVariant, LocalMode, ProxyMode
-from svcproxy.model.names import IPFamily
+from svcproxy.model.names import REQUIRED_KINDS, IPFamily, Kind
 from svcproxy.model.objects import Node
 
 AnyBackend = Backend[Any, Any]
@@ -42,6 +42,17 @@ class Mode(NamedTuple):
 
     backends: Sequence[AnyBackend]
     watch: Callable[[OnForeign], Watcher] | None = None
+
+
+def followed_kinds(mode: ProxyMode) -> frozenset[Kind]:
+    """The kinds of objects that a mode follows.
+
+    ServiceCIDRs tell which cluster IPs nobody has. kube-proxy drops what is sent there in
+    nftables mode only.
+    """
+    if mode is ProxyMode.NFTABLES:
+        return REQUIRED_KINDS | {Kind.SERVICE_CIDR}
+    return REQUIRED_KINDS
 
 
 def make_mode(config: Config) -> Mode:

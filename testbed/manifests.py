@@ -150,6 +150,16 @@ def node(
     }
 
 
+def service_cidr(name: str, cidrs: Iterable[str]) -> Object:
+    """A ServiceCIDR, of either family or both."""
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": name},
+        "spec": {"cidrs": list(cidrs)},
+    }
+
+
 class ManifestFolder:
     """A folder with one manifest for each object, for the daemon's ``--manifests``."""
 

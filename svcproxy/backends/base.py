@@ -15,10 +15,15 @@ Plan = TypeVar("Plan")
 
 
 class Desired(msgspec.Struct, frozen=True):
-    """The whole desired state of one family, the input of a plan from scratch."""
+    """The whole desired state of one family, the input of a plan from scratch.
+
+    ``service_cidrs`` are the ranges that cluster IPs are taken from, for backends that drop what
+    is sent to those that nobody has.
+    """
 
     ports: Mapping[ServicePortName, ServicePort]
     node: Node | None
+    service_cidrs: tuple[str, ...] = ()
 
 
 class Outcome(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 """The Kubernetes API as a source of objects: one thread for each kind."""
 
 import time
+from collections.abc import Collection
 
 from svcproxy.kube.client import Client
 from svcproxy.kube.credentials import ConnectionSettings
@@ -8,13 +9,13 @@ from svcproxy.kube.follower import Follower
 from svcproxy.kube.parse import HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL
 from svcproxy.kube.reflector import Reflector, Selectors
 from svcproxy.kube.source import Sink
-from svcproxy.model.names import Kind
+from svcproxy.model.names import REQUIRED_KINDS, Kind
 
 _STOP_SECONDS = 1.0
 
 
 class KubernetesSource:
-    """Follows Services, EndpointSlices and one Node of an API server.
+    """Follows Services, EndpointSlices, one Node and perhaps ServiceCIDRs of an API server.
 
     An API server that cannot be reached is asked again and again and changes nothing; only what
     it says removes an object. What is asked for is what kube-proxy asks for
@@ -23,6 +24,8 @@ class KubernetesSource:
     Args:
         settings: where the API server is and how to prove who we are.
         node_name: the name of this node's Node object.
+        kinds: what to follow. Servers before Kubernetes 1.33 have no ServiceCIDRs; there, and
+            where the role does not allow to read them, the source goes on without.
         watch_list: whether to ask for initial states as streams (KEP-3157); servers that do not
             know them are found out.
         page_size: how many objects a page of a list holds.
@@ -32,12 +35,14 @@ class KubernetesSource:
         self,
         settings: ConnectionSettings,
         node_name: str,
+        kinds: Collection[Kind] = REQUIRED_KINDS,
         *,
         watch_list: bool = True,
         page_size: int = 500,
     ) -> None:
         self._settings = settings
         self._node_name = node_name
+        self._kinds = kinds
         self._watch_list = watch_list
         self._page_size = page_size
         self._client: Client | None = None
@@ -51,11 +56,16 @@ class KubernetesSource:
         """
         client = Client(self._settings)
         self._client = client
-        for kind, (path, selectors) in self._resources().items():
+        resources = self._resources()
+        for kind in sorted(self._kinds):
+            path, selectors = resources[kind]
             reflector = Reflector(
                 kind, selectors, page_size=self._page_size, watch_list=self._watch_list
             )
-            self._followers.append(Follower(kind, path, reflector, client, self._settings))
+            required = kind in REQUIRED_KINDS
+            self._followers.append(
+                Follower(kind, path, reflector, client, self._settings, required=required)
+            )
         for follower in self._followers:
             follower.start(sink)
 
@@ -87,4 +97,5 @@ class KubernetesSource:
                 Selectors(labels=f"!{HEADLESS_LABEL}"),
             ),
             Kind.NODE: ("/api/v1/nodes", Selectors(fields=f"metadata.name={self._node_name}")),
+            Kind.SERVICE_CIDR: ("/apis/networking.k8s.io/v1/servicecidrs", Selectors()),
         }

@@ -43,6 +43,8 @@ class Follower:
         reflector: decides what to ask and what the answers mean.
         client: sends the requests.
         settings: how long to wait for answers.
+        required: whether the daemon has to wait for these objects. Otherwise they count as synced
+            when the server does not give them, and are asked for on and on.
     """
 
     def __init__(
@@ -52,12 +54,16 @@ class Follower:
         reflector: Reflector,
         client: Client,
         settings: ConnectionSettings,
+        *,
+        required: bool = True,
     ) -> None:
         self._kind = kind
         self._path = path
         self._reflector = reflector
         self._client = client
         self._settings = settings
+        self._required = required
+        self._trouble = ""
         self._stopping = threading.Event()
         self._backoff = Backoff(random.uniform, longest=settings.backoff_seconds)
         self._hasty = 0
@@ -105,9 +111,11 @@ class Follower:
     def _attempt(self, sink: Sink, delivery: Delivery) -> Step:
         """Send one request and take its answer to the end."""
         request = self._reflector.request()
+        failed = True
         try:
             with self._send(request) as response:
                 output = self._answer(request, response, sink, delivery)
+            failed = output.step is Step.BACK_OFF
         except IdleError as error:
             output = self._reflector.broken(Cause.IDLE, str(error))
         except TransportError as error:
@@ -115,6 +123,8 @@ class Follower:
         except SourceError as error:
             output = self._reflector.broken(Cause.CUT, f"credentials: {error}")
         self._apply(output, sink, delivery)
+        if failed and not self._required:
+            self._sync(sink)
         return output.step
 
     def _send(self, request: Request) -> Response:
@@ -191,7 +201,7 @@ class Follower:
                 self._listed(effect, sink)
         if not self._stopping.is_set():
             if output.trouble:
-                _log.warning("watch.interrupted", kind=self._kind, reason=output.trouble)
+                self._complain(output.trouble)
             if output.restarted:
                 _log.info("watch.restarted", kind=self._kind, cause=output.restarted)
                 sink.restarted(self._kind, output.restarted)
@@ -199,6 +209,16 @@ class Follower:
 
     def _listed(self, listed: Listed, sink: Sink) -> None:
         _log.info("list.done", kind=self._kind, objects=listed.count)
+        self._trouble = ""
+        self._sync(sink)
+
+    def _sync(self, sink: Sink) -> None:
         if not self._synced:
             self._synced = True
             sink.synced(self._kind)
+
+    def _complain(self, trouble: str) -> None:
+        """Log what went wrong; what may be so for good, once."""
+        if self._required or trouble != self._trouble:
+            _log.warning("watch.interrupted", kind=self._kind, reason=trouble)
+        self._trouble = trouble

@@ -30,7 +30,9 @@ _VERSIONS = {
     Kind.SERVICE: "v1",
     Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1",
     Kind.NODE: "v1",
+    Kind.SERVICE_CIDR: "networking.k8s.io/v1",
 }
+_OF_THE_CLUSTER = frozenset({Kind.NODE, Kind.SERVICE_CIDR})
 _KINDS = {kind.value: kind for kind in Kind}
 
 
@@ -87,7 +89,7 @@ class _Document(msgspec.Struct):
 
 
 def read_manifest(origin: str, data: bytes) -> Manifest:
-    """Read the Services, EndpointSlices and Nodes of a manifest file.
+    """Read the Services, EndpointSlices, Nodes and ServiceCIDRs of a manifest file.
 
     Args:
         origin: the name of the file; it stands in problems, and ``.json`` decides the format.
@@ -160,7 +162,8 @@ class _Reader:
     def _take_object(self, document: _Document, kind: Kind) -> None:
         content = document.content
         metadata = content.get("metadata")
-        if kind is not Kind.NODE and isinstance(metadata, dict) and not metadata.get("namespace"):
+        namespaced = kind not in _OF_THE_CLUSTER
+        if namespaced and isinstance(metadata, dict) and not metadata.get("namespace"):
             content = {**content, "metadata": {**metadata, "namespace": "default"}}
         name = _name(content, kind)
         if name is not None and ((kind, name) in self.objects or (kind, name) in self.failed):
@@ -233,7 +236,7 @@ def _name(content: dict[str, Any], kind: Kind) -> NamespacedName | None:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
         return None
     namespace = metadata.get("namespace") or "default"
-    if kind is Kind.NODE:
+    if kind in _OF_THE_CLUSTER:
         namespace = ""
     return NamespacedName(str(namespace), metadata["name"])
 

@@ -41,7 +41,7 @@ class _File(msgspec.Struct):
 
 
 class ManifestSource:
-    """Delivers the Services, EndpointSlices and this node's Node of a folder.
+    """Delivers the Services, EndpointSlices, ServiceCIDRs and this node's Node of a folder.
 
     Of an object in two files, that of the first file by name counts. Node objects of other
     names are ignored; there need not be one at all.

@@ -19,12 +19,20 @@ from svcproxy.model.objects import (
     EndpointSlice,
     Node,
     Service,
+    ServiceCIDR,
     ServicePortSpec,
     SliceEndpoint,
     SlicePort,
 )
 
-__all__ = ["ParseError", "parse_endpoint_slice", "parse_node", "parse_object", "parse_service"]
+__all__ = [
+    "ParseError",
+    "parse_endpoint_slice",
+    "parse_node",
+    "parse_object",
+    "parse_service",
+    "parse_service_cidr",
+]
 
 SERVICE_PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
@@ -52,6 +60,8 @@ def parse_object(obj: wire.WireObject) -> ApiObject | None:
         return parse_endpoint_slice(obj)
     if isinstance(obj, wire.Service):
         return parse_service(obj)
+    if isinstance(obj, wire.ServiceCIDR):
+        return parse_service_cidr(obj)
     return parse_node(obj)
 
 
@@ -143,6 +153,18 @@ def parse_node(obj: wire.Node) -> Node:
         deleting=obj.metadata.deletion_timestamp is not None,
         taints=tuple(taint.key for taint in spec.taints or []),
     )
+
+
+def parse_service_cidr(obj: wire.ServiceCIDR) -> ServiceCIDR:
+    """Parse a ServiceCIDR. One that is being deleted still counts, as for kube-proxy.
+
+    Raises:
+        ParseError: the ServiceCIDR is malformed.
+    """
+    if not obj.metadata.name:
+        raise ParseError("metadata.name", "is missing")
+    cidrs = _cidrs(obj.spec.cidrs if obj.spec else None, "spec.cidrs")
+    return ServiceCIDR(NamespacedName("", obj.metadata.name), cidrs)
 
 
 def _namespaced(metadata: wire.ObjectMeta) -> NamespacedName:

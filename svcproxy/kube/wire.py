@@ -3,7 +3,7 @@
 Lists and watch events keep their objects as raw bytes, so that an object with a wrong type
 somewhere costs that object alone and never the list it stands in. Arrays and objects may be
 ``null`` wherever the API's Go types would take that. The types follow ``core/v1``,
-``discovery/v1`` and ``meta/v1``.
+``discovery/v1``, ``networking/v1`` and ``meta/v1``.
 """
 
 import re
@@ -190,7 +190,20 @@ class Node(Wire):
     status: NodeStatus | None = None
 
 
-WireObject = Service | EndpointSlice | Node
+class ServiceCIDRSpec(Wire):
+    """``spec`` of a ServiceCIDR."""
+
+    cidrs: list[str] | None = None
+
+
+class ServiceCIDR(Wire):
+    """A ServiceCIDR as the API sends it."""
+
+    metadata: ObjectMeta = msgspec.field(default_factory=ObjectMeta)
+    spec: ServiceCIDRSpec | None = None
+
+
+WireObject = Service | EndpointSlice | Node | ServiceCIDR
 
 
 class ListMeta(Wire):
@@ -240,10 +253,11 @@ class _Labelled(Wire):
     metadata: _Label = msgspec.field(default_factory=_Label)
 
 
-_TYPES: dict[Kind, type[Service] | type[EndpointSlice] | type[Node]] = {
+_TYPES: dict[Kind, type[WireObject]] = {
     Kind.SERVICE: Service,
     Kind.ENDPOINT_SLICE: EndpointSlice,
     Kind.NODE: Node,
+    Kind.SERVICE_CIDR: ServiceCIDR,
 }
 _DECODERS: dict[Kind, msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()

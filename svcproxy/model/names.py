@@ -38,6 +38,11 @@ class Kind(StrEnum):
     SERVICE = "Service"
     ENDPOINT_SLICE = "EndpointSlice"
     NODE = "Node"
+    SERVICE_CIDR = "ServiceCIDR"
+
+
+REQUIRED_KINDS = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE})
+"""What every mode follows, and waits for."""
 
 
 class NamespacedName(NamedTuple):

@@ -93,7 +93,17 @@ class Node(msgspec.Struct, frozen=True, gc=False):
     taints: tuple[str, ...] = ()
 
 
-ApiObject = Service | EndpointSlice | Node
+class ServiceCIDR(msgspec.Struct, frozen=True, gc=False):
+    """Ranges that the API server takes cluster IPs from, of both families (networking.k8s.io/v1).
+
+    ``cidrs`` are canonical; the object is of the cluster, so its name has no namespace.
+    """
+
+    name: NamespacedName
+    cidrs: tuple[str, ...]
+
+
+ApiObject = Service | EndpointSlice | Node | ServiceCIDR
 
 
 class Problem(msgspec.Struct, frozen=True, gc=False):

@@ -6,8 +6,9 @@ from datetime import datetime
 import msgspec
 
 from svcproxy.model.names import IPFamily, NamespacedName, Protocol, ServicePortName
-from svcproxy.model.objects import EndpointSlice, Node, Service, ServicePortSpec
+from svcproxy.model.objects import EndpointSlice, Node, Service, ServiceCIDR, ServicePortSpec
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
+from svcproxy.state.cidrs import ServiceRanges
 from svcproxy.state.claims import Address, Claim, Claims, Conflict
 from svcproxy.state.slices import Candidate, SliceCache
 from svcproxy.state.topology import EndpointLists, Place, categorize
@@ -18,7 +19,7 @@ class Changes(msgspec.Struct, frozen=True):
 
     ``ports`` maps each changed Service port to its new meaning, ``None`` when it is gone;
     ``previous`` holds what those that existed before meant.
-    ``node`` is set when the Node's part of the state changed (``None`` inside: no such Node).
+    ``node_changed`` and ``service_cidrs_changed`` tell that these parts of the state did.
     ``triggered`` are the times at which the changed endpoints were last touched in the API.
     ``conflicts`` are those that began since the last checkout.
     """
@@ -26,11 +27,12 @@ class Changes(msgspec.Struct, frozen=True):
     ports: dict[ServicePortName, ServicePort | None]
     previous: dict[ServicePortName, ServicePort] = {}
     node_changed: bool = False
+    service_cidrs_changed: bool = False
     triggered: tuple[datetime, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.ports) or self.node_changed
+        return bool(self.ports) or self.node_changed or self.service_cidrs_changed
 
     def then(self, later: "Changes") -> "Changes":
         """These changes followed by ``later`` ones, as one."""
@@ -43,6 +45,7 @@ class Changes(msgspec.Struct, frozen=True):
             ports={**self.ports, **later.ports},
             previous={**self.previous, **{name: later.previous[name] for name in unknown}},
             node_changed=self.node_changed or later.node_changed,
+            service_cidrs_changed=self.service_cidrs_changed or later.service_cidrs_changed,
             triggered=self.triggered + later.triggered,
             conflicts=self.conflicts + later.conflicts,
         )
@@ -67,6 +70,7 @@ class DesiredState:
         self._names_of: dict[NamespacedName, tuple[ServicePortName, ...]] = {}
         self._dirty: set[NamespacedName] = set()
         self._node_dirty = False
+        self._service_cidrs = ServiceRanges(family)
         self._triggered: dict[NamespacedName, list[datetime]] = {}
         self._conflicts: dict[NamespacedName, frozenset[Conflict]] = {}
 
@@ -81,9 +85,14 @@ class DesiredState:
         return self._node
 
     @property
+    def service_cidrs(self) -> tuple[str, ...]:
+        """The ranges of this family that cluster IPs are taken from, as far as they are known."""
+        return self._service_cidrs.present
+
+    @property
     def pending(self) -> bool:
         """Whether the next checkout has anything to look at."""
-        return bool(self._dirty) or self._node_dirty
+        return bool(self._dirty) or self._node_dirty or self._service_cidrs.changed
 
     @property
     def conflicts(self) -> int:
@@ -130,6 +139,14 @@ class DesiredState:
         self._node = node
         self._node_dirty = True
 
+    def update_service_cidr(self, found: ServiceCIDR) -> None:
+        """Take the present state of a ServiceCIDR."""
+        self._service_cidrs.update(found)
+
+    def delete_service_cidr(self, name: NamespacedName) -> None:
+        """Forget a ServiceCIDR."""
+        self._service_cidrs.delete(name)
+
     def checkout(self) -> Changes:
         """Compute what changed since the last checkout, and mark everything clean."""
         ports: dict[ServicePortName, ServicePort | None] = {}
@@ -158,7 +175,8 @@ class DesiredState:
             else:
                 self._names_of.pop(name, None)
         triggered = tuple(t for times in self._triggered.values() for t in times)
-        changes = Changes(ports, previous, self._node_dirty, triggered, tuple(conflicts))
+        ranges = self._service_cidrs.check_out()
+        changes = Changes(ports, previous, self._node_dirty, ranges, triggered, tuple(conflicts))
         self._dirty, self._triggered, self._node_dirty = set(), {}, False
         return changes
 

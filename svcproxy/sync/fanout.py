@@ -38,7 +38,7 @@ class Fanout:
         elif kind is Kind.SERVICE:
             self._metrics.service_changes.inc()
             self._metrics.service_changes_pending.inc()
-        else:
+        elif kind is Kind.ENDPOINT_SLICE:
             self._metrics.endpoint_changes.inc()
             self._metrics.endpoint_changes_pending.inc()
         for inbox in self._inboxes:

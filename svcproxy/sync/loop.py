@@ -1,7 +1,7 @@
 """The loop of one IP family: take what came in, and make the kernel agree."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import Thread
 from typing import Generic, TypeVar
 
@@ -9,8 +9,8 @@ import msgspec
 import structlog
 
 from svcproxy.backends.base import Backend, BackendError, Desired, Outcome
-from svcproxy.model.names import Kind, ServicePortName
-from svcproxy.model.objects import ApiObject, EndpointSlice, Node, Service
+from svcproxy.model.names import REQUIRED_KINDS, Kind, ServicePortName
+from svcproxy.model.objects import ApiObject, EndpointSlice, Node, Service, ServiceCIDR
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes, DesiredState
 from svcproxy.sync.inbox import Batch, Inbox, ObjectKey
@@ -45,7 +45,7 @@ It is called even if nothing changed, so that it can make up for an earlier fail
 class FamilyLoop(Generic[Observed, Plan]):
     """Owns the desired state and the backend of one family, in a thread of its own.
 
-    Nothing is programmed before the first full list of every kind has arrived: rules made from
+    Nothing is programmed before the first full list of all ``kinds`` has arrived: rules made from
     half a list would cut off the other half.
     """
 
@@ -57,6 +57,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         reporter: Reporter,
         *,
         followers: Sequence[Follower] = (),
+        kinds: Iterable[Kind] = REQUIRED_KINDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inbox = Inbox(on_put=self._on_put)
@@ -65,7 +66,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._schedule = schedule
         self._reporter = reporter
         self._clock = clock
-        self._missing = set(Kind)
+        self._missing = set(kinds)
         self._followers = followers
         self._unsettled = Changes({})
         self._first = True
@@ -186,7 +187,7 @@ class FamilyLoop(Generic[Observed, Plan]):
             if plan is not None:
                 return backend.apply(plan), False
         observed = backend.read()
-        desired = Desired(self._state.ports, self._state.node)
+        desired = Desired(self._state.ports, self._state.node, self._state.service_cidrs)
         return backend.apply(backend.plan(desired, observed)), True
 
     def _failed(self, error: Exception, *, thorough: bool) -> None:
@@ -203,9 +204,13 @@ def _store(state: DesiredState, key: ObjectKey, obj: ApiObject | None) -> None:
             state.update_slice(obj)
         case Node():
             state.update_node(obj)
+        case ServiceCIDR():
+            state.update_service_cidr(obj)
         case None if kind is Kind.SERVICE:
             state.delete_service(name)
         case None if kind is Kind.ENDPOINT_SLICE:
             state.delete_slice(name)
+        case None if kind is Kind.SERVICE_CIDR:
+            state.delete_service_cidr(name)
         case None:
             state.update_node(None)

@@ -32,6 +32,7 @@ class Behaviour:
     token: str | None = None  # ask for this bearer token
     delay: float = 0.0  # wait before answering any request
     stall: bool = False  # send nothing at all: the connection is dead without being closed
+    refused: dict[str, int] = field(default_factory=dict)  # answer requests for a kind so
     status: int = 0  # answer every request with this HTTP status
     compact_between_pages: bool = False  # let the token of a page expire before the next
     compress: bool = True  # gzip big lists for clients that take it
@@ -110,8 +111,8 @@ class Exchange:
     def _refusal(self) -> tuple[int, str] | None:
         behaviour, query = self._behaviour, self._request.query
         authorization = self._request.headers.get("authorization")
-        if behaviour.status:
-            return behaviour.status, "told to refuse"
+        if status := behaviour.status or behaviour.refused.get(self._request.kind, 0):
+            return status, "told to refuse"
         if behaviour.token and authorization != f"Bearer {behaviour.token}":
             return 401, "Unauthorized"
         if not self._request.kind:

@@ -24,6 +24,9 @@ RESOURCES = {
         "EndpointSlice", "discovery.k8s.io/v1", "/apis/discovery.k8s.io/v1/endpointslices"
     ),
     "Node": Resource("Node", "v1", "/api/v1/nodes"),
+    "ServiceCIDR": Resource(
+        "ServiceCIDR", "networking.k8s.io/v1", "/apis/networking.k8s.io/v1/servicecidrs"
+    ),
 }
 
 

@@ -44,5 +44,15 @@ def node(name: str = "node-1", **top: Any) -> Obj:
     return {"kind": "Node", "apiVersion": "v1", "metadata": {"name": name}, **top}
 
 
+def service_cidr(name: str = "kubernetes", *cidrs: str) -> Obj:
+    """Make a ServiceCIDR, of one IPv4 range if none is given."""
+    return {
+        "kind": "ServiceCIDR",
+        "apiVersion": "networking.k8s.io/v1",
+        "metadata": {"name": name},
+        "spec": {"cidrs": list(cidrs or ["10.96.0.0/16"])},
+    }
+
+
 def _metadata(name: str, namespace: str | None) -> Obj:
     return {"name": name} if namespace is None else {"name": name, "namespace": namespace}

@@ -229,6 +229,7 @@ class Stage:
         self.there: list[Pod] = self.other.pods
         self.offers: list[Offer] = []
         self.node_object: Object | None = self._own_node() if known else None
+        self.service_cidrs: list[str] = []
         self.folder = m.ManifestFolder(folder)
         self._numbers = itertools.count(1)
         self._revision = 0
@@ -242,7 +243,7 @@ class Stage:
 
     def clear(self) -> None:
         """Go back to the beginning: no Services, and the Node as it was."""
-        self.offers = []
+        self.offers, self.service_cidrs = [], []
         self.node_object = self._own_node()
         self.sync()
 
@@ -289,6 +290,11 @@ class Stage:
     def put_node(self, node: Object | None) -> None:
         """Change (or with ``None`` delete) this node's Node object."""
         self.node_object = node
+        self.sync()
+
+    def put_service_cidrs(self, *cidrs: str) -> None:
+        """Have one ServiceCIDR with these ranges, or none at all."""
+        self.service_cidrs = list(cidrs)
         self.sync()
 
     def sync(self) -> None:
@@ -338,7 +344,8 @@ class Stage:
         slices = [m.endpoint_slice(marker, [at(self.here[0], family)]) for family in (4, 6)]
         nodes = [self.node_object] if self.node_object else []
         offered = [obj for offer in self.offers for obj in offer.objects]
-        items = [*nodes, *offered, *slices, marker]
+        ranges = [m.service_cidr("kubernetes", self.service_cidrs)] if self.service_cidrs else []
+        items = [*nodes, *ranges, *offered, *slices, marker]
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
         self.folder.write("stage.json", text)
 

@@ -2,14 +2,19 @@
 
 import itertools
 import time
+from functools import partial
 
 import pytest
 
+from testbed.cluster import Host
 from testbed.outcomes import Answer
+from testbed.waiting import eventually
 from tests.kernel.conftest import (
     Stage,
+    Watch,
     all_at,
     ask,
+    assert_dropped,
     assert_refused,
     at,
     client_addresses,
@@ -40,6 +45,43 @@ def test_other_ports_of_a_cluster_ip_are_refused(stage: Stage, family: int) -> N
         assert_refused(host, "tcp", offer.vip, 81)
         assert_refused(host, "udp", offer.vip, 81)
     assert servers(stage.client, "tcp", offer.vip, 80, n=3)
+
+
+def test_cluster_ips_that_nobody_has_are_dropped(stage: Stage, family: int) -> None:
+    """Only what the ServiceCIDRs say is a cluster IP; without them the network decides."""
+    ranges = ["10.96.0.0/16", "fd00:10:96::/112"]
+    offer = stage.offer(family, all_at(stage.here, family))
+    nobodys = stage.address(family)
+    everybody = (stage.client, stage.here[0], stage.there[0], stage.node)
+
+    def arrives(host: Host, gateway: Watch) -> bool:
+        host.traffic.connect("tcp", nobodys, 80, timeout=0.15)
+        return nobodys in gateway.targets()
+
+    def leave_the_node() -> None:
+        for host in (stage.here[0], stage.node):
+            with Watch(stage.client) as gateway:
+                # A first packet may have to wait for the gateway's link-layer address.
+                eventually(partial(arrives, host, gateway), f"packets of {host.name}")
+
+    leave_the_node()
+    stage.put_service_cidrs(*ranges)
+    with Watch(stage.client) as watch:
+        for host, proto in itertools.product(everybody, ("tcp", "udp")):
+            assert_dropped(host, proto, nobodys, 80)
+        assert nobodys not in watch.targets()
+    assert_refused(stage.client, "tcp", offer.vip, 81)
+    assert servers(stage.client, "tcp", offer.vip, 80, n=3)
+    stage.put_service_cidrs(*(cidr for cidr in ranges if (":" in cidr) is (family == 4)))
+    leave_the_node()
+    stage.put_service_cidrs()
+    leave_the_node()
+    taken = stage.offer(family, all_at(stage.here, family), vip=nobodys)
+    stage.put_service_cidrs(*ranges)
+    assert servers(stage.client, "tcp", taken.vip, 80, n=3)
+    taken.remove()
+    assert_dropped(stage.client, "tcp", nobodys, 80)
+    stage.put_service_cidrs()
 
 
 def test_clients_stay_through_all_frontends_of_a_service(stage: Stage, family: int) -> None:

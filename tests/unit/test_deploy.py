@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 NEEDED = {
     ("", "services"): {"list", "watch"},
     ("discovery.k8s.io", "endpointslices"): {"list", "watch"},
+    ("networking.k8s.io", "servicecidrs"): {"list", "watch"},
     ("", "nodes"): {"get", "list", "watch"},
     ("", "events"): {"create", "patch", "update"},
     ("events.k8s.io", "events"): {"create", "patch", "update"},

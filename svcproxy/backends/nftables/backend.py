@@ -13,6 +13,7 @@ from svcproxy.backends.nftables.dump import Observed
 from svcproxy.backends.nftables.plan import Planner, all_chains, all_sets
 from svcproxy.backends.nftables.ruleset import TABLE
 from svcproxy.backends.nftables.sets import BALANCES, Tier, source_set
+from svcproxy.backends.nftables.settings import with_service_cidrs
 from svcproxy.backends.nftables.table import KernelTable
 from svcproxy.backends.nftables.transaction import Plan, messages
 from svcproxy.backends.settings import Settings
@@ -43,6 +44,7 @@ class NftablesBackend:
         self._name = table
         self._kernel: KernelTable | None = None
         self._planner = Planner(settings_for(None))
+        self._service_cidrs: tuple[str, ...] = ()
 
     @property
     def family(self) -> IPFamily:
@@ -112,14 +114,18 @@ class NftablesBackend:
 
     def plan(self, desired: Desired, observed: Observed) -> Plan:
         """Compare everything."""
-        return self._planner.plan(desired, self._settings_for(desired.node), observed)
+        self._service_cidrs = desired.service_cidrs
+        return self._planner.plan(desired, self._settings(desired.node), observed)
+
+    def _settings(self, node: Node | None) -> Settings:
+        return with_service_cidrs(self._settings_for(node), self._service_cidrs)
 
     def plan_changes(self, changes: Changes, node: Node | None) -> Plan | None:
         """Compute what changed Service ports mean.
 
         Other settings need a full comparison, and so does a table that is not ours any more.
         """
-        if self._settings_for(node) != self._planner.settings:
+        if changes.service_cidrs_changed or self._settings(node) != self._planner.settings:
             return None
         if not self._table.is_same():
             return None

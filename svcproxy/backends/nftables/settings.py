@@ -1,5 +1,7 @@
 """The settings of the nftables backend."""
 
+from msgspec import structs
+
 from svcproxy.backends.settings import Settings
 
 
@@ -12,3 +14,10 @@ class NftablesSettings(Settings, frozen=True, gc=False):
     """
 
     service_cidrs: tuple[str, ...] = ()
+
+
+def with_service_cidrs(settings: Settings, service_cidrs: tuple[str, ...]) -> Settings:
+    """The same settings with the ranges of cluster IPs as the ServiceCIDRs have them now."""
+    if not service_cidrs:
+        return settings
+    return NftablesSettings(**structs.asdict(settings), service_cidrs=service_cidrs)

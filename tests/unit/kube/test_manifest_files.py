@@ -2,7 +2,7 @@ import pytest
 
 from svcproxy.kube.manifest_files import ManifestError, read_manifest
 from svcproxy.model.names import Kind, NamespacedName
-from svcproxy.model.objects import EndpointSlice, Node, Service
+from svcproxy.model.objects import EndpointSlice, Node, Service, ServiceCIDR
 
 SERVICE = """\
 apiVersion: v1
@@ -73,9 +73,12 @@ def test_every_kind_has_its_type() -> None:
  addressType: IPv4}
 ---
 {kind: Node, metadata: {name: n}}
+---
+{kind: ServiceCIDR, apiVersion: networking.k8s.io/v1, metadata: {name: k}}
 """
     found = read_manifest("a.yaml", text.encode()).objects.values()
-    assert [type(obj) for obj in found] == [EndpointSlice, Node]
+    assert [type(obj) for obj in found] == [EndpointSlice, Node, ServiceCIDR]
+    assert names(text)[1:] == ["Node n", "ServiceCIDR k"], "they have no namespace"
 
 
 @pytest.mark.parametrize(

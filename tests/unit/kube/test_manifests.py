@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
 
 def test_an_empty_folder_is_synced(folder: Folder) -> None:
     sink = folder.start()
-    assert sorted(sink.syncs) == sorted(Kind)
+    sink.wait(lambda: sorted(sink.syncs) == sorted(Kind))
     assert sink.objects == {}
 
 

@@ -1,4 +1,5 @@
 import contextlib
+from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ _values = st.recursive(
     kind=st.sampled_from(Kind),
     field=st.sampled_from(
         ["spec", "status", "ports", "endpoints", "addressType", "metadata",
-         "spec.ports", "spec.clusterIP", "spec.clusterIPs", "spec.podCIDRs", "spec.taints",
+         "spec.ports", "spec.clusterIP", "spec.clusterIPs", "spec.podCIDRs", "spec.taints", "spec.cidrs",
          "spec.sessionAffinityConfig", "status.loadBalancer", "status.addresses",
          "metadata.labels", "metadata.annotations", "metadata.creationTimestamp"]
     ),
@@ -29,10 +30,11 @@ _values = st.recursive(
 def test_whatever_stands_in_a_field_is_parsed_or_refused(
     kind: Kind, field: str, value: object
 ) -> None:
-    makers = {
+    makers: dict[Kind, Callable[[], Obj]] = {
         Kind.SERVICE: objects.service,
         Kind.ENDPOINT_SLICE: objects.endpoint_slice,
         Kind.NODE: objects.node,
+        Kind.SERVICE_CIDR: objects.service_cidr,
     }
     obj: Obj = makers[kind]()
     first, _, second = field.partition(".")

@@ -1,0 +1,50 @@
+import pytest
+
+from svcproxy.model.names import IPFamily, NamespacedName
+from svcproxy.model.objects import ServiceCIDR
+from svcproxy.state.desired import Changes, DesiredState
+
+
+def cidr(name: str, *ranges: str) -> ServiceCIDR:
+    return ServiceCIDR(NamespacedName("", name), ranges)
+
+
+@pytest.fixture
+def state() -> DesiredState:
+    return DesiredState(IPFamily.IPV4, "node1")
+
+
+def test_ranges_of_the_family_come_change_and_go(state: DesiredState) -> None:
+    state.update_service_cidr(cidr("kubernetes", "10.96.0.0/16", "fd00:10:96::/112"))
+    assert state.pending
+    assert state.checkout() == Changes({}, service_cidrs_changed=True)
+    assert list(state.service_cidrs) == ["10.96.0.0/16"]
+    state.update_service_cidr(cidr("more", "10.112.0.0/16", "10.96.0.0/16"))
+    assert state.checkout().service_cidrs_changed
+    assert list(state.service_cidrs) == ["10.112.0.0/16", "10.96.0.0/16"]
+    state.delete_service_cidr(NamespacedName("", "kubernetes"))
+    assert not state.pending, "the other one has the range, too"
+    state.delete_service_cidr(NamespacedName("", "more"))
+    state.delete_service_cidr(NamespacedName("", "unknown"))
+    assert state.checkout().service_cidrs_changed
+    assert not state.service_cidrs
+    assert not state.checkout()
+
+
+def test_ranges_of_the_other_family_are_no_change(state: DesiredState) -> None:
+    state.update_service_cidr(cidr("kubernetes", "fd00:10:96::/112"))
+    assert not state.pending
+
+
+def test_what_changed_back_is_no_change(state: DesiredState) -> None:
+    state.update_service_cidr(cidr("kubernetes", "10.96.0.0/16"))
+    state.delete_service_cidr(NamespacedName("", "kubernetes"))
+    assert not state.checkout()
+
+
+def test_changes_add_up() -> None:
+    cidrs = Changes({}, service_cidrs_changed=True)
+    assert cidrs.then(Changes({}, node_changed=True)) == Changes(
+        {}, node_changed=True, service_cidrs_changed=True
+    )
+    assert cidrs
