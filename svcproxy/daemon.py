@@ -166,7 +166,7 @@ def _loop(shared: _Shared, backend: AnyBackend) -> FamilyLoop[Any, Any]:
     return FamilyLoop(
         backend,
         DesiredState(family, shared.node_name),
-        Schedule(config.min_sync_period, config.sync_period),
+        Schedule(config.min_sync_period, config.sync_period, adaptive=config.adapts_sync_pause),
         Reporter(family, shared.metrics, shared.health, shared.events),
         followers=(
             flow_cleaner(StaleFlows(family), family, shared.metrics),

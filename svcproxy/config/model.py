@@ -10,6 +10,9 @@ from typing import NamedTuple
 from svcproxy.model.names import IPFamily
 from svcproxy.values import NODE_PORT_PRIMARY, Bind, cidr_family
 
+DEFAULT_MIN_SYNC_PERIOD = 1.0
+"""Seconds; kube-proxy 1.36 has it for iptables and nftables mode (v1alpha1 defaults)."""
+
 METRICS_PORT = 10249
 HEALTHZ_PORT = 10256
 
@@ -109,14 +112,14 @@ class Config:
     iptables_masquerade_all: bool = False
     iptables_localhost_nodeports: bool = True
     iptables_sync_period: float = 30.0
-    iptables_min_sync_period: float = 1.0
+    iptables_min_sync_period: float = DEFAULT_MIN_SYNC_PERIOD
     iptables_variant: IptablesVariant = IptablesVariant.AUTO
     nftables_masquerade_bit: int = 14
     nftables_masquerade_all: bool = False
     nftables_sync_period: float = 30.0
-    nftables_min_sync_period: float = 1.0
+    nftables_min_sync_period: float = DEFAULT_MIN_SYNC_PERIOD
     ipvs_sync_period: float = 30.0
-    ipvs_min_sync_period: float = 1.0
+    ipvs_min_sync_period: float = DEFAULT_MIN_SYNC_PERIOD
     ipvs_scheduler: str = ""
     ipvs_exclude_cidrs: tuple[str, ...] = ()
     ipvs_strict_arp: bool = False
@@ -170,6 +173,15 @@ class Config:
                 return self.nftables_min_sync_period
             case ProxyMode.IPTABLES:
                 return self.iptables_min_sync_period
+
+    @property
+    def adapts_sync_pause(self) -> bool:
+        """Whether the time between two syncs may be shorter than ``min_sync_period``.
+
+        At the default nobody has asked for that very time; kube-proxy's reason for it is that
+        its syncs are expensive, and it reads a 0 in its configuration file as this default.
+        """
+        return self.min_sync_period == DEFAULT_MIN_SYNC_PERIOD
 
     @property
     def masquerade_bit(self) -> int:

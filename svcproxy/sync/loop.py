@@ -146,7 +146,7 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._failed(error, thorough=thorough)
             return
         end = self._clock()
-        self._schedule.succeeded(end, compared=thorough)
+        self._schedule.succeeded(end, compared=thorough, took=end - begin)
         if compared_only and outcome.operations:
             self._reporter.repaired()
         settled = Settled(self._unsettled, self._state.ports, self._state.node, self._first)

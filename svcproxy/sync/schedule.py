@@ -4,9 +4,11 @@
 class Schedule:
     """Decides when the next sync is due.
 
-    A lone change is synced at once; while changes keep coming, syncs begin at least
-    ``min_interval`` after the end of the previous one and carry all that came meanwhile
-    (kube-proxy's ``BoundedFrequencyRunner``). Every ``period`` the kernel is compared from
+    A lone change is synced at once; while changes keep coming, syncs begin a pause after the end
+    of the previous one and carry all that came meanwhile. The pause is ``min_interval`` (as with
+    kube-proxy's ``BoundedFrequencyRunner``); if ``adaptive``, it is as long as the previous sync
+    took and at most ``min_interval``: syncs of a millisecond then follow each other closely, and
+    however long they take, they leave the processor alone for half of the time. Every ``period`` the kernel is compared from
     scratch, which repairs what others changed. After a failure the comparison from scratch is
     retried after 1 s, 2 s, 4 s and so on up to ``period``; changes that come in between wait,
     because hammering a kernel that refuses helps nobody.
@@ -15,10 +17,14 @@ class Schedule:
     """
 
     FIRST_RETRY = 1.0
+    SHORTEST_PAUSE = 0.002
+    """What comes within this time of an adaptive schedule's sync goes out together."""
 
-    def __init__(self, min_interval: float, period: float) -> None:
+    def __init__(self, min_interval: float, period: float, *, adaptive: bool = False) -> None:
         self._min_interval = min_interval
         self._period = period
+        self._adaptive = adaptive
+        self._pause = min_interval
         self._requested = True
         self._failures = 0
         self._ended: float | None = None
@@ -52,7 +58,7 @@ class Schedule:
             return self._ended + self._min_interval
         compare = self._compared + self._period
         if self._requested:
-            return min(self._ended + self._min_interval, max(compare, self._ended))
+            return min(self._ended + self._pause, max(compare, self._ended))
         return compare
 
     def thorough(self, now: float) -> bool:
@@ -61,9 +67,11 @@ class Schedule:
             return True
         return now >= self._compared + self._period
 
-    def succeeded(self, now: float, *, compared: bool) -> None:
-        """Note the end of a successful sync; ``compared`` if it was one from scratch."""
+    def succeeded(self, now: float, *, compared: bool, took: float = 0.0) -> None:
+        """Note the end of a successful sync that took so long; ``compared`` if from scratch."""
         self._ended = now
+        if self._adaptive:
+            self._pause = min(max(took, self.SHORTEST_PAUSE), self._min_interval)
         self._requested = False
         self._failures = 0
         if compared:

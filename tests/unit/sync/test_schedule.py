@@ -81,3 +81,25 @@ def test_many_failures_do_no_harm(failures: int) -> None:
     for _ in range(failures):
         schedule.failed(1.0)
     assert schedule.due() <= 31.0
+
+
+def test_an_adaptive_pause_is_as_long_as_the_sync_was() -> None:
+    schedule = Schedule(1.0, 30.0, adaptive=True)
+    for took, pause in ((0.25, 0.25), (0.00001, Schedule.SHORTEST_PAUSE), (3.0, 1.0)):
+        schedule.succeeded(100.0, compared=True, took=took)
+        schedule.request()
+        assert schedule.due() == 100.0 + pause
+
+
+def test_an_adaptive_pause_never_exceeds_a_minimum_of_nothing() -> None:
+    schedule = Schedule(0.0, 30.0, adaptive=True)
+    schedule.succeeded(100.0, compared=True, took=0.5)
+    schedule.request()
+    assert schedule.due() == 100.0
+
+
+def test_foreign_changes_are_looked_into_once_in_a_minimum_interval() -> None:
+    schedule = Schedule(1.0, 30.0, adaptive=True)
+    schedule.succeeded(100.0, compared=True, took=0.001)
+    schedule.doubt()
+    assert schedule.due() == 101.0
