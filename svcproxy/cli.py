@@ -93,7 +93,8 @@ def read(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
     loaded = from_settings(settings)
     config = loaded.config
     in_pod = environ.get("KUBERNETES_SERVICE_HOST") and environ.get("KUBERNETES_SERVICE_PORT")
-    if not (config.kubeconfig or config.master or config.manifests or in_pod):
+    once = config.cleanup or config.init_only
+    if not (once or config.kubeconfig or config.master or config.manifests or in_pod):
         raise ConfigError(
             "no source of Services: give --kubeconfig=FILE, give --manifests=DIR, or run in a "
             "pod (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set here)"

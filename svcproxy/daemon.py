@@ -14,13 +14,17 @@ import structlog
 
 from svcproxy import __version__
 from svcproxy.backends.base import BackendError, BackendUnavailable
+from svcproxy.backends.xtables.commands import Variant
 from svcproxy.config import Config
 from svcproxy.conntrack.cleaner import StaleFlows
 from svcproxy.kube.recorder import EventRecorder, LogOnly
 from svcproxy.kube.source import Source
+from svcproxy.leftovers.sweep import Present, report, sweep_all
+from svcproxy.leftovers.sweeper import Sweeper
 from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import Node
 from svcproxy.modes import AnyBackend, Mode, followed_kinds, is_of, make_mode
+from svcproxy.node.setup import NodeParameters
 from svcproxy.observe import log as logging
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.http import HealthServer, MetricsServer
@@ -45,12 +49,14 @@ class StartupError(Exception):
 def run(config: Config, warnings: Sequence[str] = ()) -> int:
     """Run until SIGTERM or SIGINT, and leave the kernel's rules in place.
 
+    With ``--cleanup`` or ``--init-only``, do that instead and return.
+
     Args:
         config: what to do.
         warnings: what the operator should know of the settings, a line each; it is logged.
 
     Returns:
-        0 after an orderly stop.
+        0 after an orderly stop; 1 if a clean-up left something.
 
     Raises:
         StartupError, SourceError, BindError: it could not start; nothing was programmed.
@@ -61,6 +67,12 @@ def run(config: Config, warnings: Sequence[str] = ()) -> int:
     logging.configure(config.logging_format, config.verbosity)
     for warning in warnings:
         log.warning("settings", note=warning)
+    if config.cleanup:
+        return _clean_up()
+    if config.init_only:
+        _prepare(config)
+        log.info("prepared", effect="svcproxy now runs with CAP_NET_ADMIN and CAP_NET_RAW alone")
+        return 0
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -90,11 +102,26 @@ class _Running:
             stop()
 
 
-def _start(config: Config, node_name: str, running: _Running) -> None:
+def _clean_up() -> int:
+    """Remove the rules of all modes; return the exit status."""
+    swept = sweep_all()
+    report(swept, "end what still uses it and run --cleanup again")
+    log.info("cleaned_up", removed=sum(swept.removed.values()), failures=len(swept.problems))
+    return 1 if swept.problems else 0
+
+
+def _prepare(config: Config) -> Mode:
+    """Make the node ready for the mode; the backends load the modules whose parameters are set."""
     try:
         mode = make_mode(config)
     except BackendUnavailable as error:
         raise StartupError(str(error)) from error
+    NodeParameters().set_up(config)
+    return mode
+
+
+def _start(config: Config, node_name: str, running: _Running) -> None:
+    mode = _prepare(config)
     source, events = _source(config, node_name)
     metrics = Metrics()
     health = HealthState(
@@ -105,15 +132,25 @@ def _start(config: Config, node_name: str, running: _Running) -> None:
     )
     _start_servers(config, metrics, health, running)
     running.add(events.stop)
-    shared = _Shared(config, node_name, metrics, health, events, running)
+    sweeper = _sweeper(config, mode)
+    shared = _Shared(config, node_name, metrics, health, events, running, sweeper)
     loops = [_loop(shared, backend) for backend in mode.backends]
     for loop in loops:
         loop.start()
         running.add(partial(loop.stop, _STOP_SECONDS / len(loops)))
+    sweeper.start()
+    running.add(partial(sweeper.stop, _STOP_SECONDS / len(loops)))
     _watch_kernel(mode, loops, running)
     source.start(Fanout([loop.inbox for loop in loops], metrics, health))
     running.add(source.stop)
     events.node("Starting", "")
+
+
+def _sweeper(config: Config, mode: Mode) -> Sweeper:
+    """What removes the rules of other modes, and of kube-proxy, once this mode serves."""
+    variant = Variant(mode.variant) if mode.variant else None
+    families = [backend.family for backend in mode.backends]
+    return Sweeper(Present(config.proxy_mode, variant), families, config.sync_period)
 
 
 def _watch_kernel(mode: Mode, loops: Sequence[FamilyLoop[Any, Any]], running: _Running) -> None:
@@ -157,6 +194,7 @@ class _Shared(NamedTuple):
     health: HealthState
     events: EventRecorder
     running: _Running
+    sweeper: Sweeper
 
 
 def _loop(shared: _Shared, backend: AnyBackend) -> FamilyLoop[Any, Any]:
@@ -171,6 +209,7 @@ def _loop(shared: _Shared, backend: AnyBackend) -> FamilyLoop[Any, Any]:
         followers=(
             flow_cleaner(StaleFlows(family), family, shared.metrics),
             health_checks(servers, partial(_health_check_addresses, config, family)),
+            shared.sweeper.follower(family),
         ),
         kinds=followed_kinds(config.proxy_mode),
     )

@@ -37,11 +37,12 @@ class Mode(NamedTuple):
 
     ``watch`` makes a watcher that calls its argument, from a thread of its own, with the name and
     number of the process that changed something; ``None`` where only the periodic comparison
-    notices.
+    notices. ``variant`` is the variant of iptables that holds rules of the mode, if any does.
     """
 
     backends: Sequence[AnyBackend]
     watch: Callable[[OnForeign], Watcher] | None = None
+    variant: str | None = None
 
 
 def followed_kinds(mode: ProxyMode) -> frozenset[Kind]:
@@ -92,11 +93,10 @@ def _iptables(config: Config) -> Mode:
     auto = config.iptables_variant is IptablesVariant.AUTO
     variant = detect() if auto else Variant(config.iptables_variant.value)
     log.info("iptables.variant", variant=variant, chosen=config.iptables_variant)
-    return Mode(
-        _probed(
-            lambda family: IptablesBackend(Iptables(variant, family), SettingsOf(config, family))
-        )
+    backends = _probed(
+        lambda family: IptablesBackend(Iptables(variant, family), SettingsOf(config, family))
     )
+    return Mode(backends, variant=variant)
 
 
 def _nftables(config: Config) -> Mode:

@@ -34,6 +34,9 @@ def default_flags(node: str) -> dict[str, str]:
         "metrics-bind-address": f"127.0.0.1:{METRICS_PORT}",
         "healthz-bind-address": f"0.0.0.0:{HEALTHZ_PORT}",
         "svcproxy-iptables-variant": "auto",
+        # The limit of connections is the machine's; of its own accord a test changes nothing there.
+        "conntrack-max-per-core": "0",
+        "oom-score-adj": "0",
     }
 
 

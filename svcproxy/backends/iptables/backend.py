@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
+from pathlib import Path
 
 import structlog
 from msgspec import structs
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
-from svcproxy.backends.iptables.cleanup import clean_up_plan
 from svcproxy.backends.iptables.generation import Watermark
 from svcproxy.backends.iptables.naming import POSTROUTING
 from svcproxy.backends.iptables.plan import Observed, Plan, Planner
@@ -15,6 +15,7 @@ from svcproxy.backends.iptables.sets import AffinitySets
 from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.staging import staged
 from svcproxy.backends.iptables.static import hairpin
+from svcproxy.backends.iptables.sweep import sweep
 from svcproxy.backends.localnet import allow_localnet
 from svcproxy.backends.settings import Settings
 from svcproxy.backends.xtables.commands import Iptables, Variant
@@ -27,6 +28,7 @@ from svcproxy.state.desired import Changes
 
 _PROBE_CHAIN = "KUBE-SVC-PROBE"
 _PROBE_SET = "KUBE-SEP-PROBE"
+_TCP_BE_LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
 
 log = structlog.get_logger()
 
@@ -42,6 +44,7 @@ class IptablesBackend:
         self._programs = programs
         self._settings_for = settings_for
         self._hairpin_match = True
+        self._drop_invalid = True
         self._sets = AffinitySets(programs.family)
         self._affinity_sets: bool | None = None
         self._watermark = Watermark()
@@ -97,6 +100,7 @@ class IptablesBackend:
 
     def plan(self, desired: Desired, observed: Observed) -> Plan:
         """Compare everything."""
+        self._drop_invalid = not _is_liberal()
         self._consider_affinity(desired.ports.values())
         return self._planner.plan(desired, self._settings(desired.node), observed)
 
@@ -141,12 +145,15 @@ class IptablesBackend:
         )
 
     def clean_up(self) -> None:
-        """Remove our chains, jumps and ipsets, and what kube-proxy's iptables mode may have left."""
-        self.apply(clean_up_plan(self.read()))
+        """Remove our chains, jumps and ipsets, and what kube-proxy may have left."""
+        sweep(self._programs.variant, self.family)
+        if names := self._sets.names():
+            self._sets.destroy(names)
 
     def _settings(self, node: Node | None) -> IptablesSettings:
         return IptablesSettings(
             **structs.asdict(self._settings_for(node)),
+            drop_invalid=self._drop_invalid,
             hairpin_match=self._hairpin_match,
             affinity_sets=self._affinity_sets is not False,
         )
@@ -190,6 +197,17 @@ class IptablesBackend:
             accepted = False
         self._programs.restore(f"{chain}-X {_PROBE_CHAIN}\nCOMMIT\n")
         return accepted
+
+
+def _is_liberal() -> bool:
+    """Whether conntrack takes packets outside the TCP window for valid.
+
+    What it still calls INVALID then is not to be dropped (as in kube-proxy, which asks once).
+    """
+    try:
+        return _TCP_BE_LIBERAL.read_text(encoding="ascii").strip() != "0"
+    except OSError:
+        return False
 
 
 def _digest(text: str) -> bytes:

@@ -211,15 +211,17 @@ class KernelTable:
         except RefusedError as error:
             raise named(error, sets) from error
 
-    def delete(self) -> None:
-        """Delete the table if there is one.
+    def delete(self) -> bool:
+        """Delete the table if there is one; whether there was.
 
         Raises:
             BackendError: the kernel refused.
         """
-        if self._present_handle():
+        present = bool(self._present_handle())
+        if present:
             self.commit(Plan(delete_table=True), {})
         self._handle = 0
+        return present
 
 
 def named(error: RefusedError, sets: Mapping[str, SetSpec]) -> RefusedError:

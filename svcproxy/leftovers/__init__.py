@@ -1,0 +1,1 @@
+"""What another mode, the other variant of iptables, or kube-proxy has left in the kernel."""

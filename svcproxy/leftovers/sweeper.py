@@ -1,0 +1,90 @@
+"""Removing leftovers once the present mode serves, without delaying it."""
+
+from collections.abc import Callable, Iterable
+from threading import Condition, Thread
+
+import structlog
+
+from svcproxy.leftovers.sweep import Present, Swept, report, sweep_common, sweep_family
+from svcproxy.model.names import IPFamily
+from svcproxy.sync.loop import Settled
+
+log = structlog.get_logger()
+
+_REMEDY = "end what still uses it; it is tried again every sync period"
+
+
+class Sweeper:
+    """A thread that sweeps a family after its first sync, and ends when nothing is left to do.
+
+    Until that sync the old rules serve; afterwards both do, and what goes is the old. What could
+    not be removed is tried again every ``period`` seconds.
+    """
+
+    def __init__(self, present: Present, families: Iterable[IPFamily], period: float) -> None:
+        self._present = present
+        self._period = period
+        self._condition = Condition()
+        self._waiting = set(families)
+        self._ready: list[IPFamily | None] = []
+        self._failed: list[IPFamily | None] = []
+        self._stopped = False
+        self._thread = Thread(target=self._run, name="leftovers", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, seconds: float) -> None:
+        """End the thread; wait at most ``seconds`` for the step that is under way."""
+        with self._condition:
+            self._stopped = True
+            self._condition.notify()
+        self._thread.join(seconds)
+
+    def follower(self, family: IPFamily) -> Callable[[Settled], None]:
+        """What a family's loop has to call after its syncs."""
+
+        def synced(_settled: Settled) -> None:
+            if family in self._waiting:
+                self._synced(family)
+
+        return synced
+
+    def _synced(self, family: IPFamily) -> None:
+        with self._condition:
+            self._waiting.discard(family)
+            self._ready.append(family)
+            if not self._waiting:
+                self._ready.append(None)  # what both families share
+            self._condition.notify()
+
+    def _run(self) -> None:
+        while parts := self._next():
+            for part in parts:
+                if self._stopped:
+                    return
+                swept = self._sweep(part)
+                report(swept, _REMEDY)
+                if swept.problems:
+                    self._failed.append(part)
+
+    def _next(self) -> list[IPFamily | None]:
+        """Wait for something to do; nothing when all is done, or the thread has to end."""
+        with self._condition:
+            if self._waiting or self._failed:
+                patience = self._period if self._failed else None
+                self._condition.wait_for(lambda: self._stopped or bool(self._ready), patience)
+            parts, self._ready = self._ready, []
+            if not parts:
+                parts, self._failed = self._failed, []
+            return [] if self._stopped else parts
+
+    def _sweep(self, part: IPFamily | None) -> Swept:
+        try:
+            if part is None:
+                return sweep_common(self._present)
+            return sweep_family(self._present, part)
+        except Exception as error:
+            log.exception("leftovers.defect")
+            return Swept({}, (str(error),))

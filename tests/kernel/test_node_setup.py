@@ -1,0 +1,75 @@
+"""Kernel parameters in a network namespace, where some may be set and others not."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed import netns
+from testbed.netns import NetNS
+
+pytestmark = pytest.mark.kernel
+
+_HERE = Path("/proc/sys/net/netfilter")
+
+
+@pytest.fixture
+def space() -> Iterator[NetNS]:
+    made = NetNS(f"svp-node-{id(object())}")
+    netns.ip_batch([f"netns add {made.name}"])
+    yield made
+    netns.remove([made.name])
+
+
+def value(space: NetNS, name: str) -> int:
+    return int(space.run("cat", f"/proc/sys/net/netfilter/nf_conntrack_{name}").stdout)
+
+
+def init_only(space: NetNS, *flags: str) -> subprocess.CompletedProcess[str]:
+    program = (sys.executable, "-m", "svcproxy", "--init-only")
+    return space.run(*program, "--oom-score-adj=0", *flags, check=False)
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+def test_init_only_sets_up_and_ends(space: NetNS, mode: str) -> None:
+    outside = {name.name: name.read_text() for name in _HERE.glob("nf_conntrack_*timeout*")}
+    limit = value(space, "max")
+    done = init_only(
+        space,
+        f"--proxy-mode={mode}",
+        "--conntrack-tcp-timeout-established=1h",
+        "--conntrack-tcp-timeout-close-wait=10m",
+        "--conntrack-tcp-be-liberal",
+        "--conntrack-udp-timeout=20s",
+        "--conntrack-udp-timeout-stream=100s",
+        f"--conntrack-min={limit + 1}",
+        "--conntrack-max-per-core=1",
+    )
+    assert done.returncode == 0, done.stderr
+    assert value(space, "tcp_timeout_established") == 3600
+    assert value(space, "tcp_timeout_close_wait") == 600
+    assert value(space, "tcp_be_liberal") == 1
+    assert value(space, "udp_timeout") == 20
+    assert value(space, "udp_timeout_stream") == 100
+    assert space.run("cat", "/proc/sys/net/ipv4/conf/all/route_localnet").stdout == "1\n"
+    # The limit can only be set outside: a warning with a remedy, where kube-proxy ends.
+    (warning,) = [line for line in done.stderr.splitlines() if "sysctl.not_set" in line]
+    assert "sysctl=net.netfilter.nf_conntrack_max" in warning
+    assert f"wanted={limit + 1}" in warning
+    assert "remedy=" in warning
+    assert value(space, "max") == limit
+    rules = space.run("nft", "list", "ruleset").stdout
+    assert "KUBE-SERVICES" not in rules
+    assert "table ip svcproxy" not in rules
+    assert outside == {n.name: n.read_text() for n in _HERE.glob("nf_conntrack_*timeout*")}
+
+
+def test_a_start_that_is_not_privileged_enough_goes_on(space: NetNS) -> None:
+    """Root without CAP_SYS_RESOURCE, as in a container: the score stays, and it is told."""
+    command = ("setpriv", "--bounding-set=-sys_resource", sys.executable, "-m", "svcproxy")
+    flags = ("--init-only", "--proxy-mode=nftables", "--oom-score-adj=-998")
+    done = space.run(*command, *flags, "--conntrack-max-per-core=0", check=False)
+    assert done.returncode == 0, done.stderr
+    assert "oom_score.not_set wanted=-998" in done.stderr

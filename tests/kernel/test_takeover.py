@@ -1,0 +1,250 @@
+"""kube-proxy leaves, svcproxy comes, and back: in every pair of modes, without a failed connection.
+
+kube-proxy is played by its rules (``testbed.kube_proxy``); leaving them in place is what it does
+when it ends.
+"""
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed import manifests
+from testbed.cluster import Cluster
+from testbed.daemon import Daemon
+from testbed.kube_proxy import IPVS_DEVICE, KubeProxyRules, Offered
+from testbed.manifests import ManifestFolder
+from testbed.outcomes import Answer
+from testbed.waiting import eventually
+from tests.kernel.conftest import mode_flags
+
+pytestmark = pytest.mark.kernel
+
+RATE = 300
+MODES = ("nft", "legacy", "nftables")
+VIPS = {4: "10.96.0.10", 6: "fd00:10:96::10"}
+NODE_PORT = 30080
+KUBELETS = ("KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(nodes=1, pods=3) as built:
+        built.serve(tcp=(8080,))
+        yield built
+
+
+@pytest.fixture(scope="module")
+def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = ManifestFolder(tmp_path_factory.mktemp("manifests"))
+    port = manifests.port(80, name="http", target=8080, node_port=NODE_PORT)
+    web = manifests.service("web", VIPS.values(), [port], type="NodePort")
+    # What only we serve: it has ipsets with the iptables variants.
+    sticky = manifests.service(
+        "sticky",
+        ["10.96.0.12", "fd00:10:96::12"],
+        [manifests.port(80, name="http", target=8080)],
+        sessionAffinity="ClientIP",
+    )
+    made.put(web, sticky)
+    for service, family in itertools.product((web, sticky), (4, 6)):
+        pods = [p.ip(family) for p in cluster.pods]
+        made.put(manifests.endpoint_slice(service, pods, suffix=f"v{family}"))
+    return made.path
+
+
+class Machine:
+    """The node as a takeover sees it."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self._cluster = cluster
+        self._folder = folder
+        self.node = cluster.nodes[0]
+        self.space = self.node.netns
+
+    def kube_proxy(self, how: str) -> KubeProxyRules:
+        """kube-proxy's rules for the Service ``web``, in one of its modes."""
+        offered = [
+            Offered("web", vip, 80, NODE_PORT, [p.ip(f) for p in self._cluster.pods], 8080)
+            for f, vip in VIPS.items()
+        ]
+        return KubeProxyRules(self.space, how, offered)
+
+    def daemon(self, mode: str) -> Daemon:
+        return Daemon(self.node, self._folder, flags=mode_flags(mode))
+
+    @contextlib.contextmanager
+    def traffic(self) -> Iterator[None]:
+        """Connections at ``RATE`` a second, to cluster IPs and node ports; none may fail."""
+        client = self._cluster.client.traffic
+        targets = [
+            *((vip, 80, RATE) for vip in VIPS.values()),
+            *((self.node.ip(family), NODE_PORT, 50) for family in VIPS),
+        ]
+        loads = [client.load("tcp", address, port, rate=rate) for address, port, rate in targets]
+        held = [client.hold("tcp", vip, 80) for vip in VIPS.values()]
+        yield
+        for (address, port, rate), load in zip(targets, loads, strict=True):
+            result = load.stop()
+            assert not result.failures, (address, port, result.labels)
+            assert result.total >= rate / 2, (address, port, result.total)
+        for connection in held:
+            assert isinstance(connection.check(), Answer), "an old connection"
+            connection.close()
+
+    def chains(self, variant: str) -> set[str]:
+        """The names of kube-proxy's and our chains in one variant, kubelet's left out."""
+        found: set[str] = set()
+        for program, tables in (("iptables", "ip_tables_names"), ("ip6tables", "ip6_tables_names")):
+            names = self.space.run("cat", f"/proc/net/{tables}", check=False).stdout.split()
+            if variant == "nft" or names:
+                saved = self.space.run(f"{program}-{variant}-save").stdout
+                found |= {line.split()[0][1:] for line in saved.splitlines() if line[:1] == ":"}
+        return {c for c in found if c.startswith("KUBE-") and c not in KUBELETS}
+
+    def tables(self) -> set[str]:
+        """The nftables tables that are no iptables'."""
+        lines = self.space.run("nft", "list", "tables").stdout.splitlines()
+        return {line.removeprefix("table ") for line in lines if "proxy" in line}
+
+    def sets(self) -> set[str]:
+        return set(self.space.run("ipset", "list", "-n").stdout.split())
+
+    def remains_of_others(self, mode: str) -> dict[str, set[str]]:
+        """What is not ``mode``'s; empty when all of it has gone."""
+        ours = {"ip svcproxy", "ip6 svcproxy"} if mode == "nftables" else set()
+        found = {
+            "tables": self.tables() - ours,
+            "sets": {s for s in self.sets() if mode == "nftables" or not s.startswith("KUBE-SEP")},
+            **{variant: self.chains(variant) for variant in ("nft", "legacy") if variant != mode},
+        }
+        if mode in {"nft", "legacy"}:
+            strange = ("KUBE-IPVS", "KUBE-NODE-PORT", "KUBE-LOAD", "KUBE-SOURCE", "KUBE-PROXY-CAN")
+            found[mode] = {c for c in self.chains(mode) if c.startswith(strange)}
+        return {what: names for what, names in found.items() if names}
+
+    def wait_only(self, mode: str) -> None:
+        eventually(lambda: not self.remains_of_others(mode), f"nothing but {mode}", timeout=5.0)
+
+    def clean_up(self) -> int:
+        """``svcproxy --cleanup``; its exit status."""
+        command = (sys.executable, "-m", "svcproxy", "--cleanup")
+        return self.space.run(*command, check=False).returncode
+
+
+@pytest.fixture
+def machine(cluster: Cluster, folder: Path) -> Iterator[Machine]:
+    made = Machine(cluster, folder)
+    yield made
+    assert made.clean_up() == 0
+
+
+@pytest.mark.parametrize("ours", MODES)
+@pytest.mark.parametrize("theirs", MODES)
+def test_takeover_and_rollback(machine: Machine, theirs: str, ours: str) -> None:
+    rules = machine.kube_proxy(theirs)
+    rules.lay()
+    with machine.traffic():
+        with machine.daemon(ours):
+            machine.wait_only(ours)
+        rules.lay()
+        if ours == "nftables":
+            # kube-proxy knows nothing of our table: docs say to delete it once kube-proxy serves.
+            for family in ("ip", "ip6"):
+                machine.space.run("nft", "delete", "table", family, "svcproxy")
+
+
+def test_every_change_of_our_own_mode(machine: Machine) -> None:
+    """All six changes, under one load; nothing of the former mode is left after each."""
+    first, *others = ("nft", "legacy", "nft", "nftables", "legacy", "nftables", "nft")
+    with machine.daemon(first) as daemon:
+        daemon.stop()
+    with machine.traffic():
+        for mode in others:
+            with machine.daemon(mode):
+                machine.wait_only(mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ipvs_modes_rules_go(machine: Machine, mode: str) -> None:
+    """Its chains share names with iptables mode's: those stay where they are in use."""
+    for variant in ("nft", "legacy"):
+        machine.kube_proxy("nft").lay_ipvs(variant)
+    # This kernel has no dummy links; what counts is the name.
+    machine.space.run("ip", "link", "add", IPVS_DEVICE, "type", "bridge")
+    with machine.daemon(mode):
+        assert machine.sets()
+        machine.wait_only(mode)
+        eventually(
+            lambda: machine.space.run("ip", "link", "show", IPVS_DEVICE, check=False).returncode,
+            "no device",
+        )
+
+
+def test_cleanup_leaves_nothing_of_any_mode_and_others_alone(machine: Machine) -> None:
+    foreign = {
+        "nat": ["-A", "PREROUTING", "-p", "tcp", "--dport", "9999", "-j", "RETURN"],
+        "filter": ["-N", "KUBE-FIREWALL"],
+        "mangle": ["-N", "KUBE-KUBELET-CANARY"],
+    }
+    for variant in ("nft", "legacy"):
+        for table, rule in foreign.items():
+            # Kubelet's may be there already: our daemon lays that chain, too.
+            machine.space.run(f"iptables-{variant}", "-t", table, *rule, check=False)
+    machine.space.run("nft", "add", "table", "ip", "others")
+    machine.space.run("ipset", "create", "OTHERS", "hash:ip")
+    for theirs in MODES:
+        machine.kube_proxy(theirs).lay()
+        machine.kube_proxy(theirs).lay_ipvs("legacy" if theirs == "legacy" else "nft")
+    for ours in MODES:
+        with machine.daemon(ours):
+            pass
+    assert machine.clean_up() == 0
+    assert machine.remains_of_others("") == {"sets": {"OTHERS"}}
+    assert "ip others" in machine.space.run("nft", "list", "tables").stdout
+    for variant in ("nft", "legacy"):
+        saved = machine.space.run(f"iptables-{variant}-save").stdout
+        assert "--dport 9999" in saved
+        assert all(f":{name} " in saved for name in KUBELETS[:2])
+        rule = ["-D" if word == "-A" else word for word in foreign["nat"]]
+        machine.space.run(f"iptables-{variant}", "-t", "nat", *rule)
+    machine.space.run("nft", "delete", "table", "ip", "others")
+    machine.space.run("ipset", "destroy", "OTHERS")
+    assert machine.clean_up() == 0, "once more, with nothing left to remove"
+
+
+def test_cleanup_makes_no_legacy_tables(cluster: Cluster) -> None:
+    """To look at a legacy table with its own tools would create it."""
+    space = cluster.pods[0].netns
+    done = space.run(sys.executable, "-m", "svcproxy", "--cleanup")
+    assert done.returncode == 0
+    assert not space.run("cat", "/proc/net/ip_tables_names").stdout
+    assert not space.run("cat", "/proc/net/ip6_tables_names").stdout
+
+
+def test_a_failed_removal_is_told_and_tried_again(machine: Machine, folder: Path) -> None:
+    """A foreign rule that uses one of the ipsets keeps it; when the rule goes, the set goes."""
+    machine.kube_proxy("nft").lay_ipvs("nft")
+    rule = ["FORWARD", "-m", "set", "--match-set", "KUBE-CLUSTER-IP", "dst,dst", "-j", "DROP"]
+    machine.space.run("iptables-nft", "-A", *rule)
+    with Daemon(
+        machine.node, folder, flags={**mode_flags("nft"), "iptables-sync-period": "1s"}
+    ) as daemon:
+        line = daemon.wait_log("leftovers.not_removed")
+        assert "KUBE-CLUSTER-IP" in line
+        assert "KUBE-CLUSTER-IP" in machine.sets()
+        machine.space.run("iptables-nft", "-D", *rule)
+        eventually(lambda: "KUBE-CLUSTER-IP" not in machine.sets(), "the set's end", timeout=3.0)
+
+
+def test_invalid_packets_pass_where_conntrack_is_liberal(machine: Machine) -> None:
+    """kube-proxy reads the parameter, whoever has set it."""
+    for liberal in (True, False):
+        value = str(int(liberal))
+        machine.space.sysctl({"netfilter/nf_conntrack_tcp_be_liberal": value})
+        with machine.daemon("nft"):
+            saved = machine.space.run("iptables-nft-save", "-t", "filter").stdout
+            assert ("--ctstate INVALID -j DROP" in saved) is not liberal
