@@ -11,6 +11,7 @@ import difflib
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from svcproxy import __version__
@@ -78,7 +79,8 @@ def read(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
 
     Raises:
         UsageError: a flag is unknown or lacks its value.
-        ConfigError: values are wrong, or nothing says where Services come from.
+        ConfigError: values are wrong, or nothing says where Services come from, or the file of
+            ``--config`` cannot be read.
         SystemExit: ``--help`` or ``--version`` has been answered.
     """
     values, rest = build_parser().parse_known_args([_dashed(argument) for argument in argv])
@@ -90,16 +92,28 @@ def read(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
         if value is not None
     }
     _answer_version(settings.pop("version", "false"))
-    loaded = from_settings(settings)
+    loaded = _with_file(settings) if settings.get("config") else from_settings(settings)
     config = loaded.config
     in_pod = environ.get("KUBERNETES_SERVICE_HOST") and environ.get("KUBERNETES_SERVICE_PORT")
-    once = config.cleanup or config.init_only
-    if not (once or config.kubeconfig or config.master or config.manifests or in_pod):
+    needs_source = not (config.write_config_to or config.cleanup or config.init_only)
+    sources = (config.kubeconfig, config.master, config.manifests, in_pod)
+    if needs_source and not any(sources):
         raise ConfigError(
             "no source of Services: give --kubeconfig=FILE, give --manifests=DIR, or run in a "
             "pod (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set here)"
         )
     return loaded
+
+
+def _with_file(settings: Mapping[str, str]) -> Loaded:
+    from svcproxy.config.precedence import from_file  # noqa: PLC0415 - needs the YAML library
+
+    path = settings["config"]
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--config={path}: {error.strerror}; name a file to read") from error
+    return from_file(settings, data, path)
 
 
 def _answer_version(asked: str) -> None:
@@ -149,7 +163,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(*error.problems)
     except SystemExit as done:
         return int(done.code or 0)
+    if loaded.config.write_config_to:
+        return _write_config(loaded)
     return _run(loaded)
+
+
+def _write_config(loaded: Loaded) -> int:
+    from svcproxy.config.export import as_yaml  # noqa: PLC0415 - needs the YAML library
+
+    path = loaded.config.write_config_to or ""
+    for warning in loaded.warnings:
+        _fail(f"warning: {warning}")
+    try:
+        Path(path).write_text(as_yaml(loaded.config), encoding="utf-8")
+    except OSError as error:
+        return _fail(f"--write-config-to={path}: {error.strerror}; name a file to write")
+    return 0
 
 
 def _run(loaded: Loaded) -> int:

@@ -4,11 +4,12 @@ Pure. The rules are kube-proxy's (source: pkg/proxy/apis/config/validation of Ku
 plus those of our own settings.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from svcproxy.config.collect import shown
 from svcproxy.config.model import Config, LocalMode
-from svcproxy.values import format_duration
+from svcproxy.model.names import IPFamily
+from svcproxy.values import cidr_family, format_duration
 
 # Gives the name that the operator knows a field of ``Config`` by: a flag, or a path in the file
 Spell = Callable[[str], str]
@@ -24,6 +25,36 @@ def contradictions(config: Config, spell: Spell) -> list[str]:
         *_local_traffic(config, spell),
         *_sources(config, spell),
     ]
+
+
+def doubts(config: Config, spell: Spell) -> list[str]:
+    """Find the settings that work, but hardly do what was meant, a line for each.
+
+    That a cluster has both families shows where a list of ranges has both (source: checkBadConfig
+    in cmd/kube-proxy/app/server.go of 1.36).
+    """
+    ports = () if config.nodeport_primary else config.nodeport_addresses
+    lists = (config.cluster_cidrs, ports, config.ipvs_exclude_cidrs)
+    dual = any(len({cidr_family(cidr) for cidr in ranges}) == len(IPFamily) for ranges in lists)
+    found = []
+    if config.detect_local_mode is LocalMode.CLUSTER_CIDR and config.cluster_cidrs:
+        effect = "{} traffic from outside the cluster to cluster IPs is not masqueraded"
+        found += [
+            shown(spell("cluster_cidrs"), ",".join(config.cluster_cidrs), effect.format(family))
+            for family in _missing(config.cluster_cidrs, dual=dual)
+        ]
+    if ports:
+        effect = "node ports are open on all local {} addresses; give a range of them, too"
+        found += [
+            shown(spell("nodeport_addresses"), ",".join(ports), effect.format(family))
+            for family in _missing(ports, dual=dual)
+        ]
+    return found
+
+
+def _missing(ranges: Sequence[str], *, dual: bool) -> list[IPFamily]:
+    present = {cidr_family(cidr) for cidr in ranges}
+    return [family for family in IPFamily if dual and family not in present]
 
 
 def _periods(config: Config, spell: Spell) -> Iterator[str]:

@@ -3,7 +3,7 @@
 Pure. Every problem is found in one go.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from svcproxy.config.model import Config, LocalMode, ProxyMode
@@ -60,9 +60,12 @@ def used_for(mode: LocalMode) -> Used:
     return lambda config: config.detect_local_mode is mode
 
 
-def collect(given: Iterable[Given]) -> Collected:
-    """Parse all that was given; what cannot be parsed leaves its fields out."""
-    fields: dict[str, Any] = {}
+def collect(given: Iterable[Given], base: Mapping[str, Any] | None = None) -> Collected:
+    """Parse all that was given; what cannot be parsed leaves its fields out.
+
+    Of several that fill a field the last one counts; ``base`` holds fields for want of any.
+    """
+    fields: dict[str, Any] = {**(base or {})}
     wrong, problems, warnings = [], [], []
     defaults = Config()
     for one in given:

@@ -5,8 +5,8 @@ Pure. Flags are combined as kube-proxy does (source: cmd/kube-proxy/app/options.
 
 from collections.abc import Callable, Iterator, Mapping
 
-from svcproxy.config.checks import contradictions
-from svcproxy.config.collect import Given, collect
+from svcproxy.config.checks import Spell, contradictions, doubts
+from svcproxy.config.collect import Collected, Given, collect
 from svcproxy.config.flag import Flag
 from svcproxy.config.model import Config, ConfigError, Loaded
 from svcproxy.config.table import GROUPS
@@ -43,11 +43,20 @@ def from_settings(settings: Mapping[str, str]) -> Loaded:
         for name, text in settings.items()
     }
     collected = collect((given | dict(_deprecated(settings))).values())
+    return finish(collected, lambda field: spelled(field, settings))
+
+
+def finish(collected: Collected, spell: Spell) -> Loaded:
+    """Make a ``Config`` of what was collected, and look at it as a whole.
+
+    Raises:
+        ConfigError: at least one setting is wrong; every problem is in it.
+    """
     config = Config(**collected.fields)
-    problems = collected.problems + contradictions(config, lambda field: _spelled(field, settings))
+    problems = collected.problems + contradictions(config, spell)
     if problems:
         raise ConfigError(*problems)
-    return Loaded(config, tuple(collected.warnings))
+    return Loaded(config, (*collected.warnings, *doubts(config, spell)))
 
 
 def _deprecated(settings: Mapping[str, str]) -> Iterator[tuple[str, Given]]:
@@ -67,7 +76,7 @@ def _with_port(port: int) -> Callable[[str], Bind | None]:
     return lambda text: parse_bind(text, port)
 
 
-def _spelled(field: str, settings: Mapping[str, str]) -> str:
+def spelled(field: str, settings: Mapping[str, str]) -> str:
     """The flag that filled a field, or could have."""
     flags = [flag for flag in FLAGS.values() if field in flag.setting.fields]
     return next((flag for flag in flags if flag.name in settings), flags[0]).spelled

@@ -373,6 +373,20 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         ),
     ),
     "The run as such": (
+        flag(
+            "config",
+            "FILE",
+            "KubeProxyConfiguration; most flags are ignored then",
+            "config",
+            parse=parse_text,
+        ),
+        flag(
+            "write-config-to",
+            "FILE",
+            "write the settings there as a KubeProxyConfiguration, and exit",
+            "write_config_to",
+            parse=parse_text,
+        ),
         switch("cleanup", "remove all rules, those of kube-proxy included, and exit", "cleanup"),
         switch("init-only", "do what needs full privileges, and exit", "init_only"),
         flag(

@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,6 +15,7 @@ from svcproxy.kube.source import SourceError
 from svcproxy.observe.http import BindError
 from svcproxy.values import Bind
 
+KUBEADM = Path(__file__).parent / "config/files/kubeadm.yaml"
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "6443"}
 
 
@@ -219,6 +222,67 @@ def test_version(capsys: pytest.CaptureFixture[str], flag: str) -> None:
 def test_a_version_to_report_is_no_question() -> None:
     assert parse(["--version=v1.36.2"], POD) == parse(["--version=false"], POD) == Config()
     assert "--version='x'" in usage("--version=x")
+
+
+def test_the_file_that_kubeadm_writes_starts_the_daemon(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the very command line that kubeadm's DaemonSet has."""
+    assert main([f"--config={KUBEADM}", "--hostname-override=Node-1"]) == 0
+    assert daemon.warnings == ()
+    assert daemon.configs == [
+        Config(
+            config=str(KUBEADM),
+            kubeconfig="/var/lib/kube-proxy/kubeconfig.conf",
+            hostname_override="node-1",
+            cluster_cidrs=("10.244.0.0/16",),
+            ipvs_min_sync_period=0.0,
+        )
+    ]
+
+
+def test_a_file_that_is_not_there(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config=/nowhere/config.conf"]) == 1
+    assert capsys.readouterr().err == (
+        "svcproxy: --config=/nowhere/config.conf: No such file or directory; name a file to read\n"
+    )
+
+
+def test_problems_of_a_file_are_told_like_those_of_flags(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "config.conf"
+    path.write_text(KUBEADM.read_text().replace('mode: ""', "mode: 5"))
+    assert main([f"--config={path}"]) == 1
+    assert capsys.readouterr().err == (
+        f"svcproxy: {path}: mode=5: must be a string, but is a number; put it in quotes\n"
+    )
+    assert daemon.configs == []
+
+
+def test_settings_are_written_and_read_back(daemon: FakeDaemon, tmp_path: Path) -> None:
+    path = tmp_path / "written.yaml"
+    flags = ["--proxy-mode=nftables", "--iptables-sync-period=20s", "--cluster-cidr=fd00::/64"]
+    assert main([*flags, f"--write-config-to={path}"]) == 0
+    assert daemon.configs == []
+    ours, written = parse(flags, POD), parse([f"--config={path}"], POD)
+    assert written == replace(ours, config=str(path))
+
+
+def test_settings_that_cannot_be_written(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--write-config-to=/nowhere/o", "--vmodule=a=1"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "svcproxy: warning: --vmodule=a=1: there are no Go files; ignored, use -v",
+        "svcproxy: --write-config-to=/nowhere/o: No such file or directory; name a file to write",
+    ]
+
+
+@pytest.mark.parametrize("flag", ["--cleanup", "--init-only"])
+def test_what_follows_no_services_needs_no_source(daemon: FakeDaemon, flag: str) -> None:
+    assert main([flag]) == 0
+    assert len(daemon.configs) == 1
 
 
 def test_help_tells_every_flag_in_short_lines(capsys: pytest.CaptureFixture[str]) -> None:

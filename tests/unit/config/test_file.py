@@ -1,0 +1,466 @@
+"""The configuration file: what kube-proxy 1.36.2 was seen to do with each of these, we do, too."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from svcproxy.config import Config, ConfigError, Loaded, LocalMode, LogFormat, ProxyMode
+from svcproxy.config.document import decode
+from svcproxy.config.fields import FIELDS
+from svcproxy.config.precedence import from_file
+from svcproxy.values import Bind
+
+FILES = Path(__file__).parent / "files"
+HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+# The file holds a pod range and both families of it, so that nothing gives cause for doubt
+RANGES = "clusterCIDR: 10.244.0.0/16,fd00:10::/48\n"
+BARE = Config(cluster_cidrs=("10.244.0.0/16", "fd00:10::/48"), ipvs_min_sync_period=0.0)
+
+
+def load(text: str, **settings: str) -> Loaded:
+    flags = {name.replace("_", "-"): value for name, value in settings.items()}
+    return from_file(flags, (HEAD + RANGES + text).encode(), "conf")
+
+
+def problems(text: str, **settings: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load(text, **settings)
+    return caught.value.problems
+
+
+def changed(config: Config) -> dict[str, object]:
+    """The fields that differ from those of a file that says nothing."""
+    names = Config.__slots__
+    return {
+        name: getattr(config, name)
+        for name in names
+        if getattr(config, name) != getattr(BARE, name)
+    }
+
+
+def test_a_file_that_says_nothing() -> None:
+    assert load("") == Loaded(BARE)
+
+
+def test_the_file_that_kubeadm_writes() -> None:
+    loaded = from_file({}, (FILES / "kubeadm.yaml").read_bytes(), "config.conf")
+    assert loaded == Loaded(
+        Config(
+            kubeconfig="/var/lib/kube-proxy/kubeconfig.conf",
+            cluster_cidrs=("10.244.0.0/16",),
+            ipvs_min_sync_period=0.0,
+        )
+    )
+
+
+EVERYTHING = """
+featureGates: {AllowServiceExternalIPs: false}
+clientConnection:
+  kubeconfig: /k
+  acceptContentTypes: application/json
+  contentType: application/yaml
+  qps: 0.5
+  burst: 7
+logging:
+  format: json
+  flushFrequency: 2s
+  verbosity: 3
+hostnameOverride: " N1 "
+bindAddress: 192.0.2.1
+healthzBindAddress: 192.0.2.1
+metricsBindAddress: "[::]:9999"
+bindAddressHardFail: true
+showHiddenMetricsForVersion: "1.35"
+mode: nftables
+iptables:
+  masqueradeBit: 1
+  masqueradeAll: true
+  localhostNodePorts: false
+  syncPeriod: 11s
+  minSyncPeriod: 2s
+ipvs:
+  syncPeriod: 12s
+  minSyncPeriod: 3s
+  scheduler: mh
+  excludeCIDRs: [10.1.0.0/16, "fd00:1::/64"]
+  strictARP: true
+  tcpTimeout: 4s
+  tcpFinTimeout: 5s
+  udpTimeout: 6s
+nftables:
+  masqueradeBit: 31
+  masqueradeAll: true
+  syncPeriod: 13s
+  minSyncPeriod: 4s
+detectLocalMode: NodeCIDR
+detectLocal: {bridgeInterface: cni0, interfaceNamePrefix: veth}
+nodePortAddresses: [192.0.2.0/24, "fd00:2::/64"]
+oomScoreAdj: -1
+conntrack:
+  maxPerCore: 0
+  min: 1
+  tcpEstablishedTimeout: 0s
+  tcpCloseWaitTimeout: 7s
+  tcpBeLiberal: true
+  udpTimeout: 8s
+  udpStreamTimeout: 9s
+configSyncPeriod: 1m
+"""
+
+
+def test_every_field_that_means_something() -> None:
+    loaded = load(EVERYTHING)
+    assert changed(loaded.config) == {
+        "feature_gates": (("AllowServiceExternalIPs", False),),
+        "kubeconfig": "/k",
+        "kube_api_accept_content_types": "application/json",
+        "kube_api_content_type": "application/yaml",
+        "kube_api_qps": 0.5,
+        "kube_api_burst": 7,
+        "logging_format": LogFormat.JSON,
+        "log_flush_frequency": 2.0,
+        "verbosity": 3,
+        "hostname_override": "n1",
+        "bind_address": "192.0.2.1",
+        "healthz_bind_address": Bind("192.0.2.1", 10256),
+        "metrics_bind_address": Bind("::", 9999),
+        "bind_address_hard_fail": True,
+        "show_hidden_metrics_for_version": "1.35",
+        "proxy_mode": ProxyMode.NFTABLES,
+        "iptables_masquerade_bit": 1,
+        "iptables_masquerade_all": True,
+        "iptables_localhost_nodeports": False,
+        "iptables_sync_period": 11.0,
+        "iptables_min_sync_period": 2.0,
+        "ipvs_sync_period": 12.0,
+        "ipvs_min_sync_period": 3.0,
+        "ipvs_scheduler": "mh",
+        "ipvs_exclude_cidrs": ("10.1.0.0/16", "fd00:1::/64"),
+        "ipvs_strict_arp": True,
+        "ipvs_tcp_timeout": 4.0,
+        "ipvs_tcp_fin_timeout": 5.0,
+        "ipvs_udp_timeout": 6.0,
+        "nftables_masquerade_bit": 31,
+        "nftables_masquerade_all": True,
+        "nftables_sync_period": 13.0,
+        "nftables_min_sync_period": 4.0,
+        "detect_local_mode": LocalMode.NODE_CIDR,
+        "bridge_interface": "cni0",
+        "interface_name_prefix": "veth",
+        "nodeport_addresses": ("192.0.2.0/24", "fd00:2::/64"),
+        "oom_score_adj": -1,
+        "conntrack_max_per_core": 0,
+        "conntrack_min": 1,
+        "conntrack_tcp_timeout_established": 0.0,
+        "conntrack_tcp_timeout_close_wait": 7.0,
+        "conntrack_tcp_be_liberal": True,
+        "conntrack_udp_timeout": 8.0,
+        "conntrack_udp_timeout_stream": 9.0,
+        "config_sync_period": 60.0,
+    }
+
+
+def test_what_means_nothing_here_is_told() -> None:
+    loaded = load(
+        """
+enableProfiling: true
+portRange: 1-2
+windowsRunAsService: true
+winkernel: {networkName: net, sourceVip: v, enableDSR: true, rootHnsEndpointName: r,
+            forwardHealthCheckVip: true}
+logging: {vmodule: [{filePattern: proxier, verbosity: 4}]}
+"""
+    )
+    assert changed(loaded.config) == {"profiling": True, "vmodule": (("proxier", 4),)}
+    assert sorted(warning.partition("=")[0] for warning in loaded.warnings) == [
+        "conf: enableProfiling",
+        "conf: logging.vmodule",
+        "conf: portRange",
+        "conf: windowsRunAsService",
+        "conf: winkernel.enableDSR",
+        "conf: winkernel.forwardHealthCheckVip",
+        "conf: winkernel.networkName",
+        "conf: winkernel.rootHnsEndpointName",
+        "conf: winkernel.sourceVip",
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(FIELDS))
+def test_null_leaves_a_default_in_place(path: str) -> None:
+    head, *rest = reversed(path.split("."))
+    text = f"{head}: null"
+    for parent in rest:
+        text = f"{parent}: {{{text}}}"
+    expected = BARE if path != "clusterCIDR" else from_file({}, HEAD.encode(), "conf").config
+    assert (
+        from_file(
+            {}, f"{HEAD}{RANGES if path != 'clusterCIDR' else ''}{text}".encode(), "conf"
+        ).config
+        == expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("ipvs: {strictARP: yes}", "ipvs_strict_arp", True),
+        ("ipvs: {strictARP: y}", "ipvs_strict_arp", True),
+        ("ipvs: {strictARP: On}", "ipvs_strict_arp", True),
+        ("iptables: {localhostNodePorts: N}", "iptables_localhost_nodeports", False),
+        ("iptables: {masqueradeBit: 0o17}", "masquerade_bit", 15),
+        ("iptables: {masqueradeBit: 017}", "masquerade_bit", 15),
+        ("iptables: {masqueradeBit: 0b1}", "masquerade_bit", 1),
+        ("iptables: {masqueradeBit: 1_0}", "masquerade_bit", 10),
+        ("iptables: {masqueradeBit: +5}", "masquerade_bit", 5),
+        ("iptables: {masqueradeBit: 1e1}", "masquerade_bit", 10),
+        ("iptables: {masqueradeBit: 0x10}", "masquerade_bit", 16),
+        ("iptables: {masqueradeBit: 1.0}", "masquerade_bit", 1),
+        ("iptables: {masqueradeBit: !!int '5'}", "masquerade_bit", 5),
+        ("hostnameOverride: !!str 5", "hostname_override", "5"),
+        ("hostnameOverride: 1:30", "hostname_override", "1:30"),
+        ("hostnameOverride: 2001-01-01", "hostname_override", "2001-01-01"),
+        ("logging: {flushFrequency: 1500000000}", "log_flush_frequency", 1.5),
+        ("logging: {options: {json: {infoBufferSize: 64}}}", "log_json_info_buffer_size", "64"),
+        ("clientConnection: {qps: -1}", "kube_api_qps", -1.0),
+        ("iptables: {syncPeriod: 0h0.0s}", "sync_period", 30.0),
+        ("conntrack: {tcpEstablishedTimeout: 0s}", "conntrack_tcp_timeout_established", 0.0),
+        ("x: &a {masqueradeBit: 3}\niptables: {<<: *a}", "masquerade_bit", 3),
+        ("x: &a {masqueradeBit: 3}\niptables: {masqueradeBit: 4, <<: [*a]}", "masquerade_bit", 4),
+    ],
+)
+def test_values_are_read_as_kube_proxy_reads_them(text: str, field: str, value: object) -> None:
+    assert getattr(load(text).config, field) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "reason"),
+    [
+        ("ipvs: {strictARP: 1}", "ipvs.strictARP=1", "must be true or false, but is a number"),
+        ("ipvs: {strictARP: 'true'}", "ipvs.strictARP=true", "but is a string"),
+        ("ipvs: {strictARP: t}", "ipvs.strictARP=t", "but is a string"),
+        ("iptables: {syncPeriod: 5}", "iptables.syncPeriod=5", "must be a string, but is a number"),
+        ("iptables: {syncPeriod: 5}", "iptables.syncPeriod=5", "put it in quotes"),
+        ("iptables: {syncPeriod: ''}", "iptables.syncPeriod=''", "not a duration"),
+        ("iptables: {masqueradeBit: '5'}", "iptables.masqueradeBit=5", "must be a number"),
+        ("iptables: {masqueradeBit: 1.5}", "iptables.masqueradeBit=1.5", "a whole number"),
+        ("iptables: {masqueradeBit: 1:1}", "iptables.masqueradeBit=1:1", "must be a number"),
+        ("iptables: {masqueradeBit: 32}", "iptables.masqueradeBit=32", "from 0 to 31"),
+        ("iptables: 5", "iptables=5", "must hold fields of its own"),
+        ("iptables: [a]", "iptables=(a list)", "must hold fields of its own"),
+        ("clusterCIDR: 10", "clusterCIDR=10", "must be a string, but is a number"),
+        ("clusterCIDR: y", "clusterCIDR=y", "must be a string, but is a truth value"),
+        ("clusterCIDR: {}", "clusterCIDR=(a map)", "must be a string, but is a map"),
+        ("oomScoreAdj: 3000000000", "oomScoreAdj=3000000000", "from -1000 to 1000"),
+        ("nodePortAddresses: 10.0.0.0/8", "nodePortAddresses=10.0.0.0/8", "a list of strings"),
+        ("nodePortAddresses: [a, 5]", "nodePortAddresses=(a list)", "entry 1 must be a string"),
+        ("nodePortAddresses: ['a,b']", "nodePortAddresses=(a list)", "entry 0 holds a comma"),
+        ("nodePortAddresses: [x]", "nodePortAddresses=x", "'x' is not a CIDR"),
+        ("featureGates: [A]", "featureGates=(a list)", "a map from names to true or false"),
+        ("featureGates: {A: 'false'}", "featureGates=(a map)", "A: must be true or false"),
+        ("logging: {format: xml}", "logging.format=xml", "choose one of: text, json"),
+        ("logging: {verbosity: -1}", "logging.verbosity=-1", "from 0 to"),
+        ("logging: {flushFrequency: -1s}", "logging.flushFrequency=-1s", "longer than 0s"),
+        ("logging: {vmodule: {}}", "logging.vmodule=(a map)", "must be a list of maps"),
+        ("logging: {vmodule: [a]}", "logging.vmodule=(a list)", "must be a list of maps"),
+        ("logging: {vmodule: [{}]}", "logging.vmodule==0", "not a list of PATTERN=NUMBER"),
+        ("mode: kernelspace", "mode=kernelspace", "choose one of: iptables"),
+        ("configSyncPeriod: -1s", "configSyncPeriod=-1s", "must be longer than 0s"),
+        (
+            "iptables: {syncPeriod: 1ms}",
+            "iptables.minSyncPeriod=1s",
+            "conf: iptables.syncPeriod=1ms",
+        ),
+        ("detectLocalMode: BridgeInterface", "detectLocalMode=", "needs conf: detectLocal.bridge"),
+    ],
+)
+def test_bad_values_are_told_by_the_path_of_the_field(text: str, path: str, reason: str) -> None:
+    (problem,) = problems(text)
+    assert problem.startswith(f"conf: {path}")
+    assert reason in problem
+
+
+def test_all_problems_of_file_and_flags_are_told_at_once() -> None:
+    found = problems(
+        "mode: x\nconntrack: {min: '5', maxPerCore: -1}\niptables: 5",
+        v="much",
+    )
+    assert [line.partition("=")[0] for line in found] == [
+        *("conf: conntrack.min", "conf: iptables", "conf: mode", "conf: conntrack.maxPerCore"),
+        "-v",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        (
+            "iptables: {syncperiod: 5s}",
+            "conf: iptables.syncperiod: unknown field, ignored; did you mean iptables.syncPeriod?",
+        ),
+        ("qqqqqqq: {a: [b]}", "conf: qqqqqqq: unknown field, ignored; leave it out"),
+        ("metadata: {name: x}", "conf: metadata: unknown field, ignored; leave it out"),
+        ("oomScoreAdj: 1\noomScoreAdj: 2", "conf: oomScoreAdj: given twice; the last one counts"),
+        ("ipvs: {scheduler: x, scheduler: rr}", "conf: ipvs.scheduler: given twice; the last one"),
+        ("---\nmode: x", "conf: only the first of its YAML documents counts"),
+    ],
+)
+def test_where_kube_proxy_is_lenient_there_is_a_warning(text: str, warning: str) -> None:
+    (found,) = load(text).warnings
+    assert found.startswith(warning)
+
+
+def test_of_twins_the_last_one_counts() -> None:
+    assert load("oomScoreAdj: 1\noomScoreAdj: 2").config.oom_score_adj == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no fields in it; it must begin with apiVersion: kubeproxy"),
+        ("- a", "no fields in it"),
+        ("a: [b", "not YAML: line 1: expected ',' or ']'"),
+        ("a:\n\tb: c", "not YAML: line 2:"),
+        ("a: *b", "not YAML: line 1: found undefined alias"),
+        ("\x00", "not YAML: "),
+        ("[" * 5000, "not YAML: "),
+        ("kind: KubeProxyConfiguration", "apiVersion='': must be kubeproxy.config.k8s.io/v1alpha1"),
+        (HEAD.replace("/v1alpha1", "/v1"), "must be kubeproxy.config.k8s.io/v1alpha1"),
+        (HEAD.replace("KubeProxy", "Kubelet"), "kind=KubeletConfiguration: must be KubeProxy"),
+        (HEAD.replace("KubeProxyConfiguration", "[a]"), "kind=(a list): must be KubeProxy"),
+    ],
+)
+def test_what_is_no_configuration_at_all(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_file({}, text.encode(), "conf")
+    (problem,) = caught.value.problems
+    assert problem.startswith("conf: ")
+    assert reason in problem
+    assert "\n" not in problem
+
+
+def test_json_is_a_configuration_too() -> None:
+    text = '{"apiVersion": "kubeproxy.config.k8s.io/v1alpha1",\n\t"kind":\t"KubeProxyConfiguration", "clusterCIDR":"fd00::/64", "mode":"nftables"}'
+    assert from_file({}, text.encode(), "conf").config.proxy_mode is ProxyMode.NFTABLES
+
+
+@given(st.binary() | st.text().map(str.encode))
+def test_any_bytes_are_a_configuration_or_a_complaint(data: bytes) -> None:
+    document = decode(data, "conf")
+    assert document.problems  # none of them holds apiVersion and kind
+    assert all("\n" not in problem for problem in document.problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "healthz", "metrics"),
+    [
+        ("bindAddress: '::'", Bind("::", 10256), Bind("::1", 10249)),
+        (
+            "bindAddress: fd00::1\nhealthzBindAddress: 127.0.0.1:1",
+            Bind("127.0.0.1", 1),
+            Bind("::1", 10249),
+        ),
+        ("bindAddress: 192.0.2.1", Bind("0.0.0.0", 10256), Bind("127.0.0.1", 10249)),
+    ],
+)
+def test_where_servers_listen_follows_the_family_of_bindaddress(
+    text: str, healthz: Bind, metrics: Bind
+) -> None:
+    config = load(text).config
+    assert (config.healthz_bind_address, config.metrics_bind_address) == (healthz, metrics)
+
+
+@pytest.mark.parametrize(
+    ("settings", "change"),
+    [
+        ({"hostname_override": "N2"}, {"hostname_override": "n2"}),
+        ({"master": "https://m"}, {"master": "https://m"}),
+        ({"v": "7"}, {"verbosity": 7}),
+        ({"logging_format": "json"}, {"logging_format": LogFormat.JSON}),
+        ({"log_flush_frequency": "1s"}, {"log_flush_frequency": 1.0}),
+        ({"cleanup": "true"}, {"cleanup": True}),
+        ({"init_only": "true"}, {"init_only": True}),
+        ({"write_config_to": "/o"}, {"write_config_to": "/o"}),
+        (
+            {"svcproxy_ipvs_graceful_termination_limit": "1m"},
+            {"ipvs_graceful_termination_limit": 60.0},
+        ),
+        # As $(NODE_NAME) leaves it where there is no such variable
+        ({"hostname_override": ""}, {}),
+        ({"machine_id_file": "/etc/machine-id"}, {}),
+    ],
+)
+def test_flags_that_count_with_a_file(settings: dict[str, str], change: dict[str, object]) -> None:
+    file = "hostnameOverride: n1\nlogging: {verbosity: 1}\n"
+    loaded = load(file, **settings)
+    assert changed(loaded.config) == {"hostname_override": "n1", "verbosity": 1, **change}
+    assert loaded.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "path"),
+    [
+        ("proxy_mode", "nftables", "mode"),
+        ("kubeconfig", "/k", "clientConnection.kubeconfig"),
+        ("cluster_cidr", "10.0.0.0/8", "clusterCIDR"),
+        ("feature_gates", "A=true", "featureGates"),
+        ("iptables_sync_period", "1s", "iptables.syncPeriod"),
+        ("oom_score_adj", "banana", "oomScoreAdj"),
+        ("profiling", "true", "enableProfiling"),
+        ("healthz_port", "0", "healthzBindAddress"),
+        ("metrics_port", "0", "metricsBindAddress"),
+    ],
+)
+def test_flags_that_a_file_takes_the_place_of(name: str, text: str, path: str) -> None:
+    loaded = load("", **{name: text})
+    reason = f"ignored, because of --config; set {path} in conf instead"
+    assert loaded == Loaded(BARE, (f"--{name.replace('_', '-')}={text}: {reason}",))
+
+
+def test_manifests_take_the_place_of_the_way_to_the_api() -> None:
+    loaded = load("clientConnection: {kubeconfig: /k}", manifests="/m")
+    assert changed(loaded.config) == {"manifests": "/m"}
+    assert loaded.warnings == (
+        "conf: clientConnection.kubeconfig=/k: ignored, because of --manifests",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("nftables: {masqueradeBit: 99}", "nftables.masqueradeBit"),
+        ("ipvs: {scheduler: fastest}", "ipvs.scheduler"),
+        ("ipvs: {excludeCIDRs: [x]}", "ipvs.excludeCIDRs"),
+        ("detectLocal: {bridgeInterface: a b}", "detectLocal.bridgeInterface"),
+    ],
+)
+def test_what_is_not_used_may_be_wrong(text: str, name: str) -> None:
+    loaded = load(text)
+    (warning,) = loaded.warnings
+    assert warning.startswith(f"conf: {name}=")
+    assert loaded.config == BARE
+
+
+def test_every_field_is_tried_in_here() -> None:
+    """All that kube-proxy knows, from the file that kubeadm writes, and what that leaves out."""
+    in_kubeadm = set(decode_paths((FILES / "kubeadm.yaml").read_text(encoding="utf-8")))
+    assert set(FIELDS) - in_kubeadm == {
+        *("featureGates", "logging.format", "logging.vmodule", "windowsRunAsService"),
+        *("logging.options.text.splitStream", "logging.options.json.splitStream"),
+    }
+    assert in_kubeadm - set(FIELDS) == {"apiVersion", "kind"}
+
+
+def decode_paths(text: str) -> list[str]:
+    """The paths of all leaves of a YAML file that has a field on every line."""
+    paths, parents = [], [""]
+    for line in text.splitlines():
+        if line.startswith("#"):
+            continue
+        name, _, value = line.strip().partition(":")
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents[depth + 1 :] = [f"{parents[depth]}{name}."]
+        if value:
+            paths.append(f"{parents[depth]}{name}")
+    return paths
