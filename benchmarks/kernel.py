@@ -1,7 +1,7 @@
 """What is particular to one way of programming the kernel: to ask for it, clear it, count it.
 
 Another mode joins by another class here with the members of ``Iptables``, in ``Kernel`` and
-``MODES``.
+``MODES``. A mode that this machine's kernel does not have is measured in a guest, see ``guest``.
 """
 
 import os
@@ -129,6 +129,50 @@ class Nftables:
         return done.stdout.strip()
 
 
-Kernel = Iptables | Nftables
+class Ipvs:
+    """IPVS mode; it lays iptables rules as well, of the legacy variant."""
 
-MODES: Mapping[str, type[Kernel]] = {Iptables.mode: Iptables, Nftables.mode: Nftables}
+    mode = "ipvs"
+    variants = ("",)
+
+    def __init__(self, variant: str) -> None:
+        self.variant = variant
+        self._iptables = Iptables("legacy")
+
+    @property
+    def flags(self) -> Mapping[str, str]:
+        """The flags that svcproxy needs for it."""
+        return {"proxy-mode": self.mode, "svcproxy-iptables-variant": self._iptables.variant}
+
+    def prepare(self, folder: Path) -> Sequence[str]:
+        """A prefix for the command line of other programs, so that they use legacy iptables."""
+        return self._iptables.prepare(folder)
+
+    def clear(self, netns: NetNS) -> None:
+        """Remove all virtual servers, their interface, rules and sets."""
+        self._iptables.clear(netns)
+        netns.run("ipset", "destroy", timeout=_PATIENCE)
+        netns.run("ip", "link", "delete", "kube-ipvs0", check=False)
+        netns.run("ipvsadm", "--clear", timeout=_PATIENCE)
+
+    def saved(self, netns: NetNS) -> str:
+        """All rules for IPv4 as text, and all virtual and real servers."""
+        return self._iptables.saved(netns) + netns.run("cat", "/proc/net/ip_vs").stdout
+
+    def count(self, saved: str) -> Counted:
+        """Count what ``saved`` returned: rules, and virtual servers as chains."""
+        return self._iptables.count(saved)
+
+    @property
+    def version(self) -> str:
+        """The version of the tools."""
+        return self._iptables.version
+
+
+Kernel = Iptables | Nftables | Ipvs
+
+MODES: Mapping[str, type[Kernel]] = {
+    Nftables.mode: Nftables,
+    Ipvs.mode: Ipvs,
+    Iptables.mode: Iptables,
+}

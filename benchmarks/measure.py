@@ -1,5 +1,6 @@
 """One run: a cluster with its API server, a service proxy on the node, and all measurements."""
 
+import platform
 import random
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.kernel import Kernel
 from benchmarks.passed import rules_passed
 from benchmarks.population import PORT, SERVICE_RANGE, TARGET_PORT, Population, Shape, Size
-from benchmarks.results import Change, Connections, Memory, Options, Result
+from benchmarks.results import Change, Connections, Memory, Options, Received, Result
 from benchmarks.server import ApiServer
 from benchmarks.subject import Running, Subject
 from benchmarks.usage import Usage, usage
@@ -46,7 +47,9 @@ def run(
         DaemonError: the program ended.
         AssertionError: it was not ready in time.
     """
-    result = Result(subject.name, kernel.mode, kernel.variant, size, shape, options)
+    result = Result(
+        subject.name, kernel.mode, kernel.variant, size, shape, options, platform.release()
+    )
     with TemporaryDirectory(prefix="svcproxy-bench-") as name, Cluster(1, 6) as cluster:
         folder = Path(name)
         cluster.serve(tcp=(TARGET_PORT,))
@@ -96,15 +99,19 @@ class _Run:
             say(f"cold start {number + 1} of {options.starts}")
             self._cold_start(result, first=number == 0)
         started = self._settled()
+        started_bytes = self.api.sent()
         self._look_at_rules(result)
         say(f"{options.changes} changes")
         self._changes(result)
+        received = self._churn(result, say)
+        result.received = Received(started_bytes // options.starts, received)
+        endurance = self._endurance(result, say)
         say(f"{options.connections} connections")
         result.connections = self._connections(options.connections, bare)
         say(f"idle for {options.idle:g} s")
         result.idle_cpu = self._idle(options.idle)
         last = self.usage()
-        result.memory = Memory(started.rss, last.rss, last.peak)
+        result.memory = Memory(started.rss, last.rss, last.peak, *endurance)
         for number in range(options.starts):
             say(f"restart {number + 1} of {options.starts}")
             self._restart(result)
@@ -161,21 +168,64 @@ class _Run:
         options = result.options
         before = self.running.metrics()
         self._settled()
-        used = self.usage()
-        for number in range(options.changes):
-            pod = self.pods[1 - number % 2]
-            began = self.api.put(self.population.probe_slice(pod.ipv4))
-            ended = self._answered(pod, options.timeout)
-            time.sleep(options.spacing)
-            now = self.usage()
-            result.changes.append(Change(ended - began, now.cpu - used.cpu))
-            used = now
+        result.changes = [
+            self._change(number, options, options.spacing) for number in range(options.changes)
+        ]
         after = self.running.metrics()
         result.change_operations = _operations(before, after, options.changes)
         syncs = after.value(f"{_SYNCS}_count") - before.value(f"{_SYNCS}_count")
         if syncs:
             taken = after.value(f"{_SYNCS}_sum") - before.value(f"{_SYNCS}_sum")
             result.change_sync = taken / syncs
+
+    def _change(self, number: int, options: Options, spacing: float) -> Change:
+        """Move the probe's endpoint between two pods, and wait for the new one's answer."""
+        used = self.usage()
+        pod = self.pods[1 - number % 2]
+        began = self.api.put(self.population.probe_slice(pod.ipv4))
+        ended = self._answered(pod, options.timeout)
+        time.sleep(spacing)
+        return Change(ended - began, self.usage().cpu - used.cpu)
+
+    def _churn(self, result: Result, say: Say) -> float:
+        """Measure changes while others happen elsewhere; give the bytes sent for each change."""
+        options = result.options
+        if not (options.churn and options.churned):
+            return 0.0
+        say(f"{options.churned} changes while {options.churn:g} a second happen elsewhere")
+        self.api.churn(options.churn)
+        chance = random.Random(options.churned)
+        time.sleep(1.0)
+        before, sent = self.usage(), self.api.sent()
+        try:
+            # At odd times, or the changes would keep step with the program's own rhythm.
+            result.churned = [
+                self._change(result.options.changes + number, options, chance.uniform(0.0, 0.1))
+                for number in range(options.churned)
+            ]
+            after, sent = self.usage(), self.api.sent() - sent
+        finally:
+            self.api.churn(0)
+        result.churned_cpu = (after.cpu - before.cpu) / (after.at - before.at)
+        return sent / (options.churned + options.churn * (after.at - before.at))
+
+    def _endurance(self, result: Result, say: Say) -> tuple[int, int]:
+        """Change very many endpoints; give the resident memory before and after."""
+        options = result.options
+        if not options.endurance:
+            return 0, 0
+        say(f"{options.endurance} changes elsewhere, as fast as possible")
+        before = self._settled()
+        self.api.storm(options.endurance)
+        # A change to the probe comes behind all of them in its watch.
+        pod = self.pods[1]
+        self.api.put(self.population.probe_slice(self.pods[0].ipv4))
+        self._answered(self.pods[0], options.timeout)
+        self.api.put(self.population.probe_slice(pod.ipv4))
+        self._answered(pod, options.timeout)
+        after = self._settled()
+        result.endurance_seconds = after.at - before.at
+        return before.rss, after.rss
 
     def _connections(self, number: int, bare: list[float]) -> Connections:
         """Time connections to random Services, and for comparison to the pods themselves."""

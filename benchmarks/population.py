@@ -63,12 +63,14 @@ class Shape(msgspec.Struct, frozen=True):
     Attributes:
         node_ports: the share of Services with a node port (there are 2,768 at most).
         large: how many Services have 1,000 endpoints.
+        headless: for every Service, so many headless ones more, of no concern to a service proxy.
         dialled: how many Services have endpoints that answer, at most half of all.
         seed: decides about all that is random.
     """
 
     node_ports: float = 0.05
-    large: int = 0
+    large: int = 2
+    headless: float = 0.02
     dialled: int = 200
     seed: int = 7
 
@@ -105,6 +107,8 @@ class Population:
         self._dialled = set(chance.sample(ordinary, min(shape.dialled, size.services // 2)))
         others = [number for number in ordinary if number not in self._dialled]
         self._large = set(chance.sample(others, min(shape.large, len(others))))
+        self.ordinary = [number for number in others if number not in self._large]
+        """The numbers of the Services that are neither dialled nor large."""
         published = min(round(size.services * shape.node_ports), len(NODE_PORTS))
         ports = chance.sample(NODE_PORTS, published)
         self._node_ports = dict(zip(chance.sample(ordinary, published), ports, strict=True))
@@ -128,8 +132,16 @@ class Population:
             service = self._service(number)
             yield service
             yield from _slices(service, self._endpoints(number))
+        for number in range(round(self.size.services * self.shape.headless)):
+            yield from _headless(number)
         yield self._probe_service()
         yield self.probe_slice(self.pods[0])
+
+    def moved_slice(self, number: int, generation: int) -> Object:
+        """The slice of an ordinary Service, its last endpoint on another address each time."""
+        endpoints = self._endpoints(number)
+        endpoints[-1] = f"10.245.{generation % 250}.{number % 250 + 2}"
+        return next(_slices(self._service(number), endpoints))
 
     def probe_slice(self, pod: str) -> Object:
         """The probe's EndpointSlice with this pod behind it."""
@@ -172,6 +184,17 @@ class Population:
         endpoints = _LARGE if number in self._large else self.size.endpoints
         first = number * self.size.endpoints
         return [_pod_address(first + index) for index in range(endpoints)]
+
+
+def _headless(number: int) -> Iterator[Object]:
+    """A headless Service, with the labels that tell service proxies to pass it over."""
+    service = manifests.service(
+        f"headless-{number:06d}", ["None"], [manifests.port(PORT, name="http")], namespace="quiet"
+    )
+    yield _registered(service)
+    for piece in _slices(service, [_pod_address(number)]):
+        piece["metadata"]["labels"]["service.kubernetes.io/headless"] = ""
+        yield piece
 
 
 def _pod_address(number: int) -> str:

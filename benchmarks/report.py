@@ -11,6 +11,7 @@ import msgspec
 from benchmarks.figures import columns, count, median, megabytes, quantile, seconds
 from benchmarks.passed import Growth, growth_table
 from benchmarks.results import Result
+from benchmarks.targets import target_table
 
 _ABSENT = "-"
 
@@ -54,12 +55,17 @@ class Report(msgspec.Struct):
     results: list[Result] = []
     growth: list[Growth] = []
 
-    def write(self, folder: Path) -> Path:
-        """Write the JSON file and give its path."""
+    def write(self, folder: Path, *, plots: bool = True) -> Path:
+        """Write the JSON file, the tables and the plots; give the path of the first."""
         folder.mkdir(parents=True, exist_ok=True)
-        stamp = "".join(c for c in self.machine.date if c.isdecimal())
-        path = folder / f"bench-{stamp}.json"
+        stem = "bench-" + "".join(c for c in self.machine.date if c.isdecimal())
+        path = folder / f"{stem}.json"
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
+        (folder / f"{stem}.txt").write_text(self.text() + "\n", encoding="utf-8")
+        if plots:
+            from benchmarks.plots import write_plots  # noqa: PLC0415 - takes time and memory
+
+            write_plots(self.results, folder, stem)
         return path
 
     def text(self) -> str:
@@ -67,6 +73,9 @@ class Report(msgspec.Struct):
         lines = self.machine.lines()
         if self.results:
             lines += ["", *columns(result_table(self.results))]
+        targets = target_table(self.results)
+        if targets:
+            lines += ["", "Targets (10,000 x 5 unless said):", "", *columns(targets)]
         if self.growth:
             title = (
                 "Rules that a new connection to a random Service passes (iptables mode, planned):"
@@ -99,12 +108,13 @@ def _processor() -> str:
 def result_table(results: Sequence[Result]) -> list[list[str]]:
     """A table with one column for each result."""
     head = ["", *(result.subject for result in results)]
-    variants = ["", *(f"{result.mode} {result.variant}" for result in results)]
+    variants = ["", *(f"{result.mode} {result.variant}".strip() for result in results)]
+    kernels = ["kernel", *(result.kernel.partition("-")[0] for result in results)]
     sizes = [
         "Services x endpoints",
         *(f"{count(r.size.services)} x {r.size.endpoints}" for r in results),
     ]
-    rows = [head, variants, sizes]
+    rows = [head, variants, kernels, sizes]
     for title, figure in _ROWS:
         cells = [figure(result) or _ABSENT for result in results]
         if any(cell != _ABSENT for cell in cells):
@@ -116,12 +126,39 @@ def _median(values: Sequence[float]) -> str:
     return seconds(median(values)) if values else ""
 
 
-def _latency(share: float) -> Callable[[Result], str]:
+def _latency(kind: str, share: float) -> Callable[[Result], str]:
     def figure(result: Result) -> str:
-        values = [change.latency for change in result.changes]
+        values = [change.latency for change in getattr(result, kind)]
         return seconds(quantile(values, share)) if values else ""
 
     return figure
+
+
+def _churned_cpu(result: Result) -> str:
+    return f"{result.churned_cpu:.1%}" if result.churned_cpu is not None else ""
+
+
+def _sent(name: str) -> Callable[[Result], str]:
+    def figure(result: Result) -> str:
+        if result.received is None or not getattr(result.received, name):
+            return ""
+        size = getattr(result.received, name)
+        return megabytes(size) if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+    return figure
+
+
+def _growth(result: Result) -> str:
+    if result.memory is None or not result.memory.before_endurance:
+        return ""
+    return f"{result.memory.growth:+.1%}"
+
+
+def _per_change(result: Result) -> str:
+    """All kernel operations of a change, whatever they are called in the mode."""
+    if result.change_operations is None:
+        return ""
+    return ", ".join(f"{count(n)} {name}" for name, n in sorted(result.change_operations.items()))
 
 
 def _connect(kind: str, share: float) -> Callable[[Result], str]:
@@ -129,15 +166,6 @@ def _connect(kind: str, share: float) -> Callable[[Result], str]:
         if result.connections is None:
             return ""
         return seconds(quantile(getattr(result.connections, kind), share))
-
-    return figure
-
-
-def _operation(name: str) -> Callable[[Result], str]:
-    def figure(result: Result) -> str:
-        if result.change_operations is None:
-            return ""
-        return count(result.change_operations.get(name, 0.0))
 
     return figure
 
@@ -158,18 +186,27 @@ _ROWS: tuple[tuple[str, Callable[[Result], str]], ...] = (
     ("  CPU", lambda r: _median(r.cold_start_cpu)),
     ("restart: start to end of first sync", lambda r: _median(r.restart)),
     ("  rules written", _restart_rules),
-    ("change: API event to new pod's answer, p50", _latency(0.5)),
-    ("  p90", _latency(0.9)),
-    ("  max", _latency(1.0)),
-    ("  duration of the sync, mean", lambda r: seconds(r.change_sync) if r.change_sync else ""),
+    ("change: API event to new pod's answer, p50", _latency("changes", 0.5)),
+    ("  p90", _latency("changes", 0.9)),
+    ("  p99", _latency("changes", 0.99)),
+    ("  max", _latency("changes", 1.0)),
+    ("change under churn elsewhere, p50", _latency("churned", 0.5)),
+    ("  p90", _latency("churned", 0.9)),
+    ("  p99", _latency("churned", 0.99)),
+    ("  CPU meanwhile, of one core", _churned_cpu),
+    (
+        "a change: duration of the sync, mean",
+        lambda r: seconds(r.change_sync) if r.change_sync else "",
+    ),
     ("  CPU, median", _change_cpu),
-    ("  restores", _operation("restore")),
-    ("  chains written", _operation("chain_written")),
-    ("  rules written", _operation("rule_written")),
+    ("  kernel operations", _per_change),
     ("idle CPU, of one core", lambda r: f"{r.idle_cpu:.1%}"),
     ("memory after cold start", lambda r: megabytes(r.memory.started) if r.memory else ""),
     ("  after changes and idling", lambda r: megabytes(r.memory.after) if r.memory else ""),
     ("  peak", lambda r: megabytes(r.memory.peak) if r.memory else ""),
+    ("  growth by very many changes elsewhere", _growth),
+    ("from the API at a cold start", _sent("start")),
+    ("  for each change", _sent("change")),
     ("rules in the kernel (IPv4)", lambda r: count(r.rules)),
     ("  per Service", lambda r: f"{r.rules / r.size.services:.2f}"),
     ("  chains", lambda r: count(r.chains)),

@@ -11,16 +11,23 @@ class Options(msgspec.Struct, frozen=True):
     Attributes:
         starts: how many cold starts and restarts to measure.
         changes: how many changes to measure.
-        spacing: the seconds from the end of a change to the next one; more than the minimum
-            time between two syncs (1 s), or that is measured.
+        spacing: the seconds from the end of a change to the next one. Programs that make at least
+            a second pass between two syncs, like kube-proxy, need more, or that is measured.
+        churn: how many endpoints change elsewhere in a second while changes are measured again.
+        churned: how many changes to measure then.
+        endurance: how many endpoints to change elsewhere, as fast as possible, to see what it
+            does to memory; 0 for none.
         connections: how many connections to time.
         idle: the seconds of idleness to watch; the default has one periodic comparison in it.
         timeout: the seconds to wait for a cold start.
     """
 
-    starts: int = 3
-    changes: int = 15
-    spacing: float = 1.3
+    starts: int = 2
+    changes: int = 50
+    spacing: float = 0.4
+    churn: float = 50.0
+    churned: int = 100
+    endurance: int = 100_000
     connections: int = 1000
     idle: float = 30.0
     timeout: float = 300.0
@@ -34,11 +41,34 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """Bytes: after the start, after everything, and the most there was."""
+    """Bytes of resident memory.
+
+    Attributes:
+        started: after the cold start.
+        after: after everything.
+        peak: the most there was.
+        before_endurance: after the measured changes, before the many unmeasured ones.
+        after_endurance: after those.
+    """
 
     started: int
     after: int
     peak: int
+    before_endurance: int = 0
+    after_endurance: int = 0
+
+    @property
+    def growth(self) -> float:
+        """By what share the many changes made it grow; 0 if there were none."""
+        before = self.before_endurance
+        return (self.after_endurance - before) / before if before else 0.0
+
+
+class Received(msgspec.Struct, frozen=True):
+    """Bytes that the API server sent: at the cold start, and for each change under churn."""
+
+    start: int
+    change: float
 
 
 class Connections(msgspec.Struct, frozen=True):
@@ -71,11 +101,18 @@ class Result(msgspec.Struct):
     size: Size
     shape: Shape
     options: Options
+    kernel: str = ""
+    """The release of the kernel that it ran on."""
     cold_start: list[float] = []
     cold_start_cpu: list[float] = []
     restart: list[float] = []
     restart_operations: dict[str, float] | None = None
     changes: list[Change] = []
+    churned: list[Change] = []
+    churned_cpu: float | None = None
+    """The share of one core that is used under churn."""
+    received: Received | None = None
+    endurance_seconds: float | None = None
     change_operations: dict[str, float] | None = None
     change_sync: float | None = None
     idle_cpu: float = 0.0

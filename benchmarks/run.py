@@ -9,6 +9,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+from benchmarks import guest
 from benchmarks.figures import seconds
 from benchmarks.kernel import MODES, Kernel
 from benchmarks.measure import run
@@ -20,6 +21,7 @@ from benchmarks.server import ApiServerError
 from benchmarks.subject import Subject
 from testbed.cluster import cleanup_stale
 from testbed.daemon import DaemonError
+from testbed.machines import MachineError
 
 RESULTS = Path(__file__).resolve().parent / "output"
 _GROWTH = "100x5,1000x5,10000x5,50000x5"
@@ -32,7 +34,9 @@ its default settings. For every size and variant, in a fresh cluster:
   cold start   from the start of the process, with no rules there, until the Service that comes
                last in every list answers a pod that dials it all the time
   change       its one endpoint moves between two pods; from the API server's event until the
-               other pod answers through the cluster IP
+               other pod answers through the cluster IP; then once more while endpoints of other
+               Services change all the time
+  endurance    very many endpoints change as fast as possible; what that does to memory
   connections  to random Services, and to pods by their own addresses for comparison
   idle         CPU time while nothing changes; has one periodic comparison in it
   restart      from the start of the process, with the rules there, to the end of its first sync
@@ -44,9 +48,9 @@ the whole machine: nothing else should use iptables-legacy meanwhile.
 """
 _EPILOG = """\
 examples:
-  ./dev bench                                  everything; takes about five minutes
-  ./dev bench --sizes 1000x5 --changes 5 --starts 1 --idle 5     a quick look
-  ./dev bench --sizes 1000x5 --command 'kube-proxy --kubeconfig={kubeconfig}
+  ./dev bench                                  everything; takes about a quarter of an hour
+  ./dev bench --modes nftables --sizes 1000x5 --starts 1 --endurance 0     a quick look
+  ./dev bench --modes nftables --sizes 1000x5 --spacing 1.3 --command 'kube-proxy --kubeconfig={kubeconfig}
       --hostname-override={node} --proxy-mode={mode} --cluster-cidr={cluster_cidr}
       --kube-api-content-type=application/json --conntrack-max-per-core=0 --conntrack-min=0'
                                                kube-proxy beside svcproxy
@@ -71,11 +75,15 @@ def parser() -> argparse.ArgumentParser:
         "--sizes",
         metavar="LIST",
         type=_sizes,
-        default="1000x5,10000x5",
+        default="1000x5,10000x5,50000x2",
         help="Services x endpoints (%(default)s)",
     )
-    what.add_argument("--mode", choices=sorted(MODES), default="iptables", help="(%(default)s)")
-    what.add_argument("--variants", metavar="LIST", help="variants of the mode (all: nft,legacy)")
+    what.add_argument(
+        "--modes", metavar="LIST", type=_modes, default=",".join(MODES), help="(%(default)s)"
+    )
+    what.add_argument(
+        "--variants", metavar="LIST", default="", help="of iptables mode (all: nft,legacy)"
+    )
     what.add_argument(
         "--command",
         action="append",
@@ -95,8 +103,9 @@ def parser() -> argparse.ArgumentParser:
     _add_shape(parser, shape)
     _add_options(parser, defaults)
     parser.add_argument(
-        "--output", type=Path, default=RESULTS, metavar="DIR", help="folder for the JSON file"
+        "--output", type=Path, default=RESULTS, metavar="DIR", help="folder for all files"
     )
+    parser.add_argument("--no-plots", action="store_true", help="write no SVG files")
     return parser
 
 
@@ -107,6 +116,12 @@ def _add_shape(parser: argparse.ArgumentParser, shape: Shape) -> None:
     )
     group.add_argument(
         "--large", type=int, default=shape.large, help="with 1,000 endpoints (%(default)s)"
+    )
+    group.add_argument(
+        "--headless",
+        type=float,
+        default=shape.headless,
+        help="headless Services more, as a share (%(default)s)",
     )
     group.add_argument(
         "--dialled", type=int, default=shape.dialled, help="with real endpoints (%(default)s)"
@@ -120,6 +135,9 @@ def _add_options(parser: argparse.ArgumentParser, defaults: Options) -> None:
         "starts": "cold starts and restarts",
         "changes": "moves of the endpoint",
         "spacing": "seconds between two of them",
+        "churn": "changes elsewhere per second, for another round of moves",
+        "churned": "moves of the endpoint in that round",
+        "endurance": "changes elsewhere to see memory grow or not",
         "connections": "connections to time",
         "idle": "seconds of idleness",
         "timeout": "seconds to wait for a cold start",
@@ -138,30 +156,60 @@ def _sizes(text: str) -> list[Size]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list like 1000x5: {error}") from error
 
 
-def _kernels(arguments: argparse.Namespace) -> list[Kernel]:
-    mode = MODES[arguments.mode]
-    wanted = arguments.variants.split(",") if arguments.variants else mode.variants
-    unknown = [variant for variant in wanted if variant not in mode.variants]
-    if unknown:
-        raise ValueError(f"--variants: {mode.mode} has no {', '.join(unknown)}")
-    return [mode(variant) for variant in wanted]
+def _modes(text: str) -> list[str]:
+    modes = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [mode for mode in modes if mode not in MODES]
+    if unknown or not modes:
+        raise argparse.ArgumentTypeError(f"{text!r}: there are {', '.join(MODES)}")
+    return modes
+
+
+def _kernels(modes: Sequence[str], variants: str) -> list[Kernel]:
+    """The modes that this kernel has, each in all its variants or in those that are wanted."""
+    wanted = set(variants.split(",")) if variants else set()
+    known = {variant for mode in modes for variant in MODES[mode].variants}
+    if wanted - known:
+        raise ValueError(f"--variants: there is no {', '.join(sorted(wanted - known))}")
+    return [
+        MODES[mode](variant)
+        for mode in modes
+        if not guest.needed(mode)
+        for variant in MODES[mode].variants
+        if variant in wanted or not wanted & set(MODES[mode].variants)
+    ]
 
 
 def _report(arguments: argparse.Namespace) -> Report:
-    kernels = _kernels(arguments)
+    kernels = _kernels(arguments.modes, arguments.variants)
     subjects = [] if arguments.skip_svcproxy else [Subject()]
     subjects += [Subject(command) for command in arguments.command]
-    shape = Shape(arguments.node_ports, arguments.large, arguments.dialled, arguments.seed)
+    shape = Shape(**{name: getattr(arguments, name) for name in Shape.__struct_fields__})
     options = Options(**{name: getattr(arguments, name) for name in Options.__struct_fields__})
     report = Report(machine([kernel.version for kernel in kernels]), sys.argv[1:])
     for size, kernel, subject in product(arguments.sizes, kernels, subjects):
         title = f"{subject.name} {kernel.mode} {kernel.variant} {size}: "
         result = run(subject, kernel, size, shape, options=options, say=partial(_say, title))
         report.results.append(result)
+    for mode in filter(guest.needed, arguments.modes):
+        _say(f"{mode} in a guest: this kernel has none")
+        said = guest.measure(mode, _for_guest(sys.argv[1:]), _say)
+        report.results += said.results
     for size in arguments.growth:
         _say("rules passed at ", str(size))
         report.growth.append(growth(size, shape))
     return report
+
+
+def _for_guest(arguments: Sequence[str]) -> list[str]:
+    """The command line without what the guest is told anyway."""
+    kept, own = [], ("--modes", "--output", "--growth", "--variants")
+    words = iter(arguments)
+    for word in words:
+        if word in own:
+            next(words, None)
+        elif not word.startswith(tuple(f"{name}=" for name in own)):
+            kept.append(word)
+    return kept
 
 
 _BEGAN = time.monotonic()
@@ -180,11 +228,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     cleanup_stale()
     try:
         report = _report(arguments)
-    except (ValueError, ApiServerError, DaemonError, AssertionError) as error:
+    except (ValueError, ApiServerError, DaemonError, MachineError, AssertionError) as error:
         print(f"bench: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return 1
     print(report.text())
-    path = report.write(arguments.output)
+    path = report.write(arguments.output, plots=not arguments.no_plots)
     _say(f"done after {seconds(time.monotonic() - _BEGAN)}; all figures are in {path}")
     return 0
 

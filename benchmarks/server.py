@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import msgspec
 
+from benchmarks.churn import Churn
 from benchmarks.population import Population, Shape, Size
 from testbed import manifests
 from testbed.apiserver.server import FakeApiServer
@@ -75,6 +76,20 @@ class ApiServer:
         """Replace an object; give ``time.monotonic()`` right before watches were told."""
         return float(self._request("put", object=obj))
 
+    def churn(self, rate: float) -> None:
+        """From now on, change endpoints elsewhere so many times a second; 0 ends it."""
+        self._request("churn", rate=rate)
+
+    def storm(self, changes: int) -> float:
+        """Change endpoints elsewhere as fast as possible; give the seconds that it took."""
+        began = time.monotonic()
+        self._request("storm", changes=changes)
+        return time.monotonic() - began
+
+    def sent(self) -> int:
+        """How many bytes it has sent to its clients so far."""
+        return int(self._request("sent"))
+
     def __exit__(
         self,
         _type: type[BaseException] | None,
@@ -105,7 +120,7 @@ class ApiServer:
 
 def _serve(
     server: FakeApiServer, *, size: str, shape: dict[str, Any], pods: Sequence[str], **others: Any
-) -> None:
+) -> Churn:
     population = Population(Size.parse(size), pods, msgspec.convert(shape, Shape))
     server.put(others["node"])
     for obj in population.objects():
@@ -114,19 +129,28 @@ def _serve(
     # The garbage collector would go through all of it again and again while we measure.
     gc.collect()
     gc.freeze()
+    return Churn(server, population)
 
 
 def main() -> None:
     """Serve until the other end of the control socket, given by its descriptor, is closed."""
     with socket.socket(fileno=int(sys.argv[1])) as control, FakeApiServer() as server:
+        churn: Churn | None = None
         for line in control.makefile("rb"):
             request = json.loads(line)
-            began = time.monotonic()
-            if request.pop("op") == "put":
-                server.put(request["object"])
-            else:
-                _serve(server, **request)
-            control.sendall(json.dumps(began).encode() + b"\n")
+            answer = time.monotonic()
+            match request.pop("op"), churn:
+                case "serve", None:
+                    churn = _serve(server, **request)
+                case "put", Churn():
+                    server.put(request["object"])
+                case "sent", Churn():
+                    answer = server.sent
+                case "storm", Churn():
+                    churn.storm(request["changes"])
+                case "churn", Churn():
+                    churn.start(request["rate"]) if request["rate"] else churn.stop()
+            control.sendall(json.dumps(answer).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ class Connection:
 
     sock: socket.socket
     dead: bool = False
+    sent: int = 0
     thread: threading.Thread = field(default_factory=threading.Thread)
 
 
@@ -240,6 +241,7 @@ class Exchange:
         if self._connection.dead:
             raise ConnectionAbortedError
         self._connection.sock.sendall(data)
+        self._connection.sent += len(data)
 
 
 def _status(code: int, message: str) -> bytes:

@@ -38,6 +38,7 @@ class FakeApiServer:
         self._listener: socket.socket | None = None
         self._accepting: threading.Thread | None = None
         self._connections: set[Connection] = set()
+        self._sent = 0
         self._lock = threading.Lock()
 
     def start(self) -> Self:
@@ -86,6 +87,12 @@ class FakeApiServer:
     def count(self, kind: str, verb: str) -> int:
         """Tell how many lists or watches of a kind were asked for."""
         return sum(1 for request in self.received if (request.kind, request.verb) == (kind, verb))
+
+    @property
+    def sent(self) -> int:
+        """How many bytes it has sent so far, headers and all, on all connections."""
+        with self._lock:
+            return self._sent + sum(connection.sent for connection in self._connections)
 
     def cut(self) -> None:
         """Cut all connections and wait until the server has noticed; new ones are welcome."""
@@ -170,3 +177,4 @@ class FakeApiServer:
             connection.sock.close()
             with self._lock:
                 self._connections.discard(connection)
+                self._sent += connection.sent

@@ -1,24 +1,32 @@
 """The pure parts of the benchmarks: what they generate, follow, and compute."""
 
 import json
+import os
+import time
 from collections import Counter
 from ipaddress import ip_address
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import msgspec
 import pytest
 
 from benchmarks import figures, run, usage
+from benchmarks.churn import Churn
 from benchmarks.passed import growth, planned_chains, rules_passed
 from benchmarks.population import SERVICE_RANGE, Population, Shape, Size
 from benchmarks.report import Machine, Report
-from benchmarks.results import Change, Options, Result
+from benchmarks.results import Change, Memory, Options, Result
 from benchmarks.subject import Subject
+from benchmarks.targets import LARGE, target_table
 from benchmarks.walk import Packet, UnknownRuleError, Walker, saved_chains
 from svcproxy.kube.parse import parse_object
 from svcproxy.kube.wire import decode_object
 from svcproxy.model.names import Kind
+from testbed.apiserver.server import FakeApiServer
+from testbed.manifests import Object
 
+HEADLESS = "service.kubernetes.io/headless"
 PODS = ("10.244.1.2", "10.244.1.3", "10.244.1.4")
 
 KUBE_PROXY = """\
@@ -131,16 +139,29 @@ class TestRulesPassed:
         assert rules_passed(chains, population).from_pod > 3
 
 
+def is_headless(obj: Object) -> bool:
+    """Whether service proxies pass over it: a headless Service, or a slice that is labelled so."""
+    labels = obj["metadata"]["labels"]
+    return obj["spec"]["clusterIP"] == "None" if "spec" in obj else HEADLESS in labels
+
+
+def endpoints_of(server: FakeApiServer) -> dict[str, list[str]]:
+    """The addresses in each slice that a server has, by the slice's name."""
+    slices = server.store.tables["EndpointSlice"].objects.values()
+    return {s.key[1]: [e["addresses"][0] for e in s.obj["endpoints"]] for s in slices}
+
+
 class TestPopulation:
     def test_it_has_what_was_asked_for(self) -> None:
         population = Population(Size(400, 5), PODS, Shape(node_ports=0.1, large=2, dialled=30))
         objects = list(population.objects())
-        services = [o for o in objects if o["kind"] == "Service"]
+        services = [o for o in objects if o["kind"] == "Service" and not is_headless(o)]
         assert len(services) == 400
+        assert sum(map(is_headless, objects)) == 2 * 8
         assert Counter(s["spec"]["type"] for s in services) == {"ClusterIP": 360, "NodePort": 40}
         endpoints: Counter[str] = Counter()
         for obj in objects:
-            if obj["kind"] == "EndpointSlice":
+            if obj["kind"] == "EndpointSlice" and not is_headless(obj):
                 assert len(obj["endpoints"]) <= 100
                 owner = obj["metadata"]["labels"]["kubernetes.io/service-name"]
                 endpoints[owner] += len(obj["endpoints"])
@@ -176,7 +197,22 @@ class TestPopulation:
 
     def test_every_object_is_well_formed(self) -> None:
         for obj in Population(Size(60, 2), PODS).objects():
-            assert parse_object(decode_object(Kind(obj["kind"]), json.dumps(obj).encode()))
+            parsed = parse_object(decode_object(Kind(obj["kind"]), json.dumps(obj).encode()))
+            assert parsed or is_headless(obj)
+
+    def test_churn_changes_one_endpoint_of_services_that_nobody_dials(self) -> None:
+        population = Population(Size(60, 3), PODS, Shape(dialled=20))
+        with FakeApiServer() as server:
+            for obj in population.objects():
+                server.put(obj)
+            before = endpoints_of(server)
+            Churn(server, population).storm(500)
+            after = endpoints_of(server)
+        changed = {name for name in before if before[name] != after[name]}
+        dialled = {target.name.partition("/")[2] for target in population.dialled}
+        assert len(changed) > 30
+        assert not any(name.startswith((*tuple(dialled), "probe", "headless")) for name in changed)
+        assert all(len(set(before[name]) - set(after[name])) == 1 for name in changed)
 
     @pytest.mark.parametrize("text", ["", "x5", "5x5", "100x0", "100x1001", "many"])
     def test_sizes_that_make_no_sense(self, text: str) -> None:
@@ -216,7 +252,14 @@ class TestUsage:
     def test_cpu_time_counts_children_and_survives_any_name(self) -> None:
         fields = ["S", *map(str, range(1, 50))]
         stat = f"12 (a) b) {' '.join(fields)}"
-        assert usage.cpu_seconds(stat) * usage._TICKS == 11 + 12 + 13 + 14
+        assert usage.child_seconds(stat) * usage._TICKS == pytest.approx(13 + 14)
+
+    def test_a_process_of_any_kind_tells_its_own_time_exactly(self) -> None:
+        begin = usage.usage(os.getpid()).cpu
+        spent = time.process_time()
+        while time.process_time() < spent + 0.013:
+            pass
+        assert 0.013 <= usage.usage(os.getpid()).cpu - begin < 0.1
 
     def test_sizes_come_in_kilobytes(self) -> None:
         text = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n"
@@ -239,7 +282,20 @@ class TestCommands:
         arguments = run.parser().parse_args(["--sizes", "100x2, 1000x5", "--growth", ""])
         assert arguments.sizes == [Size(100, 2), Size(1000, 5)]
         assert arguments.growth == []
-        assert arguments.mode == "iptables"
+        assert set(arguments.modes) == {"nftables", "ipvs", "iptables"}
+
+    def test_variants_are_those_of_iptables_mode(self) -> None:
+        kernels = run._kernels(["nftables", "iptables"], "legacy")
+        assert [(k.mode, k.variant) for k in kernels] == [
+            ("nftables", "maps"),
+            ("iptables", "legacy"),
+        ]
+        with pytest.raises(ValueError, match="there is no new"):
+            run._kernels(["iptables"], "new")
+
+    def test_the_guest_is_told_all_but_where_and_what(self) -> None:
+        given = ["--sizes", "1000x5", "--modes", "ipvs", "--output=x", "--starts", "1"]
+        assert run._for_guest(given) == ["--sizes", "1000x5", "--starts", "1"]
 
     def test_a_wrong_size_is_refused_with_a_hint(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
@@ -276,7 +332,40 @@ class TestReport:
         report = Report(self.machine, ["--changes=2"], [self.result()])
         path = report.write(tmp_path / "new")
         assert path.name == "bench-20261120100000.json"
+        assert path.with_suffix(".txt").read_text() == report.text() + "\n"
+        drawn = {plot.name.partition("-")[2] for plot in path.parent.glob("*.svg")}
+        assert "20261120100000-change-by-size.svg" in drawn
+        for plot in path.parent.glob("*.svg"):
+            root = ET.parse(plot).getroot()
+            assert root.tag.endswith("svg")
+            assert "svcproxy iptables nft" in plot.read_text()
+            loaded = [value for e in root.iter() for key, value in e.items() if "href" in key]
+            assert not loaded, "a plot needs nothing from elsewhere"
         assert msgspec.json.decode(path.read_bytes(), type=Report) == report
+
+    def test_a_target_is_met_or_missed_at_its_size_only(self) -> None:
+        small = self.result()
+        large = msgspec.structs.replace(small, size=LARGE)
+        assert target_table([small]) == []
+        head, *rows = target_table([small, large])
+        column = head.index("iptables nft")
+        cells = {row[0]: row[column] for row in rows}
+        assert cells["cold start"] == "1.10 s (<= 10.00 s)"
+        late = msgspec.structs.replace(large, changes=[Change(0.3, 0.01)])
+        texts = [row[column] for row in target_table([late])[1:]]
+        assert "MISSED 300 ms (<= 100 ms)" in texts
+
+    def test_memory_growth_needs_all_the_changes(self) -> None:
+        memory = Memory(100_000_000, 0, 0, 100_000_000, 101_000_000)
+        title = "memory growth over 100,000 changes"
+        for endurance, shown in ((100_000, True), (1000, False)):
+            options = Options(endurance=endurance)
+            result = msgspec.structs.replace(
+                self.result(), size=LARGE, options=options, memory=memory
+            )
+            rows = {row[0]: row for row in target_table([result])}
+            assert (title in rows) is shown
+            assert not shown or "1.0% (<= 2.0%)" in rows[title]
 
     def test_a_busy_machine_is_mentioned(self) -> None:
         busy = msgspec.structs.replace(self.machine, load=1.5)

@@ -1,0 +1,58 @@
+"""Changes elsewhere: endpoints of Services that nobody dials come and go."""
+
+import random
+import threading
+import time
+
+from benchmarks.population import Population
+from testbed.apiserver.server import FakeApiServer
+
+_SEED = 11
+
+
+class Churn:
+    """Replaces one endpoint of one Service after the other, of ordinary ones at random.
+
+    Args:
+        server: where the Services are.
+        population: the Services.
+    """
+
+    def __init__(self, server: FakeApiServer, population: Population) -> None:
+        self._server = server
+        self._population = population
+        self._chance = random.Random(_SEED)
+        self._generations: dict[int, int] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def change(self) -> None:
+        """Replace one endpoint."""
+        number = self._chance.choice(self._population.ordinary)
+        generation = self._generations[number] = self._generations.get(number, 0) + 1
+        self._server.put(self._population.moved_slice(number, generation))
+
+    def storm(self, changes: int) -> None:
+        """Make this many changes as fast as possible."""
+        for _ in range(changes):
+            self.change()
+
+    def start(self, rate: float) -> None:
+        """Make so many changes a second from now on, evenly, in a thread."""
+        self.stop()
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, args=(rate,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Leave the Services as they are now."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self, rate: float) -> None:
+        due = time.monotonic()
+        while not self._stop.wait(max(0.0, due - time.monotonic())):
+            self.change()
+            due += 1 / rate
