@@ -78,6 +78,7 @@ class Guest:
         self._console = self.files / "console"
         self._process: subprocess.Popen[bytes] | None = None
         self._deadline = 0.0
+        self._end = ""
 
     def __enter__(self) -> Self:
         self._deadline = time.monotonic() + self._timeout
@@ -113,43 +114,43 @@ class Guest:
         Raises:
             MachineError: it did not come to its end; the message ends with what was seen of it.
         """
-        reason = ""
-        for piece in self._pieces():
+        position, running = 0, True
+        while running:
+            running = self.running(_POLL)
+            piece = self._output_from(position)
+            position += len(piece)
             echo(piece)
-            if time.monotonic() > self._deadline:
-                reason = f"was not done after {self._timeout:g} s"
-                break
-        self._kill()
         finished = read_finished(self._share)
         if finished is not None:
             return finished
-        assert self._process is not None
-        reason = reason or f"did not end; the guest did, with status {self._process.returncode}"
         seen = self.output or read(self._console)
-        raise MachineError(f"the command in User Mode Linux {reason}:\n{seen}")
+        raise MachineError(f"the command in User Mode Linux {self._end}:\n{seen}")
 
-    def _pieces(self) -> Iterator[bytes]:
-        """What the output grows by, often nothing, until the guest is off."""
-        assert self._process is not None
-        path, position = self._share / "output", 0
-        running = True
-        while running:
-            running = self._running()
-            piece = b""
-            if path.exists():
-                with path.open("rb") as output:
-                    output.seek(position)
-                    piece = output.read()
-            position += len(piece)
-            yield piece
+    def running(self, patience: float) -> bool:
+        """Whether it still runs when it has been waited for so many seconds.
 
-    def _running(self) -> bool:
+        One that has taken too long in all is ended.
+        """
         assert self._process is not None
         try:
-            self._process.wait(_POLL)
+            self._process.wait(patience)
         except subprocess.TimeoutExpired:
-            return True
+            if time.monotonic() < self._deadline:
+                return True
+            self._end = f"was not done after {self._timeout:g} s"
+            self._kill()
+        else:
+            status = self._process.returncode
+            self._end = self._end or f"did not end; the guest did, with status {status}"
         return False
+
+    def _output_from(self, position: int) -> bytes:
+        path = self._share / "output"
+        if not path.exists():
+            return b""
+        with path.open("rb") as output:
+            output.seek(position)
+            return output.read()
 
     def _kill(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -196,6 +197,11 @@ def find_kernel() -> str:
     if not LIB_MODULES.is_dir():
         raise MachineError(f"there is no {LIB_MODULES}, where the guest mounts: please make it")
     return found
+
+
+def inside() -> bool:
+    """Whether this process runs in a guest."""
+    return "User Mode Linux" in read(Path("/proc/cpuinfo"))
 
 
 def _preparation(results: Path | None) -> Iterator[str]:

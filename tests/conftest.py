@@ -2,9 +2,27 @@
 
 import os
 
+import pytest
 from hypothesis import settings
+
+from testbed import uml
+from tests import guests
 
 # CI decides about a change, so it tries the same examples each time; everybody else explores.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI") == "true":
     settings.load_profile("ci")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    guests.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    plugins = config.pluginmanager
+    if config.option.variants:
+        plugins.register(guests.Selection(config.option.variants))
+    if config.option.report_to:
+        plugins.register(guests.ReportWriter(config, config.option.report_to))
+    if not uml.inside():
+        plugins.register(guests.Guests(config.option.uml_variants))

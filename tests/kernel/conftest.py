@@ -141,6 +141,8 @@ def mode_flags(variant: str) -> dict[str, str]:
     """The daemon's flags for a variant."""
     if variant == "nftables":
         return {"proxy-mode": "nftables"}
+    if variant == "ipvs":
+        return {"proxy-mode": "ipvs", "svcproxy-iptables-variant": "legacy"}
     return {"svcproxy-iptables-variant": variant}
 
 
@@ -375,7 +377,7 @@ class Stage:
 
     def iptables(self, family: int, *arguments: str) -> str:
         """Run iptables in node1."""
-        variant = "nft" if self.variant == "nftables" else self.variant
+        variant = {"nftables": "nft", "ipvs": "legacy"}.get(self.variant, self.variant)
         program = f"{'iptables' if family == 4 else 'ip6tables'}-{variant}"
         return self.node.netns.run(program, *arguments).stdout
 
@@ -415,6 +417,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     own = hasattr(metafunc.module, "variant") or "cluster" not in metafunc.fixturenames
     if "variant" in metafunc.fixturenames and not own:
         variants = getattr(metafunc.module, "VARIANTS", ALL_VARIANTS)
+        if variants is ALL_VARIANTS and "ipvs" in (metafunc.config.option.variants or ()):
+            variants = (*variants, "ipvs")
         if metafunc.definition.get_closest_marker("iptables_only"):
             variants = IPTABLES
         metafunc.parametrize("variant", variants, scope="module")

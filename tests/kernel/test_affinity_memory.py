@@ -23,11 +23,9 @@ def _many_clients(stage: Stage, family: int) -> list[str]:
     """Give the outside client many addresses, and the node the way back to them."""
     found = _addresses(family)
     bits, network = (32, "10.77.0.0/16") if family == 4 else (128, "fd00:77::/32")
-    device = stage.client.netns.run("sh", "-c", "ls /sys/class/net | grep -v lo | head -1")
-    name = device.stdout.strip()
     options = "" if family == 4 else " nodad"
     netns.ip_batch(
-        [f"address add {a}/{bits} dev {name}{options}" for a in found],
+        [f"address add {a}/{bits} dev eth0{options}" for a in found],
         netns=stage.client.netns.name,
     )
     route = f"-{family} route replace {network} via {stage.client.ip(family)}"

@@ -1,0 +1,231 @@
+"""Tests that need a kernel with IPVS run in User Mode Linux, and look as if they ran here.
+
+A test runs there if its ``variant`` is ``ipvs``, or if it is marked ``uml``. The guest boots when
+the first test of the session starts, so that it works beside the tests of this machine's kernel;
+its own tests come last. The pytest in the guest writes its reports to a file, from which the one
+here takes them over. What the guest did not report has failed, and so has what it skipped.
+
+In a guest of one's own (``python -m testbed.uml -- .venv/bin/python -m pytest ...``) such tests
+run like any others.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from testbed import uml
+from testbed.machines import MachineError
+
+LIMIT = 1500.0
+"""Seconds that a guest may take for all of its tests."""
+TEST_LIMIT = 300
+"""Seconds that one test may take there; starting programs is slow, and this machine is busy."""
+_WITHOUT = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]  # these write to the tree
+Report = dict[str, Any]
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare the options of this module."""
+    group = parser.getgroup("svcproxy")
+    group.addoption(
+        "--variants",
+        type=lambda text: frozenset(text.split(",")),
+        help="run only tests with one of these variants: nft, legacy, nftables, ipvs",
+    )
+    group.addoption(
+        "--uml-variants",
+        type=lambda text: frozenset(text.split(",")),
+        default=frozenset({"ipvs"}),
+        help="variants whose tests run in User Mode Linux (default: ipvs)",
+    )
+    group.addoption("--report-to", type=Path, help="write each test's reports to this file, too")
+
+
+def variant_of(item: pytest.Item) -> str | None:
+    """The variant that a test runs with, if it has one."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("variant") if callspec else None
+
+
+class Selection:
+    """Leaves out the tests of variants that were not asked for."""
+
+    def __init__(self, variants: frozenset[str]) -> None:
+        self._variants = variants
+
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Deselect what has another variant, or none."""
+        out = [item for item in items if variant_of(item) not in self._variants]
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if variant_of(item) in self._variants]
+
+
+class ReportWriter:
+    """Writes every report to a file: a line of JSON each, at once."""
+
+    def __init__(self, config: pytest.Config, path: Path) -> None:
+        self._config = config
+        self._output = path.open("w", encoding="utf-8")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write a report down."""
+        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        self._output.write(json.dumps(data) + "\n")
+        self._output.flush()
+
+
+class GuestRun:
+    """A guest that runs some of the session's tests; it is gone after ``close``.
+
+    Args:
+        items: the tests.
+
+    Raises:
+        MachineError: there can be no guest.
+    """
+
+    def __init__(self, items: list[pytest.Item]) -> None:
+        self._closing = contextlib.ExitStack()
+        folder = Path(self._closing.enter_context(TemporaryDirectory(prefix="svcproxy-tests-")))
+        self._reports = folder / "reports"
+        self._position = 0
+        self._seen: dict[str, list[Report]] = {}
+        self.told = False
+        """Whether somebody has got to see why the guest came to a bad end."""
+        names = folder / "tests"
+        names.write_text("".join(f"{item.nodeid}\n" for item in items), encoding="utf-8")
+        root = items[0].config.rootpath
+        command = [sys.executable, "-m", "pytest", *_WITHOUT, f"--report-to={self._reports}"]
+        command += ["--tb=short", f"--timeout={TEST_LIMIT}", f"--rootdir={root}", f"@{names}"]
+        guest = uml.Guest(command, folder=root, timeout=LIMIT, results=folder)
+        self._guest = self._closing.enter_context(guest)
+
+    def reports(self, name: str) -> list[Report]:
+        """Wait for the reports of a test: about its set-up, its call and its end.
+
+        Raises:
+            MachineError: the guest ended before; the message ends with what was seen of it.
+        """
+        while not self._complete(name):
+            running = self._guest.running(0.1)
+            self._read()
+            if not running and not self._complete(name):
+                finished = self._guest.wait()
+                raise MachineError(f"status {finished.status}, output:\n{finished.output}")
+        return self._seen[name]
+
+    def trouble(self) -> str:
+        """Why the guest's pytest did not end well for reasons that no test has shown."""
+        status = self._guest.wait().status
+        failed = any(report["outcome"] == "failed" for r in self._seen.values() for report in r)
+        if status == (1 if failed else 0):
+            return ""
+        return f"pytest in the guest ended with status {status}:\n{self._guest.output}"
+
+    def close(self) -> None:
+        """End the guest."""
+        self._closing.close()
+
+    def _complete(self, name: str) -> bool:
+        return any(report["when"] == "teardown" for report in self._seen.get(name, ()))
+
+    def _read(self) -> None:
+        if not self._reports.exists():
+            return
+        with self._reports.open("rb") as lines:
+            lines.seek(self._position)
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    break
+                self._position += len(line)
+                report = json.loads(line)
+                self._seen.setdefault(report["nodeid"], []).append(report)
+
+
+class Guests:
+    """Has the tests that need it run in a guest, and reports what became of them."""
+
+    def __init__(self, variants: frozenset[str]) -> None:
+        self._variants = variants
+        self._run: GuestRun | None = None
+        self._reason = "no guest was started"
+
+    def _needs_guest(self, item: pytest.Item) -> bool:
+        return variant_of(item) in self._variants or item.get_closest_marker("uml") is not None
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Put the guest's tests last, where it has had time to run them."""
+        items.sort(key=self._needs_guest)
+        for item in filter(self._needs_guest, items):
+            item.add_marker(pytest.mark.timeout(LIMIT))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """Boot the guest before the first test."""
+        items = [item for item in session.items if self._needs_guest(item)]
+        if items and not session.config.option.collectonly and not session.testsfailed:
+            try:
+                self._run = GuestRun(items)
+            except MachineError as error:
+                self._reason = str(error)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> bool | None:
+        """Report a test of the guest as if it had run here."""
+        if not self._needs_guest(item):
+            return None
+        hook = item.ihook
+        hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for report in self._reports(item, last=nextitem is None):
+            hook.pytest_runtest_logreport(report=report)
+        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    def pytest_unconfigure(self) -> None:
+        """End the guest, whatever it does."""
+        if self._run is not None:
+            self._run.close()
+
+    def _reports(self, item: pytest.Item, *, last: bool) -> Iterator[pytest.TestReport]:
+        if self._run is None:
+            yield _failure(item, self._reason)
+            return
+        try:
+            for data in self._run.reports(item.nodeid):
+                report = item.config.hook.pytest_report_from_serializable(
+                    config=item.config, data=data
+                )
+                if report.skipped:
+                    yield _failure(item, f"nothing is skipped in the guest: {report.longrepr}")
+                else:
+                    yield report
+            trouble = self._run.trouble() if last else ""
+        except MachineError as error:
+            trouble = f"the guest did not finish this test: {error}"
+            if self._run.told:
+                trouble = "the guest had ended, see above"
+            self._run.told = True
+        if trouble:
+            yield _failure(item, trouble)
+
+
+def _failure(item: pytest.Item, reason: str) -> pytest.TestReport:
+    return pytest.TestReport(
+        nodeid=item.nodeid,
+        location=item.location,
+        keywords={},
+        outcome="failed",
+        longrepr=reason,
+        when="call",
+    )

@@ -1,0 +1,111 @@
+"""Tests in User Mode Linux count like tests here: what does not pass there, fails here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from testbed.traffic import ROOT
+
+pytestmark = pytest.mark.kernel
+
+_SETTINGS = "[pytest]\nmarkers = uml: see tests/guests.py\n"
+_CONFTEST = "from tests.conftest import pytest_addoption, pytest_configure\n"
+_TESTS = """
+import pytest
+from pathlib import Path
+from testbed import uml
+
+@pytest.fixture
+def broken():
+    raise RuntimeError("in the set-up")
+
+@pytest.mark.uml
+def test_in_the_guest(): assert uml.inside()
+
+@pytest.mark.uml
+def test_that_fails(): assert 6 * 7 == 54
+
+@pytest.mark.uml
+def test_with_a_broken_fixture(broken): pass
+
+@pytest.mark.uml
+def test_that_is_skipped(): pytest.skip("no time")
+
+@pytest.mark.uml
+@pytest.mark.parametrize("n", [1, 2])
+def test_that_switches_off(n):
+    Path("/proc/sysrq-trigger").write_text("o")
+    while True: pass
+
+def test_here(): assert not uml.inside()
+"""
+
+
+def _outcomes(folder: Path, *options: str, path: str) -> tuple[int, dict[str, list[str]]]:
+    """The exit status of a session with the tests above, and what it reported.
+
+    For each test, what was not just passed: the phase and the end of the message.
+    """
+    for name, text in (
+        ("pytest.ini", _SETTINGS),
+        ("conftest.py", _CONFTEST),
+        ("test_it.py", _TESTS),
+    ):
+        (folder / name).write_text(text)
+    reports = folder / "reports"
+    options = ("-p", "no:cacheprovider", f"--report-to={reports}", *options)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found: dict[str, list[str]] = {}
+    for line in reports.read_text().splitlines():
+        report = json.loads(line)
+        bad = found.setdefault(report["nodeid"].partition("::")[2], [])
+        if report["outcome"] != "passed":
+            bad.append(f"{report['when']} {report['outcome']}: {_message(report['longrepr'])}")
+    return done.returncode, found
+
+
+def _message(longrepr: str | dict[str, dict[str, str]]) -> str:
+    return longrepr if isinstance(longrepr, str) else longrepr["reprcrash"]["message"]
+
+
+def test_what_does_not_pass_in_the_guest_fails_here(tmp_path: Path) -> None:
+    status, outcomes = _outcomes(tmp_path, path=os.environ["PATH"])
+    assert status == 1
+    assert outcomes.pop("test_here") == []
+    assert outcomes.pop("test_in_the_guest") == []
+    assert "54" in outcomes.pop("test_that_fails")[0]
+    assert outcomes.pop("test_with_a_broken_fixture") == [
+        "setup failed: RuntimeError: in the set-up"
+    ]
+    (skipped,) = outcomes.pop("test_that_is_skipped")
+    assert skipped.startswith("call failed: nothing is skipped in the guest")
+    (unfinished,) = outcomes.pop("test_that_switches_off[1]")
+    assert unfinished.startswith("call failed: the guest did not finish this test")
+    assert outcomes == {
+        "test_that_switches_off[2]": ["call failed: the guest had ended, see above"]
+    }
+
+
+def test_a_session_whose_tests_pass_in_the_guest_passes(tmp_path: Path) -> None:
+    status, outcomes = _outcomes(tmp_path, "-k", "guest", path=os.environ["PATH"])
+    assert (status, outcomes) == (0, {"test_in_the_guest": []})
+
+
+def test_without_user_mode_linux_its_tests_fail(tmp_path: Path) -> None:
+    status, outcomes = _outcomes(tmp_path, "-k", "guest or here", path="/nowhere")
+    remedy = "there is no linux.uml: ./dev setup installs user-mode-linux"
+    assert (status, outcomes) == (
+        1,
+        {"test_here": [], "test_in_the_guest": [f"call failed: {remedy}"]},
+    )
