@@ -1,6 +1,5 @@
 """The composition root: the only place that knows every part."""
 
-import gc
 import signal
 import socket
 import time
@@ -17,6 +16,7 @@ from svcproxy.backends.base import BackendError, BackendUnavailable
 from svcproxy.backends.xtables.commands import Variant
 from svcproxy.config import Config
 from svcproxy.conntrack.cleaner import StaleFlows
+from svcproxy.garbage import collect_rarely, collector
 from svcproxy.kube.recorder import EventRecorder, LogOnly
 from svcproxy.kube.source import Source
 from svcproxy.leftovers.sweep import Present, report, sweep_all
@@ -33,7 +33,7 @@ from svcproxy.observe.service_health import ServiceHealthServers
 from svcproxy.state.desired import DesiredState
 from svcproxy.sync.fanout import Fanout
 from svcproxy.sync.followers import flow_cleaner, health_checks, local_addresses
-from svcproxy.sync.loop import FamilyLoop
+from svcproxy.sync.loop import FamilyLoop, Follower
 from svcproxy.sync.report import Reporter
 from svcproxy.sync.schedule import Schedule
 
@@ -61,9 +61,7 @@ def run(config: Config, warnings: Sequence[str] = ()) -> int:
     Raises:
         StartupError, SourceError, BindError: it could not start; nothing was programmed.
     """
-    # The state is a great many small objects that live on: with the usual threshold the collector
-    # looks at them again and again while they are loaded, a fifth of a cold start.
-    gc.set_threshold(100_000, 50, 100)
+    collect_rarely()
     logging.configure(config.logging_format, config.verbosity)
     for warning in warnings:
         log.warning("settings", note=warning)
@@ -134,7 +132,8 @@ def _start(config: Config, node_name: str, running: _Running) -> None:
     running.add(events.stop)
     sweeper = _sweeper(config, mode)
     shared = _Shared(config, node_name, metrics, health, events, running, sweeper)
-    loops = [_loop(shared, backend) for backend in mode.backends]
+    settle = collector(len(mode.backends))
+    loops = [_loop(shared, backend, settle) for backend in mode.backends]
     for loop in loops:
         loop.start()
         running.add(partial(loop.stop, _STOP_SECONDS / len(loops)))
@@ -197,7 +196,7 @@ class _Shared(NamedTuple):
     sweeper: Sweeper
 
 
-def _loop(shared: _Shared, backend: AnyBackend) -> FamilyLoop[Any, Any]:
+def _loop(shared: _Shared, backend: AnyBackend, settle: Follower) -> FamilyLoop[Any, Any]:
     config, family = shared.config, backend.family
     servers = _health_check_servers(shared, family)
     shared.running.add(servers.stop)
@@ -210,6 +209,7 @@ def _loop(shared: _Shared, backend: AnyBackend) -> FamilyLoop[Any, Any]:
             flow_cleaner(StaleFlows(family), family, shared.metrics),
             health_checks(servers, partial(_health_check_addresses, config, family)),
             shared.sweeper.follower(family),
+            settle,
         ),
         kinds=followed_kinds(config.proxy_mode),
     )

@@ -319,9 +319,11 @@ def _all_canonical(
     The API server also mistakenly allows white space around source ranges (``serviceport.go``).
     A field in the singular (``spec.clusterIP``) is a list of one and is named without an index.
     """
+    if not texts:
+        return ()
     return tuple(
         _canonical(canonical, text.strip(), f"{field}[{index}]" if field.endswith("s") else field)
-        for index, text in enumerate(texts or [])
+        for index, text in enumerate(texts)
         if text and not text.isspace()
     )
 

@@ -60,6 +60,10 @@ class Claims:
             old, new = before.get(address), claims.get(address)
             if old == new:
                 continue
+            if new is not None and address not in self._by_address:
+                # Nearly always, and all of a cold start: nobody else has heard of the address.
+                self._by_address[address] = [new]
+                continue
             holder = self.holder(address)
             self._swap(address, old, new)
             if self.holder(address) != holder:

@@ -100,8 +100,10 @@ class DesiredState:
         return sum(map(len, self._conflicts.values()))
 
     def update_service(self, service: Service) -> None:
-        """Take the present state of a Service."""
-        if self._services.get(service.name) != service:
+        """Take the present state of a Service; those without our family are not ours."""
+        if not self._ours(service.cluster_ips):
+            self.delete_service(service.name)
+        elif self._services.get(service.name) != service:
             self._services[service.name] = service
             self._dirty.add(service.name)
 
@@ -197,34 +199,30 @@ class DesiredState:
 
     def _addresses(
         self, service: Service, spec: ServicePortSpec
-    ) -> Iterator[tuple[FrontendKind, Address]]:
-        """The addresses of one Service port in this family, none if it is not in the family."""
-        cluster_ips = self._ours(service.cluster_ips)
-        if not cluster_ips:
-            return
-        kinds = (
-            (FrontendKind.CLUSTER_IP, cluster_ips[:1]),
-            (FrontendKind.EXTERNAL_IP, self._ours(service.external_ips)),
-            (FrontendKind.LOAD_BALANCER, self._ours(service.load_balancer_ips)),
-        )
-        seen: set[str] = set()
-        for kind, addresses in kinds:
-            for address in addresses:
-                if address not in seen:
-                    seen.add(address)
-                    yield kind, Address(address, spec.port, spec.protocol)
+    ) -> list[tuple[FrontendKind, Address]]:
+        """The addresses of one Service port in this family."""
+        kinds = {self._ours(service.cluster_ips)[0]: FrontendKind.CLUSTER_IP}
+        for address in self._ours(service.external_ips):
+            kinds.setdefault(address, FrontendKind.EXTERNAL_IP)
+        for address in self._ours(service.load_balancer_ips):
+            kinds.setdefault(address, FrontendKind.LOAD_BALANCER)
+        found = [(kind, Address(a, spec.port, spec.protocol)) for a, kind in kinds.items()]
         if spec.node_port:
-            yield FrontendKind.NODE_PORT, Address("", spec.node_port, spec.protocol)
+            found.append((FrontendKind.NODE_PORT, Address("", spec.node_port, spec.protocol)))
+        return found
 
     def _ours(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(a for a in addresses if (":" in a) is (self._family is IPFamily.IPV6))
+        if not addresses:
+            return ()
+        wanted = self._family is IPFamily.IPV6
+        return tuple([a for a in addresses if (":" in a) is wanted])
 
     def _finish(
         self, name: NamespacedName, conflicts: list[Conflict]
     ) -> Iterator[tuple[ServicePortName, ServicePort]]:
-        """Compute the finished ports of one Service; nothing if it is gone or not our family."""
+        """Compute the finished ports of one Service; nothing if it is gone."""
         service = self._services.get(name)
-        if service is None or not self._ours(service.cluster_ips):
+        if service is None:
             return
         candidates = self._slices.candidates(name, self._node_name)
         for spec in service.ports:

@@ -75,32 +75,35 @@ class SliceCache:
         merged: dict[PortKey, dict[tuple[str, int], Candidate]] = {}
         pieces = self._by_service.get(service, {})
         for name in sorted(pieces):
-            for key, candidate in _candidates(pieces[name], node_name):
-                by_target = merged.setdefault(key, {})
-                target = (candidate.address, candidate.port)
-                known = by_target.get(target)
-                if known is None or _rank(candidate) > _rank(known):
-                    by_target[target] = candidate
+            piece = pieces[name]
+            for port in piece.ports:
+                by_target = merged.setdefault((port.name, port.protocol), {})
+                _merge(by_target, piece.endpoints, port.port, node_name)
         return {key: [found[t] for t in sorted(found)] for key, found in merged.items()}
 
 
-def _candidates(piece: EndpointSlice, node_name: str) -> Iterable[tuple[PortKey, Candidate]]:
-    for port in piece.ports:
-        for endpoint in piece.endpoints:
-            yield (port.name, port.protocol), _candidate(endpoint, port.port, node_name)
-
-
-def _candidate(endpoint: SliceEndpoint, port: int, node_name: str) -> Candidate:
-    return Candidate(
-        address=endpoint.address,
-        port=port,
-        is_local=bool(node_name) and endpoint.node_name == node_name,
-        ready=endpoint.ready,
-        serving=endpoint.serving,
-        terminating=endpoint.terminating,
-        zone_hints=endpoint.zone_hints,
-        node_hints=endpoint.node_hints,
-    )
+def _merge(
+    by_target: dict[tuple[str, int], Candidate],
+    endpoints: Iterable[SliceEndpoint],
+    port: int,
+    node_name: str,
+) -> None:
+    """Add a slice's endpoints: the hot path, 100,000 of them in a big cluster's first sync."""
+    for endpoint in endpoints:
+        candidate = Candidate(
+            endpoint.address,
+            port,
+            endpoint.node_name == node_name != "",
+            endpoint.ready,
+            endpoint.serving,
+            endpoint.terminating,
+            endpoint.zone_hints,
+            endpoint.node_hints,
+        )
+        target = (endpoint.address, port)
+        known = by_target.get(target)
+        if known is None or _rank(candidate) > _rank(known):
+            by_target[target] = candidate
 
 
 def _rank(candidate: Candidate) -> tuple[bool, bool, bool]:

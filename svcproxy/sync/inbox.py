@@ -6,16 +6,23 @@ from threading import Condition
 import msgspec
 
 from svcproxy.model.names import Kind, NamespacedName
-from svcproxy.model.objects import ApiObject, Node
+from svcproxy.model.objects import ApiObject, EndpointSlice, Node, Service, ServiceCIDR
 
 ObjectKey = tuple[Kind, NamespacedName]
+
+
+_KINDS = {
+    Service: Kind.SERVICE,
+    EndpointSlice: Kind.ENDPOINT_SLICE,
+    ServiceCIDR: Kind.SERVICE_CIDR,
+}
 
 
 def key_of(obj: ApiObject) -> ObjectKey:
     """The kind and name of an object."""
     if isinstance(obj, Node):
         return Kind.NODE, NamespacedName("", obj.name)
-    return Kind(type(obj).__name__), obj.name
+    return _KINDS[type(obj)], obj.name
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -48,8 +55,9 @@ class Inbox:
         """Store the present state of an object, ``None`` when it is gone."""
         self._on_put()
         with self._condition:
+            if not self._objects:
+                self._condition.notify()
             self._objects[key] = obj
-            self._condition.notify()
 
     def synced(self, kind: Kind) -> None:
         """Note that the first list of ``kind`` is complete."""
@@ -81,6 +89,15 @@ class Inbox:
                 lambda: self._closed or self._doubted or bool(self._objects or self._synced),
                 seconds,
             )
+
+    def wait_for_lists(self) -> None:
+        """Wait until another first list is complete, or the inbox is closed.
+
+        A reader that has to wait for all of them anyway would else be woken by every object, and
+        compete for the interpreter with those who bring the objects.
+        """
+        with self._condition:
+            self._condition.wait_for(lambda: self._closed or bool(self._synced))
 
     def drain(self) -> Batch:
         """Take everything out."""

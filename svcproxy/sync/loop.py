@@ -93,13 +93,11 @@ class FamilyLoop(Generic[Observed, Plan]):
 
     def _run(self) -> None:
         while not self.inbox.closed:
-            self.inbox.wait(self._patience())
+            if self._missing:
+                self.inbox.wait_for_lists()
+            else:
+                self.inbox.wait(max(0.0, self._schedule.due() - self._clock()))
             self.step()
-
-    def _patience(self) -> float | None:
-        if self._missing:
-            return None
-        return max(0.0, self._schedule.due() - self._clock())
 
     def step(self) -> None:
         """Take in what has come, and sync if it is time; never raises."""

@@ -1,5 +1,7 @@
 """The parts of a table as values: sets and maps, elements, chains and rules."""
 
+from functools import lru_cache
+
 import msgspec
 
 from svcproxy.backends.nftables.attributes import HEADER, attribute, nest, text, u32
@@ -108,7 +110,12 @@ def data_tail(value: bytes) -> bytes:
     The kernel dumps elements without the flag for nested attributes; written alike, they can be
     compared byte by byte.
     """
-    return HEADER.pack(8 + len(value), _DATA) + HEADER.pack(4 + len(value), _VALUE) + value
+    return _data_prefix(len(value)) + value
+
+
+@lru_cache(maxsize=64)
+def _data_prefix(length: int) -> bytes:
+    return HEADER.pack(8 + length, _DATA) + HEADER.pack(4 + length, _VALUE)
 
 
 def comment_tail(comment: str) -> bytes:

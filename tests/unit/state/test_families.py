@@ -1,7 +1,7 @@
 import pytest
 
-from svcproxy.model.names import IPFamily, NamespacedName
-from svcproxy.model.objects import ServiceCIDR
+from svcproxy.model.names import IPFamily, NamespacedName, Protocol
+from svcproxy.model.objects import Service, ServiceCIDR, ServicePortSpec
 from svcproxy.state.desired import Changes, DesiredState
 
 
@@ -40,6 +40,19 @@ def test_what_changed_back_is_no_change(state: DesiredState) -> None:
     state.update_service_cidr(cidr("kubernetes", "10.96.0.0/16"))
     state.delete_service_cidr(NamespacedName("", "kubernetes"))
     assert not state.checkout()
+
+
+def test_a_service_that_leaves_the_family_is_gone(state: DesiredState) -> None:
+    def service(*addresses: str) -> Service:
+        ports = (ServicePortSpec("http", Protocol.TCP, 80, 0),)
+        return Service(NamespacedName("ns", "web"), ports, addresses)
+
+    state.update_service(service("fd00:10:96::1"))
+    assert not state.pending
+    state.update_service(service("10.96.0.1", "fd00:10:96::1"))
+    (name,) = state.checkout().ports
+    state.update_service(service("fd00:10:96::1"))
+    assert state.checkout().ports == {name: None}
 
 
 def test_changes_add_up() -> None:

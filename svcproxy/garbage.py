@@ -1,0 +1,39 @@
+"""When Python's garbage collector goes through the state, and when it leaves it alone.
+
+The state is a great many small objects that live on. With the usual thresholds the collector
+looks at them again and again while they are loaded, a fifth of a cold start, and at all of them
+now and then for ever after. They are in no cycles, so there is nothing to be found.
+"""
+
+import gc
+
+from svcproxy.sync.loop import Follower, Settled
+
+_WHILE_LOADING = (1_000_000, 50, 100)
+_AFTERWARDS = (100_000, 50, 100)
+
+
+def collect_rarely() -> None:
+    """Hold back while the first lists are loaded and programmed.
+
+    Not for ever: as long as no API server answers, failed attempts leave cycles behind.
+    """
+    gc.set_threshold(*_WHILE_LOADING)
+
+
+def collector(families: int) -> Follower:
+    """Go back to normal when the first sync of all ``families`` is done.
+
+    What is there by then is left out of all collections to come.
+    """
+    waiting = families
+
+    def settle(settled: Settled) -> None:
+        nonlocal waiting
+        if settled.first:
+            waiting -= 1
+            if not waiting:
+                gc.freeze()
+                gc.set_threshold(*_AFTERWARDS)
+
+    return settle
