@@ -113,7 +113,7 @@ def _with_file(settings: Mapping[str, str]) -> Loaded:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"--config={path}: {error.strerror}; name a file to read") from error
-    return from_file(settings, data, path)
+    return from_file(settings, data, path)._replace(file=data)
 
 
 def _answer_version(asked: str) -> None:
@@ -187,7 +187,7 @@ def _run(loaded: Loaded) -> int:
     from svcproxy.observe.http import BindError  # noqa: PLC0415
 
     try:
-        return daemon.run(loaded.config, loaded.warnings)
+        return daemon.run(*loaded)
     except ConfigError as error:
         return _fail(*error.problems)
     except (daemon.StartupError, SourceError, BindError) as error:

@@ -46,17 +46,19 @@ class StartupError(Exception):
     """The daemon cannot start; the message is one line that names the remedy."""
 
 
-def run(config: Config, warnings: Sequence[str] = ()) -> int:
-    """Run until SIGTERM or SIGINT, and leave the kernel's rules in place.
+def run(config: Config, warnings: Sequence[str] = (), file: bytes = b"") -> int:
+    """Run until SIGTERM, SIGINT or a new configuration file; leave the kernel's rules in place.
 
     With ``--cleanup`` or ``--init-only``, do that instead and return.
 
     Args:
         config: what to do.
         warnings: what the operator should know of the settings, a line each; it is logged.
+        file: what the configuration file said, if there is one.
 
     Returns:
-        0 after an orderly stop; 1 if a clean-up left something.
+        0 after an orderly stop; 1 if a clean-up left something, or when it has to be started
+        again for a new configuration file.
 
     Raises:
         StartupError, SourceError, BindError: it could not start; nothing was programmed.
@@ -78,9 +80,22 @@ def run(config: Config, warnings: Sequence[str] = ()) -> int:
     log.info("starting", version=__version__, mode=config.proxy_mode, node=node_name)
     with _Running() as running:
         _start(config, node_name, running)
-        stop.wait()
+        start_anew = _wait(config, file, stop)
         log.info("stopping", rules="left in place")
-    return 0
+    # As with kube-proxy, that is for a supervisor that starts again only what has failed
+    return 1 if start_anew else 0
+
+
+def _wait(config: Config, file: bytes, stop: Event) -> bool:
+    """Wait for ``stop``, or for another configuration file: whether it is that."""
+    if config.config is None:
+        stop.wait()
+        return False
+    from svcproxy.config.precedence import from_file  # noqa: PLC0415 - needs the YAML library
+    from svcproxy.reload import ConfigFile  # noqa: PLC0415
+
+    path = config.config
+    return ConfigFile(Path(path), file, lambda data: from_file({}, data, path)).wait_changed(stop)
 
 
 class _Running:

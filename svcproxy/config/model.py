@@ -217,7 +217,11 @@ class Config:
 
 
 class Loaded(NamedTuple):
-    """A usable ``Config``, and what its operator should know: a line for each warning."""
+    """A usable ``Config``, and what its operator should know: a line for each warning.
+
+    ``file`` is what the configuration file says, empty if there is none.
+    """
 
     config: Config
     warnings: tuple[str, ...] = ()
+    file: bytes = b""

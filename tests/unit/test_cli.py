@@ -30,11 +30,13 @@ class FakeDaemon(ModuleType):
         super().__init__("svcproxy.daemon")
         self.configs: list[Config] = []
         self.warnings: tuple[str, ...] = ()
+        self.file = b""
         self.result: int | Exception = 0
 
-    def run(self, config: Config, warnings: Sequence[str] = ()) -> int:
+    def run(self, config: Config, warnings: Sequence[str] = (), file: bytes = b"") -> int:
         self.configs.append(config)
         self.warnings = tuple(warnings)
+        self.file = file
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
@@ -230,6 +232,7 @@ def test_the_file_that_kubeadm_writes_starts_the_daemon(
     """With the very command line that kubeadm's DaemonSet has."""
     assert main([f"--config={KUBEADM}", "--hostname-override=Node-1"]) == 0
     assert daemon.warnings == ()
+    assert daemon.file == KUBEADM.read_bytes()
     assert daemon.configs == [
         Config(
             config=str(KUBEADM),
