@@ -92,6 +92,7 @@ class ApiServer:
             "service-cluster-ip-range": "10.96.0.0/16,fd00:10:96::/112",
             "authorization-mode": "RBAC",
             "disable-admission-plugins": "ServiceAccount",
+            "allow-privileged": "true",
         }
 
     def _ready(self) -> bool:
@@ -142,9 +143,14 @@ class ApiServer:
         status, answer = self.request("DELETE", path)
         assert status in {200, 202}, answer
 
-    def kubeconfig(self) -> Path:
-        """A kubeconfig with the service account's rights and the server's own certificate."""
-        path = self.folder / "kubeconfig"
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Run kubectl as the administrator; return what it prints."""
+        words = [str(self.assets / "kubectl"), f"--kubeconfig={self.kubeconfig(ADMIN)}", *arguments]
+        return self.node.netns.run(*words, stdin=stdin).stdout
+
+    def kubeconfig(self, token: str = PROXY) -> Path:
+        """A kubeconfig with the token's rights (the service account's) and the server's certificate."""
+        path = self.folder / f"kubeconfig-{token}"
         document = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -157,7 +163,7 @@ class ApiServer:
                     },
                 }
             ],
-            "users": [{"name": "proxy", "user": {"token": PROXY}}],
+            "users": [{"name": "proxy", "user": {"token": token}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "proxy"}}],
             "current-context": "test",
         }

@@ -1,4 +1,5 @@
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -6,8 +7,9 @@ import pytest
 import yaml
 
 from svcproxy import __version__
-from svcproxy.cli import parse
-from svcproxy.config import Config, ProxyMode
+from svcproxy.cli import read as read_flags
+from svcproxy.config import AVAILABLE_MODES, Config, ProxyMode
+from svcproxy.kube.credentials import SERVICE_ACCOUNT
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,36 +90,67 @@ def test_it_runs_on_every_linux_node_before_any_service_works(
     assert pod["dnsPolicy"] == "Default"
     assert objects["DaemonSet"]["spec"]["updateStrategy"] == {
         "type": "RollingUpdate",
-        "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
+        "rollingUpdate": {"maxSurge": 0, "maxUnavailable": "10%"},
     }
 
 
-def test_our_command_line_takes_the_arguments(container: Any) -> None:
-    config = parse(container["args"], dict.fromkeys(environment(container), "10.0.0.1"))
-    assert config.proxy_mode is ProxyMode.IPTABLES
-    assert config.hostname_override == "$(node_name)"  # the kubelet fills it in
+@pytest.mark.parametrize("kind", ["containers", "initContainers"])
+def test_our_command_line_takes_the_command(
+    objects: dict[str, Any], pod: Any, tmp_path: Path, kind: str
+) -> None:
+    file = tmp_path / "config.conf"
+    file.write_text(objects["ConfigMap"]["data"]["config.conf"], encoding="utf-8")
+    (found,) = pod[kind]
+    # The init container ends in a line of shell
+    words = shlex.split(" ".join(found["command"]).splitlines()[-1].replace("exec ", ""))
+    loaded = read_flags([word.replace("/etc/svcproxy", str(tmp_path)) for word in words[1:]], {})
+    assert words[0] == "svcproxy"
+    assert not loaded.warnings
+    assert loaded.config.proxy_mode is ProxyMode.IPTABLES
+    assert loaded.config.kubeconfig == "/etc/svcproxy/kubeconfig.conf"
+    assert loaded.config.init_only is (kind == "initContainers")
+    assert loaded.config.hostname_override in {"$(node_name)", "$node_name"}  # the kubelet fills it
+    node_name = {"valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
+    assert found["env"] == [{"name": "NODE_NAME", **node_name}]
 
 
-def environment(container: Any) -> dict[str, Any]:
-    return {entry["name"]: entry["valueFrom"] for entry in container["env"]}
+@pytest.mark.parametrize("mode", [*ProxyMode])
+def test_the_configuration_of_each_overlay_is_read_without_a_warning(mode: ProxyMode) -> None:
+    file = ROOT / "deploy/overlays" / mode / "config.conf"
+    if mode in AVAILABLE_MODES:
+        loaded = read_flags([f"--config={file}"], {})
+        assert not loaded.warnings
+        assert loaded.config.proxy_mode is mode
+    assert yaml.safe_load(file.read_text(encoding="utf-8"))["mode"] == mode
 
 
-def test_the_environment_names_node_and_api_server(objects: dict[str, Any], container: Any) -> None:
-    variables = environment(container)
-    assert variables.pop("NODE_NAME") == {"fieldRef": {"fieldPath": "spec.nodeName"}}
-    config_map = objects["ConfigMap"]
-    assert set(variables) == {"KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"}
-    assert set(config_map["data"]) == set(variables)
-    for name, source in variables.items():
-        assert source == {"configMapKeyRef": {"name": config_map["metadata"]["name"], "key": name}}
-    assert all(isinstance(value, str) for value in config_map["data"].values())
+def test_the_api_server_is_named_by_a_file_that_needs_no_service(pod: Any) -> None:
+    document = yaml.safe_load(read("deploy/api-server.yaml"))
+    sources = {volume["name"]: volume for volume in pod["volumes"]}["configuration"]["projected"]
+    maps = {
+        source["configMap"]["name"]: source["configMap"]["items"] for source in sources["sources"]
+    }
+    assert maps[document["metadata"]["name"]] == [{"key": k, "path": k} for k in document["data"]]
+    kubeconfig = yaml.safe_load(document["data"]["kubeconfig.conf"])
+    assert kubeconfig["users"][0]["user"] == {"tokenFile": str(SERVICE_ACCOUNT / "token")}
+    assert kubeconfig["clusters"][0]["cluster"]["certificate-authority"] == str(
+        SERVICE_ACCOUNT / "ca.crt"
+    )
 
 
-@pytest.mark.parametrize(("probe", "path"), [("liveness", "/livez"), ("readiness", "/healthz")])
+@pytest.mark.parametrize(
+    ("probe", "path"), [("startup", "/livez"), ("liveness", "/livez"), ("readiness", "/healthz")]
+)
 def test_probes_ask_where_the_daemon_answers(container: Any, probe: str, path: str) -> None:
-    health = Config().healthz_bind_address
-    assert health is not None
-    assert container[f"{probe}Probe"]["httpGet"] == {"path": path, "port": health.port}
+    config = Config()
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert container[f"{probe}Probe"]["httpGet"] == {"path": path, "port": "healthz"}
+    assert config.healthz_bind_address is not None
+    assert config.metrics_bind_address is not None
+    assert ports == {
+        "healthz": config.healthz_bind_address.port,
+        "metrics": config.metrics_bind_address.port,
+    }
 
 
 def test_privileges(pod: Any, container: Any) -> None:
@@ -126,9 +159,9 @@ def test_privileges(pod: Any, container: Any) -> None:
     assert security["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}
     assert security["allowPrivilegeEscalation"] is False
     assert security["readOnlyRootFilesystem"] is True
+    assert pod["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
     (prepare,) = pod["initContainers"]
-    assert prepare["securityContext"] == {"privileged": True}
-    assert "route_localnet" in prepare["command"][-1]
+    assert prepare["securityContext"] == {"privileged": True, "readOnlyRootFilesystem": True}
 
 
 def test_mounts(pod: Any, container: Any) -> None:
@@ -137,6 +170,8 @@ def test_mounts(pod: Any, container: Any) -> None:
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
     mounts |= {mount["mountPath"]: mount for mount in prepare["volumeMounts"]}
     assert {mount["name"] for mount in mounts.values()} == set(volumes)
+    # Whole folders would be updated under running pods, on all nodes at once
+    assert all("subPath" in m for m in mounts.values() if m["name"] == "configuration")
     lock = volumes[mounts["/run/xtables.lock"]["name"]]
     assert lock["hostPath"] == {"path": "/run/xtables.lock", "type": "FileOrCreate"}
     assert not mounts["/run/xtables.lock"].get("readOnly")

@@ -1,0 +1,75 @@
+"""The manifests as kubectl builds them and the API server takes them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.conftest import ApiServer
+
+pytestmark = [pytest.mark.kernel, pytest.mark.apiserver]
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+MODES = ("iptables", "ipvs", "nftables")
+# kubeadm's layout, with all that an API server demands
+KUBE_PROXY = """
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: kube-proxy, namespace: kube-system, labels: {k8s-app: kube-proxy}}
+spec:
+  selector: {matchLabels: {k8s-app: kube-proxy}}
+  updateStrategy: {type: RollingUpdate}
+  template:
+    metadata: {labels: {k8s-app: kube-proxy}}
+    spec:
+      hostNetwork: true
+      containers:
+        - name: kube-proxy
+          image: registry.k8s.io/kube-proxy:v1.36.2
+          command: [/usr/local/bin/kube-proxy, --config=/var/lib/kube-proxy/config.conf]
+          securityContext: {privileged: true}
+          volumeMounts: [{mountPath: /var/lib/kube-proxy, name: kube-proxy}]
+      volumes: [{name: kube-proxy, configMap: {name: kube-proxy}}]
+"""
+
+
+def daemon_set(api: ApiServer, name: str) -> Any:
+    shown = api.kubectl("-n", "kube-system", "get", "daemonset", name, "--output=json")
+    return json.loads(shown)["spec"]
+
+
+def test_the_plain_manifest_applies_as_it_is_and_again_changes_nothing(api: ApiServer) -> None:
+    file = f"--filename={DEPLOY / 'daemonset.yaml'}"
+    api.kubectl("apply", "--server-side", "--force-conflicts", "--validate=strict", file)
+    before = daemon_set(api, "svcproxy")
+    api.kubectl("apply", "--server-side", "--validate=strict", file)
+    assert daemon_set(api, "svcproxy") == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_overlay_is_built_and_taken(api: ApiServer, mode: str) -> None:
+    folder = DEPLOY / "overlays" / mode
+    built = list(yaml.safe_load_all(api.kubectl("kustomize", str(folder))))
+    (config_map,) = (document for document in built if document["kind"] == "ConfigMap")
+    assert config_map["data"] == {"config.conf": (folder / "config.conf").read_text()}
+    done = api.kubectl(
+        "apply", "--server-side", "--force-conflicts", "--validate=strict", f"--kustomize={folder}"
+    )
+    assert len(done.splitlines()) == len(built)
+
+
+def test_kubeadms_daemonset_gets_another_image_and_nothing_else(api: ApiServer) -> None:
+    api.kubectl("create", "--filename=-", stdin=KUBE_PROXY)
+    before = daemon_set(api, "kube-proxy")
+    overlay = f"--kustomize={DEPLOY / 'overlays/kubeadm'}"
+    api.kubectl("apply", "--server-side", "--force-conflicts", "--field-manager=svcproxy", overlay)
+    after = daemon_set(api, "kube-proxy")
+    (container,) = after["template"]["spec"]["containers"]
+    (former,) = before["template"]["spec"]["containers"]
+    assert container["image"].startswith("svcproxy:")
+    container["image"] = former["image"]
+    assert after["updateStrategy"].pop("type") == "OnDelete"
+    assert before["updateStrategy"].pop("type") == "RollingUpdate"
+    assert after == before
