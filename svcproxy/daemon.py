@@ -27,9 +27,9 @@ from svcproxy.modes import AnyBackend, Mode, followed_kinds, is_of, make_mode
 from svcproxy.node.setup import NodeParameters
 from svcproxy.observe import log as logging
 from svcproxy.observe.health import HealthState
-from svcproxy.observe.http import HealthServer, MetricsServer
 from svcproxy.observe.metrics import Metrics
 from svcproxy.observe.service_health import ServiceHealthServers
+from svcproxy.servers import Servers
 from svcproxy.state.desired import DesiredState
 from svcproxy.sync.fanout import Fanout
 from svcproxy.sync.followers import flow_cleaner, health_checks, local_addresses
@@ -64,7 +64,8 @@ def run(config: Config, warnings: Sequence[str] = (), file: bytes = b"") -> int:
         StartupError, SourceError, BindError: it could not start; nothing was programmed.
     """
     collect_rarely()
-    logging.configure(config.logging_format, config.verbosity)
+    verbosity = logging.Verbosity(config.verbosity) if config.profiling else None
+    logging.configure(config.logging_format, config.verbosity, adjustable=verbosity)
     for warning in warnings:
         log.warning("settings", note=warning)
     if config.cleanup:
@@ -79,7 +80,7 @@ def run(config: Config, warnings: Sequence[str] = (), file: bytes = b"") -> int:
     node_name = config.hostname_override or socket.gethostname().lower()
     log.info("starting", version=__version__, mode=config.proxy_mode, node=node_name)
     with _Running() as running:
-        _start(config, node_name, running)
+        _start(config, node_name, running, verbosity)
         start_anew = _wait(config, file, stop)
         log.info("stopping", rules="left in place")
     # As with kube-proxy, that is for a supervisor that starts again only what has failed
@@ -133,18 +134,34 @@ def _prepare(config: Config) -> Mode:
     return mode
 
 
-def _start(config: Config, node_name: str, running: _Running) -> None:
+class _Shared(NamedTuple):
+    """What the loops of all families have in common."""
+
+    config: Config
+    node_name: str
+    metrics: Metrics
+    health: HealthState
+    events: EventRecorder
+    running: _Running
+    sweeper: Sweeper
+
+
+def _start(
+    config: Config, node_name: str, running: _Running, verbosity: logging.Verbosity | None
+) -> None:
     mode = _prepare(config)
-    source, events = _source(config, node_name)
-    metrics = Metrics()
+    metrics = Metrics(config.proxy_mode)
+    source, events = _source(config, node_name, metrics)
+    running.add(events.stop)
     health = HealthState(
         sync_period=config.sync_period,
         clock=time.monotonic,
         wall=time.time,
         needs_node=config.manifests is None,
     )
-    _start_servers(config, metrics, health, running)
-    running.add(events.stop)
+    servers = Servers(config, metrics, health, events, verbosity)
+    running.add(servers.stop)
+    servers.start()
     sweeper = _sweeper(config, mode)
     shared = _Shared(config, node_name, metrics, health, events, running, sweeper)
     settle = collector(len(mode.backends))
@@ -154,7 +171,7 @@ def _start(config: Config, node_name: str, running: _Running) -> None:
         running.add(partial(loop.stop, _STOP_SECONDS / len(loops)))
     sweeper.start()
     running.add(partial(sweeper.stop, _STOP_SECONDS / len(loops)))
-    _watch_kernel(mode, loops, running)
+    _watch_kernel(mode, loops, shared)
     source.start(Fanout([loop.inbox for loop in loops], metrics, health))
     running.add(source.stop)
     events.node("Starting", "")
@@ -167,13 +184,14 @@ def _sweeper(config: Config, mode: Mode) -> Sweeper:
     return Sweeper(Present(config.proxy_mode, variant), families, config.sync_period)
 
 
-def _watch_kernel(mode: Mode, loops: Sequence[FamilyLoop[Any, Any]], running: _Running) -> None:
+def _watch_kernel(mode: Mode, loops: Sequence[FamilyLoop[Any, Any]], shared: _Shared) -> None:
     """Have the kernel compared as soon as somebody else changes what is ours."""
     if mode.watch is None:
         return
 
     def on_foreign(process: str, number: int) -> None:
         log.warning("kernel.changed_by_others", process=process, pid=number)
+        shared.metrics.count_foreign(process)
         for loop in loops:
             loop.inbox.doubt()
 
@@ -183,32 +201,7 @@ def _watch_kernel(mode: Mode, loops: Sequence[FamilyLoop[Any, Any]], running: _R
         log.warning("kernel.not_watched", error=str(error), effect="repairs take a sync period")
         return
     watcher.start()
-    running.add(watcher.stop)
-
-
-def _start_servers(
-    config: Config, metrics: Metrics, health: HealthState, running: _Running
-) -> None:
-    if config.metrics_bind_address is not None:
-        metrics_server = MetricsServer(config.metrics_bind_address, metrics, config.proxy_mode)
-        metrics_server.start()
-        running.add(metrics_server.stop)
-    if config.healthz_bind_address is not None:
-        health_server = HealthServer(config.healthz_bind_address, health, metrics)
-        health_server.start()
-        running.add(health_server.stop)
-
-
-class _Shared(NamedTuple):
-    """What the loops of all families have in common."""
-
-    config: Config
-    node_name: str
-    metrics: Metrics
-    health: HealthState
-    events: EventRecorder
-    running: _Running
-    sweeper: Sweeper
+    shared.running.add(watcher.stop)
 
 
 def _loop(shared: _Shared, backend: AnyBackend, settle: Follower) -> FamilyLoop[Any, Any]:
@@ -247,7 +240,7 @@ def _health_check_addresses(config: Config, family: IPFamily, node: Node | None)
     return local_addresses(family, ranges) if ranges else ()
 
 
-def _source(config: Config, node_name: str) -> tuple[Source, EventRecorder]:
+def _source(config: Config, node_name: str, metrics: Metrics) -> tuple[Source, EventRecorder]:
     """The source that the flags ask for, and where Events go; loads only what is used."""
     if config.manifests is not None:
         from svcproxy.kube.manifests import ManifestSource  # noqa: PLC0415
@@ -257,6 +250,10 @@ def _source(config: Config, node_name: str) -> tuple[Source, EventRecorder]:
     from svcproxy.kube.credentials import ConnectionSettings  # noqa: PLC0415
     from svcproxy.kube.events import KubernetesEvents  # noqa: PLC0415
 
-    settings = ConnectionSettings(kubeconfig=config.kubeconfig or "", master=config.master or "")
+    settings = ConnectionSettings(
+        kubeconfig=config.kubeconfig or "",
+        master=config.master or "",
+        on_request=metrics.requested,
+    )
     kinds = followed_kinds(config.proxy_mode)
     return KubernetesSource(settings, node_name, kinds), KubernetesEvents(settings, node_name)

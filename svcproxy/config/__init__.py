@@ -5,7 +5,7 @@ kube-proxy's (source: cmd/kube-proxy/app/options.go and pkg/proxy/apis/config/v1
 of Kubernetes 1.36), but for what begins with ``svcproxy`` and for ``manifests``.
 """
 
-from svcproxy.config.flags import FLAGS, default_of, from_settings
+from svcproxy.config.flags import FLAGS, default_of, flags_of, from_settings
 from svcproxy.config.model import (
     AVAILABLE_MODES,
     HEALTHZ_PORT,
@@ -34,5 +34,6 @@ __all__ = [
     "LogFormat",
     "ProxyMode",
     "default_of",
+    "flags_of",
     "from_settings",
 ]

@@ -20,16 +20,30 @@ LISTS = frozenset({"nodeport-addresses", "feature-gates", "ipvs-exclude-cidrs", 
 
 def default_of(flag: Flag) -> str:
     """The default of a flag in the spelling of the command line; empty if there is none."""
+    return _text(flag, Config())
+
+
+def flags_of(config: Config) -> dict[str, str]:
+    """All flags by name without dashes, each with the text that would make it what it is."""
+    return {name: _text(flag, config) for name, flag in FLAGS.items()}
+
+
+def _text(flag: Flag, config: Config) -> str:
     if not flag.setting.fields:
         return ""
-    value = getattr(Config(), flag.setting.fields[0])
+    value = getattr(config, flag.setting.fields[0])
     if flag.placeholder == "DURATION":
         return format_duration(value)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple) and not isinstance(value, Bind):
-        return ",".join(value)
+        return ",".join(_entry(entry) for entry in value)
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _entry(entry: str | tuple[str, bool | int]) -> str:
+    """An entry of a list; those of feature-gates and vmodule are pairs."""
+    return entry if isinstance(entry, str) else f"{entry[0]}={str(entry[1]).lower()}"
 
 
 def from_settings(settings: Mapping[str, str]) -> Loaded:

@@ -304,14 +304,13 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         ),
         switch(
             "bind-address-hard-fail",
-            "accepted; a port in use always ends the start",
+            "end if a health or metrics port is in use; otherwise it is tried again every 5 s",
             "bind_address_hard_fail",
         ),
         switch(
             "profiling",
-            "accepted; there are no Go profiles",
+            "serve /debug: stacks of threads, a sampling profile, the log's detail",
             "profiling",
-            warn="there are no Go profiles to serve; ignored",
         ),
         flag(
             "show-hidden-metrics-for-version",

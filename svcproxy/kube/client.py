@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
+from urllib.parse import urlsplit
 
 import urllib3
 from kubernetes.client import ApiClient
@@ -20,7 +21,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from svcproxy import __version__
-from svcproxy.kube.credentials import ConnectionSettings, load_configuration
+from svcproxy.kube.credentials import ConnectionSettings, OnRequest, load_configuration
 
 _CHUNK = 1 << 16
 _ERROR_BODY_LIMIT = 1 << 16
@@ -162,11 +163,15 @@ class Client:
                 auth_settings=["BearerToken"],
                 _host=server,
             )
-        with _translated():
+        with _translated(), self._told(method, server) as told:
             answer = api.call_api(
                 *request, _request_timeout=(self._settings.connect_seconds, idle_seconds)
             )
+            told.code = str(answer.response.status)
         return Response(answer.response)
+
+    def _told(self, method: str, server: str) -> "_Told":
+        return _Told(self._settings.on_request, method, urlsplit(server).netloc)
 
     def reload(self) -> None:
         """Load configuration and credentials anew, as after a 401; at most once a second.
@@ -260,6 +265,24 @@ class _TrackedHTTPS(HTTPSConnection):
     def connect(self) -> None:
         super().connect()
         self.sockets.add(self)
+
+
+class _Told:
+    """Tells of a request when it is over, answered or not."""
+
+    def __init__(self, tell: OnRequest | None, method: str, host: str) -> None:
+        self._tell = tell
+        self._method = method
+        self._host = host
+        self._begin = time.monotonic()
+        self.code = "<error>"  # as client-go has it
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._tell is not None:
+            self._tell(self._method, self._host, self.code, time.monotonic() - self._begin)
 
 
 class _translated:  # noqa: N801 - used as a function

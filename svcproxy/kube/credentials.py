@@ -31,6 +31,11 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _LIBRARY_ERRORS = (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError)
 
 
+OnRequest = Callable[[str, str, str, float], None]
+"""Takes a request's method, host (with port), status code ("<error>" without an answer) and the
+seconds until the head of the answer came."""
+
+
 class ConnectionSettings(msgspec.Struct, frozen=True):
     """How to reach the API server; times are in seconds.
 
@@ -38,7 +43,8 @@ class ConnectionSettings(msgspec.Struct, frozen=True):
     overrides the server of the kubeconfig; alone, it means a server that asks no credentials.
     ``idle_seconds`` is how long a watch may be silent before it counts as dead: API servers
     send a bookmark about every minute. ``initial_seconds`` is the same for a stream of initial
-    events, and ``backoff_seconds`` the longest wait between two attempts.
+    events, and ``backoff_seconds`` the longest wait between two attempts. ``on_request`` is told
+    of every request, in the thread that makes it.
     """
 
     kubeconfig: str = ""
@@ -50,6 +56,7 @@ class ConnectionSettings(msgspec.Struct, frozen=True):
     initial_seconds: float = 20.0
     backoff_seconds: float = 30.0
     service_account: Path = SERVICE_ACCOUNT
+    on_request: OnRequest | None = None
 
 
 def load_configuration(settings: ConnectionSettings) -> Any:

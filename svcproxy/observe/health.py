@@ -55,6 +55,7 @@ class HealthState:
         self._lock = Lock()
         self._last_updated: dict[IPFamily, float] = {}
         self._oldest_queued: dict[IPFamily, float] = {}
+        self._in_work: dict[IPFamily, float] = {}
         self._synced: set[IPFamily] = set()
         self._eligible = not needs_node
         self._needs_node = needs_node
@@ -73,10 +74,20 @@ class HealthState:
         with self._lock:
             self._oldest_queued.setdefault(family, self._clock())
 
-    def updated(self, family: IPFamily) -> None:
-        """Learn that the kernel now holds everything that was queued for ``family``."""
+    def taken(self, family: IPFamily) -> None:
+        """Learn that what was queued for ``family`` is being worked on from now on."""
         with self._lock:
-            self._oldest_queued.pop(family, None)
+            oldest = self._oldest_queued.pop(family, None)
+            if oldest is not None:
+                self._in_work.setdefault(family, oldest)
+
+    def updated(self, family: IPFamily) -> None:
+        """Learn that the kernel now holds everything that was taken for ``family``.
+
+        What has been queued since then is still waiting.
+        """
+        with self._lock:
+            self._in_work.pop(family, None)
             self._last_updated[family] = self._wall()
             self._synced.add(family)
 
@@ -88,11 +99,21 @@ class HealthState:
             else:
                 self._eligible = not node.deleting and _TO_BE_DELETED not in node.taints
 
+    def waiting_since(self, family: IPFamily) -> float | None:
+        """When the oldest change that the kernel does not hold yet came, by ``clock``."""
+        with self._lock:
+            return self._in_work.get(family, self._oldest_queued.get(family))
+
+    def waiting_seconds(self, family: IPFamily) -> float:
+        """How long the oldest change that the kernel does not hold yet has waited; 0 if none."""
+        since = self.waiting_since(family)
+        return 0.0 if since is None else max(0.0, self._clock() - since)
+
     @property
     def synced(self) -> bool:
         """Whether a family has been synced and none that was begun still waits for its first."""
         with self._lock:
-            begun = self._last_updated.keys() | self._oldest_queued.keys()
+            begun = self._last_updated.keys() | self._oldest_queued.keys() | self._in_work.keys()
             return bool(self._synced) and begun <= self._synced
 
     @property
@@ -130,12 +151,16 @@ class HealthState:
             body["status"] = status
         return Answer(200 if fit else 503, json.dumps(body, separators=(",", ":")).encode())
 
+    def _oldest(self, family: IPFamily, none: float) -> float:
+        """When the oldest waiting change came, ``none`` if there is none; under the lock."""
+        return self._in_work.get(family, self._oldest_queued.get(family, none))
+
     def _families(self, now: float) -> tuple[dict[str, dict[str, Any]], str]:
         """Return the ``status`` map and the latest update; the caller holds the lock."""
         status = {
             family.value: {
                 "lastUpdated": _rfc3339(updated),
-                "healthy": now - self._oldest_queued.get(family, now) < self._timeout,
+                "healthy": now - self._oldest(family, now) < self._timeout,
             }
             for family, updated in sorted(self._last_updated.items())
         }

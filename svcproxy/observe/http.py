@@ -1,12 +1,14 @@
-"""The two small HTTP servers: metrics for Prometheus, health for the kubelet and load balancers.
+"""A small HTTP server: it listens, keeps clients in bounds, and asks routes for the answers.
 
-Goals:
+What is served is told in ``pages.py``. Goals:
 
 1. A probe is answered at once, whatever other clients do. Every connection has a thread of its
    own, and a deadline by which its request must be over; when there are too many connections,
    the one nearest to its deadline makes room.
 2. Nothing here can end the daemon, or write anything but the daemon's log.
 3. A restart can bind at once, but never beside another server on the same port.
+4. A port that is still held, by a kube-proxy that is about to go perhaps, is tried again until
+   it is free.
 """
 
 import errno
@@ -17,16 +19,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import structlog
 
-from svcproxy.config import ProxyMode
-from svcproxy.observe.health import Answer, HealthState
-from svcproxy.observe.metrics import Metrics
+from svcproxy.observe.exchange import TEXT, Reply, Request, Route, not_found
 from svcproxy.values import Bind
 
 _log = structlog.get_logger()
@@ -49,35 +49,23 @@ class Limits:
 
     ``idle`` is the longest pause within a request, ``request`` the longest time from the start
     (or the end of the last request of the same connection) to the end of the answer; both in
-    seconds.
+    seconds. ``body`` is the longest body in bytes.
     """
 
     connections: int = 64
     idle: float = 30.0
     request: float = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What a route answers."""
-
-    status: int
-    content_type: str
-    body: bytes
-
-
-Route = Callable[[Message], Reply]
-_TEXT = "text/plain; charset=utf-8"
+    body: int = 4096
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD from the server's routes."""
+    """Answers requests from the server's routes; what a method means is their business."""
 
     server: "_Listener"
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1  # headers and body leave together
-    error_content_type = _TEXT
+    error_content_type = TEXT
     error_message_format = "%(code)d %(message)s\n"
 
     def setup(self) -> None:
@@ -90,14 +78,16 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Stay silent: probes every few seconds are no news."""
 
-    def do_GET(self) -> None:
-        reply = self._route()
-        if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
+    def _answer(self) -> None:
+        reply = self._reply()
+        if self.close_connection is False and self._has_unread_body():
             self.close_connection = True  # a body we do not read must not become a request
         self.send_response(reply.status)
         self.send_header("Content-Type", reply.content_type)
         self.send_header("Content-Length", str(len(reply.body)))
         self.send_header("X-Content-Type-Options", "nosniff")
+        for name, value in reply.headers.items():
+            self.send_header(name, value)
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
@@ -106,17 +96,40 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         self.server.renew(self.connection)
 
-    do_HEAD = do_GET  # noqa: N815 - http.server's naming
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _answer  # noqa: N815 - http.server's naming
 
-    def _route(self) -> Reply:
-        route = self.server.routes.get(self.path.partition("?")[0])
-        if route is None:
-            return Reply(HTTPStatus.NOT_FOUND, _TEXT, b"404 page not found\n")
+    def _has_unread_body(self) -> bool:
+        if "Transfer-Encoding" in self.headers:
+            return True
+        return self.command != "PUT" and self.headers.get("Content-Length", "0") != "0"
+
+    def _reply(self) -> Reply:
         try:
-            return route(self.headers)
+            target = urlsplit(self.path)
+        except ValueError:
+            return Reply(HTTPStatus.BAD_REQUEST, TEXT, b"400 not a path\n")
+        route = self.server.route(target.path)
+        if route is None:
+            return not_found()
+        try:
+            body = self._body()
+            if body is None:
+                return Reply(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TEXT, b"413 body too large\n")
+            query = dict(reversed(parse_qsl(target.query, keep_blank_values=True)))
+            return route(Request(self.command, target.path, query, self.headers, body))
         except Exception:  # noqa: BLE001 - a fault in one answer is no reason to stop serving
             _log.exception("http.failed", path=self.path)
-            return Reply(HTTPStatus.INTERNAL_SERVER_ERROR, _TEXT, b"500 internal error\n")
+            return Reply(HTTPStatus.INTERNAL_SERVER_ERROR, TEXT, b"500 internal error\n")
+
+    def _body(self) -> bytes | None:
+        """Read the body of a PUT; ``None`` when it is too long to be sensible."""
+        length = self.headers.get("Content-Length", "0")
+        if self.command != "PUT" or length == "0":
+            return b""
+        if not length.isdecimal() or int(length) > self.server.limits.body:
+            self.close_connection = True
+            return None
+        return self.rfile.read(int(length))
 
 
 class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
@@ -134,6 +147,11 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self._lock = threading.Lock()
         self._deadlines: dict[socket.socket, float] = {}
         super().__init__((bind.host, bind.port), _Handler)
+
+    def route(self, path: str) -> Route | None:
+        """Find the route of a path: its own, or that of the folder it is in (``/folder/``)."""
+        own = self.routes.get(path)
+        return own or self.routes.get(path[: path.rfind("/") + 1] or path)
 
     def server_bind(self) -> None:
         if self.address_family == socket.AF_INET6:
@@ -196,18 +214,55 @@ def _hang_up(connection: socket.socket) -> None:
         return
 
 
-class _Server:
-    """A listener and the thread that accepts its connections."""
+def _listen(bind: Bind, routes: Mapping[str, Route], limits: Limits) -> _Listener:
+    """Listen on an address; ``0.0.0.0`` means all addresses of both families, as in Go.
 
-    purpose = ""
-    flag = ""
+    Raises:
+        OSError: it cannot be listened on.
+    """
+    if bind.host == "0.0.0.0":
+        try:
+            return _Listener(Bind("::", bind.port), routes, limits)
+        except OSError as error:
+            if error.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
+                raise  # else the kernel is without IPv6
+    return _Listener(bind, routes, limits)
 
-    def __init__(self, bind: Bind, routes: Mapping[str, Route], limits: Limits | None) -> None:
+
+class Server:
+    """A listener and the thread that accepts its connections.
+
+    Args:
+        purpose: what is served, for messages: "metrics".
+        flag: the flag that chooses the address, without dashes.
+        bind: where to listen.
+        routes: the answers by path; a path that ends in "/" is also for what is directly below it.
+        limits: what one client may take.
+    """
+
+    def __init__(
+        self,
+        purpose: str,
+        flag: str,
+        bind: Bind,
+        routes: Mapping[str, Route],
+        *,
+        limits: Limits | None = None,
+    ) -> None:
+        self.purpose = purpose
+        self._flag = flag
         self._bind = bind
         self._routes = routes
         self._limits = limits or Limits()
+        self._lock = threading.Lock()
         self._listener: _Listener | None = None
         self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+
+    @property
+    def paths(self) -> list[str]:
+        """What is served."""
+        return list(self._routes)
 
     @property
     def address(self) -> Bind:
@@ -222,16 +277,53 @@ class _Server:
         Raises:
             BindError: the address cannot be listened on.
         """
+        with self._lock:
+            self._stopped.clear()
+            self._serve()
+
+    def start_or_retry(self, on_failure: Callable[[BindError], None], every: float = 5.0) -> None:
+        """Start, or tell why not and try again until it succeeds or ``stop`` is called.
+
+        Args:
+            on_failure: told of the first failure, in the caller's thread.
+            every: seconds between two attempts; 5, as kube-proxy waits.
+        """
         try:
-            self._listener = _Listener(self._bind, self._routes, self._limits)
+            self.start()
+        except BindError as error:
+            on_failure(error)
+            thread = threading.Thread(
+                target=self._retry, args=(every,), name=f"http-{self.purpose}-retry", daemon=True
+            )
+            thread.start()
+
+    def _retry(self, every: float) -> None:
+        began = time.monotonic()
+        while not self._stopped.wait(every):
+            with self._lock:
+                if self._stopped.is_set():
+                    return
+                try:
+                    self._serve()
+                except BindError as error:
+                    _log.debug("http.still_not_serving", error=str(error), retry_in_s=every)
+                    continue
+            after = round(time.monotonic() - began, 1)
+            _log.info("http.serving", what=self.purpose, address=str(self._bind), after_s=after)
+            return
+
+    def _serve(self) -> None:
+        try:
+            listener = _listen(self._bind, self._routes, self._limits)
         except OSError as error:
             reason = _REASONS.get(error.errno or 0, f"{error.strerror or error};")
             raise BindError(
                 f"cannot serve {self.purpose} on {self._bind}: {reason} "
-                f"or choose another address and port with --{self.flag}"
+                f"or choose another address and port with --{self._flag}"
             ) from error
+        self._listener = listener
         self._thread = threading.Thread(
-            target=self._listener.serve_forever,
+            target=listener.serve_forever,
             kwargs={"poll_interval": 1.0},
             name=f"http-{self.purpose}",
             daemon=True,
@@ -240,60 +332,13 @@ class _Server:
 
     def stop(self) -> None:
         """Stop serving within half a second; calling it again, or before start, is no error."""
-        listener, self._listener = self._listener, None
-        thread, self._thread = self._thread, None
+        self._stopped.set()
+        with self._lock:
+            listener, self._listener = self._listener, None
+            thread, self._thread = self._thread, None
         if listener is None or thread is None:
             return
         _hang_up(listener.socket)  # ends the poll at once
         listener.shutdown()
         thread.join(0.1)
         listener.close(timeout=0.3)
-
-
-class MetricsServer(_Server):
-    """Serves /metrics, /healthz (always "ok": the process runs) and /proxyMode."""
-
-    purpose = "metrics"
-    flag = "metrics-bind-address"
-
-    def __init__(
-        self, bind: Bind, metrics: Metrics, mode: ProxyMode | str, limits: Limits | None = None
-    ) -> None:
-        def render(headers: Message) -> Reply:
-            content_type, body = metrics.render(", ".join(headers.get_all("Accept", ())))
-            return Reply(HTTPStatus.OK, content_type, body)
-
-        def constant(text: str) -> Route:
-            reply = Reply(HTTPStatus.OK, _TEXT, text.encode())
-            return lambda _headers: reply
-
-        routes = {
-            "/metrics": render,
-            "/healthz": constant("ok"),
-            "/proxyMode": constant(str(mode)),
-        }
-        super().__init__(bind, routes, limits)
-
-
-class HealthServer(_Server):
-    """Serves /healthz (shall this node get traffic?) and /livez (does the proxy work?)."""
-
-    purpose = "health checks"
-    flag = "healthz-bind-address"
-
-    def __init__(
-        self, bind: Bind, health: HealthState, metrics: Metrics, limits: Limits | None = None
-    ) -> None:
-        def probe(answer: Callable[[], Answer], counter: Any) -> Route:
-            def route(_headers: Message) -> Reply:
-                result = answer()
-                counter.labels(code=str(result.status)).inc()
-                return Reply(result.status, "application/json", result.body)
-
-            return route
-
-        routes = {
-            "/healthz": probe(health.healthz, metrics.proxy_healthz),
-            "/livez": probe(health.livez, metrics.proxy_livez),
-        }
-        super().__init__(bind, routes, limits)

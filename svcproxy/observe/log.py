@@ -30,19 +30,47 @@ _PLAIN = re.compile(r"[^\s\"=\x00-\x1f\x7f]+")
 Write = Callable[[bytes], object]
 
 
-def configure(log_format: LogFormat | str, verbosity: int, write: Write | None = None) -> None:
+class Verbosity:
+    """The ``-v`` number of a log whose detail can be changed while it is written."""
+
+    def __init__(self, number: int) -> None:
+        self.debug = False
+        self.set(number)
+
+    def set(self, number: int) -> None:
+        """Take a new number; from 2 on debug events are shown."""
+        self.debug = number >= _DEBUG_FROM
+
+    def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        """Work as a structlog processor."""
+        if method == "debug" and not self.debug:
+            raise structlog.DropEvent
+        return event
+
+
+def configure(
+    log_format: LogFormat | str,
+    verbosity: int,
+    write: Write | None = None,
+    *,
+    adjustable: Verbosity | None = None,
+) -> None:
     """Set up the log of the whole process, that of libraries included.
 
     Args:
         log_format: ``text`` or ``json``.
         verbosity: the ``-v`` number; from 2 on debug events are shown.
         write: where finished lines go, stderr if not given; called from any thread.
+        adjustable: decides instead of ``verbosity``, event by event; that has its price even for
+            events that are not shown.
     """
-    level = logging.DEBUG if verbosity >= _DEBUG_FROM else logging.INFO
+    shown = adjustable is not None or verbosity >= _DEBUG_FROM
+    level = logging.DEBUG if shown else logging.INFO
     as_json = LogFormat(log_format) is LogFormat.JSON
     sink = write or _stderr_writer()
     structlog.configure(
         processors=[
+            *([adjustable] if adjustable else []),
             structlog.processors.add_log_level,
             _add_time,
             structlog.processors.format_exc_info,

@@ -40,11 +40,13 @@ class Inbox:
     """A mailbox that keeps only the latest state of each object; safe from any thread.
 
     A storm of updates of one object costs its reader one. ``on_put`` is called at every ``put``,
-    in the caller's thread, so that health knows of waiting changes even if the reader hangs.
+    in the caller's thread, so that health knows of waiting changes even if the reader hangs, and
+    ``on_drain`` at every ``drain``. Neither can happen within the other, nor may they call back.
     """
 
-    def __init__(self, on_put: Callable[[], None]) -> None:
+    def __init__(self, on_put: Callable[[], None], on_drain: Callable[[], None]) -> None:
         self._on_put = on_put
+        self._on_drain = on_drain
         self._condition = Condition()
         self._objects: dict[ObjectKey, ApiObject | None] = {}
         self._synced: set[Kind] = set()
@@ -53,8 +55,8 @@ class Inbox:
 
     def put(self, key: ObjectKey, obj: ApiObject | None) -> None:
         """Store the present state of an object, ``None`` when it is gone."""
-        self._on_put()
         with self._condition:
+            self._on_put()
             if not self._objects:
                 self._condition.notify()
             self._objects[key] = obj
@@ -102,6 +104,7 @@ class Inbox:
     def drain(self) -> Batch:
         """Take everything out."""
         with self._condition:
+            self._on_drain()
             batch = Batch(self._objects, frozenset(self._synced), self._doubted)
             self._objects, self._synced, self._doubted = {}, set(), False
         return batch

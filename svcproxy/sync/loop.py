@@ -14,7 +14,7 @@ from svcproxy.model.objects import ApiObject, EndpointSlice, Node, Service, Serv
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes, DesiredState
 from svcproxy.sync.inbox import Batch, Inbox, ObjectKey
-from svcproxy.sync.report import Reporter
+from svcproxy.sync.report import Reporter, Times
 from svcproxy.sync.schedule import Schedule
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         kinds: Iterable[Kind] = REQUIRED_KINDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.inbox = Inbox(on_put=self._on_put)
+        self.inbox = Inbox(on_put=self._on_put, on_drain=reporter.taken)
         self._backend = backend
         self._state = state
         self._schedule = schedule
@@ -119,7 +119,6 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._missing -= batch.synced
             if not self._missing:
                 self._reporter.begun()
-                self._reporter.queued()
         elif self._state.pending:
             self._schedule.request()
         elif batch.objects and not self._schedule.requested:
@@ -139,7 +138,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         # With nothing new to program, what a comparison changes is what others had changed.
         compared_only = thorough and not (changes or self._first or self._schedule.failing)
         try:
-            outcome, thorough = self._program(changes, thorough=thorough)
+            outcome, planned, thorough = self._program(changes, thorough=thorough)
         except BackendError as error:
             self._failed(error, thorough=thorough)
             return
@@ -151,8 +150,8 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._unsettled, self._first = Changes({}), False
         self._reporter.done(
             outcome,
+            Times(begin, planned, end),
             thorough=thorough,
-            seconds=end - begin,
             triggered=settled.changes.triggered,
         )
         self._follow(settled)
@@ -178,15 +177,17 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._spares = (self._spares + 1) % 10
         return self._spares > 0
 
-    def _program(self, changes: Changes, *, thorough: bool) -> tuple[Outcome, bool]:
-        backend = self._backend
+    def _program(self, changes: Changes, *, thorough: bool) -> tuple[Outcome, float, bool]:
+        """Plan and apply; return the outcome, when the plan was ready, and how thorough it was."""
+        backend, plan = self._backend, None
         if not thorough:
             plan = backend.plan_changes(changes, self._state.node)
-            if plan is not None:
-                return backend.apply(plan), False
-        observed = backend.read()
-        desired = Desired(self._state.ports, self._state.node, self._state.service_cidrs)
-        return backend.apply(backend.plan(desired, observed)), True
+        if plan is None:
+            thorough = True
+            desired = Desired(self._state.ports, self._state.node, self._state.service_cidrs)
+            plan = backend.plan(desired, backend.read())
+        planned = self._clock()
+        return backend.apply(plan), planned, thorough
 
     def _failed(self, error: Exception, *, thorough: bool) -> None:
         retry = self._schedule.failed(self._clock())

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache, partial
+from typing import NamedTuple
 
 import structlog
 
@@ -17,10 +19,18 @@ from svcproxy.state.desired import Changes
 log = structlog.get_logger()
 
 
+class Times(NamedTuple):
+    """When a sync began, knew what to write, and had it in the kernel; monotonic seconds."""
+
+    begin: float
+    planned: float
+    end: float
+
+
 class Reporter:
     """Metrics, health and log lines of one family's loop.
 
-    Only ``queued`` may be called from other threads than that loop's.
+    Only ``queued`` and ``taken`` may be called from other threads than that loop's.
     """
 
     def __init__(
@@ -29,26 +39,34 @@ class Reporter:
         self._family = family
         self._events = events
         self._metrics = metrics
+        self._series = _Series(metrics, family)
         self._health = health
         self._started = time.time()
         self._without_local: dict[str, set[ServicePortName]] = {
             "internal": set(),
             "external": set(),
         }
+        metrics.queue_age.labels(family).set_function(partial(health.waiting_seconds, family))
 
     def begun(self) -> None:
-        """Note that the loop may program from now on."""
+        """Note that the loop may program from now on, and is about to for the first time."""
         self._health.started(self._family)
+        self.queued()
+        self.taken()
 
     def queued(self) -> None:
         """Note that a change waits for the kernel; safe from any thread."""
         self._health.queued(self._family)
-        self._metrics.sync_proxy_rules_last_queued_timestamp.labels(
-            self._family
-        ).set_to_current_time()
+        self._series.last_queued().set(time.time())
+
+    def taken(self) -> None:
+        """Note that what was queued is being worked on; safe from any thread."""
+        self._health.taken(self._family)
 
     def idle(self) -> None:
         """Note that what was queued needs no sync."""
+        self._metrics.service_changes_pending.set(0)
+        self._metrics.endpoint_changes_pending.set(0)
         self._health.updated(self._family)
 
     def changes(self, changes: Changes, conflicts: int) -> None:
@@ -75,27 +93,40 @@ class Reporter:
             )
 
     def done(
-        self, outcome: Outcome, *, thorough: bool, seconds: float, triggered: tuple[datetime, ...]
+        self, outcome: Outcome, times: Times, *, thorough: bool, triggered: tuple[datetime, ...]
     ) -> None:
-        """Note a successful sync that took ``seconds``."""
-        metrics, family = self._metrics, self._family
-        metrics.sync_proxy_rules_duration.labels(family).observe(seconds)
-        kind = "full" if thorough else "partial"
-        getattr(metrics, f"sync_{kind}_proxy_rules_duration").labels(family).observe(seconds)
-        metrics.sync_proxy_rules_last_timestamp.labels(family).set_to_current_time()
-        for table, count in outcome.sizes.items():
-            metrics.iptables_rules.labels(table, family).set(count)
-        for table, count in outcome.written.items():
-            metrics.iptables_rules_last.labels(table, family).set(count)
+        """Note a successful sync."""
+        metrics, family, series = self._metrics, self._family, self._series
+        seconds = times.end - times.begin
+        series.duration.observe(seconds)
+        (series.full if thorough else series.partial).observe(seconds)
+        series.last_synced().set(time.time())
+        self._stages(times)
+        for kind, count in outcome.sizes.items():
+            metrics.kernel_objects.labels(family, kind).set(count)
+            metrics.iptables_rules.labels(kind, family).set(count)
+        for kind, count in outcome.written.items():
+            metrics.iptables_rules_last.labels(kind, family).set(count)
         for operation, count in outcome.operations.items():
             metrics.kernel_operations.labels(family, operation).inc(count)
         for policy, names in self._without_local.items():
-            metrics.no_local_endpoints.labels(policy, family).set(len(names))
+            series.no_local[policy].set(len(names))
         metrics.service_changes_pending.set(0)
         metrics.endpoint_changes_pending.set(0)
         self._programming_latency(triggered)
         self._health.updated(family)
         self._line(outcome.operations, thorough=thorough, seconds=seconds)
+
+    def _stages(self, times: Times) -> None:
+        """Tell the way of the oldest change; a comparison on its own has none."""
+        came = self._health.waiting_since(self._family)
+        if came is None:
+            return
+        stages = self._series.stages
+        stages["queued"].observe(max(0.0, times.begin - came))
+        stages["computed"].observe(times.planned - times.begin)
+        stages["applied"].observe(times.end - times.planned)
+        stages["total"].observe(max(0.0, times.end - came))
 
     def _programming_latency(self, triggered: tuple[datetime, ...]) -> None:
         now = time.time()
@@ -103,7 +134,7 @@ class Reporter:
             changed = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
             if changed >= self._started:  # what happened before our time says nothing about us
                 latency = max(0.0, now - changed)
-                self._metrics.network_programming_duration.labels(self._family).observe(latency)
+                self._series.programming.observe(latency)
 
     def _line(self, operations: Mapping[str, int], *, thorough: bool, seconds: float) -> None:
         say = log.info if operations else log.debug
@@ -112,15 +143,54 @@ class Reporter:
 
     def repaired(self) -> None:
         """Note that the sync undid what others had done to the kernel."""
-        self._metrics.drift_repairs.labels(self._family).inc()
+        self._series.repairs.inc()
         log.warning("kernel.repaired", family=self._family)
 
     def failed(self, error: Exception, *, thorough: bool, retry: float) -> None:
         """Note a failed sync; the next attempt is in ``retry`` seconds."""
-        self._metrics.iptables_restore_failures.labels(self._family).inc()
+        series = self._series
+        series.failures["full" if thorough else "partial"].inc()
+        series.restore_failures.inc()
+        series.transaction_failures.inc()
         if not thorough:
-            self._metrics.iptables_partial_restore_failures.labels(self._family).inc()
+            series.partial_restore_failures.inc()
         log.error("sync.failed", family=self._family, error=str(error), retry_in_s=retry)
+
+
+class _Series:
+    """The series of one family, looked up once: that costs as much as counting.
+
+    Counters and histograms begin at 0, so that a first failure is an increase and not only the
+    begin of a series. The times of what has not happened yet are left out.
+    """
+
+    def __init__(self, metrics: Metrics, family: IPFamily) -> None:
+        self.duration = metrics.sync_proxy_rules_duration.labels(family)
+        self.full = metrics.sync_full_proxy_rules_duration.labels(family)
+        self.partial = metrics.sync_partial_proxy_rules_duration.labels(family)
+        self.programming = metrics.network_programming_duration.labels(family)
+        self.last_queued = cache(
+            partial(metrics.sync_proxy_rules_last_queued_timestamp.labels, family)
+        )
+        self.last_synced = cache(partial(metrics.sync_proxy_rules_last_timestamp.labels, family))
+        self.stages = {
+            stage: metrics.change_duration.labels(family, stage)
+            for stage in ("queued", "computed", "applied", "total")
+        }
+        self.no_local = {
+            policy: metrics.no_local_endpoints.labels(policy, family)
+            for policy in ("internal", "external")
+        }
+        self.repairs = metrics.drift_repairs.labels(family)
+        self.failures = {
+            kind: metrics.sync_failures.labels(family, kind) for kind in ("full", "partial")
+        }
+        # Each is shown in its own mode only.
+        self.restore_failures = metrics.iptables_restore_failures.labels(family)
+        self.partial_restore_failures = metrics.iptables_partial_restore_failures.labels(family)
+        self.transaction_failures = metrics.nftables_sync_failures.labels(family)
+        metrics.nftables_cleanup_failures.labels(family)
+        metrics.conntrack_deleted.labels(family)
 
 
 def _drops(port: ServicePort, *, internal: bool) -> bool:

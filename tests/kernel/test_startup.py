@@ -1,14 +1,17 @@
 """What stops the daemon at the start: one clear line with the remedy, exit code 1, no traceback."""
 
+import http.client
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from testbed import netns
 from testbed.netns import NetNS
+from testbed.waiting import eventually
 
 pytestmark = pytest.mark.kernel
 
@@ -70,30 +73,75 @@ def test_missing_capabilities(space: NetNS, tmp_path: Path, variant: str) -> Non
     assert "CAP_NET_ADMIN and CAP_NET_RAW" in line
 
 
-@pytest.mark.parametrize(
-    ("flag", "port"), [("--metrics-bind-address", 10249), ("--healthz-bind-address", 10256)]
-)
-def test_a_port_in_use(space: NetNS, tmp_path: Path, flag: str, port: int) -> None:
-    holder = space.popen(
-        [
-            sys.executable,
-            "-c",
-            (
-                f"import socket, time; s = socket.create_server(('127.0.0.1', {port}));"
-                " print('listening', flush=True); time.sleep(60)"
-            ),
-        ],
-        output=subprocess.PIPE,
+@contextmanager
+def held(space: NetNS, port: int) -> Iterator[None]:
+    """Another program listens on a port of the node."""
+    program = (
+        f"import socket, time; s = socket.create_server(('127.0.0.1', {port}));"
+        " print('listening', flush=True); time.sleep(60)"
     )
+    holder = space.popen([sys.executable, "-c", program], output=subprocess.PIPE)
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"listening\n"
-        line = complaint(space, f"--manifests={tmp_path}")
-        assert f":{port}" in line
-        assert flag in line
+        yield
     finally:
         holder.kill()
         holder.communicate()
+
+
+@pytest.mark.parametrize(
+    ("flag", "port"), [("--metrics-bind-address", 10249), ("--healthz-bind-address", 10256)]
+)
+def test_a_port_in_use_if_that_is_to_be_fatal(
+    space: NetNS, tmp_path: Path, flag: str, port: int
+) -> None:
+    with held(space, port):
+        line = complaint(space, f"--manifests={tmp_path}", "--bind-address-hard-fail")
+    assert f":{port}" in line
+    assert flag in line
+
+
+def test_a_port_in_use_is_taken_over_when_it_is_free(space: NetNS, tmp_path: Path) -> None:
+    """As in a takeover: kube-proxy holds the ports until it is gone; the rules cannot wait."""
+    flags = (f"--manifests={tmp_path}", "--hostname-override=n1")
+    with (tmp_path.parent / "log").open("w+b") as log:
+        with held(space, 10249), held(space, 10256):
+            daemon = space.popen([*SVCPROXY, *flags], output=log.fileno())
+            try:
+                eventually(lambda: "KUBE-SERVICES" in rules(space), "rules", timeout=20)
+            except BaseException:
+                daemon.kill()
+                raise
+        try:
+            eventually(lambda: status(space, 10256, "/healthz") == 200, "health", timeout=15)
+            eventually(lambda: status(space, 10249, "/metrics") == 200, "metrics", timeout=15)
+        finally:
+            daemon.terminate()
+            assert daemon.wait(10) == 0
+        log.seek(0)
+        lines = log.read().decode().splitlines()
+    for port, flag in ((10249, "--metrics-bind-address"), (10256, "--healthz-bind-address")):
+        (line,) = (one for one in lines if "http.not_serving" in one and f":{port}:" in one)
+        assert "stop the other program" in line
+        assert flag in line
+        assert any("http.serving" in one and str(port) in one for one in lines)
+
+
+def rules(space: NetNS) -> str:
+    return space.run("iptables-save", "-t", "nat", check=False).stdout
+
+
+def status(space: NetNS, port: int, path: str) -> int:
+    def ask() -> int:
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as client:
+            client.request("GET", path)
+            return client.getresponse().status
+
+    try:
+        return space.call(ask)
+    except OSError:
+        return 0
 
 
 def test_nothing_is_programmed_when_the_start_fails(space: NetNS, tmp_path: Path) -> None:

@@ -88,6 +88,8 @@ def test_only_the_oldest_waiting_change_counts(health: HealthState, clock: Clock
         assert codes(health) == (200, 200)
     clock.elapsed = 60.0
     assert codes(health) == (503, 503)
+    health.taken(V4)
+    assert codes(health) == (503, 503)
     health.updated(V4)
     assert codes(health) == (200, 200)
     health.queued(V4)
@@ -97,9 +99,37 @@ def test_only_the_oldest_waiting_change_counts(health: HealthState, clock: Clock
 
 def test_nothing_waiting_is_healthy_for_ever(health: HealthState, clock: Clock) -> None:
     health.queued(V4)
+    health.taken(V4)
     health.updated(V4)
     clock.elapsed = 1e6
     assert codes(health) == (200, 200)
+
+
+def test_what_comes_during_a_sync_still_waits_after_it(health: HealthState, clock: Clock) -> None:
+    health.queued(V4)
+    health.taken(V4)
+    clock.elapsed = 10.0
+    health.queued(V4)
+    assert health.waiting_since(V4) == 0.0
+    health.updated(V4)
+    assert health.waiting_since(V4) == 10.0
+    clock.elapsed = 69.9
+    assert codes(health) == (200, 200)
+    assert health.waiting_seconds(V4) == pytest.approx(59.9)
+    clock.elapsed = 70.0
+    assert codes(health) == (503, 503)
+
+
+def test_after_a_failed_sync_the_first_change_counts(health: HealthState, clock: Clock) -> None:
+    health.started(V4)
+    for second in (0.0, 10.0, 20.0):
+        clock.elapsed = second
+        health.queued(V4)
+        health.taken(V4)
+    assert health.waiting_seconds(V4) == 20.0
+    assert health.waiting_seconds(V6) == 0.0
+    health.updated(V4)
+    assert health.waiting_seconds(V4) == 0.0
 
 
 def test_one_late_family_is_enough(health: HealthState, clock: Clock) -> None:

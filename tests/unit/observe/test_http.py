@@ -13,10 +13,14 @@ from svcproxy.config import ProxyMode
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import Node
 from svcproxy.observe import http as observe_http
+from svcproxy.observe.exposition import render
 from svcproxy.observe.health import HealthState
-from svcproxy.observe.http import BindError, HealthServer, Limits, MetricsServer
+from svcproxy.observe.http import BindError, Limits, Server
 from svcproxy.observe.metrics import Metrics
+from svcproxy.observe.pages import health_server as make_health_server
+from svcproxy.observe.pages import metrics_server
 from svcproxy.values import Bind
+from testbed.waiting import eventually
 
 ANY = Bind("127.0.0.1", 0)
 
@@ -32,16 +36,16 @@ def health() -> HealthState:
 
 
 @pytest.fixture
-def server(metrics: Metrics) -> Iterator[MetricsServer]:
-    server = MetricsServer(ANY, metrics, ProxyMode.IPTABLES)
+def server(metrics: Metrics) -> Iterator[Server]:
+    server = metrics_server(ANY, metrics, ProxyMode.IPTABLES)
     server.start()
     yield server
     server.stop()
 
 
 @pytest.fixture
-def health_server(health: HealthState, metrics: Metrics) -> Iterator[HealthServer]:
-    server = HealthServer(ANY, health, metrics)
+def health_server(health: HealthState, metrics: Metrics) -> Iterator[Server]:
+    server = make_health_server(ANY, health, metrics)
     server.start()
     yield server
     server.stop()
@@ -72,16 +76,16 @@ def wait_until_hung_up(client: socket.socket) -> float:
     return time.monotonic() - begun
 
 
-def test_metrics(server: MetricsServer, metrics: Metrics) -> None:
+def test_metrics(server: Server, metrics: Metrics) -> None:
     metrics.service_changes.inc(41)
     status, headers, body = get(server.address, "/metrics")
     assert status == 200
     assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert headers["Content-Length"] == str(len(body))
-    assert b"\nkubeproxy_sync_proxy_rules_service_changes_total 41.0\n" in body
+    assert b"\nkubeproxy_sync_proxy_rules_service_changes_total 41\n" in body
 
 
-def test_metrics_with_a_query_and_content_negotiation(server: MetricsServer) -> None:
+def test_metrics_with_a_query_and_content_negotiation(server: Server) -> None:
     status, headers, body = get(
         server.address, "/metrics?x=y", Accept="application/openmetrics-text;version=1.0.0"
     )
@@ -91,7 +95,7 @@ def test_metrics_with_a_query_and_content_negotiation(server: MetricsServer) -> 
 
 
 @pytest.mark.parametrize(("path", "text"), [("/healthz", b"ok"), ("/proxyMode", b"iptables")])
-def test_constant_answers(server: MetricsServer, path: str, text: bytes) -> None:
+def test_constant_answers(server: Server, path: str, text: bytes) -> None:
     status, headers, body = get(server.address, path)
     assert (status, body) == (200, text)
     assert headers["Content-Type"] == "text/plain; charset=utf-8"
@@ -99,17 +103,18 @@ def test_constant_answers(server: MetricsServer, path: str, text: bytes) -> None
     assert headers["Server"] == "svcproxy"
 
 
-def test_head_is_get_without_a_body(server: MetricsServer) -> None:
+def test_head_is_get_without_a_body(server: Server) -> None:
     status, headers, body = get(server.address, "/healthz", "HEAD")
     assert (status, headers["Content-Length"], body) == (200, "2", b"")
 
 
-def test_unknown_paths_and_methods(server: MetricsServer) -> None:
+def test_unknown_paths_and_methods(server: Server) -> None:
     assert get(server.address, "/nothing")[0] == 404
-    assert get(server.address, "/metrics", "DELETE")[0] == 501
+    assert get(server.address, "/metrics", "PATCH")[0] == 501
+    assert get(server.address, "//[")[0] in {400, 404}
 
 
-def test_connections_are_kept_alive(server: MetricsServer) -> None:
+def test_connections_are_kept_alive(server: Server) -> None:
     with closing(http.client.HTTPConnection(*server.address, timeout=5)) as connection:
         for _ in range(3):
             connection.request("GET", "/healthz")
@@ -117,7 +122,7 @@ def test_connections_are_kept_alive(server: MetricsServer) -> None:
         assert server_threads() == 1
 
 
-def test_a_body_is_not_taken_for_the_next_request(server: MetricsServer) -> None:
+def test_a_body_is_not_taken_for_the_next_request(server: Server) -> None:
     with closing(socket.create_connection(server.address, timeout=5)) as client:
         client.sendall(
             b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 31\r\n\r\n"
@@ -132,9 +137,7 @@ def test_a_body_is_not_taken_for_the_next_request(server: MetricsServer) -> None
     assert b"iptables" not in answer
 
 
-def test_healthz_and_livez(
-    health_server: HealthServer, health: HealthState, metrics: Metrics
-) -> None:
+def test_healthz_and_livez(health_server: Server, health: HealthState, metrics: Metrics) -> None:
     status, headers, body = get(health_server.address, "/healthz")
     assert (status, json.loads(body)["nodeEligible"]) == (503, False)
     assert headers["Content-Type"] == "application/json"
@@ -144,24 +147,24 @@ def test_healthz_and_livez(
     health.updated(IPFamily.IPV4)
     assert get(health_server.address, "/healthz")[0] == 200
 
-    text = metrics.render()[1]
-    assert b'kubeproxy_proxy_healthz_total{code="503"} 1.0' in text
-    assert b'kubeproxy_proxy_healthz_total{code="200"} 1.0' in text
-    assert b'kubeproxy_proxy_livez_total{code="200"} 1.0' in text
+    text = render(metrics.registry).body
+    assert b'kubeproxy_proxy_healthz_total{code="503"} 1' in text
+    assert b'kubeproxy_proxy_healthz_total{code="200"} 1' in text
+    assert b'kubeproxy_proxy_livez_total{code="200"} 1' in text
     assert get(health_server.address, "/metrics")[0] == 404
 
 
 def test_a_failing_answer_is_a_500_and_serving_goes_on(
-    server: MetricsServer, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+    server: Server, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "render", lambda _accept: 1 / 0)
+    monkeypatch.setattr(metrics.registry, "collect", lambda: 1 / 0)
     monkeypatch.setattr(observe_http._log, "exception", lambda *_, **__: None, raising=False)
     assert get(server.address, "/metrics")[0] == 500
     assert get(server.address, "/healthz")[0] == 200
 
 
 def test_garbage_and_broken_connections_do_no_harm(
-    server: MetricsServer, capfd: pytest.CaptureFixture[str]
+    server: Server, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for data in (b"", b"\x16\x03\x01\x02\x00", b"GET /healthz HTTP/9.9\r\n\r\n", b"G" * 70000):
         with closing(socket.create_connection(server.address, timeout=5)) as client:
@@ -172,7 +175,7 @@ def test_garbage_and_broken_connections_do_no_harm(
 
 
 def test_a_slow_client_is_hung_up_on(metrics: Metrics) -> None:
-    server = MetricsServer(ANY, metrics, "iptables", Limits(idle=0.1))
+    server = metrics_server(ANY, metrics, "iptables", limits=Limits(idle=0.1))
     server.start()
     with closing(socket.create_connection(server.address)) as client:
         client.sendall(b"GET /hea")
@@ -181,7 +184,7 @@ def test_a_slow_client_is_hung_up_on(metrics: Metrics) -> None:
 
 
 def test_a_client_that_trickles_is_hung_up_on(metrics: Metrics) -> None:
-    server = MetricsServer(ANY, metrics, "iptables", Limits(request=0.2))
+    server = metrics_server(ANY, metrics, "iptables", limits=Limits(request=0.2))
     server.start()
     with closing(socket.create_connection(server.address)) as client:
         begun = time.monotonic()
@@ -194,7 +197,7 @@ def test_a_client_that_trickles_is_hung_up_on(metrics: Metrics) -> None:
 
 
 def test_waiting_connections_do_not_keep_probes_out(health: HealthState, metrics: Metrics) -> None:
-    server = HealthServer(ANY, health, metrics, Limits(connections=4))
+    server = make_health_server(ANY, health, metrics, limits=Limits(connections=4))
     server.start()
     idle = [socket.create_connection(server.address) for _ in range(20)]
     begun = time.monotonic()
@@ -206,8 +209,8 @@ def test_waiting_connections_do_not_keep_probes_out(health: HealthState, metrics
     server.stop()
 
 
-def test_a_port_in_use_is_one_line_with_a_remedy(server: MetricsServer, metrics: Metrics) -> None:
-    second = MetricsServer(server.address, metrics, ProxyMode.IPTABLES)
+def test_a_port_in_use_is_one_line_with_a_remedy(server: Server, metrics: Metrics) -> None:
+    second = metrics_server(server.address, metrics, ProxyMode.IPTABLES)
     with pytest.raises(BindError) as caught:
         second.start()
     assert str(caught.value) == (
@@ -219,8 +222,51 @@ def test_a_port_in_use_is_one_line_with_a_remedy(server: MetricsServer, metrics:
     assert get(server.address, "/healthz")[0] == 200
 
 
+def test_a_port_that_becomes_free_is_served(server: Server, metrics: Metrics) -> None:
+    second = metrics_server(server.address, metrics, ProxyMode.NFTABLES)
+    failures: list[BindError] = []
+    second.start_or_retry(failures.append, every=0.05)
+    assert "--metrics-bind-address" in str(failures[0])
+    assert get(server.address, "/proxyMode")[2] == b"iptables"
+    address = server.address
+    server.stop()
+    eventually(lambda: answers(address, b"nftables"), "the second server")
+    assert len(failures) == 1
+    second.stop()
+
+
+def test_a_port_that_is_free_is_served_at_once(metrics: Metrics) -> None:
+    server = metrics_server(ANY, metrics, "iptables")
+    failures: list[BindError] = []
+    server.start_or_retry(failures.append)
+    assert get(server.address, "/healthz")[0] == 200
+    assert failures == []
+    server.stop()
+
+
+def test_after_a_stop_nothing_is_tried_again(server: Server, metrics: Metrics) -> None:
+    second = metrics_server(server.address, metrics, "nftables")
+    second.start_or_retry(lambda _: None, every=0.02)
+    second.stop()
+    address = server.address
+    server.stop()
+    eventually(
+        lambda: not any("metrics-retry" in thread.name for thread in threading.enumerate()),
+        "the end of the attempts",
+    )
+    with pytest.raises(ConnectionRefusedError):
+        get(address, "/proxyMode")
+
+
+def answers(address: Bind, mode: bytes) -> bool:
+    try:
+        return get(address, "/proxyMode")[2] == mode
+    except ConnectionRefusedError:
+        return False
+
+
 def test_an_address_of_another_node(health: HealthState, metrics: Metrics) -> None:
-    server = HealthServer(Bind("192.0.2.1", 10256), health, metrics)
+    server = make_health_server(Bind("192.0.2.1", 10256), health, metrics)
     with pytest.raises(BindError) as caught:
         server.start()
     message = str(caught.value)
@@ -236,11 +282,11 @@ def test_any_other_reason_is_told_in_the_system_s_words(
 
     monkeypatch.setattr(observe_http, "_Listener", refuse)
     with pytest.raises(BindError, match=r"Too many open files; or choose another"):
-        MetricsServer(ANY, metrics, "iptables").start()
+        metrics_server(ANY, metrics, "iptables").start()
 
 
 def test_stop_is_quick_and_hangs_up_on_everybody(metrics: Metrics) -> None:
-    server = MetricsServer(ANY, metrics, "iptables")
+    server = metrics_server(ANY, metrics, "iptables")
     server.start()
     clients = [socket.create_connection(server.address) for _ in range(10)]
     assert get(server.address, "/healthz")[0] == 200
@@ -256,7 +302,7 @@ def test_stop_is_quick_and_hangs_up_on_everybody(metrics: Metrics) -> None:
 
 def test_stop_right_after_start_and_before_it(metrics: Metrics) -> None:
     for _ in range(20):
-        server = MetricsServer(ANY, metrics, "iptables")
+        server = metrics_server(ANY, metrics, "iptables")
         server.stop()
         server.start()
         begun = time.monotonic()
@@ -265,29 +311,30 @@ def test_stop_right_after_start_and_before_it(metrics: Metrics) -> None:
 
 
 def test_a_restart_binds_the_same_port_at_once(metrics: Metrics) -> None:
-    server = MetricsServer(ANY, metrics, "iptables")
+    server = metrics_server(ANY, metrics, "iptables")
     server.start()
     address = server.address
     with closing(http.client.HTTPConnection(*address, timeout=5)) as connection:
         connection.request("GET", "/healthz")
         assert connection.getresponse().read() == b"ok"
         server.stop()  # the server closes first: its side stays in TIME_WAIT
-    again = MetricsServer(address, metrics, "iptables")
+    again = metrics_server(address, metrics, "iptables")
     again.start()
     assert get(again.address, "/healthz")[0] == 200
     again.stop()
 
 
 def test_ipv6(metrics: Metrics) -> None:
-    server = MetricsServer(Bind("::1", 0), metrics, "iptables")
+    server = metrics_server(Bind("::1", 0), metrics, "iptables")
     server.start()
     assert str(server.address).startswith("[::1]:")
     assert get(server.address, "/healthz")[0] == 200
     server.stop()
 
 
-def test_all_addresses_of_ipv6_include_ipv4(metrics: Metrics) -> None:
-    server = MetricsServer(Bind("::", 0), metrics, "iptables")
+@pytest.mark.parametrize("unspecified", ["::", "0.0.0.0"])
+def test_all_addresses_are_those_of_both_families(metrics: Metrics, unspecified: str) -> None:
+    server = metrics_server(Bind(unspecified, 0), metrics, "iptables")
     server.start()
     for host in ("::1", "127.0.0.1"):
         assert get(Bind(host, server.address.port), "/healthz")[0] == 200

@@ -522,6 +522,7 @@ def test_the_proxy_is_healthy_whatever_becomes_of_the_node(make: Make) -> None:
     assert servers.ask(port)[0] == 200
     elapsed = 60.0
     assert servers.ask(port)[0] == 503
+    health.taken(V4)
     health.updated(V4)
     assert servers.ask(port)[0] == 200
 

@@ -1,6 +1,6 @@
 """The loop of one family, stepped by hand, on a backend that keeps its rules in a dict."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from svcproxy.sync.report import Reporter
 from svcproxy.sync.schedule import Schedule
 
 Content = dict[str, int]
+STAGES = ("queued", "computed", "applied", "total")
 
 
 class DictBackend:
@@ -30,6 +31,8 @@ class DictBackend:
         self.steps: list[str] = []
         self.broken = False
         self.untouched_for_sure = False
+        self.takes: dict[str, float] = {}
+        self.pass_time: Callable[[float], None] = lambda _: None
 
     def probe(self) -> None:
         pass
@@ -45,6 +48,7 @@ class DictBackend:
         return {str(name): len(port.frontends) for name, port in desired.ports.items()}
 
     def plan_changes(self, changes: Changes, node: Node | None) -> Content | None:
+        self.pass_time(self.takes.get("plan_changes", 0.0))
         if changes.node_changed and node is not None and node.pod_cidrs:
             return None
         kept = dict(self.kernel)
@@ -56,6 +60,7 @@ class DictBackend:
 
     def apply(self, plan: Content) -> Outcome:
         self._step("apply")
+        self.pass_time(self.takes.get("apply", 0.0))
         self.kernel = plan
         return Outcome(operations={"written": len(plan)})
 
@@ -74,6 +79,7 @@ class Stage:
     def __init__(self) -> None:
         self.now = 1000.0
         self.backend = DictBackend()
+        self.backend.pass_time = self.spend
         self.metrics = Metrics()
         self.health = HealthState(
             sync_period=30.0, clock=lambda: self.now, wall=lambda: self.now, needs_node=False
@@ -88,6 +94,13 @@ class Stage:
             followers=(self.settled.append,),
             clock=lambda: self.now,
         )
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
+
+    def stage_sum(self, stage: str) -> float:
+        labels = {"ip_family": "IPv4", "stage": stage}
+        return self.value("svcproxy_change_duration_seconds_sum", labels)
 
     def put(self, *objects: Any) -> None:
         for obj in objects:
@@ -195,6 +208,42 @@ def test_a_kernel_that_keeps_refusing_makes_the_proxy_unhealthy(running: Stage) 
     running.backend.broken = False
     running.step(60.0)
     assert running.health.livez().status == 200
+
+
+def test_the_way_of_a_change_is_told_by_stages(running: Stage) -> None:
+    running.settled.clear()
+    before = {stage: running.stage_sum(stage) for stage in STAGES}
+    running.put(service("b", 2))
+    running.now += 0.25
+    running.put(service("b", 3))
+    running.backend.takes = {"plan_changes": 0.5, "apply": 2.0}
+    assert running.step(1.0) == ["apply"]
+    spent = {stage: running.stage_sum(stage) - before[stage] for stage in STAGES}
+    assert spent == {"queued": 1.25, "computed": 0.5, "applied": 2.0, "total": 3.75}
+    count = "svcproxy_change_duration_seconds_count"
+    assert running.value(count, {"ip_family": "IPv4", "stage": "total"}) == 2, "one for each sync"
+
+
+def test_a_comparison_for_its_own_sake_is_no_change(running: Stage) -> None:
+    before = running.stage_sum("total")
+    assert running.step(31.0) == ["read", "apply"]
+    assert running.stage_sum("total") == before
+
+
+def test_the_age_of_what_waits(running: Stage) -> None:
+    age = ("svcproxy_queue_age_seconds", {"ip_family": "IPv4"})
+    assert running.value(*age) == 0
+    running.backend.broken = True
+    running.put(service("b", 2))
+    running.step(5.0)
+    running.put(service("c", 3))
+    running.now += 2.0
+    assert running.value(*age) == 7
+    running.backend.broken = False
+    running.step(1.0)
+    assert running.value(*age) == 0
+    failures = ("svcproxy_sync_failures_total", {"ip_family": "IPv4", "kind": "partial"})
+    assert running.value(*failures) == 1
 
 
 def test_the_kernel_is_compared_every_period(running: Stage) -> None:

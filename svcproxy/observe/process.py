@@ -1,0 +1,58 @@
+"""What Go's metrics library tells of a process and Python's does not."""
+
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client import Metric, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+_START = "process_start_time_seconds"
+_UNLIMITED = float(2**64 - 1)
+
+
+def started_at() -> float:
+    """When this process was started, in seconds since the epoch."""
+    metrics = ProcessCollector(registry=None).collect()
+    return next((m.samples[0].value for m in metrics if m.name == _START), time.time())
+
+
+class GoProcess(Collector):
+    """Collects the limit of memory, and the traffic as the process's network namespace counts it.
+
+    Args:
+        netstat: the kernel's counters.
+    """
+
+    def __init__(self, netstat: Path = Path("/proc/self/net/netstat")) -> None:
+        self._netstat = netstat
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics; what the kernel does not tell is left out."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        yield GaugeMetricFamily(
+            "process_virtual_memory_max_bytes",
+            "Virtual memory that the process may have.",
+            _UNLIMITED if limit == resource.RLIM_INFINITY else limit,
+        )
+        octets = self._octets()
+        for field, direction in (("InOctets", "receive"), ("OutOctets", "transmit")):
+            if field in octets:
+                yield CounterMetricFamily(
+                    f"process_network_{direction}_bytes",
+                    "Bytes in IP packets of the process's network namespace, the node's as a rule.",
+                    octets[field],
+                )
+
+    def _octets(self) -> dict[str, float]:
+        try:
+            lines = self._netstat.read_text(encoding="ascii").splitlines()
+        except OSError:
+            return {}
+        rows = [line.split() for line in lines if line.startswith("IpExt:")]
+        if len(rows) != 2:
+            return {}
+        names, figures = rows
+        return {name: float(figure) for name, figure in zip(names[1:], figures[1:], strict=False)}
