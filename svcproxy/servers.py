@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -49,7 +50,7 @@ class Servers:
                 config.metrics_bind_address,
                 metrics,
                 config.proxy_mode,
-                effective=Effective(flags=lambda: flags_of(config)),
+                effective=Effective(lambda: flags_of(config), lambda: _document(config)),
                 debug=_debug_routes(verbosity),
             )
             self._servers.append((server, "FailedToStartMetricServer"))
@@ -74,6 +75,12 @@ class Servers:
     def _failed(self, reason: str, error: BindError) -> None:
         log.warning("http.not_serving", error=str(error), retry_in_s=_RETRY_SECONDS)
         self._events.node(reason, str(error), warning=True)
+
+
+def _document(config: Config) -> Mapping[str, Any]:
+    from svcproxy.config.export import as_document  # noqa: PLC0415 - few ask for it
+
+    return as_document(config)
 
 
 def _debug_routes(verbosity: Verbosity | None) -> Mapping[str, Route]:

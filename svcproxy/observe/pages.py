@@ -34,11 +34,11 @@ class Effective:
     """What is in force, for /flagz and /configz; asked for when somebody looks.
 
     ``flags`` gives the flags by name without dashes, ``configuration`` the KubeProxyConfiguration
-    (v1alpha1) as JSON has it; without the latter there is no /configz.
+    (v1alpha1) as JSON has it.
     """
 
     flags: Callable[[], Mapping[str, str]]
-    configuration: Callable[[], Mapping[str, Any]] | None = None
+    configuration: Callable[[], Mapping[str, Any]]
 
 
 def metrics_server(
@@ -69,10 +69,8 @@ def metrics_server(
         **(debug or {}),
     }
     if effective is not None:
-        flags, configuration = effective.flags, effective.configuration
-        routes["/flagz"] = lambda request: flagz(flags(), request.header("Accept"))
-        if configuration is not None:
-            routes["/configz"] = lambda _: _configz(configuration())
+        routes["/configz"] = lambda _: _configz(effective.configuration())
+        routes["/flagz"] = lambda request: flagz(effective.flags(), request.header("Accept"))
     listed = tuple(sorted(path for path in routes if not path.startswith(_UNLISTED)))
     routes["/statusz"] = lambda request: statusz(
         Status(

@@ -175,7 +175,6 @@ logging: {vmodule: [{filePattern: proxier, verbosity: 4}]}
     )
     assert changed(loaded.config) == {"profiling": True, "vmodule": (("proxier", 4),)}
     assert sorted(warning.partition("=")[0] for warning in loaded.warnings) == [
-        "conf: enableProfiling",
         "conf: logging.vmodule",
         "conf: portRange",
         "conf: windowsRunAsService",
