@@ -18,13 +18,14 @@ from types import FrameType
 
 import yaml
 
+from testbed import ROOT
 from testbed.cluster import Cluster, Host, cleanup_stale
 from testbed.console import Console, milliseconds
 from testbed.daemon import METRICS_PORT, Daemon, DaemonError
 from testbed.manifests import ManifestFolder
 from testbed.netns import NetnsError
 from testbed.outcomes import Answer, LoadResult, Refused, count
-from testbed.traffic import ROOT, TrafficError
+from testbed.traffic import TrafficError
 
 EXAMPLES = ROOT / "examples"
 WEB, WEB6, DNS, EMPTY, NODE_PORT = "10.96.0.80", "fd00:10:96::80", "10.96.0.10", "10.96.0.99", 30080

@@ -27,15 +27,21 @@ class NetnsError(Exception):
     """A tool that sets up namespaces failed."""
 
 
-def _enter(path: Path) -> None:
+def enter(handle: int) -> None:
+    """Move this thread to the network namespace of an open file.
+
+    Raises:
+        OSError: the kernel refused.
+    """
     # os.setns() exists from Python 3.12 on only.
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if _LIBC.setns(handle, _CLONE_NEWNET):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(path))
-    finally:
-        os.close(handle)
+    if _LIBC.setns(handle, _CLONE_NEWNET):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _enter(path: Path) -> None:
+    with path.open("rb") as namespace:
+        enter(namespace.fileno())
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,22 +8,18 @@ import contextlib
 import itertools
 import json
 import socket
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from testbed.helpers import nursery
 from testbed.netns import NetNS
 from testbed.outcomes import LoadResult, Outcome, Sample, count, decode
 
-ROOT = Path(__file__).resolve().parent.parent
-_START = "from testbed.agent.main import main; main()"
 _GRACE = 10.0  # what a request may take beyond its own time limit
 
 
@@ -95,9 +91,7 @@ class Traffic:
         self._lock = threading.Lock()
         self._control, other = socket.socketpair()
         with other:
-            # Without site packages Python starts in a third of the time.
-            command = [sys.executable, "-S", "-c", _START, name, str(other.fileno())]
-            self._process = netns.popen(command, pass_fds=[other.fileno()], cwd=ROOT)
+            self._process = nursery().start(name, netns, other)
         self._reader = threading.Thread(target=self._read, name=f"reader {name}", daemon=True)
         self._reader.start()
 
@@ -218,11 +212,7 @@ class Traffic:
         """End the helper, with its servers and connections."""
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
-        try:
-            self._process.wait(2.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.end(2.0)
         self._reader.join()
         self._control.close()
 

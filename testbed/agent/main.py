@@ -10,7 +10,6 @@ import json
 import os
 import selectors
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -114,9 +113,3 @@ class Agent:
         if load.error:
             raise LoadError(load.error)
         return load.records
-
-
-def main() -> None:
-    """Run the helper: its name and its control socket's descriptor are the arguments."""
-    control = socket.socket(fileno=int(sys.argv[2]))
-    Agent(sys.argv[1], control).run()

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import netns
-from testbed.traffic import ROOT
+from testbed import ROOT, netns
 
 pytestmark = pytest.mark.kernel
 

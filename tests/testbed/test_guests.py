@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.traffic import ROOT
+from testbed import ROOT
 
 pytestmark = pytest.mark.kernel
 

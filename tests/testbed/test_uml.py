@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed import uml
+from testbed import ROOT, uml
 from testbed.machines import MachineError
-from testbed.traffic import ROOT
 from testbed.waiting import eventually
 
 pytestmark = pytest.mark.kernel

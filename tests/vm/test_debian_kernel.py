@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed import vm
+from testbed import ROOT, vm
 from testbed.machines import Finished, MachineError
-from testbed.traffic import ROOT
 
 pytestmark = pytest.mark.kernel
 
