@@ -210,7 +210,7 @@ def _loop(shared: _Shared, backend: AnyBackend, settle: Follower) -> FamilyLoop[
     shared.running.add(servers.stop)
     return FamilyLoop(
         backend,
-        DesiredState(family, shared.node_name),
+        DesiredState(family, shared.node_name, external_ips=config.allows_external_ips),
         Schedule(config.min_sync_period, config.sync_period, adaptive=config.adapts_sync_pause),
         Reporter(family, shared.metrics, shared.health, shared.events),
         followers=(

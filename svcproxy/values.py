@@ -263,21 +263,6 @@ def parse_choice(
     return parse
 
 
-def parse_feature_gates(text: str) -> tuple[tuple[str, bool], ...]:
-    """Read a list of ``Name=true`` and ``Name=false``.
-
-    Raises:
-        ValueError: an entry is neither.
-    """
-    gates = []
-    for entry in text.split(",") if text else ():
-        name, equals, value = entry.strip().partition("=")
-        if not (name and equals):
-            raise ValueError("not a list of Name=true or Name=false")
-        gates.append((name, parse_bool(value)))
-    return tuple(gates)
-
-
 def parse_hostname(text: str) -> str | None:
     """Read a node name: trimmed, in lower case, ``None`` when empty.
 
@@ -332,6 +317,17 @@ def parse_quantity(text: str) -> str:
     """
     if not _QUANTITY.fullmatch(text):
         raise ValueError("not a quantity; write for example 0, 512, 1k or 64Ki")
+    return text
+
+
+def parse_hidden_version(text: str) -> str:
+    """Read the version whose hidden metrics are wanted: only the one before 1.36 can be.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if text not in {"", "1.35"}:
+        raise ValueError("only 1.35 is possible, the version before; leave it out")
     return text
 
 

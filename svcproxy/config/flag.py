@@ -37,13 +37,13 @@ def flag(
     used: Used = always,
     warn: str = "",
 ) -> Flag:
-    """A flag with a value."""
-    return Flag(name, placeholder, text, Setting(fields, parse, used, warn))
+    """A flag with a value; without ``fields`` it fills the one that has its name."""
+    return Flag(name, placeholder, text, Setting(fields or _field(name), parse, used, warn))
 
 
 def switch(name: str, text: str, *fields: str, warn: str = "") -> Flag:
     """A flag that is true when it stands alone."""
-    return Flag(name, "", text, Setting(fields, parse_bool, warn=warn))
+    return flag(name, "", text, *fields, parse=parse_bool, warn=warn)
 
 
 def period(name: str, text: str, *fields: str) -> Flag:
@@ -51,9 +51,20 @@ def period(name: str, text: str, *fields: str) -> Flag:
     return flag(name, "DURATION", text, *fields, parse=parse_duration)
 
 
-def timeout(name: str, text: str, field: str) -> Flag:
+def timeout(name: str, text: str, *fields: str) -> Flag:
     """A flag with a duration that is not negative."""
-    return flag(name, "DURATION", text, field, parse=parse_timeout)
+    return flag(name, "DURATION", text, *fields, parse=parse_timeout)
+
+
+def inert(
+    name: str, placeholder: str, text: str, *, parse: Callable[[str], Any], warn: str = ""
+) -> Flag:
+    """A flag that fills nothing."""
+    return Flag(name, placeholder, text, Setting((), parse, warn=warn))
+
+
+def _field(name: str) -> tuple[str]:
+    return (name.replace("-", "_"),)
 
 
 def windows(name: str, placeholder: str) -> Flag:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from svcproxy.config.gates import EXTERNAL_IPS
 from svcproxy.model.names import IPFamily
 from svcproxy.values import NODE_PORT_PRIMARY, Bind, cidr_family
 
@@ -196,6 +197,11 @@ class Config:
         if self.proxy_mode is ProxyMode.NFTABLES:
             return self.nftables_masquerade_all
         return self.iptables_masquerade_all
+
+    @property
+    def allows_external_ips(self) -> bool:
+        """Whether ``spec.externalIPs`` of Services are programmed."""
+        return dict(self.feature_gates).get(EXTERNAL_IPS, True)
 
     @property
     def nodeport_primary(self) -> bool:

@@ -7,7 +7,8 @@ Kubernetes 1.36); flags of our own begin with ``--svcproxy-``, but for ``--manif
 from collections.abc import Mapping
 
 from svcproxy.config.collect import used_for, used_in
-from svcproxy.config.flag import Flag, flag, period, switch, timeout, windows
+from svcproxy.config.flag import Flag, flag, inert, period, switch, timeout, windows
+from svcproxy.config.gates import parse_gates
 from svcproxy.config.model import (
     AVAILABLE_MODES,
     HEALTHZ_PORT,
@@ -23,8 +24,8 @@ from svcproxy.values import (
     parse_choice,
     parse_cidrs,
     parse_cluster_cidrs,
-    parse_feature_gates,
     parse_float,
+    parse_hidden_version,
     parse_hostname,
     parse_integer,
     parse_interface,
@@ -44,21 +45,18 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             "kubeconfig",
             "FILE",
             "kubeconfig file with the API server and the credentials",
-            "kubeconfig",
             parse=parse_text,
         ),
         flag(
             "master",
             "URL",
             "address of the API server; overrides the one in the kubeconfig",
-            "master",
             parse=parse_text,
         ),
         flag(
             "manifests",
             "DIR",
             "folder of YAML or JSON manifests to follow, without any API",
-            "manifests",
             parse=parse_text,
         ),
     ),
@@ -67,49 +65,29 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             "hostname-override",
             "NAME",
             "name of this node's Node object, if not the host name",
-            "hostname_override",
             parse=parse_hostname,
         ),
         flag(
             "bind-address",
             "IP",
             "primary address of this node, if not that of its Node object",
-            "bind_address",
             parse=lambda text: parse_ip(text) if text else Config().bind_address,
         ),
-        flag(
-            "kube-api-content-type",
-            "TYPE",
-            "accepted; svcproxy speaks JSON",
-            "kube_api_content_type",
-            parse=str,
-        ),
-        flag(
-            "kube-api-qps",
-            "NUMBER",
-            "accepted; watches need few requests",
-            "kube_api_qps",
-            parse=parse_float,
-        ),
+        flag("kube-api-content-type", "TYPE", "accepted; svcproxy speaks JSON", parse=str),
+        flag("kube-api-qps", "NUMBER", "accepted; watches need few requests", parse=parse_float),
         flag(
             "kube-api-burst",
             "NUMBER",
             "accepted, see --kube-api-qps",
-            "kube_api_burst",
             parse=parse_integer(0, _INT32),
         ),
-        period(
-            "config-sync-period",
-            "accepted; watches keep the state fresh without it",
-            "config_sync_period",
-        ),
+        period("config-sync-period", "accepted; watches keep the state fresh without it"),
     ),
     "What is programmed": (
         flag(
             "proxy-mode",
             "MODE",
-            "kernel mechanism: iptables or nftables",
-            "proxy_mode",
+            f"kernel mechanism: {', '.join(m for m in ProxyMode if m in AVAILABLE_MODES)}",
             parse=parse_choice(ProxyMode, empty=ProxyMode.IPTABLES, available=AVAILABLE_MODES),
         ),
         flag(
@@ -124,7 +102,6 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             "detect-local-mode",
             "MODE",
             "how pod traffic is told: ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix",
-            "detect_local_mode",
             parse=parse_choice(
                 LocalMode, empty=LocalMode.CLUSTER_CIDR, available=frozenset(LocalMode)
             ),
@@ -156,7 +133,6 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             "nodeport-addresses",
             "CIDRS",
             "local addresses for node ports: CIDRs or 'primary'",
-            "nodeport_addresses",
             parse=parse_nodeport_addresses,
         ),
     ),
@@ -165,14 +141,9 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             "iptables-masquerade-bit",
             "BIT",
             "packet mark bit that asks for masquerading, 0-31",
-            "iptables_masquerade_bit",
             parse=parse_integer(0, 31),
         ),
-        switch(
-            "iptables-localhost-nodeports",
-            "serve node ports on 127.0.0.1 as well",
-            "iptables_localhost_nodeports",
-        ),
+        switch("iptables-localhost-nodeports", "serve node ports on 127.0.0.1 as well"),
         period(
             "iptables-sync-period",
             "how often the kernel is checked and repaired",
@@ -194,15 +165,12 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         ),
     ),
     "ipvs mode": (
-        period(
-            "ipvs-sync-period", "how often the kernel is checked and repaired", "ipvs_sync_period"
-        ),
-        period("ipvs-min-sync-period", "shortest time between two syncs", "ipvs_min_sync_period"),
+        period("ipvs-sync-period", "how often the kernel is checked and repaired"),
+        period("ipvs-min-sync-period", "shortest time between two syncs"),
         flag(
             "ipvs-scheduler",
             "NAME",
             "how endpoints are chosen: rr, lc, mh and others; rr if not given",
-            "ipvs_scheduler",
             parse=parse_scheduler,
             used=used_in(ProxyMode.IPVS),
         ),
@@ -210,22 +178,13 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             "ipvs-exclude-cidrs",
             "CIDRS",
             "leave virtual servers in these ranges alone",
-            "ipvs_exclude_cidrs",
             parse=parse_cidrs,
             used=used_in(ProxyMode.IPVS),
         ),
-        switch(
-            "ipvs-strict-arp",
-            "answer ARP for addresses of the asked interface only",
-            "ipvs_strict_arp",
-        ),
-        timeout(
-            "ipvs-tcp-timeout",
-            "forget idle TCP connections after this; 0s: leave as it is",
-            "ipvs_tcp_timeout",
-        ),
+        switch("ipvs-strict-arp", "answer ARP for addresses of the asked interface only"),
+        timeout("ipvs-tcp-timeout", "forget idle TCP connections after this; 0s: leave as it is"),
         timeout("ipvs-tcpfin-timeout", "the same for closing ones", "ipvs_tcp_fin_timeout"),
-        timeout("ipvs-udp-timeout", "the same for UDP", "ipvs_udp_timeout"),
+        timeout("ipvs-udp-timeout", "the same for UDP"),
         timeout(
             "svcproxy-ipvs-graceful-termination-limit",
             "cut connections to removed endpoints after this; 0s: never",
@@ -237,40 +196,28 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             "conntrack-max-per-core",
             "NUMBER",
             "connections to track per CPU; 0: leave the limit as it is",
-            "conntrack_max_per_core",
             parse=parse_integer(0, _INT32),
         ),
         flag(
             "conntrack-min",
             "NUMBER",
             "connections to track at least",
-            "conntrack_min",
             parse=parse_integer(0, _INT32),
         ),
         timeout(
             "conntrack-tcp-timeout-established",
             "forget idle TCP connections after this; 0s: leave as it is",
-            "conntrack_tcp_timeout_established",
         ),
         timeout(
             "conntrack-tcp-timeout-close-wait",
             "forget half-closed ones after this; 0s: leave as it is",
-            "conntrack_tcp_timeout_close_wait",
         ),
-        switch(
-            "conntrack-tcp-be-liberal",
-            "take packets outside the TCP window for valid ones",
-            "conntrack_tcp_be_liberal",
+        switch("conntrack-tcp-be-liberal", "take packets outside the TCP window for valid ones"),
+        timeout(
+            "conntrack-udp-timeout", "forget unanswered UDP flows after this; 0s: leave as it is"
         ),
         timeout(
-            "conntrack-udp-timeout",
-            "forget unanswered UDP flows after this; 0s: leave as it is",
-            "conntrack_udp_timeout",
-        ),
-        timeout(
-            "conntrack-udp-timeout-stream",
-            "forget answered ones after this; 0s: leave as it is",
-            "conntrack_udp_timeout_stream",
+            "conntrack-udp-timeout-stream", "forget answered ones after this; 0s: leave as it is"
         ),
     ),
     "Serving health and metrics": (
@@ -278,10 +225,9 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             "healthz-bind-address",
             "IP:PORT",
             'where /healthz and /livez are; "" for nowhere',
-            "healthz_bind_address",
             parse=lambda text: parse_bind(text, HEALTHZ_PORT),
         ),
-        flag(
+        inert(
             "healthz-port",
             "PORT",
             "deprecated: use --healthz-bind-address; 0 for nowhere",
@@ -292,10 +238,9 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             "metrics-bind-address",
             "IP:PORT",
             'where /metrics is; "" for nowhere',
-            "metrics_bind_address",
             parse=lambda text: parse_bind(text, METRICS_PORT),
         ),
-        flag(
+        inert(
             "metrics-port",
             "PORT",
             "deprecated: use --metrics-bind-address; 0 for nowhere",
@@ -316,8 +261,7 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             "show-hidden-metrics-for-version",
             "VERSION",
             "accepted; no metric is hidden",
-            "show_hidden_metrics_for_version",
-            parse=str,
+            parse=parse_hidden_version,
         ),
     ),
     "Log": (
@@ -332,7 +276,6 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             "vmodule",
             "PATTERN=N,...",
             "accepted; there are no Go files",
-            "vmodule",
             parse=parse_vmodule,
             warn="there are no Go files; ignored, use -v",
         ),
@@ -340,34 +283,29 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             "logging-format",
             "FORMAT",
             "text or json",
-            "logging_format",
             parse=parse_choice(LogFormat, available=frozenset(LogFormat)),
         ),
-        period("log-flush-frequency", "accepted; lines are never held back", "log_flush_frequency"),
+        period("log-flush-frequency", "accepted; lines are never held back"),
         switch(
             "log-text-split-stream",
             "accepted; all lines go to stderr",
-            "log_text_split_stream",
             warn="all lines go to stderr; ignored",
         ),
         flag(
             "log-text-info-buffer-size",
             "SIZE",
             "accepted; lines are never held back",
-            "log_text_info_buffer_size",
             parse=parse_quantity,
         ),
         switch(
             "log-json-split-stream",
             "accepted; all lines go to stderr",
-            "log_json_split_stream",
             warn="all lines go to stderr; ignored",
         ),
         flag(
             "log-json-info-buffer-size",
             "SIZE",
             "accepted; lines are never held back",
-            "log_json_info_buffer_size",
             parse=parse_quantity,
         ),
     ),
@@ -376,39 +314,35 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             "config",
             "FILE",
             "KubeProxyConfiguration; most flags are ignored then",
-            "config",
             parse=parse_text,
         ),
         flag(
             "write-config-to",
             "FILE",
             "write the settings there as a KubeProxyConfiguration, and exit",
-            "write_config_to",
             parse=parse_text,
         ),
-        switch("cleanup", "remove all rules, those of kube-proxy included, and exit", "cleanup"),
-        switch("init-only", "do what needs full privileges, and exit", "init_only"),
+        switch("cleanup", "remove all rules, those of kube-proxy included, and exit"),
+        switch("init-only", "do what needs full privileges, and exit"),
         flag(
             "oom-score-adj",
             "NUMBER",
             "how readily the kernel ends the process, -1000 to 1000",
-            "oom_score_adj",
             parse=parse_integer(-1000, 1000),
         ),
         flag(
             "feature-gates",
             "LIST",
-            "Kubernetes feature gates, Name=true or Name=false",
-            "feature_gates",
-            parse=parse_feature_gates,
+            "Kubernetes feature gates; AllowServiceExternalIPs=false has an effect",
+            parse=parse_gates,
         ),
-        flag(
+        inert(
             "machine-id-file",
             "FILES",
             "accepted; nothing here asks for the machine's id",
             parse=str,
         ),
-        flag("boot-id-file", "FILES", "accepted; nothing here asks for the boot's id", parse=str),
+        inert("boot-id-file", "FILES", "accepted; nothing here asks for the boot's id", parse=str),
         *(
             windows(name, "")
             for name in ("windows-service", "enable-dsr", "forward-healthcheck-vip")

@@ -57,10 +57,17 @@ class DesiredState:
     Events call the ``update_…`` and ``delete_…`` methods, which only store and mark names
     dirty; ``checkout`` computes. What is computed depends on the stored objects alone and not
     on the order in which they came.
+
+    Args:
+        family: the family.
+        node_name: the name of this node.
+        external_ips: whether ``spec.externalIPs`` count, which let anybody who may write a Service
+            take an address (CVE-2020-8554, KEP-5707).
     """
 
-    def __init__(self, family: IPFamily, node_name: str) -> None:
+    def __init__(self, family: IPFamily, node_name: str, *, external_ips: bool = True) -> None:
         self._family = family
+        self._external_ips = external_ips
         self._node_name = node_name
         self._services: dict[NamespacedName, Service] = {}
         self._slices = SliceCache()
@@ -202,7 +209,7 @@ class DesiredState:
     ) -> list[tuple[FrontendKind, Address]]:
         """The addresses of one Service port in this family."""
         kinds = {self._ours(service.cluster_ips)[0]: FrontendKind.CLUSTER_IP}
-        for address in self._ours(service.external_ips):
+        for address in self._ours(service.external_ips) if self._external_ips else ():
             kinds.setdefault(address, FrontendKind.EXTERNAL_IP)
         for address in self._ours(service.load_balancer_ips):
             kinds.setdefault(address, FrontendKind.LOAD_BALANCER)

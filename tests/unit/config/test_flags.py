@@ -140,7 +140,7 @@ OTHER_VALUES = {
     "cleanup": ("true", True),
     "init-only": ("true", True),
     "oom-score-adj": ("-1000", -1000),
-    "feature-gates": ("A=true,B=false", (("A", True), ("B", False))),
+    "feature-gates": ("AllAlpha=true,AllBeta=false", (("AllAlpha", True), ("AllBeta", False))),
 }
 
 
@@ -161,6 +161,20 @@ def test_every_field_has_a_flag_unless_it_is_of_the_file_only() -> None:
         "kube_api_accept_content_types",
         "nftables_masquerade_bit",
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("", True),
+        ("AllAlpha=true", True),
+        ("AllowServiceExternalIPs=true", True),
+        ("AllowServiceExternalIPs=false", False),
+        ("AllowServiceExternalIPs=false,AllowServiceExternalIPs=true", True),
+    ],
+)
+def test_the_gate_for_external_ips(text: str, allowed: bool) -> None:  # noqa: FBT001 - a parameter
+    assert config(feature_gates=text).allows_external_ips is allowed
 
 
 @pytest.mark.parametrize(
@@ -299,7 +313,10 @@ def test_all_problems_are_told_at_once_one_line_each() -> None:
         ("log-text-info-buffer-size", "much", "not a quantity"),
         ("vmodule", "proxier", "not a list of PATTERN=NUMBER"),
         ("feature-gates", "A", "not a list of"),
-        ("feature-gates", "A=x", "write true or false"),
+        ("feature-gates", "AllAlpha=x", "write true or false"),
+        ("feature-gates", "AllowServiceExternalIP=false", "did you mean AllowServiceExternalIPs?"),
+        ("feature-gates", "Qqq=true", "Qqq is no feature gate of Kubernetes 1.36; leave it out"),
+        ("show-hidden-metrics-for-version", "1.34", "only 1.35 is possible"),
     ],
 )
 def test_bad_values(name: str, text: str, reason: str) -> None:

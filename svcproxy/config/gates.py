@@ -1,0 +1,115 @@
+"""Feature gates: all that kube-proxy 1.36 knows, as a misspelled one would do nothing.
+
+Pure. Most concern other programs that are built from the same sources. The one that changes what
+svcproxy programs is ``AllowServiceExternalIPs`` (KEP-5707).
+"""
+
+import difflib
+
+from svcproxy.values import parse_bool
+
+EXTERNAL_IPS = "AllowServiceExternalIPs"
+
+KNOWN = frozenset(
+    """
+    APIResponseCompression APIServerIdentity APIServerTracing APIServingWithRoutine
+    AggregatedDiscoveryRemoveBetaType AllAlpha AllBeta AllowDNSOnlyNodeCSR
+    AllowInsecureKubeletCertificateSigningRequests AllowOverwriteTerminationGracePeriodSeconds
+    AllowParsingUserUIDFromCertAuth AllowServiceExternalIPs AllowUnsafeMalformedObjectDeletion
+    AnonymousAuthConfigurableEndpoints AnyVolumeDataSource AtomicFIFO AuthorizeNodeWithSelectors
+    AuthorizePodWebsocketUpgradeCreatePermission AuthorizeWithSelectors BtreeWatchCache
+    CBORServingAndStorage CPUManagerPolicyAlphaOptions CPUManagerPolicyBetaOptions
+    CPUManagerPolicyOptions CRDObservedGenerationTracking CRDValidationRatcheting
+    CRIListStreaming CSIServiceAccountTokenSecrets CSIVolumeHealth
+    ChangeContainerStatusOnKubeletRestart ClearingNominatedNodeNameAfterBinding
+    ClientsAllowCARotation ClientsAllowCBOR ClientsAllowTLSCacheGC ClientsPreferCBOR
+    CloudControllerManagerWatchBasedRoutesReconciliation CloudControllerManagerWebhook
+    ClusterTrustBundle ClusterTrustBundleProjection ComponentFlagz ComponentStatusz
+    ConcurrentWatchObjectDecode ConsistentListFromCache ConstrainedImpersonation
+    ContainerCheckpoint ContainerRestartRules ContainerStopSignals ContextualLogging
+    ControllerManagerReleaseLeaderElectionLockOnExit CoordinatedLeaderElection
+    CrossNamespaceVolumeDataSource CustomCPUCFSQuotaPeriod CustomResourceFieldSelectors
+    DRAAdminAccess DRAConsumableCapacity DRADeviceBindingConditions DRADeviceTaintRules
+    DRADeviceTaints DRAExtendedResource DRAListTypeAttributes DRANodeAllocatableResources
+    DRAPartitionableDevices DRAPrioritizedList DRAResourceClaimDeviceStatus
+    DRAResourceClaimGranularStatusAuthorization DRAResourcePoolStatus DRASchedulerFilterTimeout
+    DRAWorkloadResourceClaims DeclarativeValidation DeclarativeValidationBeta
+    DeclarativeValidationTakeover DeploymentReplicaSetTerminatingReplicas
+    DetectCacheInconsistency DisableAllocatorDualWrite DisableCPUQuotaWithExclusiveCPUs
+    DisableNodeKubeProxyVersion DynamicResourceAllocation EnvFiles EventedPLEG ExecProbeTimeout
+    ExtendWebSocketsToKubelet ExternalServiceAccountTokenSigner GangScheduling GenericWorkload
+    GitRepoVolumeDriver GracefulNodeShutdown GracefulNodeShutdownBasedOnPodPriority
+    HPAConfigurableTolerance HPAScaleToZero HostnameOverride ImageMaximumGCAge ImageVolume
+    ImageVolumeWithDigest InOrderInformers InOrderInformersBatchProcess
+    InPlacePodLevelResourcesVerticalScaling InPlacePodVerticalScaling
+    InPlacePodVerticalScalingExclusiveCPUs InPlacePodVerticalScalingExclusiveMemory
+    InPlacePodVerticalScalingInitContainers InformerResourceVersion JobBackoffLimitPerIndex
+    JobManagedBy JobPodReplacementPolicy JobSuccessPolicy KMSv1 KubeletCgroupDriverFromCRI
+    KubeletCrashLoopBackOffMax KubeletEnsureSecretPulledImages KubeletFineGrainedAuthz
+    KubeletInUserNamespace KubeletPSI KubeletPodResourcesDynamicResources KubeletPodResourcesGet
+    KubeletPodResourcesListUseActivePods KubeletRegistrationGetOnExistsOnly
+    KubeletSeparateDiskGC KubeletServiceAccountTokenForCredentialProviders KubeletTracing
+    ListFromCacheSnapshot LocalStorageCapacityIsolationFSQuotaMonitoring LogarithmicScaleDown
+    LoggingAlphaOptions LoggingBetaOptions ManifestBasedAdmissionControlConfig
+    MatchLabelKeysInPodAffinity MatchLabelKeysInPodTopologySpread
+    MatchLabelKeysInPodTopologySpreadSelectorMerge MaxUnavailableStatefulSet MemoryQoS
+    MinimumKubeletVersion MultiCIDRServiceAllocator MutableCSINodeAllocatableCount
+    MutablePVNodeAffinity MutablePodResourcesForSuspendedJobs
+    MutableSchedulingDirectivesForSuspendedJobs MutatingAdmissionPolicy NFTablesProxyMode
+    NativeHistograms NodeDeclaredFeatures NodeInclusionPolicyInPodTopologySpread NodeLogQuery
+    NodeSwap NominatedNodeNameForExpectation OpenAPIEnums OpportunisticBatching
+    OrderedNamespaceDeletion PLEGOnDemandRelist PersistentVolumeClaimUnusedSinceTime
+    PodAndContainerStatsFromCRI PodCertificateRequest PodDeletionCost PodLevelResourceManagers
+    PodLevelResources PodLifecycleSleepAction PodLifecycleSleepActionAllowZero
+    PodLogsQuerySplitStreams PodObservedGenerationTracking PodReadyToStartContainersCondition
+    PodSchedulingReadiness PodTopologyLabelsAdmission PodsAPI PortForwardWebsockets
+    PreferSameTrafficDistribution PreventStaticPodAPIReferences ProcMountType QOSReserved
+    RecoverVolumeExpansionFailure RecursiveReadOnlyMounts ReduceDefaultCrashLoopBackOffDecay
+    RelaxedDNSSearchValidation RelaxedEnvironmentVariableValidation RelaxedServiceNameValidation
+    ReloadKubeletClientCAFile ReloadKubeletServerCertificateFile RemoteRequestHeaderUID
+    ResilientWatchCacheInitialization ResourceHealthStatus ResourceHealthStatusMessage
+    RestartAllContainersOnContainerExits RetryGenerateName RotateKubeletServerCertificate
+    RuntimeClassInImageCriApi SELinuxChangePolicy SELinuxMount SELinuxMountReadWriteOncePod
+    SchedulerAsyncAPICalls SchedulerAsyncPreemption SchedulerPopFromBackoffQ
+    SchedulerQueueingHints SeparateCacheWatchRPC SeparateTaintEvictionController
+    ServiceAccountNodeAudienceRestriction ServiceAccountTokenJTI ServiceAccountTokenNodeBinding
+    ServiceAccountTokenNodeBindingValidation ServiceAccountTokenPodNodeInfo
+    ServiceCIDRStatusFieldWiping ShardedListAndWatch SidecarContainers SizeBasedListCostEstimate
+    StaleControllerConsistencyDaemonSet StaleControllerConsistencyJob
+    StaleControllerConsistencyReplicaSet StaleControllerConsistencyStatefulSet
+    StatefulSetSemanticRevisionComparison StorageCapacityScoring StorageNamespaceIndex
+    StorageVersionAPI StorageVersionHash StorageVersionMigrator
+    StreamingCollectionEncodingToJSON StreamingCollectionEncodingToProtobuf
+    StrictIPCIDRValidation StructuredAuthenticationConfiguration
+    StructuredAuthenticationConfigurationEgressSelector
+    StructuredAuthenticationConfigurationJWKSMetrics SupplementalGroupsPolicy
+    TaintTolerationComparisonOperators TokenRequestServiceAccountUIDValidation
+    TopologyAwareWorkloadScheduling TopologyManagerPolicyAlphaOptions
+    TopologyManagerPolicyBetaOptions TopologyManagerPolicyOptions
+    TranslateStreamCloseWebsocketRequests UnauthenticatedHTTP2DOSMitigation
+    UnknownVersionInteroperabilityProxy UnlockWhileProcessingFIFO
+    UserNamespacesHostNetworkSupport UserNamespacesSupport VolumeAttributesClass
+    VolumeLimitScaling WatchCacheInitializationPostStartHook WatchList WatchListClient WinDSR
+    WinOverlay WindowsCPUAndMemoryAffinity WindowsGracefulNodeShutdown WindowsHostNetwork
+    WorkloadAwarePreemption WorkloadWithJob
+    """.split()  # noqa: SIM905 - as a list it would fill the screen
+)
+
+
+def parse_gates(text: str) -> tuple[tuple[str, bool], ...]:
+    """Read a list of ``Name=true`` and ``Name=false``; of twins the last one counts.
+
+    Raises:
+        ValueError: an entry is neither, or names no feature gate.
+    """
+    gates = {}
+    for entry in text.split(",") if text else ():
+        name, equals, value = entry.strip().partition("=")
+        if not (name and equals):
+            raise ValueError("not a list of Name=true or Name=false")
+        if name not in KNOWN:
+            near = difflib.get_close_matches(name, KNOWN, n=1)
+            remedy = f"did you mean {near[0]}?" if near else "leave it out"
+            raise ValueError(f"{name} is no feature gate of Kubernetes 1.36; {remedy}")
+        gates[name] = parse_bool(value)
+    return tuple(gates.items())
