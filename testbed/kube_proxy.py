@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from svcproxy.backends.iptables import naming
+from svcproxy.backends.xtables.hashing import port_hash
 from svcproxy.model.names import Protocol, ServicePortName
 from testbed.cluster import CLUSTER_CIDRS
 from testbed.netns import NetNS
@@ -215,11 +216,11 @@ def _node_ports_last() -> str:
 
 
 def _service(o: Offered) -> str:
-    return naming.CLUSTER_PREFIX + naming.port_hash(o.port_name)
+    return naming.CLUSTER_PREFIX + port_hash(o.port_name)
 
 
 def _external(o: Offered) -> str:
-    return naming.EXTERNAL_PREFIX + naming.port_hash(o.port_name)
+    return naming.EXTERNAL_PREFIX + port_hash(o.port_name)
 
 
 def _services(offered: Iterable[Offered]) -> Iterator[str]:
@@ -284,7 +285,7 @@ delete {head}
 
 def _nft(o: Offered, role: str, endpoint: str = "") -> str:
     ending = f"__{endpoint.replace(':', '.')}/{o.target}" if endpoint else ""
-    name = f"{role}-{naming.port_hash(o.port_name)[:8]}-default/{o.name}/tcp/http"
+    name = f"{role}-{port_hash(o.port_name)[:8]}-default/{o.name}/tcp/http"
     return name + ending
 
 

@@ -30,12 +30,15 @@ _IPVS_SETS = (
     "KUBE-NODE-PORT-LOCAL-SCTP-HASH",
     "KUBE-HEALTH-CHECK-NODE-PORT",
     "KUBE-IPVS-IPS",
+    # our own
+    "KUBE-IPVS-REJECT",
+    "KUBE-IPVS-DROP",
 )
 # Those for IPv6 have another prefix and are cut to the longest name that the kernel takes.
 IPVS_SETS = frozenset(_IPVS_SETS) | {
     name.replace("KUBE-", "KUBE-6-", 1)[:_LONGEST_SET_NAME] for name in _IPVS_SETS
 }
-"""The ipsets of kube-proxy's IPVS mode, of both families."""
+"""The ipsets of IPVS mode, kube-proxy's and ours, of both families."""
 
 
 def is_affinity_set(name: str) -> bool:

@@ -10,7 +10,7 @@ changed endpoint rewrites the chains on its path only.
 from collections.abc import Callable, Sequence
 from zlib import crc32
 
-from svcproxy.backends.iptables.naming import hash16
+from svcproxy.backends.xtables.hashing import hash16
 from svcproxy.backends.xtables.ruleset import Rules, rule
 
 Branch = tuple[str, str]

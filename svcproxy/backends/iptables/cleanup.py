@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 
 from svcproxy.backends.iptables import naming
-from svcproxy.backends.iptables.plan import TablePlan
 from svcproxy.backends.iptables.static import JUMPS, LISTS
 from svcproxy.backends.xtables.ruleset import FILTER, NAT, Rules
 from svcproxy.backends.xtables.savefile import Saved
+from svcproxy.backends.xtables.tableplan import TablePlan
 
 MANGLE = "mangle"
 SEARCHED = (NAT, FILTER, MANGLE)
@@ -63,6 +63,8 @@ _CHAINS: Mapping[User, Mapping[str, frozenset[str]]] = {
         ),
     },
 }
+_IPVS_CHAINS = "KUBE-IPVS-"
+# kube-proxy's IPVS mode has two chains with this prefix, ours has more.
 _IPVS_FIREWALL = f'-m comment --comment "kube-proxy firewall rules" -j {naming.PROXY_FIREWALL}'
 # Jumps to chains that both modes have; all others go with their chains.
 _OWN_JUMPS: Mapping[User, frozenset[tuple[str, str, str]]] = {
@@ -112,6 +114,8 @@ def _is_doomed(table: str, chain: str, present: User | None) -> bool:
         return True
     if table == NAT and naming.is_service_chain(chain):
         return present is not User.IPTABLES
+    if chain.startswith(_IPVS_CHAINS):
+        return present is not User.IPVS
     if not any(chain in chains.get(table, ()) for chains in _CHAINS.values()):
         return False
     return present is None or chain not in _CHAINS[present].get(table, ())

@@ -16,7 +16,8 @@ from ipaddress import ip_address
 
 import msgspec
 
-from svcproxy.backends.iptables.naming import CLUSTER_PREFIX, hash16
+from svcproxy.backends.iptables.naming import CLUSTER_PREFIX
+from svcproxy.backends.xtables.hashing import hash16
 from svcproxy.backends.xtables.ruleset import Rules, rule
 from svcproxy.model.names import Protocol
 

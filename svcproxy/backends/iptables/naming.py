@@ -5,9 +5,7 @@ write itself, and so do we; chains of our own (dispatch and balancing) therefore
 those prefixes too. Chain names have at most 28 characters.
 """
 
-from base64 import b32encode
-from hashlib import sha256
-
+from svcproxy.backends.xtables.hashing import hash16
 from svcproxy.model.names import ServicePortName
 
 SERVICES = "KUBE-SERVICES"
@@ -38,16 +36,6 @@ SERVICE_PREFIXES = (
     EXTERNAL_PREFIX,
     ENDPOINT_PREFIX,
 )
-
-
-def hash16(text: str) -> str:
-    """The first 16 characters of the base32 SHA-256 of ``text``: 80 bits, letters and digits."""
-    return b32encode(sha256(text.encode()).digest()).decode()[:16]
-
-
-def port_hash(name: ServicePortName) -> str:
-    """The hash that a Service port's chains share."""
-    return hash16(f"{name}{name.protocol.keyword}")
 
 
 def endpoint_chain(name: ServicePortName, target: str) -> str:

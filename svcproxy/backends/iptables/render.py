@@ -8,6 +8,7 @@ from svcproxy.backends.iptables import naming
 from svcproxy.backends.iptables.balance import Branch, balance
 from svcproxy.backends.iptables.dispatch import key
 from svcproxy.backends.iptables.settings import IptablesSettings
+from svcproxy.backends.xtables.hashing import port_hash
 from svcproxy.backends.xtables.ruleset import Rules, comment, rule
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
@@ -52,7 +53,7 @@ class _Renderer:
         self.settings = settings
         self.text = str(port.name)
         self.keyword = port.name.protocol.keyword
-        suffix = naming.port_hash(port.name)
+        suffix = port_hash(port.name)
         self.cluster_chain = naming.CLUSTER_PREFIX + suffix
         self.local_chain = naming.LOCAL_PREFIX + suffix
         self.external_chain = naming.EXTERNAL_PREFIX + suffix

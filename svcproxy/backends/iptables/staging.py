@@ -10,8 +10,9 @@ what the kernel does, in one transaction as ever.
 import re
 from collections.abc import Iterator, Mapping
 
-from svcproxy.backends.iptables.plan import Plan, TablePlan
+from svcproxy.backends.iptables.plan import Plan
 from svcproxy.backends.xtables.ruleset import NAT, Rules
+from svcproxy.backends.xtables.tableplan import TablePlan
 
 STAGE_CHAINS = 250
 _JUMP = re.compile(r" -j (\S+)$")

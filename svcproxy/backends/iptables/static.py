@@ -6,11 +6,11 @@ its take-over recognise the jumps by their full text.
 
 from collections.abc import Iterator
 
-import msgspec
-
 from svcproxy.backends.iptables import naming
 from svcproxy.backends.iptables.settings import IptablesSettings
+from svcproxy.backends.xtables.masquerade import forwarded, marked, masqueraded
 from svcproxy.backends.xtables.ruleset import FILTER, NAT, Rules, comment, rule
+from svcproxy.backends.xtables.tableplan import Jump
 from svcproxy.model.names import IPFamily
 
 LISTS = (
@@ -20,14 +20,6 @@ LISTS = (
     naming.PROXY_FIREWALL,
 )
 """The chains of the filter table that hold rules of Services; their order does not matter."""
-
-
-class Jump(msgspec.Struct, frozen=True, gc=False):
-    """A rule in a built-in chain that leads to one of ours."""
-
-    table: str
-    source: str
-    text: str
 
 
 def _jump(table: str, source: str, target: str, note: str, *, new: bool) -> Jump:
@@ -64,8 +56,7 @@ KUBELET_JUMPS = (
 
 def static_chains(settings: IptablesSettings) -> dict[str, dict[str, Rules]]:
     """The chains that depend on settings alone, by table."""
-    mark = f"{settings.mark}/{settings.mark}"
-    filters: dict[str, Rules] = {naming.FORWARD: tuple(_forward(settings, mark))}
+    filters: dict[str, Rules] = {naming.FORWARD: tuple(_forward(settings))}
     if settings.family is IPFamily.IPV4 and settings.localhost_node_ports:
         # Without it, route_localnet would let neighbours reach what listens on 127.0.0.1
         # (CVE-2020-8558). Kubelet keeps the same rule.
@@ -75,8 +66,8 @@ def static_chains(settings: IptablesSettings) -> dict[str, dict[str, Rules]]:
             f"! -s 127.0.0.0/8 -d 127.0.0.0/8 {note} {state} -j DROP",
         )
     nat: dict[str, Rules] = {
-        naming.MARK_MASQ: (f"-j MARK --set-xmark {mark}",),
-        naming.POSTROUTING: tuple(_postrouting(settings, mark)),
+        naming.MARK_MASQ: marked(settings.mark),
+        naming.POSTROUTING: tuple(_postrouting(settings)),
     }
     if _masquerades_from_outside(settings):
         nat[naming.FROM_OUTSIDE] = (
@@ -88,29 +79,19 @@ def static_chains(settings: IptablesSettings) -> dict[str, dict[str, Rules]]:
     return {FILTER: filters, NAT: nat}
 
 
-def _forward(settings: IptablesSettings, mark: str) -> Iterator[str]:
-    if settings.drop_invalid:
-        yield "-m conntrack --ctstate INVALID -j DROP"
-    note = comment("kubernetes forwarding rules")
-    yield f"{note} -m mark --mark {mark} -j ACCEPT"
-    note = comment("kubernetes forwarding conntrack rule")
-    yield f"{note} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+def _forward(settings: IptablesSettings) -> Iterator[str]:
+    yield from forwarded(settings.mark, drop_invalid=settings.drop_invalid)
     if settings.hairpin_match:
         # kube-proxy marks an endpoint's packets to itself and so lets them pass above; ours
         # are recognised by their addresses.
         yield f"{hairpin(settings.family)} -j ACCEPT"
 
 
-def _postrouting(settings: IptablesSettings, mark: str) -> Iterator[str]:
+def _postrouting(settings: IptablesSettings) -> Iterator[str]:
     if settings.hairpin_match:
         # An endpoint that was balanced to itself must see another source than itself.
         yield f"{hairpin(settings.family)} -j {naming.MARK_MASQ}"
-    yield f"-m mark ! --mark {mark} -j RETURN"
-    # The mark is cleared, or a packet that passes the stack again, encapsulated, would be
-    # masqueraded again.
-    yield f"-j MARK --set-xmark {settings.mark}/0x0"
-    note = comment("kubernetes service traffic requiring SNAT")
-    yield f"{note} -j MASQUERADE --random-fully"
+    yield from masqueraded(settings.mark)
 
 
 def _masquerades_from_outside(settings: IptablesSettings) -> bool:

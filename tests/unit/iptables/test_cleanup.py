@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from svcproxy.backends.iptables.cleanup import PIECE, User, inputs, leftovers
-from svcproxy.backends.iptables.plan import TablePlan
 from svcproxy.backends.xtables.savefile import parse
+from svcproxy.backends.xtables.tableplan import TablePlan
 from tests.fakes.restored_tables import RestoredTables
 
 PORTALS = '-m comment --comment "kubernetes service portals"'

@@ -1,0 +1,83 @@
+"""What was read from the kernel, and what is to be done to it."""
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+
+import msgspec
+
+from svcproxy.backends.ipvs.operations import CreateSet, ServerOperation
+from svcproxy.backends.ipvs.values import (
+    RealServerKey,
+    RealServers,
+    SetEntry,
+    SetKind,
+    VirtualServer,
+    VirtualServerKey,
+)
+from svcproxy.backends.xtables.ruleset import TABLES
+from svcproxy.backends.xtables.savefile import Saved
+from svcproxy.backends.xtables.tableplan import TablePlan
+
+Entry = tuple[str, SetEntry]
+Leaving = dict[VirtualServerKey, list[RealServerKey]]
+
+
+class Observed(msgspec.Struct, frozen=True):
+    """What the kernel holds.
+
+    That is rules, virtual servers with the weights of their real servers, ipsets by name, and
+    the addresses on ``kube-ipvs0``.
+    """
+
+    tables: Saved
+    servers: Mapping[VirtualServerKey, VirtualServer]
+    real: Mapping[VirtualServerKey, RealServers]
+    sets: Mapping[str, tuple[SetKind, AbstractSet[SetEntry]]]
+    bound: AbstractSet[str]
+
+
+class Plan(msgspec.Struct):
+    """What is to be done, in parts that are carried out in the order of the fields.
+
+    ``serve`` makes virtual servers and gives real ones; ``node_ports`` does so at the node's own
+    addresses, where they serve at once and therefore need the rules first. ``quiesce`` sets
+    weights to 0; ``leaving`` are the real servers of which that makes draining ones, or which
+    were found draining. ``delete`` removes what has no connections to finish.
+    """
+
+    create_sets: list[CreateSet] = []
+    enter: list[Entry] = []
+    serve: list[ServerOperation] = []
+    tables: dict[str, TablePlan] = {}
+    node_ports: list[ServerOperation] = []
+    bind: list[str] = []
+    quiesce: list[ServerOperation] = []
+    leaving: Leaving = {}
+    delete: list[ServerOperation] = []
+    unbind: list[str] = []
+    leave: list[Entry] = []
+    compared: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.create_sets
+            or self.enter
+            or self.serve
+            or any(self.tables.values())
+            or self.node_ports
+            or self.bind
+            or self.quiesce
+            or self.delete
+            or self.unbind
+            or self.leave
+        )
+
+    def text(self) -> str:
+        """The restore input, or the empty text when no rule changes."""
+        lines = [
+            line
+            for table in TABLES
+            if self.tables.get(table)
+            for line in self.tables[table].lines(table)
+        ]
+        return "\n".join((*lines, "")) if lines else ""

@@ -1,0 +1,112 @@
+"""A strict kernel for IPVS mode's plans: rules, ipsets, virtual servers, addresses.
+
+It stands in for the real one only where thousands of random inputs are tried; that the real one
+agrees is for the tests in User Mode Linux to show.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from svcproxy.backends.ipvs.operations import (
+    AddEntries,
+    AddRealServer,
+    AddressOperation,
+    AddVirtualServer,
+    BindAddresses,
+    CreateSet,
+    DeleteRealServer,
+    DeleteVirtualServer,
+    Failure,
+    RemoveEntries,
+    ServerOperation,
+    SetOperation,
+    SetRealServer,
+    SetVirtualServer,
+)
+from svcproxy.backends.ipvs.plan import Observed
+from svcproxy.backends.ipvs.values import (
+    Connections,
+    RealServerKey,
+    SetEntry,
+    SetKind,
+    VirtualServer,
+    VirtualServerKey,
+)
+from tests.fakes.restored_tables import RestoredTables
+
+
+class IpvsKernel:
+    """What the plans are carried out on; ``busy`` are real servers that have a connection."""
+
+    def __init__(self) -> None:
+        self.tables = RestoredTables()
+        self.servers: dict[VirtualServerKey, VirtualServer] = {}
+        self.real: dict[VirtualServerKey, dict[RealServerKey, int]] = {}
+        self.sets: dict[str, tuple[SetKind, set[SetEntry]]] = {}
+        self.bound: set[str] = set()
+        self.busy: set[RealServerKey] = set()
+
+    def observed(self) -> Observed:
+        """What reading it gives."""
+        return Observed(
+            self.tables.saved(),
+            dict(self.servers),
+            {key: dict(real) for key, real in self.real.items()},
+            {name: (kind, frozenset(entries)) for name, (kind, entries) in self.sets.items()},
+            frozenset(self.bound),
+        )
+
+    def change_sets(self, operations: Sequence[SetOperation]) -> list[Failure]:
+        for operation in operations:
+            match operation:
+                case CreateSet(name, kind):
+                    assert name not in self.sets
+                    self.sets[name] = kind, set()
+                    self.tables.create_sets([name])
+                case AddEntries(name, _, entries):
+                    assert not self.sets[name][1] & set(entries), "already there"
+                    self.sets[name][1].update(entries)
+                case RemoveEntries(name, _, entries):
+                    assert self.sets[name][1] >= set(entries), "not there"
+                    self.sets[name][1].difference_update(entries)
+                case _:
+                    raise AssertionError(operation)
+        return []
+
+    def change_servers(self, operations: Sequence[ServerOperation]) -> list[Failure]:
+        for operation in operations:
+            match operation:
+                case AddVirtualServer(key, server):
+                    self.servers[key] = server
+                    self.real.setdefault(key, {})
+                case SetVirtualServer(key, server):
+                    assert self.servers[key] != server, "nothing new"
+                    self.servers[key] = server
+                case DeleteVirtualServer(key):
+                    del self.servers[key], self.real[key]
+                case AddRealServer(virtual, key, weight):
+                    assert self.real[virtual].get(key) != weight, "nothing new"
+                    self.real[virtual][key] = weight
+                case SetRealServer(virtual, key, weight):
+                    assert self.real[virtual][key] != weight, "nothing new"
+                    self.real[virtual][key] = weight
+                case DeleteRealServer(virtual, key):
+                    del self.real[virtual][key]
+        return []
+
+    def change_addresses(self, operations: Sequence[AddressOperation]) -> list[Failure]:
+        for operation in operations:
+            if isinstance(operation, BindAddresses):
+                assert not self.bound & set(operation.addresses)
+                self.bound.update(operation.addresses)
+            else:
+                assert self.bound >= set(operation.addresses)
+                self.bound.difference_update(operation.addresses)
+                left = {key for key in self.servers if key.address in operation.addresses}
+                assert not left, "virtual servers without their address"
+        return []
+
+    def restore(self, text: str) -> None:
+        self.tables.restore(text)
+
+    def connections(self, key: VirtualServerKey) -> Mapping[RealServerKey, Connections]:
+        return {real: Connections(int(real in self.busy), 0, 0) for real in self.real[key]}

@@ -1,0 +1,196 @@
+"""For any sequence of events: incremental equals from scratch, and applying twice is empty.
+
+Connections come and go at random, so that real servers drain, come back, and outlast restarts.
+"""
+
+from copy import deepcopy
+from random import Random
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from svcproxy.backends.base import Desired
+from svcproxy.backends.ipvs.chains import LISTS
+from svcproxy.backends.ipvs.execute import Executor
+from svcproxy.backends.ipvs.naming import SETS
+from svcproxy.backends.ipvs.plan import Plan
+from svcproxy.backends.ipvs.planner import Planner
+from svcproxy.backends.ipvs.settings import IpvsSettings
+from svcproxy.backends.ipvs.termination import Termination
+from svcproxy.backends.ipvs.values import RealServerKey
+from svcproxy.backends.settings import LocalTraffic
+from svcproxy.model.names import IPFamily
+from svcproxy.state.desired import DesiredState
+from tests.fakes.ipvs_kernel import IpvsKernel
+from tests.property.strategies import NODE, SYNC, events
+from tests.property.test_iptables_incremental import feed
+
+ADDRESSES = {
+    IPFamily.IPV4: ("192.168.50.1", "203.0.113.2"),
+    IPFamily.IPV6: ("fd00:192:168:50::1", "fd00:203::1"),
+}
+SUBNETS = {IPFamily.IPV4: ("203.0.113.2/32",), IPFamily.IPV6: ("fd00:203::/64",)}
+
+
+class Machine:
+    """One family's state, planner and kernel, driven by events as the sync loop would."""
+
+    def __init__(self, options: IpvsSettings, kernel: IpvsKernel | None = None) -> None:
+        self.options = options
+        self.state = DesiredState(options.family, NODE)
+        self.kernel = kernel or IpvsKernel()
+        self.now = 0.0
+        self.start()
+
+    def start(self) -> None:
+        self.planner = Planner(self.options)
+        self.termination = Termination(60)
+        self.executor = Executor(self.planner, self.termination, self.kernel)
+        self._full = True
+
+    def plan(self) -> Plan:
+        desired = Desired(self.state.ports, self.state.node)
+        return self.planner.plan(desired, self.options, self.kernel.observed())
+
+    def apply(self, plan: Plan) -> None:
+        done = self.executor.apply(plan, self.now)
+        assert not done.failures
+
+    def sync(self) -> None:
+        changes = self.state.checkout()
+        plan = self.plan() if self._full else self.planner.plan_changes(changes.ports)
+        self._full = False
+        self.apply(plan)
+
+    def tend(self, seconds: float) -> None:
+        self.now += seconds
+        assert not self.executor.tend(self.now).failures
+
+    def contents(self) -> Any:
+        kernel = self.kernel.observed()
+        tables = {
+            table: {c: sorted(r) if c in LISTS[table] else r for c, r in chains.items()}
+            for table, chains in kernel.tables.items()
+        }
+        return tables, kernel.servers, kernel.real, kernel.sets, kernel.bound
+
+
+settings_values = st.builds(
+    lambda family, **rest: IpvsSettings(
+        family=family, addresses=ADDRESSES[family], subnets=SUBNETS[family], **rest
+    ),
+    family=st.sampled_from(list(IPFamily)),
+    masquerade_all=st.booleans(),
+    local_traffic=st.sampled_from(
+        [LocalTraffic(), LocalTraffic(source="10.244.0.0/16"), LocalTraffic(interface="cni+")]
+    ),
+    node_address=st.sampled_from(["", "192.168.50.1"]),
+)
+
+COMMON = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+BUSY = "busy"
+traffic = st.lists(
+    st.tuples(
+        st.just(BUSY), st.sets(st.integers(1, 30), max_size=8), st.sampled_from([8080, 8081])
+    ),
+    max_size=6,
+)
+
+
+def scene(events: list[Any], traffic: list[Any], seed: int) -> list[Any]:
+    """Events with moments between them at which connections have come and gone."""
+    mixed = list(events)
+    random = Random(seed)
+    for moment in traffic:
+        mixed.insert(random.randint(0, len(mixed)), moment)
+    return [*mixed, SYNC]
+
+
+def play(machine: Machine, sequence: list[Any]) -> None:
+    prefix = "10.244.0." if machine.options.family is IPFamily.IPV4 else "fd00:10:244::"
+    for event in sequence:
+        if event == SYNC:
+            machine.sync()
+        elif isinstance(event, tuple) and event[0] == BUSY:
+            machine.kernel.busy = {
+                RealServerKey(f"{prefix}{number}", event[2]) for number in event[1]
+            }
+            machine.tend(7)
+        else:
+            feed(machine.state, event)
+
+
+@COMMON
+@given(settings_values, events, traffic, st.integers())
+def test_incremental_equals_from_scratch(
+    options: IpvsSettings, events: list[Any], traffic: list[Any], seed: int
+) -> None:
+    machine = Machine(options)
+    play(machine, scene(events, traffic, seed))
+    assert not machine.plan(), "a comparison finds something to do"
+    machine.kernel.busy = set()
+    machine.tend(61)
+    fresh = Machine(options)
+    fresh.state = deepcopy(machine.state)
+    fresh.sync()
+    assert machine.contents() == fresh.contents()
+    assert machine.planner.sizes == fresh.planner.sizes
+    assert machine.termination.pause() is None
+
+
+@COMMON
+@given(settings_values, events, traffic, st.integers())
+def test_a_restart_finds_what_drains(
+    options: IpvsSettings, events: list[Any], traffic: list[Any], seed: int
+) -> None:
+    machine = Machine(options)
+    play(machine, scene(events, traffic, seed))
+    before, draining = machine.contents(), set(machine.termination.servers)
+    machine.start()
+    machine.sync()
+    assert machine.contents() == before
+    assert set(machine.termination.servers) == draining
+    machine.kernel.busy = set()
+    machine.tend(1)
+    fresh = Machine(options)
+    fresh.state = machine.state
+    fresh.sync()
+    assert machine.contents() == fresh.contents()
+
+
+@COMMON
+@given(settings_values, events, st.randoms(use_true_random=False))
+def test_damage_is_repaired(options: IpvsSettings, events: list[Any], random: Random) -> None:
+    machine = Machine(options)
+    play(machine, [*events, SYNC])
+    machine.tend(61)
+    before = machine.contents()
+    damage(machine, random)
+    machine.apply(machine.plan())
+    assert machine.contents() == before
+    assert not machine.plan()
+
+
+def damage(machine: Machine, random: Random) -> None:
+    kernel = machine.kernel
+    for key in random.sample(sorted(kernel.servers), k=min(2, len(kernel.servers))):
+        match random.randrange(4):
+            case 0:
+                del kernel.servers[key], kernel.real[key]
+            case 1:
+                kernel.real[key] = dict.fromkeys(kernel.real[key], 0)
+            case 2:
+                kernel.real[key][RealServerKey("192.0.2.1", 1)] = 1
+            case _:
+                kernel.real[key].clear()
+    for name in random.sample(SETS[machine.options.family], k=5):
+        entries = kernel.sets[name][1]
+        for entry in random.sample(sorted(entries), k=min(1, len(entries))):
+            entries.discard(entry)
+    if kernel.bound:
+        kernel.bound.discard(random.choice(sorted(kernel.bound)))
+    for table, chains in kernel.tables.tables.items():
+        for chain in random.sample(sorted(chains), k=3):
+            assert table in LISTS
+            chains[chain].clear()
