@@ -421,6 +421,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             variants = (*variants, "ipvs")
         if metafunc.definition.get_closest_marker("iptables_only"):
             variants = IPTABLES
+        if metafunc.definition.get_closest_marker("nftables_only"):
+            variants = ("nftables",)
         metafunc.parametrize("variant", variants, scope="module")
 
 

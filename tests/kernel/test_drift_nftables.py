@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 
 import pytest
 
@@ -64,6 +64,8 @@ def listed(cluster: Cluster, family: int) -> str:
         "flush chain {table} svcproxy services",
         "delete element {table} svcproxy cluster-ips {{ {vip} . tcp . 80 }}",
         "add element {table} svcproxy rejected {{ {vip} . tcp . 80 }}",
+        "insert rule {table} svcproxy services return",
+        "add rule {table} svcproxy filter-forward ct status dnat drop",
     ],
 )
 def test_damage_is_repaired_within_a_second(
@@ -102,9 +104,25 @@ def test_own_changes_are_no_damage(
 
 
 def test_foreign_tables_are_no_concern(cluster: Cluster, daemon: Daemon) -> None:
+    nft = partial(cluster.nodes[0].netns.run, "nft")
     before = len([line for line in daemon.logs() if "changed_by_others" in line])
-    cluster.nodes[0].netns.run("nft", "add", "table", "ip", "somebody-else")
-    cluster.nodes[0].netns.run("nft", "delete", "table", "ip", "somebody-else")
+    nft("add", "table", "ip", "somebody-else")
+    nft("add", "chain", "ip", "somebody-else", "services")
     time.sleep(0.3)
     assert len([line for line in daemon.logs() if "changed_by_others" in line]) == before
-    assert Path(daemon.log_file).exists()
+    repaired = repairs(daemon)
+    nft("delete", "table", "ip", "svcproxy")
+    eventually(lambda: repairs(daemon) > repaired, "a repair", timeout=2.0)
+    assert "chain services" in nft("list", "table", "ip", "somebody-else").stdout
+    nft("delete", "table", "ip", "somebody-else")
+
+
+def test_the_tables_stay_when_the_daemon_is_terminated(cluster: Cluster, daemon: Daemon) -> None:
+    before = [listed(cluster, family) for family in VIPS]
+    load = cluster.client.traffic.load("tcp", VIPS[4], 80, rate=300, timeout=0.2)
+    assert daemon.stop() < 2
+    assert [listed(cluster, family) for family in VIPS] == before
+    daemon.start()
+    daemon.wait_ready()
+    assert not load.stop().failures
+    assert [listed(cluster, family) for family in VIPS] == before

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from testbed.waiting import eventually
-from tests.kernel.conftest import Offer, Stage, all_at, at
+from tests.kernel.conftest import Offer, Stage, all_at, at, servers
 
 pytestmark = pytest.mark.kernel
 
@@ -85,3 +85,21 @@ def test_a_firewall_does_not_hide_the_port(stage: Stage, family: int, closed_nod
     stage.node.traffic.serve(tcp=[9500])
     assert _is_closed(stage, family, 9500)
     _says(stage, family, port, 200, 1)
+
+
+@pytest.mark.nftables_only
+def test_a_firewall_has_to_open_the_port_for_nftables_mode(
+    stage: Stage, family: int, closed_node: None
+) -> None:
+    """An ``accept`` of ours would not bind the firewall's chain; one of its own is enough."""
+    offer, port = _checked(stage, family)
+    offer.endpoints(at(stage.here[0], family))
+    assert _is_closed(stage, family, port)
+    rule = ["INPUT", "-p", "tcp", "--dport", str(port), "-j", "ACCEPT"]
+    stage.iptables(family, "-A", *rule)
+    try:
+        _says(stage, family, port, 200, 1)
+    finally:
+        stage.iptables(family, "-D", *rule)
+    # Services are no concern of INPUT.
+    assert servers(stage.client, "tcp", offer.vip, 80, n=3)

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -12,11 +13,9 @@ import pytest
 from testbed.cluster import Host
 from testbed.outcomes import Answer
 from testbed.waiting import eventually
-from tests.kernel.conftest import ACK, IPTABLES, SYN, Packet, Stage, Watch, at
+from tests.kernel.conftest import ACK, SYN, Packet, Stage, Watch, at
 
 pytestmark = pytest.mark.kernel
-
-VARIANTS = IPTABLES
 
 _IPV6_CHECKSUM = 7
 
@@ -60,12 +59,32 @@ def _send(sender: Host, packet: Packet) -> None:
 
 @contextlib.contextmanager
 def _without_the_rule(stage: Stage, family: int) -> Iterator[None]:
+    if stage.variant == "nftables":
+        with _without_the_rule_of_nftables(stage, family):
+            yield
+        return
     rule = ["KUBE-FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"]
     stage.iptables(family, "-D", *rule)
     try:
         yield
     finally:
         stage.iptables(family, "-I", *rule)
+
+
+@contextlib.contextmanager
+def _without_the_rule_of_nftables(stage: Stage, family: int) -> Iterator[None]:
+    """The daemon is ended meanwhile: it would put the rule back at once."""
+    stage.daemon.stop()
+    table = ["ip" if family == 4 else "ip6", "svcproxy"]
+    listed = stage.node.netns.run("nft", "-a", "list", "chain", *table, "filter-forward").stdout
+    found = re.search(r"ct state invalid drop # handle (\d+)", listed)
+    assert found, listed
+    stage.node.netns.run("nft", "delete", "rule", *table, "filter-forward", "handle", found[1])
+    try:
+        yield
+    finally:
+        stage.daemon.start()
+        stage.daemon.wait_ready()
 
 
 def _arrives(watch: Watch, sequence: int) -> bool:

@@ -1,8 +1,13 @@
 """Whose source address is rewritten, and the flags that change it."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from tests.kernel.conftest import StageWith, all_at, ask
+from testbed.cluster import CLUSTER_CIDRS
+from testbed.daemon import METRICS_PORT
+from tests.kernel.conftest import Stage, StageWith, all_at, ask, assert_dropped
 
 pytestmark = pytest.mark.kernel
 
@@ -29,19 +34,46 @@ def test_masquerade_all_hides_pods_too(stage_with: StageWith, family: int) -> No
             assert ask(host, proto, offer.vip, port) == stage.masqueraded(pods, family)
 
 
-@pytest.mark.iptables_only
+def _with_mark_bit(stage_with: StageWith, variant: str, bit: int, folder: Path) -> Stage:
+    """A stage with another mark bit; that of nftables mode has no flag, only the file has it."""
+    if variant != "nftables":
+        return stage_with(iptables_masquerade_bit=str(bit))
+    config = {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "nftables",
+        "nftables": {"masqueradeBit": bit},
+        "clusterCIDR": ",".join(CLUSTER_CIDRS),
+        "metricsBindAddress": f"127.0.0.1:{METRICS_PORT}",
+        "conntrack": {"maxPerCore": 0},
+        "oomScoreAdj": 0,
+    }
+    path = folder / "config.json"
+    path.write_text(json.dumps(config))
+    return stage_with(config=str(path))
+
+
 @pytest.mark.parametrize("bit", [0, 31])
-def test_the_mark_bit_can_be_chosen(stage_with: StageWith, family: int, bit: int) -> None:
-    stage = stage_with(iptables_masquerade_bit=str(bit))
+def test_the_mark_bit_can_be_chosen(
+    stage_with: StageWith, variant: str, family: int, bit: int, tmp_path: Path
+) -> None:
+    stage = _with_mark_bit(stage_with, variant, bit, tmp_path)
     pods = [stage.here[1], stage.there[0]]
     offer = stage.offer(family, all_at(pods, family))
     for proto, port in offer.ports:
         assert ask(stage.client, proto, offer.vip, port) == stage.masqueraded(pods, family)
         pod = stage.here[0]
         assert ask(pod, proto, offer.vip, port) == stage.kept(pod, pods, family)
+    # Somebody who drops what carries the mark drops what is masqueraded, and nothing else.
     mark = f"{1 << bit:#x}"
-    marks = {rule.split()[-1] for rule in stage.rules(family) if "KUBE-MARK-MASQ -j MARK" in rule}
-    assert marks == {f"{mark}/{mark}"}
+    rule = ["POSTROUTING", "-m", "mark", "--mark", f"{mark}/{mark}", "-j", "DROP"]
+    stage.iptables(family, "-t", "mangle", "-A", *rule)
+    try:
+        for proto, port in offer.ports:
+            assert_dropped(stage.client, proto, offer.vip, port)
+            assert ask(pod, proto, offer.vip, port) == stage.kept(pod, pods, family)
+    finally:
+        stage.iptables(family, "-t", "mangle", "-D", *rule)
 
 
 def test_what_is_not_for_a_service_keeps_its_source(stage_with: StageWith, family: int) -> None:

@@ -3,19 +3,40 @@
 import pytest
 
 from testbed import manifests as m
-from tests.kernel.conftest import IPTABLES, Stage, at
+from tests.kernel.conftest import Stage, at
 
 pytestmark = pytest.mark.kernel
 
-VARIANTS = IPTABLES
-
 PORTS = [m.port(36412, name="s1ap", target=36412, protocol="SCTP")]
+
+
+def _elements(stage: Stage, family: int, what: str) -> str:
+    kind, name = what.split()
+    table = ["ip" if family == 4 else "ip6", "svcproxy"]
+    return stage.node.netns.run("nft", "list", kind, *table, name).stdout
+
+
+@pytest.mark.nftables_only
+def test_sctp_ports_are_elements_in_nftables_mode(stage: Stage, family: int) -> None:
+    offer = stage.offer(family, ports=PORTS, type="NodePort")
+    (node_port,) = (port for _, port in offer.node_ports)
+    frontends = {"": f"{offer.vip} . sctp . 36412", "node-port-": f"sctp . {node_port}"}
+    for prefix, frontend in frontends.items():
+        assert frontend in _elements(stage, family, f"set {prefix}rejected")
+    pod = stage.here[0]
+    offer.endpoints(at(pod, family))
+    for prefix, frontend in frontends.items():
+        assert frontend not in _elements(stage, family, f"set {prefix}rejected")
+        target = f"{frontend} . 0 : {pod.ip(family)} . 36412"
+        assert target in _elements(stage, family, f"map {prefix}all1")
+    offer.remove()
 
 
 def _sctp(stage: Stage, family: int, word: str) -> list[str]:
     return [rule for rule in stage.rules(family) if "-p sctp" in rule and word in rule]
 
 
+@pytest.mark.iptables_only
 def test_sctp_ports_are_translated(stage: Stage, family: int) -> None:
     pod = stage.here[0]
     offer = stage.offer(family, [at(pod, family)], ports=PORTS, type="NodePort")
@@ -28,6 +49,7 @@ def test_sctp_ports_are_translated(stage: Stage, family: int) -> None:
     assert not _sctp(stage, family, "")
 
 
+@pytest.mark.iptables_only
 def test_sctp_ports_without_endpoints_are_refused(stage: Stage, family: int) -> None:
     offer = stage.offer(family, ports=PORTS, type="NodePort")
     (node_port,) = (port for _, port in offer.node_ports)

@@ -4,11 +4,9 @@ import pytest
 
 from testbed import manifests as m
 from testbed.waiting import eventually
-from tests.kernel.conftest import IPTABLES, PORTS, Stage, StageWith, all_at
+from tests.kernel.conftest import PORTS, Stage, StageWith, all_at
 
 pytestmark = pytest.mark.kernel
-
-VARIANTS = IPTABLES
 
 FLAGS: dict[str, dict[str, str | None]] = {
     "defaults": {},

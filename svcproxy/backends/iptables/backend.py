@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
-from pathlib import Path
 
 import structlog
 from msgspec import structs
@@ -18,6 +17,7 @@ from svcproxy.backends.iptables.static import hairpin
 from svcproxy.backends.iptables.sweep import sweep
 from svcproxy.backends.localnet import allow_localnet
 from svcproxy.backends.settings import Settings
+from svcproxy.backends.window import is_liberal
 from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.backends.xtables.ruleset import NAT, TABLES
 from svcproxy.backends.xtables.savefile import parse
@@ -28,7 +28,6 @@ from svcproxy.state.desired import Changes
 
 _PROBE_CHAIN = "KUBE-SVC-PROBE"
 _PROBE_SET = "KUBE-SEP-PROBE"
-_TCP_BE_LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
 
 log = structlog.get_logger()
 
@@ -100,7 +99,7 @@ class IptablesBackend:
 
     def plan(self, desired: Desired, observed: Observed) -> Plan:
         """Compare everything."""
-        self._drop_invalid = not _is_liberal()
+        self._drop_invalid = not is_liberal()
         self._consider_affinity(desired.ports.values())
         return self._planner.plan(desired, self._settings(desired.node), observed)
 
@@ -197,17 +196,6 @@ class IptablesBackend:
             accepted = False
         self._programs.restore(f"{chain}-X {_PROBE_CHAIN}\nCOMMIT\n")
         return accepted
-
-
-def _is_liberal() -> bool:
-    """Whether conntrack takes packets outside the TCP window for valid.
-
-    What it still calls INVALID then is not to be dropped (as in kube-proxy, which asks once).
-    """
-    try:
-        return _TCP_BE_LIBERAL.read_text(encoding="ascii").strip() != "0"
-    except OSError:
-        return False
 
 
 def _digest(text: str) -> bytes:

@@ -13,10 +13,11 @@ from svcproxy.backends.nftables.dump import Observed
 from svcproxy.backends.nftables.plan import Planner, all_chains, all_sets
 from svcproxy.backends.nftables.ruleset import TABLE
 from svcproxy.backends.nftables.sets import BALANCES, Tier, source_set
-from svcproxy.backends.nftables.settings import with_service_cidrs
+from svcproxy.backends.nftables.settings import extended
 from svcproxy.backends.nftables.table import KernelTable
 from svcproxy.backends.nftables.transaction import Plan, messages
 from svcproxy.backends.settings import Settings
+from svcproxy.backends.window import is_liberal
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import Node
 from svcproxy.state.desired import Changes
@@ -43,8 +44,9 @@ class NftablesBackend:
         self._settings_for = settings_for
         self._name = table
         self._kernel: KernelTable | None = None
-        self._planner = Planner(settings_for(None))
         self._service_cidrs: tuple[str, ...] = ()
+        self._drop_invalid = True
+        self._planner = Planner(self._settings(None))
 
     @property
     def family(self) -> IPFamily:
@@ -89,12 +91,12 @@ class NftablesBackend:
             raise BackendUnavailable(
                 f"{error}: the kernel needs CONFIG_NETFILTER_NETLINK"
             ) from error
-        settings = self._settings_for(None)
+        settings = self._settings(None)
         if settings.family is IPFamily.IPV4 and settings.localhost_node_ports:
             allow_localnet()
 
     def _check_everything(self) -> None:
-        settings = self._settings_for(None)
+        settings = self._settings(None)
         tiers = [str(Tier(b, 2, seconds)) for b in BALANCES for seconds in (0, 10800)]
         present = [*tiers, source_set(8)]
         specs, chains = all_sets(settings, present), all_chains(settings, present)
@@ -115,10 +117,15 @@ class NftablesBackend:
     def plan(self, desired: Desired, observed: Observed) -> Plan:
         """Compare everything."""
         self._service_cidrs = desired.service_cidrs
+        self._drop_invalid = not is_liberal()
         return self._planner.plan(desired, self._settings(desired.node), observed)
 
     def _settings(self, node: Node | None) -> Settings:
-        return with_service_cidrs(self._settings_for(node), self._service_cidrs)
+        return extended(
+            self._settings_for(node),
+            service_cidrs=self._service_cidrs,
+            drop_invalid=self._drop_invalid,
+        )
 
     def plan_changes(self, changes: Changes, node: Node | None) -> Plan | None:
         """Compute what changed Service ports mean.

@@ -42,7 +42,9 @@ def shared_chains(settings: Settings) -> dict[str, ChainSpec]:
         ChainSpec("nat-output", services, Hook("nat", _OUTPUT, _DESTINATION_NAT)),
         ChainSpec("nat-postrouting", made.postrouting(), Hook("nat", _POSTROUTING, _SOURCE_NAT)),
         ChainSpec("filter-input", tuple(made.input()), Hook("filter", _INPUT, _FILTER)),
-        ChainSpec("filter-forward", (refuse, check), Hook("filter", _FORWARD, _FILTER)),
+        ChainSpec(
+            "filter-forward", (*made.invalid(), refuse, check), Hook("filter", _FORWARD, _FILTER)
+        ),
         ChainSpec("filter-output", (made.output(), check), Hook("filter", _OUTPUT, _FILTER)),
         ChainSpec(_SERVICES, tuple(made.services())),
         ChainSpec(_NODE_PORTS, made.external(sets.OF_NODE_PORTS)),
@@ -208,6 +210,11 @@ class _Chains:
         for place in self._node_port_places():
             local = (*_NEW, *place, *on.is_local(ex.DESTINATION))
             yield _rule(local, _jump(sets.OF_NODE_PORTS + _REFUSE))
+
+    def invalid(self) -> Iterator[Rule]:
+        """Drop packets of no connection: they would leave untranslated (kubernetes#74839)."""
+        if isinstance(self.settings, NftablesSettings) and self.settings.drop_invalid:
+            yield _rule(on.in_state(ex.STATE_INVALID), ex.verdict(Code.DROP))
 
     def output(self) -> Rule:
         """Refusals for what the node itself sends: to cluster IPs only, as with iptables.

@@ -38,7 +38,7 @@ class Conntrack(IntEnum):
     STATUS = 2
 
 
-STATE_ESTABLISHED, STATE_RELATED, STATE_NEW = 2, 4, 8
+STATE_INVALID, STATE_ESTABLISHED, STATE_RELATED, STATE_NEW = 1, 2, 4, 8
 STATUS_DNAT = 0x20
 """IPS_DST_NAT: the flow's destination is translated."""
 

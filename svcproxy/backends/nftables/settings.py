@@ -11,13 +11,17 @@ class NftablesSettings(Settings, frozen=True, gc=False):
     Attributes:
         service_cidrs: the ranges that cluster IPs are taken from; what is sent to an address in
             them that belongs to no Service is dropped.
+        drop_invalid: drop forwarded packets that conntrack calls INVALID (kubernetes#74839).
     """
 
     service_cidrs: tuple[str, ...] = ()
+    drop_invalid: bool = False
 
 
-def with_service_cidrs(settings: Settings, service_cidrs: tuple[str, ...]) -> Settings:
-    """The same settings with the ranges of cluster IPs as the ServiceCIDRs have them now."""
-    if not service_cidrs:
-        return settings
-    return NftablesSettings(**structs.asdict(settings), service_cidrs=service_cidrs)
+def extended(
+    settings: Settings, *, service_cidrs: tuple[str, ...], drop_invalid: bool
+) -> NftablesSettings:
+    """The same settings with those of nftables alone."""
+    return NftablesSettings(
+        **structs.asdict(settings), service_cidrs=service_cidrs, drop_invalid=drop_invalid
+    )
