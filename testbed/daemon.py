@@ -12,10 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from testbed import uml
 from testbed.cluster import CLUSTER_CIDRS, Host
 from testbed.metrics import Metrics
+from testbed.nursery import Child, daemons
 from testbed.waiting import eventually
 
+PROGRAM = (sys.executable, "-m", "svcproxy")
 METRICS_PORT, HEALTHZ_PORT = 10249, 10256
 _LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
 
@@ -58,19 +61,22 @@ class Daemon:
         flags: Mapping[str, str | None] | None = None,
     ) -> None:
         self.node = node
-        self.program: Sequence[str] = (sys.executable, "-m", "svcproxy")
+        self.program: Sequence[str] = PROGRAM
         self.flags: dict[str, str | None] = {**default_flags(node.name)}
         if manifests is not None:
             self.flags["manifests"] = str(manifests)
         self.flags.update(flags or {})
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Child | None = None
         self._log: Path | None = None
 
     @property
     def command(self) -> list[str]:
         """The command line."""
-        flags = [f"--{name}={value}" for name, value in self.flags.items() if value is not None]
-        return [*self.program, *flags]
+        return [*self.program, *self._arguments]
+
+    @property
+    def _arguments(self) -> list[str]:
+        return [f"--{name}={value}" for name, value in self.flags.items() if value is not None]
 
     @property
     def log_file(self) -> Path:
@@ -113,7 +119,11 @@ class Daemon:
             os.close(handle)
             self._log = Path(name)
         with self._log.open("ab") as log:
-            self._process = self.node.netns.popen(self.command, output=log.fileno())
+            if self.program == PROGRAM and uml.inside():
+                # A program's start takes seconds there.
+                self._process = daemons().start(self._arguments, self.node.netns, [log.fileno()])
+            else:
+                self._process = self.node.netns.popen(self.command, output=log.fileno())
 
     def wait_ready(self, timeout: float = 10.0, *, families: int = 2) -> float:
         """Wait until it has synced this many IP families; return the seconds waited.
@@ -220,7 +230,7 @@ class Daemon:
             error.add_note(f"log of the daemon on {self.node.name}:\n{self._tail()}")
         self.close()
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> subprocess.Popen[bytes] | Child:
         if self._process is None or self._process.poll() is not None:
             raise self._error("is not running")
         return self._process

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import socket
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from testbed.helpers import nursery
+from testbed import nursery
 from testbed.netns import NetNS
 from testbed.outcomes import LoadResult, Outcome, Sample, count, decode
 
@@ -91,7 +92,7 @@ class Traffic:
         self._lock = threading.Lock()
         self._control, other = socket.socketpair()
         with other:
-            self._process = nursery().start(name, netns, other)
+            self._process = nursery.agents().start([name], netns, [other.fileno()])
         self._reader = threading.Thread(target=self._read, name=f"reader {name}", daemon=True)
         self._reader.start()
 
@@ -212,7 +213,11 @@ class Traffic:
         """End the helper, with its servers and connections."""
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
-        self._process.end(2.0)
+        try:
+            self._process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._reader.join()
         self._control.close()
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -199,6 +200,7 @@ def find_kernel() -> str:
     return found
 
 
+@cache
 def inside() -> bool:
     """Whether this process runs in a guest."""
     return "User Mode Linux" in read(Path("/proc/cpuinfo"))

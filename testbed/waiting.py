@@ -4,7 +4,13 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from testbed import uml
+
 T = TypeVar("T")
+
+PATIENCE = 4.0 if uml.inside() else 1.0
+"""By how much to multiply what something may take here; it may wait for the start of programs,
+and in User Mode Linux that takes long, the more so as this machine is busy with other tests."""
 
 
 def eventually(
@@ -15,8 +21,9 @@ def eventually(
     An ``AssertionError`` of ``check`` counts as "not yet".
 
     Raises:
-        AssertionError: it did not within ``timeout`` seconds; the message says what it saw last.
+        AssertionError: it did not within ``timeout`` seconds (times ``PATIENCE``); the message says what it saw last.
     """
+    timeout *= PATIENCE
     deadline = time.monotonic() + timeout
     while True:
         try:

@@ -113,3 +113,9 @@ class Agent:
         if load.error:
             raise LoadError(load.error)
         return load.records
+
+
+def start(arguments: list[str], descriptors: list[int]) -> None:
+    """Be a helper: the argument is its name, the descriptor its control socket."""
+    (name,), (control,) = arguments, descriptors
+    Agent(name, socket.socket(fileno=control)).run()

@@ -23,7 +23,7 @@ from testbed.cluster import SERVICE_CIDRS, VIP_RANGES, Cluster, Host, Node, Pod
 from testbed.daemon import Daemon
 from testbed.manifests import Object
 from testbed.outcomes import Answer, Outcome, Refused, TimedOut, Unreachable
-from testbed.waiting import eventually
+from testbed.waiting import PATIENCE, eventually
 
 Flags = Mapping[str, str | None]
 Seen = set[tuple[str, str]]
@@ -35,6 +35,8 @@ PORTS = (
 )
 ENOUGH = 40
 """Connections after which each of up to three endpoints has answered, but once in 10^6 times."""
+SOON = 0.15 * PATIENCE
+"""Seconds within which whoever answers or refuses has done so."""
 CLIENTS = 24
 """The outside client has so many addresses."""
 _MARKER = {4: "10.96.255.254", 6: "fd00:10:96::fffe"}
@@ -88,9 +90,9 @@ def _attempt(host: Host, proto: str, address: str, port: int, source: str) -> Ou
     if proto == "udp" and isinstance(host, Node):
         # A node's own datagram is told "operation not permitted" when its own kernel drops it;
         # whether an ICMP error came as well shows at the next one.
-        with host.traffic.hold(proto, address, port, timeout=0.15) as held:
-            return held.check(0.15) if isinstance(held.first, Unreachable) else held.first
-    return host.traffic.connect(proto, address, port, timeout=0.15, source_address=source)
+        with host.traffic.hold(proto, address, port, timeout=SOON) as held:
+            return held.check(SOON) if isinstance(held.first, Unreachable) else held.first
+    return host.traffic.connect(proto, address, port, timeout=SOON, source_address=source)
 
 
 def assert_refused(
@@ -333,7 +335,7 @@ class Stage:
         if not self.daemon.running:
             raise RuntimeError("the daemon is gone:\n" + "\n".join(self.daemon.logs()[-20:]))
         port = 10000 + self._revision
-        outcome = self.node.traffic.connect("tcp", vip, port, timeout=0.02)
+        outcome = self.node.traffic.connect("tcp", vip, port, timeout=0.02 * PATIENCE)
         return isinstance(outcome, Answer)
 
     def _write(self) -> None:
