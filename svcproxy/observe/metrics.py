@@ -37,7 +37,6 @@ _FOREIGN_NAMES = 20
 _ALL = frozenset(ProxyMode)
 _IPTABLES = frozenset({ProxyMode.IPTABLES})
 _NFTABLES = frozenset({ProxyMode.NFTABLES})
-_PARTIAL = _IPTABLES | _NFTABLES
 _RESTORING = frozenset({ProxyMode.IPTABLES, ProxyMode.IPVS})
 
 
@@ -83,12 +82,10 @@ class Metrics:
         self.sync_full_proxy_rules_duration = self._histogram(
             "sync_full_proxy_rules_duration_seconds",
             "Duration of a sync that compared the whole rule set.",
-            modes=_PARTIAL,
         )
         self.sync_partial_proxy_rules_duration = self._histogram(
             "sync_partial_proxy_rules_duration_seconds",
             "Duration of a sync that wrote only what had changed.",
-            modes=_PARTIAL,
         )
         self.network_programming_duration = self._histogram(
             "network_programming_duration_seconds",
