@@ -37,7 +37,7 @@ class HealthState:
         sync_period: seconds between full syncs; a change may wait for twice as long.
         clock: monotonic seconds, for measuring.
         wall: seconds since the epoch, for telling.
-        needs_node: whether a missing Node object makes the node ineligible. False where no
+        needs_node: whether the node is ineligible until its Node object is known. False where no
             API server is followed, so that no Node will ever come.
     """
 
@@ -92,12 +92,16 @@ class HealthState:
             self._synced.add(family)
 
     def node_changed(self, node: Node | None) -> None:
-        """Take ``node`` as the present Node object of this node, ``None`` when it is gone."""
+        """Take ``node`` as the present Node object of this node, ``None`` when it is gone.
+
+        A Node object that is gone, to be registered anew perhaps, leaves what was last known of
+        it, as in kube-proxy; where none is needed, the node is eligible again.
+        """
         with self._lock:
-            if node is None:
-                self._eligible = not self._needs_node
-            else:
+            if node is not None:
                 self._eligible = not node.deleting and _TO_BE_DELETED not in node.taints
+            elif not self._needs_node:
+                self._eligible = True
 
     def waiting_since(self, family: IPFamily) -> float | None:
         """When the oldest change that the kernel does not hold yet came, by ``clock``."""

@@ -9,6 +9,7 @@ from svcproxy.kube.api import KubernetesSource
 from svcproxy.kube.credentials import ConnectionSettings
 from svcproxy.model.names import Kind, NamespacedName
 from testbed.apiserver.server import FakeApiServer
+from testbed.waiting import eventually
 from tests.fakes import objects
 from tests.fakes.sink import RecordingSink
 from tests.http.conftest import Follow
@@ -158,3 +159,19 @@ def test_stop_before_start_and_twice_is_harmless(server: FakeApiServer) -> None:
     source.start(RecordingSink())
     source.stop()
     source.stop()
+
+
+def test_every_request_is_told_to_who_counts(server: FakeApiServer, follow: Follow) -> None:
+    told: list[tuple[str, str, str, float]] = []
+    settings = ConnectionSettings(
+        master=server.url, backoff_seconds=0.05, on_request=lambda *request: told.append(request)
+    )
+    follow(settings)
+    host = f"{server.host}:{server.port}"
+    assert {request[:3] for request in told} == {("GET", host, "200")}
+    assert all(0 <= seconds < 10 for *_, seconds in told)
+    server.behaviour.status = 500
+    server.cut()
+    eventually(lambda: ("GET", host, "500") in {request[:3] for request in told}, "a refusal")
+    server.outage()
+    eventually(lambda: ("GET", host, "<error>") in {request[:3] for request in told}, "silence")

@@ -39,9 +39,13 @@ Configure = Callable[..., Lines]
 
 @pytest.fixture
 def configure() -> Iterator[Configure]:
-    def configured(log_format: LogFormat | str = "text", verbosity: int = 0) -> Lines:
+    def configured(
+        log_format: LogFormat | str = "text",
+        verbosity: int = 0,
+        adjustable: log.Verbosity | None = None,
+    ) -> Lines:
         lines = Lines()
-        log.configure(log_format, verbosity, lines)
+        log.configure(log_format, verbosity, lines, adjustable=adjustable)
         return lines
 
     root = logging.getLogger()
@@ -65,6 +69,20 @@ def test_text(configure: Configure) -> None:
     assert lines.take() == 'error sync.failed error="exit code 1"'
     logger.critical("over")
     assert lines.take() == "fatal over"
+
+
+def test_the_detail_can_be_changed_on_the_way(configure: Configure) -> None:
+    verbosity = log.Verbosity(0)
+    lines = configure(adjustable=verbosity)
+    logger = structlog.get_logger()
+    for number, shown in ((0, 0), (2, 1), (1, 0), (5, 1)):
+        verbosity.set(number)
+        logger.debug("step")
+        assert len(lines.raw) == shown
+        lines.raw.clear()
+    verbosity.set(0)
+    logger.info("sync.done")
+    assert lines.take() == "info  sync.done"
 
 
 @pytest.mark.parametrize(
