@@ -1,7 +1,8 @@
 """The image: its Dockerfile is built, and the daemon of the result serves as it would in a pod."""
 
+import shutil
+import ssl
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,19 @@ import yaml
 
 from svcproxy import __version__
 from testbed import image, manifests
+from testbed.apiserver.exchange import Behaviour
+from testbed.apiserver.server import FakeApiServer
 from testbed.cluster import Cluster
-from testbed.daemon import Daemon
+from testbed.daemon import Daemon, default_flags
 from testbed.image import Image
 from testbed.waiting import eventually
 
 # The build takes more than a minute, on busy machines several; the first test pays for it.
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+ROOT = Path(__file__).parents[2]
+TLS = ROOT / "tests/fakes/tls"
+ADDRESSES = ("10.96.0.10", "fd00:10:96::10")
 NAMES = ("/usr/local/bin/svcproxy", "/usr/local/bin/kube-proxy")
 
 
@@ -57,33 +62,89 @@ def test_the_daemon_need_not_write_byte_code(built: Image) -> None:
     assert {path.stem for path in sources} - {"__main__"} <= cached
 
 
-@pytest.fixture(params=["iptables", "nftables"])
-def daemon(
-    request: pytest.FixtureRequest, built: Image, cluster: Cluster, tmp_path: Path
-) -> Iterator[Daemon]:
-    """The daemon of the image, with the capabilities and the mounts that the DaemonSet grants."""
-    documents = yaml.safe_load_all((DEPLOY / "daemonset.yaml").read_text(encoding="utf-8"))
+@pytest.fixture
+def granted() -> list[str]:
+    """The capabilities that the DaemonSet grants."""
+    documents = yaml.safe_load_all((ROOT / "deploy/daemonset.yaml").read_text(encoding="utf-8"))
     pod = next(d for d in documents if d["kind"] == "DaemonSet")["spec"]["template"]["spec"]
-    granted = pod["containers"][0]["securityContext"]["capabilities"]["add"]
-    made = Daemon(
-        cluster.nodes[0], flags={"proxy-mode": request.param, "manifests": "/run/manifests"}
-    )
-    folders = {tmp_path: "/run/manifests"}
-    made.program = [*built.enter(capabilities=granted, folders=folders), NAMES[1]]
-    with made:
-        yield made
+    added: list[str] = pod["containers"][0]["securityContext"]["capabilities"]["add"]
+    return added
 
 
-def test_the_daemon_of_the_image_serves(cluster: Cluster, daemon: Daemon, tmp_path: Path) -> None:
-    addresses = ["10.96.0.10", "fd00:10:96::10"]
-    web = manifests.service("web", addresses, [manifests.port(80, target=8080)])
+def web(cluster: Cluster) -> list[manifests.Object]:
+    """A Service of both families whose endpoints are all pods."""
+    service = manifests.service("web", ADDRESSES, [manifests.port(80, target=8080)])
     pods = cluster.nodes[0].pods
-    slices = [manifests.endpoint_slice(web, [pod.ip(family) for pod in pods]) for family in (4, 6)]
-    manifests.ManifestFolder(tmp_path).put(web, *slices)
+    slices = [manifests.endpoint_slice(service, [p.ip(family) for p in pods]) for family in (4, 6)]
+    return [service, *slices]
 
-    def served(address: str) -> bool:
-        return set(cluster.client.traffic.burst("tcp", address, 80, 30)) == {p.name for p in pods}
 
-    for address in addresses:
-        eventually(partial(served, address), address)
-    assert daemon.stop() < 5
+def assert_served(cluster: Cluster) -> None:
+    everyone = {pod.name for pod in cluster.nodes[0].pods}
+    for address in ADDRESSES:
+        eventually(
+            lambda address=address: (  # type: ignore[misc]
+                set(cluster.client.traffic.burst("tcp", address, 80, 30)) == everyone
+            ),
+            address,
+        )
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+def test_the_daemon_of_the_image_serves(
+    built: Image, cluster: Cluster, granted: list[str], tmp_path: Path, mode: str
+) -> None:
+    manifests.ManifestFolder(tmp_path).put(*web(cluster))
+    daemon = Daemon(cluster.nodes[0], flags={"proxy-mode": mode, "manifests": "/run/manifests"})
+    folders = {tmp_path: "/run/manifests"}
+    daemon.program = [*built.enter(capabilities=granted, folders=folders), NAMES[0]]
+    with daemon:
+        assert_served(cluster)
+        assert daemon.stop() < 5
+
+
+@pytest.fixture
+def api(cluster: Cluster) -> Iterator[FakeApiServer]:
+    """An API server on the node, with TLS, that asks for a token."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / "server.pem")
+    server = FakeApiServer(tls=context, behaviour=Behaviour(token="of-the-service-account"))
+    cluster.nodes[0].netns.call(server.start)
+    yield server
+    server.stop()
+
+
+def test_kubeadms_daemonset_runs_with_another_image_and_nothing_else(
+    built: Image, cluster: Cluster, granted: list[str], tmp_path: Path, api: FakeApiServer
+) -> None:
+    configuration, account = tmp_path / "configuration", tmp_path / "account"
+    configuration.mkdir()
+    account.mkdir()
+    # What kubeadm puts into its ConfigMap, and the kubelet into every pod
+    stock = ROOT / "tests/unit/config/files/kubeadm.yaml"
+    shutil.copy(stock, configuration / "config.conf")
+    (map_,) = yaml.safe_load_all((ROOT / "deploy/api-server.yaml").read_text(encoding="utf-8"))
+    kubeconfig = map_["data"]["kubeconfig.conf"]
+    place = "https://REPLACE-WITH-API-SERVER-ADDRESS:6443"
+    assert place in kubeconfig
+    (configuration / "kubeconfig.conf").write_text(kubeconfig.replace(place, api.url))
+    shutil.copy(TLS / "ca.pem", account / "ca.crt")
+    (account / "token").write_text("of-the-service-account\n")
+    api.put_many([*web(cluster), manifests.node(cluster.nodes[0].name)])
+
+    daemon = Daemon(cluster.nodes[0], flags=dict.fromkeys(default_flags(""), None))
+    folders = {
+        configuration: "/var/lib/kube-proxy",
+        account: "/run/secrets/kubernetes.io/serviceaccount",
+    }
+    daemon.program = [
+        *built.enter(capabilities=granted, folders=folders),
+        NAMES[1],
+        "--config=/var/lib/kube-proxy/config.conf",
+        f"--hostname-override={cluster.nodes[0].name}",
+    ]
+    with daemon:
+        assert_served(cluster)
+        api.outage()
+        assert_served(cluster)
+        assert daemon.healthz("/livez")[0] == 200
