@@ -23,7 +23,7 @@ from svcproxy.leftovers.sweep import Present, report, sweep_all
 from svcproxy.leftovers.sweeper import Sweeper
 from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import Node
-from svcproxy.modes import AnyBackend, Mode, followed_kinds, is_of, make_mode
+from svcproxy.modes import AnyBackend, Mode, followed_kinds, make_mode, node_address
 from svcproxy.node.setup import NodeParameters
 from svcproxy.observe import log as logging
 from svcproxy.observe.health import HealthState
@@ -235,7 +235,8 @@ def _health_check_servers(shared: _Shared, family: IPFamily) -> ServiceHealthSer
 def _health_check_addresses(config: Config, family: IPFamily, node: Node | None) -> tuple[str, ...]:
     """Where health-check node ports listen: where node ports are served; empty for everywhere."""
     if config.nodeport_primary:
-        return tuple(a for a in (node.addresses if node else ()) if is_of(a, family))[:1]
+        address = node_address(config, family, node)
+        return (address,) if address else ()
     ranges = config.nodeport_cidrs(family)
     return local_addresses(family, ranges) if ranges else ()
 

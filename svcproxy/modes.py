@@ -4,7 +4,7 @@ The only place that maps modes to backends; each backend's modules are loaded on
 """
 
 from collections.abc import Callable, Sequence
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import structlog
@@ -134,7 +134,7 @@ class SettingsOf:
 
 
 def _settings(config: Config, family: IPFamily, node: Node | None) -> Settings:
-    address = next((a for a in (node.addresses if node else ()) if is_of(a, family)), "")
+    address = node_address(config, family, node)
     ranges = _node_port_ranges(config, family, node, address)
     return Settings(
         family=family,
@@ -147,6 +147,17 @@ def _settings(config: Config, family: IPFamily, node: Node | None) -> Settings:
     )
 
 
+def node_address(config: Config, family: IPFamily, node: Node | None) -> str:
+    """The primary address of a family; empty when it is unknown or there is none.
+
+    ``--bind-address`` goes before the Node object for its family, unless it is unspecified (source:
+    detectNodeIPs in cmd/kube-proxy/app/server.go of 1.36).
+    """
+    if is_of(config.bind_address, family) and not ip_address(config.bind_address).is_unspecified:
+        return config.bind_address
+    return next((a for a in (node.addresses if node else ()) if is_of(a, family)), "")
+
+
 def _node_port_ranges(
     config: Config, family: IPFamily, node: Node | None, address: str
 ) -> tuple[str, ...]:
@@ -156,7 +167,7 @@ def _node_port_ranges(
     one that is not known yet serves only itself.
     """
     if config.nodeport_primary:
-        if node is None:
+        if node is None and not address:
             return ("127.0.0.1/32",) if family is IPFamily.IPV4 else ("::1/128",)
         return (f"{address}/{family.bits}",) if address else ()
     ranges = config.nodeport_cidrs(family)

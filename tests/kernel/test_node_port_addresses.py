@@ -86,6 +86,23 @@ def test_primary_addresses_are_not_all_addresses_while_unknown(
             assert_refused(stage.client, proto, second, port, how="reset")
 
 
+def test_bind_address_goes_before_the_node_object(stage_with: StageWith, family: int) -> None:
+    """kube-proxy binds nothing there: the flag says what this node's primary address is."""
+    second = "203.0.113.250" if family == 4 else "fd00:203::fa"
+    stage = stage_with(nodeport_addresses="primary", bind_address=second, known=False)
+    pod = stage.here[0]
+    offer = stage.offer(family, [at(pod, family)], type="NodePort")
+    with stage.own_address(second):
+        for proto, port in offer.node_ports:
+            assert servers(stage.client, proto, second, port, n=5) == {pod.name}
+            assert_refused(stage.client, proto, stage.node.ip(family), port, how="reset")
+        stage.clear()  # now there is a Node object, with both families
+        offer = stage.offer(family, [at(pod, family)], type="NodePort")
+        for proto, port in offer.node_ports:
+            assert servers(stage.client, proto, second, port, n=5) == {pod.name}
+            assert_refused(stage.client, proto, stage.node.ip(family), port, how="reset")
+
+
 def test_a_range_of_everything_is_as_no_range(stage_with: StageWith, family: int) -> None:
     stage = stage_with(nodeport_addresses="0.0.0.0/0,::/0")
     pod = stage.here[0]
