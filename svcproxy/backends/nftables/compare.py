@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 from svcproxy.backends.nftables import sets as names
-from svcproxy.backends.nftables.attributes import MalformedError, collect, holds, holds_each
 from svcproxy.backends.nftables.dump import Observed, same_tail
 from svcproxy.backends.nftables.fields import comment_in
 from svcproxy.backends.nftables.ruleset import ChainSpec, Elements, Rule, SetSpec, Tails
 from svcproxy.backends.nftables.transaction import Plan
+from svcproxy.netlink.attributes import MalformedError, collect, holds, holds_each
 
 _EXPRESSIONS, _NOTES = 4, 7
 

@@ -9,11 +9,11 @@ from struct import Struct
 
 from svcproxy.backends.base import BackendError
 from svcproxy.backends.nftables import protocol as nft
-from svcproxy.backends.nftables.attributes import MalformedError, collect, string
 from svcproxy.backends.nftables.dump import generation
 from svcproxy.backends.nftables.protocol import MESSAGE_HEADER
 from svcproxy.backends.nftables.transaction import Message, batch, request
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.attributes import MalformedError, collect, string
 
 _NETFILTER = 12
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from svcproxy.backends.nftables.attributes import U32, MalformedError, collect, string, walk
 from svcproxy.backends.nftables.ruleset import Tails, key_prefix
+from svcproxy.netlink.attributes import U32, MalformedError, collect, string, walk
 
 
 class Observed(msgspec.Struct):

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator
 from struct import Struct, error
 from typing import NamedTuple
 
-from svcproxy.backends.nftables.attributes import U32, MalformedError, collect, string
 from svcproxy.backends.nftables.protocol import (
     GENERATION_ID,
     GENERATION_NAME,
@@ -20,6 +19,7 @@ from svcproxy.backends.nftables.protocol import (
     SUBSYSTEM,
     TABLE_OF,
 )
+from svcproxy.netlink.attributes import U32, MalformedError, collect, string
 
 _PORT_OFFSET = 12
 _HOST_U32 = Struct("=I")

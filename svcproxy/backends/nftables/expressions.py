@@ -8,8 +8,8 @@ compared with the one sent (``attributes.holds``).
 from enum import IntEnum
 from struct import Struct
 
-from svcproxy.backends.nftables.attributes import attribute, nest, text, u32, u64
 from svcproxy.backends.nftables.protocol import LIST_ELEMENT
+from svcproxy.netlink.attributes import attribute, nest, text, u32, u64
 
 Expression = bytes
 

@@ -11,8 +11,8 @@ from socket import AF_INET, AF_INET6, inet_pton
 from struct import Struct
 from typing import NamedTuple
 
-from svcproxy.backends.nftables.attributes import U16
 from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.attributes import U16
 
 _CONCAT_BITS = 6
 _HOST_U32 = Struct("=I")

@@ -4,7 +4,6 @@ from functools import lru_cache
 
 import msgspec
 
-from svcproxy.backends.nftables.attributes import HEADER, attribute, nest, text, u32
 from svcproxy.backends.nftables.expressions import Expression
 from svcproxy.backends.nftables.fields import (
     Fields,
@@ -13,6 +12,7 @@ from svcproxy.backends.nftables.fields import (
     size,
     type_number,
 )
+from svcproxy.netlink.attributes import HEADER, attribute, nest, text, u32
 
 TABLE = "svcproxy"
 

@@ -8,7 +8,6 @@ from weakref import WeakValueDictionary
 from svcproxy.backends.base import BackendError
 from svcproxy.backends.nftables import dump
 from svcproxy.backends.nftables import protocol as nft
-from svcproxy.backends.nftables.attributes import text
 from svcproxy.backends.nftables.connection import (
     Connection,
     InterruptedDumpError,
@@ -20,6 +19,7 @@ from svcproxy.backends.nftables.ruleset import SetSpec, Tails
 from svcproxy.backends.nftables.sets import AFFINITY
 from svcproxy.backends.nftables.transaction import Message, Plan, explain, messages
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.attributes import text
 
 _READ_ATTEMPTS = 10
 _DUMP_ATTEMPTS = 5

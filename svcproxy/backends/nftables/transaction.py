@@ -5,17 +5,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from svcproxy.backends.nftables.attributes import (
-    HEADER,
-    NESTED,
-    MalformedError,
-    attribute,
-    collect,
-    string,
-    text,
-    u32,
-    walk,
-)
 from svcproxy.backends.nftables.fields import comment_in, comment_note, show
 from svcproxy.backends.nftables.protocol import (
     BATCH_BEGIN,
@@ -44,6 +33,17 @@ from svcproxy.backends.nftables.protocol import (
 )
 from svcproxy.backends.nftables.ruleset import ChainSpec, SetSpec, Tails, element, key_prefix
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.attributes import (
+    HEADER,
+    NESTED,
+    MalformedError,
+    attribute,
+    collect,
+    string,
+    text,
+    u32,
+    walk,
+)
 
 _LIST_LIMIT = 60_000
 """How long one list of elements may get; an attribute has at most 65,535 bytes."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 from svcproxy.backends.nftables import dump
 from svcproxy.backends.nftables import protocol as nft
-from svcproxy.backends.nftables.attributes import attribute, collect, string, text, u32, walk
 from svcproxy.backends.nftables.dump import Observed
 from svcproxy.backends.nftables.protocol import HEADERS, MESSAGE_HEADER
 from svcproxy.backends.nftables.ruleset import TABLE
 from svcproxy.backends.nftables.transaction import Plan, batch, messages
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.attributes import attribute, collect, string, text, u32, walk
 
 
 class RefusedByFakeError(Exception):

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from svcproxy.backends.nftables.attributes import collect, string
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.attributes import collect, string
 from tests.unit.nftables.fake_kernel import FakeKernel, expressions, verdict_of
 
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)

@@ -5,8 +5,8 @@ from struct import iter_unpack, pack
 import pytest
 
 from svcproxy.backends.nftables import protocol as nft
-from svcproxy.backends.nftables.attributes import text, u32
 from svcproxy.backends.nftables.events import Change, Changes, without
+from svcproxy.netlink.attributes import text, u32
 
 
 def event(kind: int, body: bytes, family: int = 2, port: int = 9) -> bytes:

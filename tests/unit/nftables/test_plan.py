@@ -3,12 +3,12 @@
 import pytest
 
 from svcproxy.backends.base import Desired
-from svcproxy.backends.nftables.attributes import text
 from svcproxy.backends.nftables.fields import PORT
 from svcproxy.backends.nftables.plan import Planner
 from svcproxy.backends.nftables.ruleset import ChainSpec, Hook, SetSpec
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import ServicePort, Verdict
+from svcproxy.netlink.attributes import text
 from tests.unit.nftables.fake_kernel import FakeSet
 from tests.unit.nftables.services import VIP, Bench, options, service_port
 

@@ -5,7 +5,14 @@ from struct import unpack_from
 import pytest
 
 from svcproxy.backends.nftables import protocol as nft
-from svcproxy.backends.nftables.attributes import (
+from svcproxy.backends.nftables.dump import same_tail
+from svcproxy.backends.nftables.fields import address_key, comment_in, comment_note
+from svcproxy.backends.nftables.plan import Planner, all_sets
+from svcproxy.backends.nftables.protocol import HEADERS, MESSAGE_HEADER
+from svcproxy.backends.nftables.ruleset import comment_tail, data_tail
+from svcproxy.backends.nftables.transaction import Message, Plan, batch, explain, messages
+from svcproxy.model.names import IPFamily
+from svcproxy.netlink.attributes import (
     MalformedError,
     attribute,
     collect,
@@ -16,13 +23,6 @@ from svcproxy.backends.nftables.attributes import (
     u32,
     walk,
 )
-from svcproxy.backends.nftables.dump import same_tail
-from svcproxy.backends.nftables.fields import address_key, comment_in, comment_note
-from svcproxy.backends.nftables.plan import Planner, all_sets
-from svcproxy.backends.nftables.protocol import HEADERS, MESSAGE_HEADER
-from svcproxy.backends.nftables.ruleset import comment_tail, data_tail
-from svcproxy.backends.nftables.transaction import Message, Plan, batch, explain, messages
-from svcproxy.model.names import IPFamily
 from tests.unit.nftables.services import Bench, options, service_port
 
 V4 = IPFamily.IPV4

@@ -1,8 +1,8 @@
-"""Netlink attributes: the type-length-value format of everything that nf_tables says and hears.
+"""Netlink attributes: the type-length-value format that kernel interfaces have in common.
 
 An attribute has a header of two 16-bit numbers in host byte order (its length, header included,
-and its type) and is padded to four bytes. Numbers within nf_tables attributes are big-endian
-(``linux/netlink.h``, ``linux/netfilter/nf_tables.h``).
+and its type) and is padded to four bytes (``linux/netlink.h``). Numbers within the attributes of
+netfilter are big-endian (``u32``, ``u64``); those of others are in host byte order.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def nest(kind: int, *attributes: bytes) -> bytes:
 
 
 def text(kind: int, value: str) -> bytes:
-    """Encode a string; nf_tables ends them with a zero byte."""
+    """Encode a string; a zero byte ends it."""
     return attribute(kind, value.encode() + b"\0")
 
 

@@ -1,0 +1,148 @@
+"""IPVS over generic netlink: virtual servers and real servers of one family."""
+
+import os
+from collections.abc import Sequence
+
+from svcproxy.backends.base import BackendError
+from svcproxy.backends.ipvs import messages
+from svcproxy.backends.ipvs.messages import Info, Timeouts
+from svcproxy.backends.ipvs.operations import Failure, ServerOperation
+from svcproxy.backends.ipvs.values import (
+    Connections,
+    RealServerKey,
+    VirtualServer,
+    VirtualServerKey,
+)
+from svcproxy.model.names import IPFamily
+from svcproxy.netlink.connection import GENERIC, Connection, Refusal
+from svcproxy.netlink.messages import Message, Request
+
+
+class Ipvs:
+    """IPVS in the network namespace of the thread that makes it; for that thread alone.
+
+    Raises:
+        BackendError: the kernel has no IPVS: ``ip_vs`` is not loaded.
+    """
+
+    def __init__(self, family: IPFamily) -> None:
+        self.family = family
+        try:
+            self._connection = Connection(GENERIC)
+        except OSError as error:
+            raise _failed("open a generic netlink socket", error) from error
+        try:
+            answer = self._connection.ask(messages.family_request())
+        except OSError as error:
+            self._connection.close()
+            raise _failed("find IPVS (is the kernel module ip_vs loaded?)", error) from error
+        self._kind = messages.decode_family(answer.body)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._connection.close()
+
+    @property
+    def sent(self) -> int:
+        """How many messages have been sent."""
+        return self._connection.sent
+
+    def execute(self, operations: Sequence[ServerOperation]) -> list[Failure]:
+        """Carry out operations in their order; one that fails stops none of the others.
+
+        Additions of what is there already are corrected after all the others.
+
+        Raises:
+            BackendError: the kernel did not answer; what was done is unknown.
+        """
+        corrections: list[ServerOperation] = []
+        failures: list[Failure] = []
+        for refusal in self._execute(operations):
+            operation = operations[refusal.position]
+            again = messages.correction(operation, refusal.number)
+            if again is not None:
+                corrections.append(again)
+            elif not messages.is_done(operation, refusal.number):
+                failures.append(_failure(operation, refusal.number))
+        failures += [
+            _failure(corrections[r.position], r.number) for r in self._execute(corrections)
+        ]
+        return failures
+
+    def _execute(self, operations: Sequence[ServerOperation]) -> list[Refusal]:
+        requests = [messages.request(self._kind, operation) for operation in operations]
+        try:
+            return self._connection.execute(requests)
+        except OSError as error:
+            raise _failed(f"send {len(requests)} messages to IPVS", error) from error
+
+    def virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
+        """All virtual servers of the family but those that select by firewall mark.
+
+        Raises:
+            BackendError: the kernel would not list them.
+        """
+        bodies = self._dump("list virtual servers", messages.virtual_servers_request(self._kind))
+        return dict(messages.decode_virtual_servers(bodies, self.family))
+
+    def real_servers(self, key: VirtualServerKey) -> dict[RealServerKey, tuple[int, Connections]]:
+        """The real servers of one virtual server, with weight and connections; empty if none.
+
+        Raises:
+            BackendError: the kernel would not list them.
+        """
+        what = f"list the real servers of {key.address} port {key.port}/{key.protocol.keyword}"
+        bodies = self._dump(what, messages.real_servers_request(self._kind, key))
+        return dict(messages.decode_real_servers(bodies, self.family))
+
+    def timeouts(self) -> Timeouts:
+        """The time-outs of connections in this network namespace.
+
+        Raises:
+            BackendError: the kernel would not say.
+        """
+        answer = self._ask("read IPVS time-outs", messages.timeouts_request(self._kind))
+        return messages.decode_timeouts(answer.body)
+
+    def set_timeouts(self, timeouts: Timeouts) -> None:
+        """Set those time-outs that are not 0.
+
+        Raises:
+            BackendError: the kernel refused.
+        """
+        requests = [messages.set_timeouts_request(self._kind, timeouts)]
+        try:
+            for refusal in self._connection.execute(requests):
+                raise OSError(refusal.number, os.strerror(refusal.number))  # noqa: TRY301
+        except OSError as error:
+            raise _failed(f"set IPVS time-outs to {timeouts}", error) from error
+
+    def info(self) -> Info:
+        """IPVS's version and the size of its connection table.
+
+        Raises:
+            BackendError: the kernel would not say.
+        """
+        return messages.decode_info(self._ask("ask", messages.info_request(self._kind)).body)
+
+    def _ask(self, what: str, request: Request) -> Message:
+        try:
+            return self._connection.ask(request)
+        except OSError as error:
+            raise _failed(what, error) from error
+
+    def _dump(self, what: str, request: Request) -> list[bytes]:
+        try:
+            return self._connection.dump(request)
+        except OSError as error:
+            raise _failed(what, error) from error
+
+
+def _failure(operation: ServerOperation, number: int) -> Failure:
+    reason = messages.explanation(operation, number) or os.strerror(number)
+    return Failure(operation, number, reason)
+
+
+def _failed(what: str, error: OSError) -> BackendError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return BackendError(f"cannot {what}: {reason}")

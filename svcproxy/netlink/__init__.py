@@ -1,0 +1,1 @@
+"""Netlink, whatever it carries: attributes, message headers, conversations over a socket."""

@@ -1,0 +1,195 @@
+"""A netlink socket: batches of requests, whose errors are told one by one, and dumps."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from svcproxy.netlink.messages import (
+    CODE,
+    DONE,
+    ERROR,
+    FLAG_ACK,
+    FLAG_DUMP,
+    FLAG_INTERRUPTED,
+    HEADER,
+    Message,
+    Request,
+    encode,
+    messages,
+)
+
+GENERIC, ROUTE, NETFILTER = 16, 0, 12
+
+_SOL_NETLINK, _CAP_ACK = 270, 10
+_RCVBUFFORCE = 33
+_RECEIVE_BUFFER = 4 << 20
+_PATIENCE_SECONDS = 30.0
+_ATTEMPTS = 5
+_LARGEST_ANSWER = 256 << 10
+"""Bytes; ipset answers a failing message with all of it."""
+MAX_MESSAGES = 200
+"""In one send: if all fail, each answer takes some 0.8 kB of the receive buffer, and 208 KiB is what
+a socket has where its size cannot be set."""
+MAX_BYTES = 96 << 10
+"""In one send, unless a single message is longer; half of the usual send buffer."""
+_LAST_SEQUENCE = (1 << 32) - 1
+
+
+class Refusal(NamedTuple):
+    """A request that the kernel refused: its place among those sent, the error, the answer.
+
+    ``body`` is what follows the error number in the answer: the header of the request, and
+    more where the protocol says so.
+    """
+
+    position: int
+    number: int
+    body: bytes
+
+
+class InterruptedDumpError(OSError):
+    """What was listed kept changing."""
+
+
+class Connection:
+    """A socket for one netlink protocol, in the network namespace of the thread that makes it.
+
+    It is for one thread. Sequence numbers are never used twice in its life, so that the answer
+    to a request that was given up cannot be taken for another's.
+
+    Args:
+        protocol: ``GENERIC``, ``ROUTE`` or ``NETFILTER``.
+
+    Raises:
+        OSError: the kernel does not know the protocol.
+    """
+
+    def __init__(self, protocol: int) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
+        )
+        self._socket.bind((0, 0))
+        self._socket.settimeout(_PATIENCE_SECONDS)
+        self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
+        with contextlib.suppress(PermissionError):
+            self._socket.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _RECEIVE_BUFFER)
+        self._sequence = 0
+        self._buffer = bytearray(_LARGEST_ANSWER)
+        self.sent = 0
+        """How many messages have been sent."""
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def execute(self, requests: Sequence[Request]) -> list[Refusal]:
+        """Have the kernel carry out requests, one after the other; a refused one stops none.
+
+        Returns:
+            Those refused, in order.
+
+        Raises:
+            OSError: they could not be sent, or answers did not come (after 30 s); how many were
+                carried out is unknown.
+        """
+        refusals: list[Refusal] = []
+        start = 0
+        for end in _ends_of_batches(requests):
+            first = self._reserve(end - start)
+            last = first + end - start - 1
+            encoded = [encode(r, first + n) for n, r in enumerate(requests[start : end - 1])]
+            # Errors are always answered, and the kernel is done with one before it begins the
+            # next: the answer to the last says that there are no more.
+            encoded.append(encode(requests[end - 1], last, FLAG_ACK))
+            self._socket.send(b"".join(encoded))
+            refusals += self._refused_among(first, last, start)
+            start = end
+        return refusals
+
+    def ask(self, request: Request) -> Message:
+        """Send a request and return the one message that answers it.
+
+        Raises:
+            OSError: the kernel refused, with its error number, or did not answer.
+        """
+        sequence = self._reserve(1)
+        self._socket.send(encode(request, sequence))
+        message = next(self._answers(sequence))
+        if message.kind == ERROR and message.error:
+            raise _refused(message.error)
+        return message
+
+    def dump(self, request: Request) -> list[bytes]:
+        """Have the kernel list something; return what follows the header of each answer.
+
+        Raises:
+            InterruptedDumpError: no attempt gave a consistent list.
+            OSError: the kernel refused, with its error number, or did not answer.
+        """
+        for _ in range(_ATTEMPTS):
+            found, whole = self._dump(request)
+            if whole:
+                return found
+        raise InterruptedDumpError(f"interrupted {_ATTEMPTS} times")
+
+    def _dump(self, request: Request) -> tuple[list[bytes], bool]:
+        sequence = self._reserve(1)
+        self._socket.send(encode(request, sequence, FLAG_DUMP))
+        found: list[bytes] = []
+        whole = True
+        for message in self._answers(sequence):
+            whole = whole and not message.flags & FLAG_INTERRUPTED
+            if message.kind in {ERROR, DONE}:
+                if message.error:
+                    raise _refused(message.error)
+                break
+            found.append(message.body)
+        return found, whole
+
+    def _reserve(self, count: int) -> int:
+        """The first of ``count`` sequence numbers that nothing was sent with."""
+        if self._sequence + count > _LAST_SEQUENCE:
+            self._sequence = 0  # after years, by when nobody waits for the first answers
+        first = self._sequence + 1
+        self._sequence += count
+        self.sent += count
+        return first
+
+    def _refused_among(self, first: int, last: int, start: int) -> Iterator[Refusal]:
+        """What was refused of the requests with these sequence numbers."""
+        sequence = 0
+        while sequence != last:
+            size = self._socket.recv_into(self._buffer)
+            _, kind, _, sequence, _ = HEADER.unpack_from(self._buffer)
+            if kind != ERROR or not first <= sequence <= last:
+                continue  # the late answer to something that was given up
+            (code,) = CODE.unpack_from(self._buffer, HEADER.size)
+            if code:
+                body = bytes(self._buffer[HEADER.size + CODE.size : size])
+                yield Refusal(start + sequence - first, -code, body)
+
+    def _answers(self, sequence: int) -> Iterator[Message]:
+        while True:
+            size = self._socket.recv_into(self._buffer)
+            for message in messages(bytes(self._buffer[:size])):
+                if message.sequence == sequence:
+                    yield message
+
+
+def _ends_of_batches(requests: Sequence[Request]) -> Iterator[int]:
+    """Where to cut, so that neither the answers nor a batch overflow a socket's buffer."""
+    start = size = 0
+    for position, request in enumerate(requests):
+        length = HEADER.size + len(request.body) + 3
+        if position > start and (position - start == MAX_MESSAGES or size + length > MAX_BYTES):
+            yield position
+            start, size = position, 0
+        size += length
+    if requests:
+        yield len(requests)
+
+
+def _refused(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
