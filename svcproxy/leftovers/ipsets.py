@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from struct import Struct
 
 from svcproxy.backends.base import BackendError
-from svcproxy.backends.nftables.attributes import MalformedError, attribute, collect, string
+from svcproxy.netlink.attributes import MalformedError, attribute, collect, string
 
 _NETFILTER = 12
 _SUBSYSTEM = 6

@@ -7,7 +7,7 @@ from pathlib import Path
 from struct import Struct
 
 from svcproxy.backends.base import BackendError
-from svcproxy.backends.nftables.attributes import text
+from svcproxy.netlink.attributes import text
 
 _ROUTE = 0
 _DELETE_LINK, _NAME_OF = 17, 3
