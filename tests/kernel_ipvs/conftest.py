@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from testbed import netns
 from testbed.netns import NetNS
 
 _NUMBERS = itertools.count(1)
-V4, V6 = IPFamily.IPV4, IPFamily.IPV6
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,6 +52,5 @@ Address = Callable[[int], str]
 @pytest.fixture
 def address(family: IPFamily) -> Address:
     """Addresses of the family by number."""
-    if family is V4:
-        return lambda number: f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
-    return lambda number: f"fd00:10::{number:x}" if number else "fd00:10::"
+    base = ip_address("10.0.0.0" if family is IPFamily.IPV4 else "fd00:10::")
+    return lambda number: str(base + number)

@@ -23,6 +23,7 @@ from svcproxy.backends.ipvs.operations import (
 from svcproxy.backends.ipvs.values import (
     Connections,
     RealServerKey,
+    ServerFlag,
     VirtualServer,
     VirtualServerKey,
 )
@@ -189,8 +190,10 @@ def decode_virtual_servers(
             continue
         key = VirtualServerKey(protocol, *_address(found, _ADDRESS, _PORT, number))
         flags, _ = _PAIR.unpack(found[_FLAGS])
-        timeout = _number(found, _PERSISTENCE)
-        yield key, VirtualServer(string(found[_SCHEDULER]), flags, timeout)
+        kept = flags & ~ServerFlag.HASHED
+        # The kernel keeps a time-out for those that are not persistent, too.
+        timeout = _number(found, _PERSISTENCE) if kept & ServerFlag.PERSISTENT else 0
+        yield key, VirtualServer(string(found[_SCHEDULER]), kept, timeout)
 
 
 def decode_real_servers(

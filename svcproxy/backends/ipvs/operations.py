@@ -96,7 +96,7 @@ class FlushSet(NamedTuple):
 
 
 class DestroySet(NamedTuple):
-    """Remove an ipset; it fails with EBUSY while a rule refers to it."""
+    """Remove an ipset; it fails with ipset's error 4100 while a rule refers to it."""
 
     name: str
 

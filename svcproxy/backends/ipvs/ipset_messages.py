@@ -1,0 +1,295 @@
+"""The netlink interface of ipset: requests as bytes, and what its answers say.
+
+Pure. The numbers are those of ``linux/netfilter/ipset/ip_set.h``; numbers within attributes are
+big-endian, and the attributes have to say so. Sets are made as kube-proxy makes them, without
+time-outs, counters or comments.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from struct import Struct
+from typing import NamedTuple
+
+from svcproxy.backends.ipvs.operations import (
+    AddEntries,
+    CreateSet,
+    DestroySet,
+    FlushSet,
+    RemoveEntries,
+    SetOperation,
+    SwapSets,
+)
+from svcproxy.backends.ipvs.values import SetEntry, SetKind
+from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.addresses import packed, text
+from svcproxy.netlink.attributes import attribute, collect, nest, string, walk
+from svcproxy.netlink.messages import HEADER, Request
+
+MAX_ENTRIES = 1000
+"""In one message; the list that holds them has room for 65,535 bytes, see ``_MAX_BYTES``."""
+_MAX_BYTES = 60_000
+
+REVISIONS = {
+    "bitmap:port": 3,
+    "hash:ip": 4,
+    "hash:ip,port": 5,
+    "hash:ip,port,ip": 5,
+    "hash:ip,port,net": 7,
+}
+"""The types that can be made, in the revisions of Linux 3.19 and ipset 6.24: every kernel and every
+``ipset`` program in use knows them. Later ones add nothing that is used here."""
+
+_SUBSYSTEM = 6
+_VERSION = 6  # of the protocol: known since Linux 2.6.39 and to all kernels after it
+_CREATE, _DESTROY, _FLUSH, _SWAP, _LIST, _ADD, _DELETE, _TYPE = 2, 3, 4, 6, 7, 9, 10, 13
+_PROTOCOL, _NAME, _TYPE_NAME, _REVISION, _FAMILY, _FLAGS, _DATA, _LIST_OF_DATA, _LINE = range(1, 10)
+_OTHER_NAME = _TYPE_NAME
+_ONLY_HEADERS = 1 << 2
+_IP, _NETMASK_BITS, _PORT, _PORT_TO, _TIMEOUT, _IP_PROTOCOL, _CREATE_FLAGS = 1, 3, 4, 5, 6, 7, 8
+_HASH_SIZE, _MAXIMUM, _NETMASK = 18, 19, 20
+_ELEMENTS, _REFERENCES = 24, 25
+_IP2, _BITS2 = 20, 21
+_IPV4, _IPV6 = 1, 2
+_BIG = 0x4000  # NLA_F_NET_BYTEORDER
+_INITIAL_HASH_SIZE = 1024
+_ALL_PORTS = (0, 65535)
+_MOST_ELEMENTS = 65536
+
+_U16, _U32, _LINE_NUMBER = Struct("!H"), Struct("!I"), Struct("=I")
+_FAMILY_HEADER = Struct("=BBH")
+_FAMILIES = {IPFamily.IPV4: 2, IPFamily.IPV6: 10}
+_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
+_PROTOCOLS = {number: protocol for protocol, number in _NUMBERS.items()}
+
+_REASONS = {
+    4097: "the kernel does not speak version 6 of ipset's protocol",
+    4098: "the kernel does not know the set type",
+    4099: "there are as many sets as the kernel allows",
+    4100: "a rule refers to it",
+    4101: "there is no set of the second name",
+    4102: "the two sets are of different types",
+    4104: "the prefix length is not possible",
+    4106: "the set is of the other IP family",
+}
+_HASH_REASONS = {
+    4352: "it is full",
+    4353: "the entry is all zero",
+    4354: "the protocol is not possible",
+    4355: "the protocol is missing",
+}
+_BITMAP_REASONS = {4352: "it is out of the set's range", 4353: "the range is too large"}
+
+
+class ListedSet(NamedTuple):
+    """A set in the kernel.
+
+    ``kind`` is ``None`` if it was made in a way that no ``SetKind`` of the asked-for family
+    describes: for the other family, another type, with time-outs, counters or comments, or for
+    some ports only. ``elements`` counts the entries, ``references`` the rules that use it.
+    """
+
+    kind: SetKind | None
+    elements: int
+    references: int
+
+
+class Piece(NamedTuple):
+    """A request and the operation that it carries out, or the part of one that it does."""
+
+    operation: SetOperation
+    request: Request
+
+
+def module_of(kind: str) -> str:
+    """The kernel module of a set type: ``ip_set_hash_ipport`` for ``hash:ip,port``."""
+    return "ip_set_" + kind.replace(":", "_").replace(",", "")
+
+
+def pieces(operation: SetOperation, family: IPFamily) -> Iterator[Piece]:
+    """Encode an operation; one with many entries takes several messages."""
+    match operation:
+        case CreateSet():
+            yield Piece(operation, _request(_CREATE, family, _creation(operation, family)))
+        case AddEntries() | RemoveEntries():
+            yield from _lists(operation, family)
+        case SwapSets():
+            names = _name(_NAME, operation.name) + _name(_OTHER_NAME, operation.other)
+            yield Piece(operation, _request(_SWAP, family, names))
+        case FlushSet():
+            yield Piece(operation, _request(_FLUSH, family, _name(_NAME, operation.name)))
+        case DestroySet():
+            yield Piece(operation, _request(_DESTROY, family, _name(_NAME, operation.name)))
+
+
+def singly(operation: AddEntries | RemoveEntries, family: IPFamily) -> Iterator[Piece]:
+    """Encode an operation with a message for each entry."""
+    for entry in operation.entries:
+        data = [nest(_DATA, _entry(operation.kind, entry, 1))]
+        yield _list(operation._replace(entries=(entry,)), family, data)
+
+
+def refused_entry(body: bytes) -> int | None:
+    """Which entry of a message was refused, from 0; ``None`` if all of it was.
+
+    The entries before it were done, those after it were not looked at. ``body`` is what follows
+    the error number in the kernel's answer: ipset gives back the message with the number of the
+    entry, instead of an ordinary acknowledgement.
+    """
+    start = HEADER.size + _FAMILY_HEADER.size
+    line = collect(body, start).get(_LINE) if len(body) > start else None
+    if line is None or len(line) != _LINE_NUMBER.size:
+        return None
+    return int(_LINE_NUMBER.unpack(line)[0]) - 1
+
+
+def explanation(operation: SetOperation, number: int) -> str:
+    """What one of ipset's private error numbers means; empty if it is an errno."""
+    if number >= 4352 and isinstance(operation, CreateSet | AddEntries | RemoveEntries):
+        hash_type = operation.kind.type.startswith("hash:")
+        reasons = _HASH_REASONS if hash_type else _BITMAP_REASONS
+        return reasons.get(number, f"ipset error {number}")
+    return _REASONS.get(number, "" if number < 4096 else f"ipset error {number}")
+
+
+def headers_request(family: IPFamily) -> Request:
+    """List all sets of both families without their entries."""
+    return _request(_LIST, family, attribute(_FLAGS | _BIG, _U32.pack(_ONLY_HEADERS)))
+
+
+def entries_request(family: IPFamily, name: str) -> Request:
+    """List one set with its entries; ENOENT if there is none."""
+    return _request(_LIST, family, _name(_NAME, name))
+
+
+def type_request(family: IPFamily, kind: str) -> Request:
+    """Ask for a set type; the kernel then tries to load its module."""
+    number = 0 if kind == "bitmap:port" else _FAMILIES[family]
+    return _request(_TYPE, family, _name(_TYPE_NAME, kind) + attribute(_FAMILY, bytes([number])))
+
+
+def decode_headers(bodies: Iterable[bytes], family: IPFamily) -> dict[str, ListedSet]:
+    """Decode the answers to ``headers_request``, by name."""
+    found = {}
+    for body in bodies:
+        given = collect(body, _FAMILY_HEADER.size)
+        if _TYPE_NAME in given:
+            data = collect(given.get(_DATA, b""))
+            counts = (_number(data, kind) for kind in (_ELEMENTS, _REFERENCES))
+            found[string(given[_NAME])] = ListedSet(_kind(given, data, family), *counts)
+    return found
+
+
+def decode_entries(bodies: Iterable[bytes], kind: SetKind) -> Iterator[SetEntry]:
+    """Decode the answers to ``entries_request`` for a set of this kind."""
+    for body in bodies:
+        entries = collect(body, _FAMILY_HEADER.size).get(_LIST_OF_DATA, b"")
+        for _, data, _ in walk(entries):
+            yield _decoded(collect(data), kind)
+
+
+def _kind(given: dict[int, bytes], data: dict[int, bytes], family: IPFamily) -> SetKind | None:
+    name = string(given[_TYPE_NAME])
+    special = {_TIMEOUT, _CREATE_FLAGS, _NETMASK} & data.keys()
+    if name not in REVISIONS or special:
+        return None
+    if name == "bitmap:port":
+        ports = tuple(_U16.unpack(data[kind])[0] for kind in (_PORT, _PORT_TO))
+        return SetKind(name, 0) if ports == _ALL_PORTS else None
+    if given[_FAMILY][0] != _FAMILIES[family]:
+        return None
+    return SetKind(name, _number(data, _MAXIMUM))
+
+
+def _request(command: int, family: IPFamily, attributes: bytes) -> Request:
+    # Without NLM_F_EXCL, what is there or gone already is no error.
+    header = _FAMILY_HEADER.pack(_FAMILIES[family], 0, 0) + attribute(_PROTOCOL, bytes([_VERSION]))
+    return Request(_SUBSYSTEM << 8 | command, 0, header + attributes)
+
+
+def _name(kind: int, name: str) -> bytes:
+    return attribute(kind, name.encode() + b"\0")
+
+
+def _creation(operation: CreateSet, family: IPFamily) -> bytes:
+    name, kind = operation
+    if kind.type == "bitmap:port":
+        number = 0
+        low, high = _ALL_PORTS
+        data = attribute(_PORT | _BIG, _U16.pack(low)) + attribute(_PORT_TO | _BIG, _U16.pack(high))
+    else:
+        number = _FAMILIES[family]
+        data = attribute(_HASH_SIZE | _BIG, _U32.pack(_INITIAL_HASH_SIZE))
+        data += attribute(_MAXIMUM | _BIG, _U32.pack(kind.maximum))
+    return b"".join(
+        (
+            _name(_NAME, name),
+            _name(_TYPE_NAME, kind.type),
+            attribute(_REVISION, bytes([REVISIONS[kind.type]])),
+            attribute(_FAMILY, bytes([number])),
+            nest(_DATA, data),
+        )
+    )
+
+
+def _lists(operation: AddEntries | RemoveEntries, family: IPFamily) -> Iterator[Piece]:
+    start, size, data = 0, 0, list[bytes]()
+    for position, entry in enumerate(operation.entries):
+        encoded = nest(_DATA, _entry(operation.kind, entry, len(data) + 1))
+        if len(data) == MAX_ENTRIES or size + len(encoded) > _MAX_BYTES:
+            yield _list(operation._replace(entries=operation.entries[start:position]), family, data)
+            encoded = nest(_DATA, _entry(operation.kind, entry, 1))
+            start, size, data = position, 0, []
+        data.append(encoded)
+        size += len(encoded)
+    if data:
+        yield _list(operation._replace(entries=operation.entries[start:]), family, data)
+
+
+def _list(operation: AddEntries | RemoveEntries, family: IPFamily, data: Sequence[bytes]) -> Piece:
+    command = _ADD if isinstance(operation, AddEntries) else _DELETE
+    # Where the kernel writes the number of a refused entry.
+    line = attribute(_LINE, _LINE_NUMBER.pack(0))
+    attributes = _name(_NAME, operation.name) + line + nest(_LIST_OF_DATA, *data)
+    return Piece(operation, _request(command, family, attributes))
+
+
+def _entry(kind: SetKind, entry: SetEntry, line: int) -> bytes:
+    parts = [attribute(_LINE, _LINE_NUMBER.pack(line))]
+    if entry.address:
+        parts.append(_address(_IP, entry.address))
+    if kind.type != "hash:ip":
+        parts.append(attribute(_PORT | _BIG, _U16.pack(entry.port)))
+    if entry.protocol is not None:
+        parts.append(attribute(_IP_PROTOCOL, bytes([_NUMBERS[entry.protocol]])))
+    if entry.other:
+        address, _, bits = entry.other.partition("/")
+        parts.append(_address(_IP2, address))
+        if bits:
+            parts.append(attribute(_BITS2, bytes([int(bits)])))
+    return b"".join(parts)
+
+
+def _address(kind: int, address: str) -> bytes:
+    value = packed(address)
+    return nest(kind, attribute((_IPV4 if len(value) == 4 else _IPV6) | _BIG, value))
+
+
+def _decoded(data: dict[int, bytes], kind: SetKind) -> SetEntry:
+    number = data[_IP_PROTOCOL][0] if _IP_PROTOCOL in data else 0
+    other = _text(data[_IP2]) if _IP2 in data else ""
+    if kind.type == "hash:ip,port,net":
+        bits = data[_BITS2][0] if _BITS2 in data else 128 if ":" in other else 32
+        other = f"{other}/{bits}"
+    return SetEntry(
+        address=_text(data[_IP]) if _IP in data else "",
+        protocol=_PROTOCOLS.get(number),
+        port=_U16.unpack(data[_PORT])[0] if _PORT in data else 0,
+        other=other,
+    )
+
+
+def _text(nested: bytes) -> str:
+    return next(text(value) for _, value, _ in walk(nested))
+
+
+def _number(data: dict[int, bytes], kind: int) -> int:
+    return int(_U32.unpack(data[kind])[0]) if kind in data else 0
