@@ -3,11 +3,19 @@
 import random
 import threading
 import time
+from typing import Protocol
 
 from benchmarks.population import Population
-from testbed.apiserver.server import FakeApiServer
+from testbed.manifests import Object
 
 _SEED = 11
+
+
+class Server(Protocol):
+    """Where objects are replaced."""
+
+    def put(self, obj: Object) -> float:
+        """Replace an object."""
 
 
 class Churn:
@@ -18,7 +26,7 @@ class Churn:
         population: the Services.
     """
 
-    def __init__(self, server: FakeApiServer, population: Population) -> None:
+    def __init__(self, server: Server, population: Population) -> None:
         self._server = server
         self._population = population
         self._chance = random.Random(_SEED)

@@ -1,5 +1,6 @@
 """One run: a cluster with its API server, a service proxy on the node, and all measurements."""
 
+import os
 import platform
 import random
 import time
@@ -10,6 +11,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.kernel import Kernel
 from benchmarks.passed import rules_passed
 from benchmarks.population import PORT, SERVICE_RANGE, TARGET_PORT, Population, Shape, Size
+from benchmarks.realapi import RealApi
 from benchmarks.results import Change, Connections, Memory, Options, Received, Result
 from benchmarks.server import ApiServer
 from benchmarks.subject import Running, Subject
@@ -59,7 +61,12 @@ def run(
         pods = cluster.pods[:_SERVING_PODS]
         population = Population(size, [pod.ipv4 for pod in pods], shape)
         say(f"{population.size} objects for the API server")
-        with ApiServer(node, population, folder) as api:
+        assets = os.environ.get("KUBEBUILDER_ASSETS", "")
+        with (
+            RealApi(node, population, folder, Path(assets))
+            if assets
+            else ApiServer(node, population, folder)
+        ) as api:
             running = Running(subject, kernel, node, folder)
             try:
                 _Run(cluster, population, api, running, kernel).measure(result, say)
@@ -78,7 +85,7 @@ class _Run:
         self,
         cluster: Cluster,
         population: Population,
-        api: ApiServer,
+        api: ApiServer | RealApi,
         running: Running,
         kernel: Kernel,
     ) -> None:
@@ -215,6 +222,8 @@ class _Run:
         if not options.endurance:
             return 0, 0
         say(f"{options.endurance} changes elsewhere, as fast as possible")
+        # Memory is used up to what changes need for the first time, and after that again.
+        self.api.storm(2 * result.size.services)
         before = self._settled()
         self.api.storm(options.endurance)
         # A change to the probe comes behind all of them in its watch.

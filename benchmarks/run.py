@@ -28,8 +28,9 @@ _GROWTH = "100x5,1000x5,10000x5,50000x5"
 
 _DESCRIPTION = """\
 Measures a service proxy on a cluster made of network namespaces, with real traffic. An API
-server in a process of its own serves the Services over HTTP; the proxy runs on the node with
-its default settings. For every size and variant, in a fresh cluster:
+server in a process of its own serves the Services over HTTP (a real one, if KUBEBUILDER_ASSETS
+names the folder with kube-apiserver and etcd); the proxy runs on the node with its default
+settings. For every size and variant, in a fresh cluster:
 
   cold start   from the start of the process, with no rules there, until the Service that comes
                last in every list answers a pod that dials it all the time

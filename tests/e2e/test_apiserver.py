@@ -10,8 +10,8 @@ from testbed import manifests
 from testbed.cluster import Cluster
 from testbed.daemon import Daemon
 from testbed.outcomes import Answer, Refused
+from testbed.realapi import RealApiServer
 from testbed.waiting import eventually
-from tests.e2e.conftest import ApiServer
 
 pytestmark = [pytest.mark.kernel, pytest.mark.apiserver]
 
@@ -35,7 +35,7 @@ def pieces(cluster: Cluster, owner: dict[str, Any], count: int = 3) -> list[dict
 
 
 @pytest.fixture
-def daemon(cluster: Cluster, api: ApiServer) -> Iterator[Daemon]:
+def daemon(cluster: Cluster, api: RealApiServer) -> Iterator[Daemon]:
     flags = {"kubeconfig": str(api.kubeconfig()), "iptables-min-sync-period": "0s"}
     with Daemon(cluster.nodes[0], flags=flags) as running:
         yield running
@@ -49,7 +49,7 @@ def served_by(cluster: Cluster, address: str, expected: set[str]) -> bool:
     return servers(cluster, address) == expected
 
 
-def test_services_come_change_and_go(cluster: Cluster, api: ApiServer, daemon: Daemon) -> None:
+def test_services_come_change_and_go(cluster: Cluster, api: RealApiServer, daemon: Daemon) -> None:
     web = dual_stack("web", 10)
     four, six = pieces(cluster, web)
     api.create(web, four, six)
@@ -74,7 +74,7 @@ def test_services_come_change_and_go(cluster: Cluster, api: ApiServer, daemon: D
 
 
 def test_an_outage_of_the_api_leaves_traffic_alone_and_is_made_up_for(
-    cluster: Cluster, api: ApiServer, daemon: Daemon
+    cluster: Cluster, api: RealApiServer, daemon: Daemon
 ) -> None:
     web = dual_stack("steady", 20)
     four, six = pieces(cluster, web)
@@ -91,7 +91,7 @@ def test_an_outage_of_the_api_leaves_traffic_alone_and_is_made_up_for(
     assert not load.stop().failures
 
 
-def test_conflicts_are_told_as_events(cluster: Cluster, api: ApiServer, daemon: Daemon) -> None:
+def test_conflicts_are_told_as_events(cluster: Cluster, api: RealApiServer, daemon: Daemon) -> None:
     first = dual_stack("first", 30, externalIPs=["203.0.113.30"])
     second = dual_stack("second", 31, externalIPs=["203.0.113.30"])
     api.create(first)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.conftest import ApiServer
+from testbed.realapi import RealApiServer
 
 pytestmark = [pytest.mark.kernel, pytest.mark.apiserver]
 
@@ -35,12 +35,12 @@ spec:
 """
 
 
-def daemon_set(api: ApiServer, name: str) -> Any:
+def daemon_set(api: RealApiServer, name: str) -> Any:
     shown = api.kubectl("-n", "kube-system", "get", "daemonset", name, "--output=json")
     return json.loads(shown)["spec"]
 
 
-def test_the_plain_manifest_applies_as_it_is_and_again_changes_nothing(api: ApiServer) -> None:
+def test_the_plain_manifest_applies_as_it_is_and_again_changes_nothing(api: RealApiServer) -> None:
     file = f"--filename={DEPLOY / 'daemonset.yaml'}"
     api.kubectl("apply", "--server-side", "--force-conflicts", "--validate=strict", file)
     before = daemon_set(api, "svcproxy")
@@ -49,7 +49,7 @@ def test_the_plain_manifest_applies_as_it_is_and_again_changes_nothing(api: ApiS
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_overlay_is_built_and_taken(api: ApiServer, mode: str) -> None:
+def test_every_overlay_is_built_and_taken(api: RealApiServer, mode: str) -> None:
     folder = DEPLOY / "overlays" / mode
     built = list(yaml.safe_load_all(api.kubectl("kustomize", str(folder))))
     (config_map,) = (document for document in built if document["kind"] == "ConfigMap")
@@ -60,7 +60,7 @@ def test_every_overlay_is_built_and_taken(api: ApiServer, mode: str) -> None:
     assert len(done.splitlines()) == len(built)
 
 
-def test_kubeadms_daemonset_gets_another_image_and_nothing_else(api: ApiServer) -> None:
+def test_kubeadms_daemonset_gets_another_image_and_nothing_else(api: RealApiServer) -> None:
     api.kubectl("create", "--filename=-", stdin=KUBE_PROXY)
     before = daemon_set(api, "kube-proxy")
     overlay = f"--kustomize={DEPLOY / 'overlays/kubeadm'}"
