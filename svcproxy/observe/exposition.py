@@ -35,12 +35,12 @@ class Exposition(NamedTuple):
 def render(registry: Collector, accept: str = "", accept_encoding: str = "") -> Exposition:
     """Write what a registry holds in the format that a scraper asks for.
 
-    kube-proxy knows the text format alone; those who ask for OpenMetrics 1.0 get it here.
-
     Args:
         registry: what to write.
-        accept: the ``Accept`` header; the text format 0.0.4 is for all who do not ask for
-            OpenMetrics in a version that is served.
+        accept: the ``Accept`` header. OpenMetrics 1.0 is for those who take no text format 0.0.4.
+            Prometheus takes either and would rather have OpenMetrics, but that has to write
+            ``le="1.0"``: before Prometheus 3 that is another series than kube-proxy's ``le="1"``,
+            and kube-proxy knows the text format alone.
         accept_encoding: the ``Accept-Encoding`` header; gzip is given to those who ask for it.
     """
     encode, content_type = _format(accept)
@@ -51,13 +51,16 @@ def render(registry: Collector, accept: str = "", accept_encoding: str = "") -> 
 
 
 def _format(accept: str) -> tuple[Callable[[Collector], bytes], str]:
-    for media in accepted(accept):
-        version = media.parameters.get("version", "")
-        if media.name == "application/openmetrics-text" and version in {"", "1.0.0"}:
-            return openmetrics, _OPENMETRICS
-        if media.name in {"text/plain", "text/*", "*/*"} and version in {"", "0.0.4"}:
-            break
-    return _text, _TEXT
+    choices = [(media.name, media.parameters.get("version", "")) for media in accepted(accept)]
+    modern = any(
+        name == "application/openmetrics-text" and version in {"", "1.0.0"}
+        for name, version in choices
+    )
+    plain = any(
+        name in {"text/plain", "text/*", "*/*"} and version in {"", "0.0.4"}
+        for name, version in choices
+    )
+    return (openmetrics, _OPENMETRICS) if modern and not plain else (_text, _TEXT)
 
 
 class _WithoutCreated:
@@ -80,8 +83,7 @@ class _WithoutCreated:
 def _text(registry: Collector) -> bytes:
     """Write the text format 0.0.4.
 
-    Figures look as kube-proxy's: the library would write ``le="1.0"`` where Go writes ``le="1"``,
-    and Prometheus before version 3 takes these for two buckets.
+    Figures look as kube-proxy's: the library would write ``le="1.0"`` where Go writes ``le="1"``.
     """
     lines: list[str] = []
     for metric in registry.collect():

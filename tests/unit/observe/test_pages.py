@@ -26,7 +26,19 @@ from svcproxy.values import Bind
 from tests.fakes.compatibility import rows
 
 ANY = Bind("127.0.0.1", 0)
-OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+OPENMETRICS = "application/openmetrics-text;version=1.0.0,application/json;q=0.1"
+# In the manner of Prometheus, which would rather have OpenMetrics
+PROMETHEUS = (
+    (
+        "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;"
+        "q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+    ),
+    (
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+        "application/openmetrics-text;version=0.0.1;q=0.4,"
+        "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
+    ),
+)
 
 
 class Answer(NamedTuple):
@@ -44,6 +56,7 @@ class Ports:
 
     def __init__(self) -> None:
         self.metrics = Metrics(ProxyMode.NFTABLES)
+        self.metrics.network_programming_duration.labels("IPv4")
         health = HealthState(sync_period=30.0, clock=time.monotonic, wall=time.time)
         self.verbosity: list[int] = []
         effective = Effective(
@@ -200,6 +213,28 @@ def test_a_scrape_in_either_format_can_be_parsed(ports: Ports, path: str) -> Non
     families = openmetrics_families(modern.text)  # type: ignore[no-untyped-call]
     assert {family.name for family in families} == names
     assert "_created" not in plain.text + modern.text
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        *PROMETHEUS,
+        "",
+        "*/*",
+        "text/html",
+        "text/plain",
+        "application/openmetrics-text;version=one",
+        "application/openmetrics-text;q=0",
+    ],
+)
+def test_all_who_take_text_get_buckets_that_are_named_as_kube_proxy_s(
+    ports: Ports, accept: str
+) -> None:
+    answer = ports.ask("/metrics", accept=accept)
+    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert 'kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="1"} 0\n' in (
+        answer.text
+    )
 
 
 @pytest.mark.parametrize(("accept", "is_text"), [("", True), (OPENMETRICS, False)])
