@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import structlog
 
 from svcproxy import __version__
-from svcproxy.backends.base import BackendError, BackendUnavailable
+from svcproxy.backends.base import BackendError, BackendUnavailable, Foreign
 from svcproxy.backends.xtables.commands import Variant
 from svcproxy.config import Config
 from svcproxy.conntrack.cleaner import StaleFlows
@@ -189,11 +189,14 @@ def _watch_kernel(mode: Mode, loops: Sequence[FamilyLoop[Any, Any]], shared: _Sh
     if mode.watch is None:
         return
 
-    def on_foreign(process: str, number: int) -> None:
-        log.warning("kernel.changed_by_others", process=process, pid=number)
-        shared.metrics.count_foreign(process)
+    def on_foreign(change: Foreign) -> None:
+        say = log.warning if change.sure else log.debug
+        say("kernel.changed_by_others", process=change.process, pid=change.pid)
+        if change.sure:
+            shared.metrics.count_foreign(change.process)
         for loop in loops:
-            loop.inbox.doubt()
+            if loop.family in change.families:
+                loop.inbox.doubt(change)
 
     try:
         watcher = mode.watch(on_foreign)

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import structlog
 
-from svcproxy.backends.base import Backend, BackendUnavailable
+from svcproxy.backends.base import Backend, BackendUnavailable, Foreign
 from svcproxy.backends.settings import LocalTraffic, Settings
 from svcproxy.config import Config, IptablesVariant, LocalMode, ProxyMode
 from svcproxy.model.names import REQUIRED_KINDS, IPFamily, Kind
 from svcproxy.model.objects import Node
 
 AnyBackend = Backend[Any, Any]
-OnForeign = Callable[[str, int], None]
+OnForeign = Callable[[Foreign], None]
 SomeBackend = TypeVar("SomeBackend", bound=AnyBackend)
 
 log = structlog.get_logger()
@@ -35,9 +35,8 @@ class Watcher(Protocol):
 class Mode(NamedTuple):
     """The backends of a mode, and how to learn of foreign changes to what they program.
 
-    ``watch`` makes a watcher that calls its argument, from a thread of its own, with the name and
-    number of the process that changed something; ``None`` where only the periodic comparison
-    notices. ``variant`` is the variant of iptables that holds rules of the mode, if any does.
+    ``watch`` makes a watcher that calls its argument, from a thread of its own, with each change
+    that somebody else has made; ``None`` where only the periodic comparison notices. ``variant`` is the variant of iptables that holds rules of the mode, if any does.
     """
 
     backends: Sequence[AnyBackend]
@@ -87,6 +86,8 @@ def _probed(make: Callable[[IPFamily], SomeBackend]) -> list[SomeBackend]:
 
 def _iptables(config: Config) -> Mode:
     from svcproxy.backends.iptables.backend import IptablesBackend  # noqa: PLC0415
+    from svcproxy.backends.iptables.drift import suspicion  # noqa: PLC0415
+    from svcproxy.backends.nftables.watcher import NftablesWatcher  # noqa: PLC0415
     from svcproxy.backends.xtables.commands import Iptables, Variant  # noqa: PLC0415
     from svcproxy.backends.xtables.variant import detect  # noqa: PLC0415
 
@@ -96,7 +97,18 @@ def _iptables(config: Config) -> Mode:
     backends = _probed(
         lambda family: IptablesBackend(Iptables(variant, family), SettingsOf(config, family))
     )
-    return Mode(backends, variant=variant)
+    if variant is Variant.LEGACY:
+        return Mode(backends, variant=variant)
+
+    def watch(on_foreign: OnForeign) -> Watcher:
+        watcher = NftablesWatcher(
+            on_foreign, families=[backend.family for backend in backends], judge=suspicion
+        )
+        for backend in backends:
+            backend.announce_to(watcher.own)
+        return watcher
+
+    return Mode(backends, watch, variant)
 
 
 def _nftables(config: Config) -> Mode:

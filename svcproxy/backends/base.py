@@ -40,6 +40,22 @@ class Outcome(msgspec.Struct, frozen=True):
     written: Mapping[str, int] = {}
 
 
+class Foreign(msgspec.Struct, frozen=True):
+    """A change that somebody else has made to what we may have programmed.
+
+    Attributes:
+        process: the name of the process, as the kernel has it (up to 15 characters).
+        pid: its number in the initial pid namespace; 0 when unknown.
+        sure: whether it was ours for sure that was changed; otherwise it may have been.
+        families: of which families.
+    """
+
+    process: str
+    pid: int
+    sure: bool = True
+    families: frozenset[IPFamily] = frozenset(IPFamily)
+
+
 class Backend(Protocol[Observed, Plan]):
     """Programs one IP family.
 

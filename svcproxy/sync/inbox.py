@@ -5,6 +5,7 @@ from threading import Condition
 
 import msgspec
 
+from svcproxy.backends.base import Foreign
 from svcproxy.model.names import Kind, NamespacedName
 from svcproxy.model.objects import ApiObject, EndpointSlice, Node, Service, ServiceCIDR
 
@@ -28,12 +29,12 @@ def key_of(obj: ApiObject) -> ObjectKey:
 class Batch(msgspec.Struct, frozen=True):
     """What came in since the last drain: objects by key, ``None`` for deleted ones.
 
-    ``doubted`` tells that somebody else has changed the kernel.
+    ``doubt`` tells that somebody else has, or may have, changed what we programmed.
     """
 
     objects: dict[ObjectKey, ApiObject | None]
     synced: frozenset[Kind]
-    doubted: bool = False
+    doubt: Foreign | None = None
 
 
 class Inbox:
@@ -50,7 +51,7 @@ class Inbox:
         self._condition = Condition()
         self._objects: dict[ObjectKey, ApiObject | None] = {}
         self._synced: set[Kind] = set()
-        self._doubted = False
+        self._doubt: Foreign | None = None
         self._closed = False
 
     def put(self, key: ObjectKey, obj: ApiObject | None) -> None:
@@ -67,11 +68,12 @@ class Inbox:
             self._synced.add(kind)
             self._condition.notify()
 
-    def doubt(self) -> None:
-        """Note that somebody else has changed the kernel."""
+    def doubt(self, change: Foreign) -> None:
+        """Note that somebody else has changed the kernel; of several, one that is sure is kept."""
         with self._condition:
-            self._doubted = True
-            self._condition.notify()
+            if self._doubt is None or change.sure:
+                self._doubt = change
+                self._condition.notify()
 
     def close(self) -> None:
         """Wake the reader for the last time."""
@@ -88,7 +90,7 @@ class Inbox:
         """Wait until there is something to read, the inbox is closed, or time is up."""
         with self._condition:
             self._condition.wait_for(
-                lambda: self._closed or self._doubted or bool(self._objects or self._synced),
+                lambda: self._closed or bool(self._doubt or self._objects or self._synced),
                 seconds,
             )
 
@@ -105,6 +107,6 @@ class Inbox:
         """Take everything out."""
         with self._condition:
             self._on_drain()
-            batch = Batch(self._objects, frozenset(self._synced), self._doubted)
-            self._objects, self._synced, self._doubted = {}, set(), False
+            batch = Batch(self._objects, frozenset(self._synced), self._doubt)
+            self._objects, self._synced, self._doubt = {}, set(), None
         return batch

@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 import msgspec
 import structlog
 
-from svcproxy.backends.base import Backend, BackendError, Desired, Outcome
-from svcproxy.model.names import REQUIRED_KINDS, Kind, ServicePortName
+from svcproxy.backends.base import Backend, BackendError, Desired, Foreign, Outcome
+from svcproxy.model.names import REQUIRED_KINDS, IPFamily, Kind, ServicePortName
 from svcproxy.model.objects import ApiObject, EndpointSlice, Node, Service, ServiceCIDR
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes, DesiredState
@@ -71,9 +71,14 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._unsettled = Changes({})
         self._first = True
         self._spares = 0
-        self._doubted = False
+        self._doubt: Foreign | None = None
         name = f"sync-{backend.family}"
         self._thread = Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def family(self) -> IPFamily:
+        """The family that it programs."""
+        return self._backend.family
 
     def start(self) -> None:
         """Start the thread."""
@@ -112,9 +117,9 @@ class FamilyLoop(Generic[Observed, Plan]):
     def _take(self, batch: Batch) -> None:
         for key, obj in batch.objects.items():
             _store(self._state, key, obj)
-        if batch.doubted:
-            self._schedule.doubt()
-            self._doubted = True
+        if batch.doubt is not None:
+            self._schedule.doubt(sure=batch.doubt.sure)
+            self._doubt = batch.doubt
         if self._missing:
             self._missing -= batch.synced
             if not self._missing:
@@ -143,9 +148,12 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._failed(error, thorough=thorough)
             return
         end = self._clock()
-        self._schedule.succeeded(end, compared=thorough, took=end - begin)
-        if compared_only and outcome.operations:
-            self._reporter.repaired()
+        found = bool(outcome.operations)
+        self._schedule.succeeded(end, compared=thorough, took=end - begin, found=found)
+        if compared_only and found:
+            self._reporter.repaired(self._doubt)
+        if thorough:
+            self._doubt = None
         settled = Settled(self._unsettled, self._state.ports, self._state.node, self._first)
         self._unsettled, self._first = Changes({}), False
         self._reporter.done(
@@ -170,8 +178,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         Every tenth comparison is made all the same: a foreign change in the very moment of our
         own would go unnoticed otherwise.
         """
-        doubted, self._doubted = self._doubted, False
-        if doubted or self._first or self._schedule.failing or not self._backend.untouched():
+        if self._doubt or self._first or self._schedule.failing or not self._backend.untouched():
             self._spares = 0
             return False
         self._spares = (self._spares + 1) % 10

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
-from svcproxy.backends.base import Outcome
+from svcproxy.backends.base import Foreign, Outcome
 from svcproxy.kube.recorder import EventRecorder
 from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.serviceport import FrontendKind, ServicePort, Verdict
@@ -141,10 +141,11 @@ class Reporter:
         kind = "full" if thorough else "partial"
         say("sync.done", family=self._family, kind=kind, ms=round(seconds * 1000, 1), **operations)
 
-    def repaired(self) -> None:
-        """Note that the sync undid what others had done to the kernel."""
+    def repaired(self, change: Foreign | None) -> None:
+        """Note that the sync undid what others had done to the kernel, and who, if that is known."""
         self._series.repairs.inc()
-        log.warning("kernel.repaired", family=self._family)
+        culprit = {"process": change.process, "pid": change.pid} if change else {}
+        log.warning("kernel.repaired", family=self._family, **culprit)
 
     def failed(self, error: Exception, *, thorough: bool, retry: float) -> None:
         """Note a failed sync; the next attempt is in ``retry`` seconds."""

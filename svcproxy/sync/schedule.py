@@ -13,10 +13,20 @@ class Schedule:
     retried after 1 s, 2 s, 4 s and so on up to ``period``; changes that come in between wait,
     because hammering a kernel that refuses helps nobody.
 
+    When somebody else has surely changed what is ours, it is compared soon: a firewall's reload
+    comes in several steps. If it goes on, the waits grow up to ``min_interval``. When he may have
+    changed it, it is compared as soon; but each time that nothing was found, the next such
+    suspicion waits longer, 1 s, 2 s and so on up to ``period``, or a busy neighbour would have us
+    compare all the time.
+
     All times are seconds of one monotonic clock.
     """
 
     FIRST_RETRY = 1.0
+    FIRST_REPAIR = 0.1
+    """How soon a repair may follow another sync; twice as long for each that has gone before."""
+    PEACE = 1.5
+    """After so many minimum intervals without a repair, the next one is the first again."""
     SHORTEST_PAUSE = 0.002
     """What comes within this time of an adaptive schedule's sync goes out together."""
 
@@ -29,6 +39,10 @@ class Schedule:
         self._failures = 0
         self._ended: float | None = None
         self._compared: float | None = None
+        self._suspected = False
+        self._unfounded = 0
+        self._contested = 0
+        self._doubted: float | None = None
 
     def request(self) -> None:
         """Ask for a sync as soon as allowed."""
@@ -39,9 +53,12 @@ class Schedule:
         """Whether a sync was asked for that has not run."""
         return self._requested
 
-    def doubt(self) -> None:
-        """Ask for a comparison as soon as allowed: somebody else has changed the kernel."""
-        self._compared = None
+    def doubt(self, *, sure: bool = True) -> None:
+        """Ask for a comparison: somebody else has, or if not ``sure`` may have, changed things."""
+        if sure:
+            self._compared = None
+        else:
+            self._suspected = True
 
     @property
     def failing(self) -> bool:
@@ -55,8 +72,8 @@ class Schedule:
         if self._failures:
             return self._ended + self._backoff()
         if self._compared is None:
-            return self._ended + self._min_interval
-        compare = self._compared + self._period
+            return self._ended + self._repair_pause()
+        compare = self._compare_at(self._compared)
         if self._requested:
             return min(self._ended + self._pause, max(compare, self._ended))
         return compare
@@ -65,17 +82,48 @@ class Schedule:
         """Whether the sync that begins ``now`` has to compare from scratch."""
         if self._compared is None or self._failures:
             return True
-        return now >= self._compared + self._period
+        return now >= self._compare_at(self._compared)
 
-    def succeeded(self, now: float, *, compared: bool, took: float = 0.0) -> None:
-        """Note the end of a successful sync that took so long; ``compared`` if from scratch."""
+    def _compare_at(self, compared: float) -> float:
+        """When to compare again, after a comparison that ended then."""
+        if not self._suspected:
+            return compared + self._period
+        wait = max(self._min_interval, self._doubled(self._unfounded)) if self._unfounded else 0.0
+        return max(compared + wait, (self._ended or 0.0) + self._repair_pause())
+
+    def _repair_pause(self) -> float:
+        return min(self._min_interval, self.FIRST_REPAIR * 2.0 ** min(self._contested, 16))
+
+    def succeeded(
+        self, now: float, *, compared: bool, took: float = 0.0, found: bool = False
+    ) -> None:
+        """Note the end of a successful sync.
+
+        Args:
+            now: when it was.
+            compared: whether it was from scratch.
+            took: how long it took.
+            found: whether it changed anything in the kernel.
+        """
+        if compared:
+            self._note_comparison(now, found=found)
         self._ended = now
         if self._adaptive:
             self._pause = min(max(took, self.SHORTEST_PAUSE), self._min_interval)
         self._requested = False
         self._failures = 0
-        if compared:
-            self._compared = now
+
+    def _note_comparison(self, now: float, *, found: bool) -> None:
+        if self._ended is not None and (self._compared is None or self._suspected):
+            peace = self.PEACE * self._min_interval
+            recently = self._doubted is not None and now <= self._doubted + peace
+            self._contested = self._contested + 1 if recently else 1
+            self._doubted = now
+        else:
+            self._contested = 0
+        self._unfounded = self._unfounded + 1 if self._suspected and not found else 0
+        self._suspected = False
+        self._compared = now
 
     def failed(self, now: float) -> float:
         """Note the end of a failed sync; return the seconds until the next attempt."""
@@ -85,5 +133,8 @@ class Schedule:
         return self._backoff()
 
     def _backoff(self) -> float:
-        doubled: float = self.FIRST_RETRY * 2.0 ** min(self._failures - 1, 16)
-        return max(self._min_interval, min(doubled, self._period))
+        return max(self._min_interval, self._doubled(self._failures))
+
+    def _doubled(self, times: int) -> float:
+        doubled: float = self.FIRST_RETRY * 2.0 ** min(times - 1, 16)
+        return min(doubled, self._period)

@@ -5,19 +5,21 @@ import itertools
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from svcproxy.backends.base import Desired
+from svcproxy.backends.base import Desired, Foreign
 from svcproxy.backends.nftables.backend import NftablesBackend
 from svcproxy.backends.nftables.watcher import LOST, NftablesWatcher
+from svcproxy.backends.settings import Settings
+from svcproxy.backends.xtables.commands import unannounced
 from svcproxy.model.names import IPFamily
 from svcproxy.state.desired import Changes
 from testbed import netns
 from testbed.netns import NetNS
 from testbed.waiting import eventually
-from tests.unit.nftables.services import options, service_port
+from tests.unit.nftables.services import service_port
 
 pytestmark = pytest.mark.kernel
 
@@ -31,10 +33,13 @@ class Scene:
         self.space = space
         self.seen: list[tuple[str, int]] = []
         self._numbers = itertools.count(1)
-        self.backend = NftablesBackend(V4, lambda _node: options(V4))
+        self.backend = NftablesBackend(V4, lambda _node: Settings(V4))
         space.call(self.backend.probe)
         self.put()
         self.watcher: NftablesWatcher | None = None
+
+    def see(self, change: Foreign) -> None:
+        self.seen.append((change.process, change.pid))
 
     def put(self) -> None:
         port = service_port(V4)
@@ -45,7 +50,7 @@ class Scene:
         given = {"own_ports": [self.backend.port_id], **more}
 
         def make() -> NftablesWatcher:
-            return NftablesWatcher(lambda *cause: self.seen.append(cause), **given)  # type: ignore[arg-type]
+            return NftablesWatcher(self.see, **given)  # type: ignore[arg-type]
 
         self.watcher = self.space.call(make)
         self.watcher.start()
@@ -110,7 +115,7 @@ def test_every_kind_of_change_is_seen_once(scene: Scene, damage: str) -> None:
 
 
 def test_what_happened_before_the_start_is_seen(scene: Scene) -> None:
-    watcher = scene.space.call(lambda: NftablesWatcher(lambda *cause: scene.seen.append(cause)))
+    watcher = scene.space.call(lambda: NftablesWatcher(scene.see))
     scene.watcher = watcher
     scene.change()
     watcher.start()
@@ -156,8 +161,8 @@ def test_lost_events_are_told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> 
     blocked = threading.Event()
     seen: list[str] = []
 
-    def on_foreign(process: str, _pid: int) -> None:
-        seen.append(process)
+    def on_foreign(change: Foreign) -> None:
+        seen.append(change.process)
         blocked.wait(5.0)
 
     scene.watcher = scene.space.call(lambda: NftablesWatcher(on_foreign))
@@ -173,8 +178,8 @@ def test_lost_events_are_told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_failing_listener_does_not_end_the_watch(scene: Scene) -> None:
-    def fail(process: str, _pid: int) -> None:
-        scene.seen.append((process, 0))
+    def fail(change: Foreign) -> None:
+        scene.see(change)
         raise RuntimeError("not now")
 
     scene.watcher = scene.space.call(lambda: NftablesWatcher(fail))
@@ -187,23 +192,58 @@ def test_a_failing_listener_does_not_end_the_watch(scene: Scene) -> None:
 # --- iptables' nft variant ---------------------------------------------------------------------
 
 
-def restore(scene: Scene, chain: str) -> None:
-    scene.space.run("iptables-nft-restore", "--noflush", stdin=f"*nat\n:{chain} - [0:0]\nCOMMIT\n")
+def in_nat(table: str, chain: str, *, deletion: bool) -> bool | None:
+    return (not deletion) if table == "nat" else None
 
 
-def test_iptables_tables_can_be_watched(scene: Scene) -> None:
-    watcher = scene.watch(tables=("nat", "filter"), own_ports=())
-    with watcher.expecting("iptables"):
-        restore(scene, "KUBE-ONE")
+def restore(scene: Scene, chain: str, watcher: NftablesWatcher | None = None) -> int:
+    """Have iptables-nft-restore make a chain, announced to ``watcher``; the process number."""
+    process: list[subprocess.Popen[bytes]] = []
+
+    def start() -> int:
+        command = ["iptables-nft", "-t", "nat", "-N", chain]
+        process.append(scene.space.popen(command, output=subprocess.DEVNULL))
+        return process[0].pid
+
+    with watcher.own(start) if watcher else unannounced(start):
+        assert process[0].wait() == 0
+    return process[0].pid
+
+
+def test_iptables_tables_can_be_watched_with_programs_of_our_own(scene: Scene) -> None:
+    watcher = scene.watch(judge=in_nat, own_ports=())
+    for number in range(5):
+        restore(scene, f"KUBE-{number}", watcher)
     assert scene.seen == []
-    restore(scene, "KUBE-TWO")
+    culprit = restore(scene, "KUBE-OTHERS")
     eventually(lambda: scene.seen, "a foreign restore")
-    assert scene.seen[0][0].startswith("iptables")
-    scene.seen.clear()
-    with watcher.expecting("iptables"):
-        scene.change("ip nat")
-    eventually(lambda: scene.seen, "somebody else's")
-    assert scene.seen[0][0] == "nft"
+    assert scene.seen == [("iptables-nft", culprit)]
+
+
+def test_others_are_seen_while_our_own_program_runs(scene: Scene) -> None:
+    watcher = scene.watch(judge=in_nat, own_ports=())
+    restore(scene, "KUBE-ONE", watcher)
+
+    def start() -> int:
+        return restore(scene, "KUBE-MINE")  # has changed something before we know its number
+
+    with watcher.own(start):
+        culprit = scene.change("ip nat")
+        again = restore(scene, "KUBE-OTHERS")
+    assert scene.seen == [("nft", culprit), ("iptables-nft", again)]
+
+
+def test_it_says_how_sure_it_is_and_of_which_family(scene: Scene) -> None:
+    told: list[Foreign] = []
+    scene.watcher = scene.space.call(lambda: NftablesWatcher(told.append, judge=in_nat))
+    scene.watcher.start()
+    culprit = restore(scene, "KUBE-ONE")
+    removal = scene.nft("delete chain ip nat KUBE-ONE")
+    eventually(lambda: len(told) == 2, "both")
+    assert told == [
+        Foreign("iptables-nft", culprit, sure=True, families=frozenset((V4,))),
+        Foreign("nft", removal, sure=False, families=frozenset((V4,))),
+    ]
 
 
 # --- Life --------------------------------------------------------------------------------------
@@ -230,8 +270,7 @@ def test_it_stops_at_once_and_closes_its_sockets() -> None:
 
 def test_the_callers_namespace_is_watched(scene: Scene) -> None:
     outside: list[str] = []
-    make: Callable[[], NftablesWatcher] = lambda: NftablesWatcher(lambda n, _: outside.append(n))  # noqa: E731
-    watcher = make()
+    watcher = NftablesWatcher(lambda change: outside.append(change.process))
     watcher.start()
     try:
         scene.watch()

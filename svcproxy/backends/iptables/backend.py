@@ -18,7 +18,7 @@ from svcproxy.backends.iptables.sweep import sweep
 from svcproxy.backends.localnet import allow_localnet
 from svcproxy.backends.settings import Settings
 from svcproxy.backends.window import is_liberal
-from svcproxy.backends.xtables.commands import Iptables, Variant
+from svcproxy.backends.xtables.commands import Announced, Iptables, Variant
 from svcproxy.backends.xtables.ruleset import NAT, TABLES
 from svcproxy.backends.xtables.savefile import parse
 from svcproxy.model.names import IPFamily
@@ -55,6 +55,10 @@ class IptablesBackend:
     def family(self) -> IPFamily:
         """The family that this backend programs."""
         return self._programs.family
+
+    def announce_to(self, announced: Announced) -> None:
+        """Have somebody told of each process that changes tables for us, before it does."""
+        self._programs.announced = announced
 
     def probe(self) -> None:
         """Check that both tables can be read and written, and what the kernel's matches allow.

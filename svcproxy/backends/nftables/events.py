@@ -7,15 +7,20 @@ none. All carry the netlink address of the socket that the transaction came from
 
 from collections.abc import Collection, Iterator
 from struct import Struct, error
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from svcproxy.backends.nftables.protocol import (
+    DELETE_CHAIN,
+    DELETE_RULE,
+    DELETE_TABLE,
     GENERATION_ID,
     GENERATION_NAME,
     GENERATION_PROCESS,
     HEADERS,
     MESSAGE_HEADER,
+    NEW_CHAIN,
     NEW_GENERATION,
+    NEW_RULE,
     SUBSYSTEM,
     TABLE_OF,
 )
@@ -28,30 +33,64 @@ _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _EVERYTHING = 0xFFFFFFFF
 
 
+# Where the name of the chain is in a message about a chain or rule.
+_CHAIN_IN = {NEW_CHAIN: 3, DELETE_CHAIN: 3, NEW_RULE: 2, DELETE_RULE: 2}
+_DELETIONS = frozenset({DELETE_TABLE, DELETE_CHAIN, DELETE_RULE})
+
+
+class Judge(Protocol):
+    """Judges one change of a table, chain or rule."""
+
+    def __call__(self, table: str, chain: str, *, deletion: bool) -> bool | None:
+        """Whether it concerns us: ``True`` for sure, ``False`` for perhaps, ``None`` for no.
+
+        ``chain`` is empty for what is no chain and no rule.
+        """
+
+
+def everything_in(tables: Collection[str]) -> Judge:
+    """The judge of tables that are ours as a whole."""
+
+    def judge(table: str, chain: str, *, deletion: bool) -> bool | None:  # noqa: ARG001
+        return True if table in tables else None
+
+    return judge
+
+
 class Change(NamedTuple):
-    """One transaction that changed a table of interest.
+    """One transaction that changed something of interest.
 
     ``process`` and ``pid`` are those of the initial pid namespace; empty and 0 when unknown.
+    ``sure`` is the gravest of the judgements, ``families`` the numbers of the tables' families.
     """
 
     process: str
     pid: int
     generation: int = 0
+    sure: bool = True
+    families: frozenset[int] = frozenset()
 
 
 class Changes:
-    """Follows events and says whose transactions touched the tables of interest.
+    """Follows events and says whose transactions touched what is of interest.
 
     ``families`` are the numbers of the tables' families.
     """
 
-    def __init__(self, tables: Collection[str], families: Collection[int]) -> None:
-        self._tables = frozenset(tables)
+    def __init__(self, judge: Judge, families: Collection[int]) -> None:
+        self._judge = judge
         self._families = frozenset(families)
-        self._touched = False
+        self._touched: set[int] = set()
+        self._sure = False
 
-    def take(self, data: bytes) -> Iterator[Change]:
-        """Take in one datagram; give the transactions of interest that end in it."""
+    def take(self, data: bytes, own: Collection[int] = ()) -> Iterator[Change]:
+        """Take in one datagram; give the transactions of interest that end in it.
+
+        A datagram has the events of one transaction only. Those that came from the netlink
+        addresses ``own`` are passed over.
+        """
+        if own and len(data) >= HEADERS and MESSAGE_HEADER.unpack_from(data)[4] in own:
+            return
         start = 0
         while start + HEADERS <= len(data):
             try:
@@ -61,22 +100,30 @@ class Changes:
             body = data[start + HEADERS : start + size]
             if kind == SUBSYSTEM << 8 | NEW_GENERATION:
                 if self._touched:
-                    yield _change(body)
-                self._touched = False
+                    found = _change(body)
+                    yield found._replace(sure=self._sure, families=frozenset(self._touched))
+                self.forget()
             elif kind >> 8 == SUBSYSTEM and data[start + MESSAGE_HEADER.size] in self._families:
-                self._touched = self._touched or _table(body) in self._tables
+                self._note(data[start + MESSAGE_HEADER.size], kind & 0xFF, body)
             start += (max(size, HEADERS) + 3) & ~3
+
+    def _note(self, family: int, kind: int, body: bytes) -> None:
+        if self._sure and family in self._touched:
+            return  # it cannot become worse: a large change of others need not be taken apart
+        try:
+            found = collect(body)
+        except MalformedError:
+            return
+        chain = string(found.get(_CHAIN_IN.get(kind, 0), b""))
+        sure = self._judge(string(found.get(TABLE_OF, b"")), chain, deletion=kind in _DELETIONS)
+        if sure is not None:
+            self._touched.add(family)
+            self._sure = self._sure or sure
 
     def forget(self) -> None:
         """Begin anew after events were lost."""
-        self._touched = False
-
-
-def _table(body: bytes) -> str:
-    try:
-        return string(collect(body).get(TABLE_OF, b""))
-    except MalformedError:
-        return ""
+        self._touched.clear()
+        self._sure = False
 
 
 def _change(body: bytes) -> Change:

@@ -11,8 +11,8 @@ from threading import Lock, Thread
 
 import structlog
 
-from svcproxy.backends.base import BackendError
-from svcproxy.backends.nftables.events import Change, Changes, without
+from svcproxy.backends.base import BackendError, Foreign
+from svcproxy.backends.nftables.events import Change, Changes, Judge, everything_in, without
 from svcproxy.backends.nftables.protocol import EVENT_GROUP, FAMILY_NUMBERS
 from svcproxy.backends.nftables.ruleset import TABLE
 from svcproxy.model.names import IPFamily
@@ -26,6 +26,8 @@ _RCVBUFFORCE, _ATTACH_FILTER = 33, 26
 _BUFFER = 32 << 20
 _RECEIVE = 1 << 20
 
+_ALL_OF_OURS = everything_in((TABLE,))
+
 log = structlog.get_logger()
 
 
@@ -35,15 +37,15 @@ class NftablesWatcher:
     Our own are told by the netlink address they come from, not by the process: the kernel names
     processes by their numbers in the initial pid namespace, which a container does not know. The
     kernel drops them before they reach us, so a large transaction of ours costs and overflows
-    nothing. Changes that we have a program make cannot be told like this; see ``expecting``.
+    nothing. Changes that we have a program make cannot be told like this; see ``own``.
 
     Args:
-        on_foreign: called in the watcher's thread with the process's name and number after each
-            transaction of somebody else that changed one of the tables, and with ``LOST`` and 0
-            when events were lost: then anything may have changed.
+        on_foreign: called in the watcher's thread after each transaction of somebody else that
+            concerns us, and with the process ``LOST`` when events were lost: then anything may
+            have changed.
         own_ports: the netlink addresses of our own connections (``NftablesBackend.port_id``).
-        tables: the tables of interest; those of iptables-nft are ``filter``, ``nat`` and so on.
         families: the families of the tables.
+        judge: says which changes concern us; all those of our own tables, if not given.
 
     Raises:
         BackendError: the kernel does not let us listen.
@@ -51,15 +53,15 @@ class NftablesWatcher:
 
     def __init__(
         self,
-        on_foreign: Callable[[str, int], None],
+        on_foreign: Callable[[Foreign], None],
         own_ports: Collection[int] = (),
-        tables: Collection[str] = (TABLE,),
         families: Collection[IPFamily] = tuple(IPFamily),
+        judge: Judge = _ALL_OF_OURS,
     ) -> None:
         self._on_foreign = on_foreign
-        self._changes = Changes(tables, [FAMILY_NUMBERS[family] for family in families])
+        self._changes = Changes(judge, [FAMILY_NUMBERS[family] for family in families])
         self._lock = Lock()
-        self._expected: tuple[str, ...] = ()
+        self._own: set[int] = set()
         try:
             self._socket = _listen(own_ports)
         except OSError as error:
@@ -84,24 +86,25 @@ class NftablesWatcher:
             used.close()
 
     @contextlib.contextmanager
-    def expecting(self, *prefixes: str) -> Iterator[None]:
-        """Take changes by processes of these names for our own while the context lasts.
+    def own(self, start: Callable[[], int]) -> Iterator[None]:
+        """Take the changes of a program that we run for our own.
 
-        It is for programs that we run, such as iptables-nft-restore. When the context ends, all
-        events that it caused have been sent, and are read here.
+        A program's first netlink socket has the address that is its process number, as we see it
+        (``netlink_autobind``), also in a container. When the context ends, the program has ended
+        and all its events have been sent; they are read here.
 
         Args:
-            prefixes: what the processes' names begin with.
+            start: starts the program and gives its process number. No event is judged meanwhile.
         """
         with self._lock:
-            self._read()
-            self._expected = prefixes
+            port = start()
+            self._own.add(port)
         try:
             yield
         finally:
             with self._lock:
                 self._read()
-                self._expected = ()
+                self._own.discard(port)
 
     def _run(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -124,17 +127,21 @@ class NftablesWatcher:
                     log.exception("nftables.watcher_failed")
                     return
                 self._changes.forget()
-                self._tell(Change(LOST, 0))
+                self._tell(Foreign(LOST, 0))
             else:
-                for change in self._changes.take(data):
-                    if not (self._expected and change.process.startswith(self._expected)):
-                        self._tell(change)
+                for change in self._changes.take(data, self._own):
+                    self._tell(_foreign(change))
 
-    def _tell(self, change: Change) -> None:
+    def _tell(self, change: Foreign) -> None:
         try:
-            self._on_foreign(change.process, change.pid)
+            self._on_foreign(change)
         except Exception:
             log.exception("nftables.watcher_failed")
+
+
+def _foreign(change: Change) -> Foreign:
+    families = frozenset(f for f, number in FAMILY_NUMBERS.items() if number in change.families)
+    return Foreign(change.process, change.pid, change.sure, families)
 
 
 def _listen(own_ports: Collection[int]) -> socket.socket:

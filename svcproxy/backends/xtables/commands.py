@@ -3,6 +3,8 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
 
 from svcproxy.backends.base import BackendError, BackendUnavailable
@@ -11,6 +13,18 @@ from svcproxy.model.names import IPFamily
 _LOCK_WAIT_SECONDS = 5
 _TIMEOUT_SECONDS = 300
 _FAILED_LINE = re.compile(r"line:? (\d+)(?: failed)?")
+
+
+Announced = Callable[[Callable[[], int]], AbstractContextManager[None]]
+"""Makes the context in which a process of ours runs: it calls the function that starts the process
+and gives its number, and leaves when the process has ended."""
+
+
+@contextmanager
+def unannounced(start: Callable[[], int]) -> Iterator[None]:
+    """Start a process that nobody has to know of."""
+    start()
+    yield
 
 
 class Variant(StrEnum):
@@ -33,6 +47,7 @@ class Iptables:
         self._list = _find(variant, family, "")
         self._save = _find(variant, family, "-save")
         self._restore = _find(variant, family, "-restore")
+        self.announced: Announced = unannounced
 
     def save(self, *tables: str) -> str:
         """Read tables, all when none is named.
@@ -64,7 +79,7 @@ class Iptables:
                 that iptables complains about.
         """
         command = [self._restore, "--noflush", "-w", str(_LOCK_WAIT_SECONDS)]
-        done = _run(command, text, check=False)
+        done = _run(command, text, check=False, announced=self.announced)
         if done.returncode:
             raise BackendError(_explain(self._restore, done.stderr, text))
 
@@ -89,25 +104,50 @@ def _plain_variant(program: str) -> Variant:
 
 
 def _run(
-    command: list[str], text: str | None, *, check: bool = True
+    command: list[str],
+    text: str | None,
+    *,
+    check: bool = True,
+    announced: Announced = unannounced,
 ) -> subprocess.CompletedProcess[str]:
-    try:
-        done = subprocess.run(
+    process: subprocess.Popen[str] | None = None
+
+    def start() -> int:
+        nonlocal process
+        process = subprocess.Popen(
             command,
-            input=text,
-            stdin=subprocess.DEVNULL if text is None else None,
-            capture_output=True,
+            stdin=subprocess.DEVNULL if text is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
-            timeout=_TIMEOUT_SECONDS,
         )
-    except subprocess.TimeoutExpired as error:
-        raise BackendError(f"{command[0]} did not end within {_TIMEOUT_SECONDS} s") from error
+        return process.pid
+
+    try:
+        with announced(start):
+            assert process is not None
+            done = _finish(process, command, text)
     except OSError as error:
         raise BackendError(f"{command[0]}: {error.strerror}") from error
     if check and done.returncode:
         raise BackendError(_explain(command[0], done.stderr, ""))
     return done
+
+
+def _finish(
+    process: subprocess.Popen[str], command: list[str], text: str | None
+) -> subprocess.CompletedProcess[str]:
+    """Feed a process and wait for its end, which comes in any case."""
+    with process:
+        try:
+            output, errors = process.communicate(text, _TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise BackendError(f"{command[0]} did not end within {_TIMEOUT_SECONDS} s") from error
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def _explain(program: str, stderr: str, text: str) -> str:

@@ -5,7 +5,7 @@ from struct import iter_unpack, pack
 import pytest
 
 from svcproxy.backends.nftables import protocol as nft
-from svcproxy.backends.nftables.events import Change, Changes, without
+from svcproxy.backends.nftables.events import Change, Changes, everything_in, without
 from svcproxy.netlink.attributes import text, u32
 
 
@@ -20,7 +20,7 @@ def generation(number: int = 7, process: str = "nft", pid: int = 4711) -> bytes:
 
 
 def changes() -> Changes:
-    return Changes(["svcproxy"], [2])
+    return Changes(everything_in(["svcproxy"]), [2])
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def changes() -> Changes:
 )
 def test_a_change_of_our_table_is_told_with_its_cause(kind: int) -> None:
     data = event(kind, text(1, "svcproxy") + text(2, "x")) + generation()
-    assert list(changes().take(data)) == [Change("nft", 4711, 7)]
+    assert list(changes().take(data)) == [Change("nft", 4711, 7, families=frozenset((2,)))]
 
 
 def test_other_tables_and_families_are_not() -> None:
@@ -44,7 +44,7 @@ def test_a_transaction_may_come_in_pieces() -> None:
     followed = changes()
     assert list(followed.take(event(nft.NEW_RULE, text(1, "svcproxy")))) == []
     assert list(followed.take(event(nft.NEW_RULE, text(1, "another")))) == []
-    assert list(followed.take(generation(8))) == [Change("nft", 4711, 8)]
+    assert list(followed.take(generation(8))) == [Change("nft", 4711, 8, families=frozenset((2,)))]
     assert list(followed.take(generation(9))) == []
 
 
@@ -60,7 +60,9 @@ def test_odd_events_do_no_harm() -> None:
     assert list(followed.take(b"")) == []
     assert list(followed.take(event(nft.NEW_RULE, b"\x01"))) == []
     assert list(followed.take(event(nft.NEW_RULE, text(1, "svcproxy")))) == []
-    assert list(followed.take(event(nft.NEW_GENERATION, b""))) == [Change("", 0)]
+    assert list(followed.take(event(nft.NEW_GENERATION, b""))) == [
+        Change("", 0, families=frozenset((2,)))
+    ]
 
 
 def accepts(program: bytes, data: bytes) -> bool:
@@ -86,3 +88,58 @@ def test_our_own_events_are_filtered() -> None:
     for port in (0, 4, 0x123):
         assert accepts(program, event(nft.NEW_RULE, b"", port=port))
     assert len(program) == len(pack("=HBBI", 0, 0, 0, 0)) * 6
+
+
+def test_a_judge_hears_of_tables_chains_and_rules() -> None:
+    heard: list[tuple[str, str, bool]] = []
+
+    def judge(table: str, chain: str, *, deletion: bool) -> bool | None:
+        heard.append((table, chain, deletion))
+        return None
+
+    data = (
+        event(nft.DELETE_TABLE, text(1, "nat"))
+        + event(nft.NEW_CHAIN, text(1, "nat") + text(3, "A"))
+        + event(nft.DELETE_CHAIN, text(1, "nat") + text(3, "B"))
+        + event(nft.NEW_RULE, text(1, "nat") + text(2, "C"))
+        + event(nft.DELETE_RULE, text(1, "nat") + text(2, "D"))
+        + event(nft.NEW_SET, text(1, "nat") + text(2, "set"))
+        + generation()
+    )
+    assert list(Changes(judge, [2]).take(data)) == []
+    assert heard == [
+        ("nat", "", True),
+        ("nat", "A", False),
+        ("nat", "B", True),
+        ("nat", "C", False),
+        ("nat", "D", True),
+        ("nat", "", False),
+    ]
+
+
+def test_the_gravest_judgement_of_a_transaction_counts() -> None:
+    def judge(table: str, chain: str, *, deletion: bool) -> bool | None:
+        return {"sure": True, "perhaps": False}.get(chain)
+
+    def told(*chains: str) -> list[bool]:
+        data = b"".join(event(nft.NEW_RULE, text(1, "nat") + text(2, c)) for c in chains)
+        return [change.sure for change in Changes(judge, [2, 10]).take(data + generation())]
+
+    assert told("perhaps", "sure", "perhaps") == [True]
+    assert told("perhaps", "no") == [False]
+    assert told("no") == []
+
+
+def test_both_families_of_one_transaction_are_named() -> None:
+    data = event(nft.NEW_RULE, text(1, "svcproxy"))
+    data += event(nft.NEW_RULE, text(1, "svcproxy"), family=10) + generation()
+    (change,) = Changes(everything_in(["svcproxy"]), [2, 10]).take(data)
+    assert change.families == {2, 10}
+
+
+def test_what_came_from_our_own_addresses_is_passed_over() -> None:
+    followed = changes()
+    mine = event(nft.NEW_RULE, text(1, "svcproxy"), port=5) + generation()
+    assert list(followed.take(mine, {5})) == []
+    assert list(followed.take(generation())) == [], "and leaves nothing behind"
+    assert len(list(followed.take(mine, {6}))) == 1

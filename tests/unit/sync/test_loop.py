@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from svcproxy.backends.base import Backend, BackendError, Desired, Outcome
+from svcproxy.backends.base import Backend, BackendError, Desired, Foreign, Outcome
 from svcproxy.kube.recorder import LogOnly
 from svcproxy.model.names import IPFamily, Kind, NamespacedName, Protocol
 from svcproxy.model.objects import EndpointSlice, Node, Service, ServicePortSpec
@@ -276,7 +276,7 @@ def test_an_untouched_kernel_is_no_excuse_after_a_failure(running: Stage) -> Non
 def test_a_foreign_change_that_is_told_of_is_repaired_at_once(running: Stage) -> None:
     running.backend.untouched_for_sure = True
     running.backend.kernel = {"foreign edit": 1}
-    running.loop.inbox.doubt()
+    running.loop.inbox.doubt(Foreign("nft", 1))
     assert running.step(1.1) == ["read", "apply"]
     assert running.backend.kernel == {"ns/a:http": 1}
 

@@ -50,11 +50,11 @@ def test_an_overdue_comparison_does_not_wait_for_the_minimum_interval() -> None:
     assert schedule.due() == 130.0
 
 
-def test_a_doubt_is_settled_after_the_minimum_interval() -> None:
+def test_a_doubt_is_settled_soon() -> None:
     schedule = synced(100.0)
     schedule.doubt()
-    assert schedule.due() == 101.0
-    assert schedule.thorough(101.0)
+    assert schedule.due() == 100.1
+    assert schedule.thorough(100.1)
     schedule.succeeded(101.5, compared=True)
     assert schedule.due() == 131.5
 
@@ -98,8 +98,81 @@ def test_an_adaptive_pause_never_exceeds_a_minimum_of_nothing() -> None:
     assert schedule.due() == 100.0
 
 
-def test_foreign_changes_are_looked_into_once_in_a_minimum_interval() -> None:
+def test_a_suspicion_is_looked_into_as_soon_as_a_sure_change() -> None:
+    schedule = synced(100.0)
+    schedule.doubt(sure=False)
+    assert schedule.due() == 100.1
+    assert schedule.thorough(100.1)
+
+
+def test_those_who_go_on_are_repaired_once_in_a_minimum_interval() -> None:
+    schedule = synced(100.0)
+    pauses = []
+    now = 100.0
+    for _ in range(6):
+        schedule.doubt()
+        pauses.append(round(schedule.due() - now, 3))
+        now = schedule.due()
+        schedule.succeeded(now, compared=True, found=True)
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+    schedule.succeeded(now, compared=True)
+    schedule.doubt()
+    assert schedule.due() == pytest.approx(now + 0.1), "a quiet period makes peace"
+
+
+def test_time_makes_peace() -> None:
+    schedule = synced(100.0)
+    for moment in (101.0, 102.0, 104.0):
+        schedule.doubt()
+        schedule.succeeded(moment, compared=True, found=True)
+    schedule.doubt()
+    assert schedule.due() == pytest.approx(104.2)
+
+
+def test_unfounded_suspicions_wait_ever_longer() -> None:
+    schedule = synced(100.0)
+    waits = []
+    now = 100.0
+    for _ in range(8):
+        schedule.doubt(sure=False)
+        waits.append(schedule.due() - now)
+        assert not schedule.thorough(schedule.due() - 0.1)
+        now = schedule.due()
+        schedule.succeeded(now, compared=True)
+    assert waits == pytest.approx([0.1, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0])
+    schedule.doubt(sure=False)
+    schedule.doubt()
+    assert schedule.due() <= now + 1.0, "what is sure does not wait"
+    schedule.succeeded(now + 1.0, compared=True, found=True)
+    schedule.doubt(sure=False)
+    assert schedule.due() <= now + 2.0, "a comparison that found something begins anew"
+
+
+def test_a_suspicion_does_not_hold_up_changes() -> None:
+    schedule = synced(100.0)
+    for _ in range(4):
+        schedule.doubt(sure=False)
+        schedule.succeeded(110.0, compared=True)
+    schedule.doubt(sure=False)
+    schedule.request()
+    assert schedule.due() == 111.0
+    assert not schedule.thorough(111.0)
+    schedule.succeeded(111.0, compared=False)
+    assert schedule.due() == 110.0 + 8.0
+
+
+def test_quiet_forgives() -> None:
+    schedule = synced(100.0)
+    for _ in range(5):
+        schedule.doubt(sure=False)
+        schedule.succeeded(110.0, compared=True)
+    schedule.succeeded(140.0, compared=True)
+    schedule.doubt(sure=False)
+    assert schedule.due() == 140.1
+
+
+def test_foreign_changes_are_looked_into_more_seldom_than_an_adaptive_pause() -> None:
     schedule = Schedule(1.0, 30.0, adaptive=True)
     schedule.succeeded(100.0, compared=True, took=0.001)
     schedule.doubt()
-    assert schedule.due() == 101.0
+    assert schedule.due() == 100.1

@@ -1,0 +1,142 @@
+"""The nft variant learns from the kernel's events what others do to its rules, and repairs it.
+
+``test_repair`` is about comparisons every sync period, ``test_drift_nftables`` about that mode.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from benchmarks.usage import usage
+from testbed.waiting import eventually
+from tests.kernel.conftest import Flags, Stage, all_at
+
+pytestmark = pytest.mark.kernel
+
+VARIANTS = ("nft",)
+
+Say = Callable[[str], None]
+
+FULL = "kubeproxy_sync_full_proxy_rules_duration_seconds_count"
+JUMP = '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
+# What firewalld's iptables backend does at a reload: whole tables are replaced, one by one.
+RELOAD = (
+    r"printf '*nat\n:FW_PRE - [0:0]\n-A PREROUTING -j FW_PRE\nCOMMIT\n"
+    r"*filter\n:FW_IN - [0:0]\n-A INPUT -j FW_IN\nCOMMIT\n' | {program}-restore"
+)
+
+
+@pytest.fixture(scope="module")
+def flags() -> Flags:
+    return {"iptables-sync-period": "1h", "iptables-min-sync-period": "1s"}
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
+    """Write a line to the terminal, past pytest's capture."""
+
+    def write(line: str) -> None:
+        with capsys.disabled():
+            sys.stdout.write(f"\n{line}\n")
+
+    return write
+
+
+@pytest.fixture
+def quiet(stage: Stage) -> None:
+    """The last repairs are long past: those that follow closely have to wait."""
+    time.sleep(1.6)
+
+
+def repairs(stage: Stage) -> float:
+    return stage.daemon.metrics().value("svcproxy_drift_repairs_total")
+
+
+def comparisons(stage: Stage) -> float:
+    return stage.daemon.metrics().value(FULL)
+
+
+def noticed(stage: Stage) -> int:
+    return sum("changed_by_others" in line for line in stage.daemon.logs())
+
+
+def our_rules(stage: Stage) -> list[str]:
+    return sorted(rule for family in (4, 6) for rule in stage.rules(family) if "KUBE" in rule)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{program} -t nat -F",
+        "{program} -t nat -F KUBE-SERVICES",
+        "{program} -t filter -F",
+        f"{{program}} -t nat -D PREROUTING {JUMP}",
+        "nft flush ruleset",
+        RELOAD,
+    ],
+)
+def test_damage_is_repaired_within_a_second(
+    stage: Stage, damage: str, say: Say, request: pytest.FixtureRequest
+) -> None:
+    with stage.at_once():
+        offers = [stage.offer(family, all_at(stage.here, family)) for family in (4, 6)]
+    request.getfixturevalue("quiet")
+    before, whole = repairs(stage), our_rules(stage)
+    dial = stage.client.traffic.load
+    loads = [dial("tcp", offer.vip, 80, rate=300, timeout=0.2) for offer in offers]
+    began = time.monotonic()
+    for program in ("iptables-nft", "ip6tables-nft"):
+        stage.node.netns.run("sh", "-c", damage.format(program=program))
+    done = time.monotonic()
+    eventually(lambda: our_rules(stage) == whole, "the same rules", timeout=3.0)
+    say(f"{damage}: repaired after at most {time.monotonic() - began:.2f} s")
+    time.sleep(0.6)
+    for load in loads:
+        result = load.stop()
+        assert max((s.at - done for s in result.failures), default=0.0) < 1.0
+        assert result.between(done + 0.4).ok, "traffic flows"
+    assert repairs(stage) >= before + 2
+    culprit = "process=nft" if damage.startswith("nft") else "tables-nft"
+    assert any(culprit in line for line in stage.daemon.logs() if "kernel.repaired" in line)
+
+
+def test_own_changes_are_no_damage(stage: Stage, quiet: None) -> None:
+    before, seen = (repairs(stage), comparisons(stage)), noticed(stage)
+    for _ in range(3):
+        stage.offer(4, all_at(stage.here, 4))
+    assert (repairs(stage), comparisons(stage)) == before
+    assert noticed(stage) == seen
+
+
+def test_others_chains_are_no_concern(stage: Stage, quiet: None) -> None:
+    before, seen = comparisons(stage), noticed(stage)
+    for arguments in (["-N", "CNI"], ["-A", "CNI", "-j", "RETURN"], ["-F", "CNI"], ["-X", "CNI"]):
+        stage.iptables(4, "-t", "nat", *arguments)
+    stage.iptables(4, "-A", "FORWARD", "-j", "ACCEPT")
+    time.sleep(0.3)
+    assert noticed(stage) == seen
+    assert comparisons(stage) == before
+
+
+def test_a_busy_neighbour_causes_no_storm(stage: Stage, quiet: None, say: Say) -> None:
+    """What is deleted in built-in chains may have been our jump: looked into ever more seldom."""
+    pid = stage.daemon.pid
+    before, cpu, began = comparisons(stage), usage(pid).cpu, time.monotonic()
+    changes = 0
+    while time.monotonic() - began < 4.0:
+        for command in ("-A", "-D"):
+            stage.iptables(4, "-t", "nat", command, "PREROUTING", "-s", "192.0.2.1", "-j", "RETURN")
+            changes += 1
+    made, used = comparisons(stage) - before, usage(pid).cpu - cpu
+    took = time.monotonic() - began
+    say(f"{changes} changes in {took:.1f} s: {made:.0f} comparisons, {used / took:.1%} of a core")
+    assert changes > 20
+    # At once, and then after 1, 2 and 4 s; of the one family.
+    assert 1 <= made <= 4
+    # Meanwhile damage to what is surely ours does not wait.
+    earlier, done = repairs(stage), time.monotonic()
+    stage.iptables(4, "-t", "nat", "-F", "KUBE-SERVICES")
+    eventually(lambda: repairs(stage) > earlier, "a repair", timeout=2.0)
+    say(f"repaired after at most {time.monotonic() - done:.2f} s")
