@@ -50,11 +50,16 @@ class Frontend(msgspec.Struct, frozen=True, gc=False):
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False, order=True):
-    """One address and port behind a Service port; ``is_local`` means: on this node."""
+    """One address and port behind a Service port.
+
+    ``is_local`` means: on this node; ``unplaced``: its EndpointSlice names no node, as those made
+    by hand may, so it may be here.
+    """
 
     address: str
     port: int
     is_local: bool = False
+    unplaced: bool = False
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):

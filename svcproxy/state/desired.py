@@ -287,7 +287,9 @@ def _local_ready(candidates: Sequence[Candidate]) -> tuple[str, ...]:
 
 def _serving(candidates: Sequence[Candidate]) -> tuple[Endpoint, ...]:
     return tuple(
-        Endpoint(c.address, c.port, c.is_local) for c in candidates if c.ready or c.serving
+        Endpoint(c.address, c.port, c.is_local, c.unplaced)
+        for c in candidates
+        if c.ready or c.serving
     )
 
 

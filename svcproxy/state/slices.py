@@ -14,6 +14,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     address: str
     port: int
     is_local: bool
+    unplaced: bool
     ready: bool
     serving: bool
     terminating: bool
@@ -94,6 +95,7 @@ def _merge(
             endpoint.address,
             port,
             endpoint.node_name == node_name != "",
+            not endpoint.node_name,
             endpoint.ready,
             endpoint.serving,
             endpoint.terminating,

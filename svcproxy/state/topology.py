@@ -68,4 +68,4 @@ def _near(ready: list[Candidate], place: Place) -> list[Candidate]:
 
 
 def _finished(chosen: list[Candidate]) -> tuple[Endpoint, ...]:
-    return tuple([Endpoint(c.address, c.port, c.is_local) for c in chosen])
+    return tuple([Endpoint(c.address, c.port, c.is_local, c.unplaced) for c in chosen])

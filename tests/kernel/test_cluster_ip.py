@@ -168,9 +168,11 @@ def test_an_endpoint_in_two_slices_counts_once(stage: Stage, family: int) -> Non
     assert servers(stage.client, "tcp", offer.vip, 80) == {"pod1a", "pod1b"}
 
 
-def test_a_pod_reaches_itself(stage: Stage, family: int) -> None:
+@pytest.mark.parametrize("placed", [True, False])
+def test_a_pod_reaches_itself(stage: Stage, family: int, *, placed: bool) -> None:
+    """Also where a slice made by hand does not say on which node the pod is."""
     pod = stage.here[0]
-    offer = stage.offer(family, [at(pod, family)])
+    offer = stage.offer(family, [at(pod, family) if placed else m.endpoint(pod.ip(family))])
     for proto, port in offer.ports:
         assert ask(pod, proto, offer.vip, port, n=10) == {(pod.name, stage.masked(pod, family))}
 

@@ -12,12 +12,15 @@ import pytest
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired
 from svcproxy.backends.nftables import backend as backend_module
 from svcproxy.backends.nftables.backend import NftablesBackend
-from svcproxy.backends.nftables.connection import RefusedError
+from svcproxy.backends.nftables.connection import Connection, RefusedError
+from svcproxy.backends.nftables.dump import OWNED
 from svcproxy.backends.nftables.plan import all_sets
-from svcproxy.backends.nftables.transaction import Plan
+from svcproxy.backends.nftables.protocol import FLAG_CREATE, NEW_TABLE, TABLE_OF
+from svcproxy.backends.nftables.transaction import Message, Plan
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import Node
 from svcproxy.model.serviceport import Endpoint, ServicePort, Verdict
+from svcproxy.netlink.attributes import text, u32
 from svcproxy.state.desired import Changes
 from testbed import netns
 from testbed.netns import NetNS
@@ -214,6 +217,19 @@ def test_a_comparison_repairs(programmed: Programmed, family: IPFamily, damage: 
     assert sorted(programmed.listed().split()) == whole
     assert programmed.compare() == {}
     assert programmed.backend.untouched()
+
+
+def test_a_table_that_another_process_owns_is_told(
+    programmed: Programmed, family: IPFamily
+) -> None:
+    owned = text(TABLE_OF, "svcproxy") + u32(2, OWNED)
+    other = programmed.space.call(lambda: Connection(family))
+    other.transact([Message(NEW_TABLE, FLAG_CREATE, owned, "a table of its own")])
+    with pytest.raises(BackendError, match=rf"owned by .* {other.port_id} .*: end that process"):
+        programmed.compare(*one_of_each(family))
+    other.close()
+    assert programmed.compare(*one_of_each(family))["table_added"]
+    assert programmed.compare() == {}
 
 
 # --- What changes cost -------------------------------------------------------------------------

@@ -123,6 +123,15 @@ def table_handle(body: bytes) -> int:
     return int.from_bytes(collect(body).get(4, b""), "big")
 
 
+OWNED = 0x2
+"""Of a table's flags: only the process that made it may change it, and it goes with that one."""
+
+
+def table_owner(body: bytes) -> int:
+    """The netlink address of a table's owner, 0 if it has none."""
+    return int.from_bytes(collect(body).get(7, b""), "big")
+
+
 def table_flags(body: bytes) -> int:
     """The flags of a table."""
     return int.from_bytes(collect(body).get(2, b""), "big")

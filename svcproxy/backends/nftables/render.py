@@ -46,7 +46,8 @@ class Rendered(msgspec.Struct):
         elements: those that belong to it alone, its endpoints aside.
         lists: its endpoints.
         cluster_addresses: its cluster IPs, which its Service's other ports have as well.
-        hairpins: the addresses of its endpoints on this node, which may be other Services' too.
+        hairpins: the addresses of its endpoints that are on this node, or may be for all that
+            their EndpointSlices say. Other Services may have them, too.
             Others' packets to themselves do not come this way.
     """
 
@@ -84,7 +85,7 @@ class _Renderer:
         """What has been collected."""
         port = self.port
         lists = (port.local_endpoints if local else port.cluster_endpoints for local in self.used)
-        hairpins = {e.address for endpoints in lists for e in endpoints if e.is_local}
+        hairpins = {e.address for endpoints in lists for e in endpoints if e.is_local or e.unplaced}
         return Rendered(self.elements, self.lists, self.cluster_addresses, hairpins)
 
     def _put(self, name: str, key: bytes, tail: bytes) -> None:

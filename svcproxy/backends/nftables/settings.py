@@ -22,6 +22,5 @@ def extended(
     settings: Settings, *, service_cidrs: tuple[str, ...], drop_invalid: bool
 ) -> NftablesSettings:
     """The same settings with those of nftables alone."""
-    return NftablesSettings(
-        **structs.asdict(settings), service_cidrs=service_cidrs, drop_invalid=drop_invalid
-    )
+    own = {"service_cidrs": service_cidrs, "drop_invalid": drop_invalid}
+    return NftablesSettings(**{**structs.asdict(settings), **own})

@@ -135,6 +135,12 @@ class KernelTable:
         if table is None:
             return observed
         observed.handle, observed.flags = dump.table_handle(table), dump.table_flags(table)
+        if observed.flags & dump.OWNED:
+            raise BackendError(
+                f"table {self.name} is owned by another process, that with the netlink address"
+                f" {dump.table_owner(table)} (usually its process number), and nobody else may"
+                " change it: end that process"
+            )
         for body in connection.dump(nft.GET_CHAIN, self._of):
             dump.add_chain(observed, body, self.name)
         for body in connection.dump(nft.GET_RULE, self._of):
