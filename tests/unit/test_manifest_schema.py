@@ -20,7 +20,11 @@ SCHEMAS = f"kubernetes-json-schema/v{VERSION}.0-local-strict"
 
 KUSTOMIZATIONS = sorted(DEPLOY.rglob("kustomization.yaml"))
 # Parts of objects, to be merged with the rest
-PARTIAL = {"overlays/kubeadm/daemonset.yaml", "overlays/ipvs/modules.yaml"}
+PARTIAL = {
+    "overlays/kubeadm/daemonset.yaml",
+    "overlays/ipvs/modules.yaml",
+    "overlays/node-by-node/labelled-nodes.yaml",
+}
 MANIFESTS = sorted(
     str(path.relative_to(DEPLOY))
     for path in DEPLOY.rglob("*.yaml")
