@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
-from svcproxy.backends.base import BackendError
 from svcproxy.backends.ipvs import messages
+from svcproxy.backends.ipvs.failing import failed
 from svcproxy.backends.ipvs.messages import Info, Timeouts
 from svcproxy.backends.ipvs.operations import Failure, ServerOperation
 from svcproxy.backends.ipvs.values import (
@@ -16,6 +17,8 @@ from svcproxy.backends.ipvs.values import (
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.connection import GENERIC, Connection, Refusal
 from svcproxy.netlink.messages import Message, Request
+
+_LISTING = Path("/proc/thread-self/net/ip_vs")
 
 
 class Ipvs:
@@ -30,12 +33,12 @@ class Ipvs:
         try:
             self._connection = Connection(GENERIC)
         except OSError as error:
-            raise _failed("open a generic netlink socket", error) from error
+            raise failed("open a generic netlink socket", error) from error
         try:
             answer = self._connection.ask(messages.family_request())
         except OSError as error:
             self._connection.close()
-            raise _failed("find IPVS (is the kernel module ip_vs loaded?)", error) from error
+            raise failed("find IPVS (is the kernel module ip_vs loaded?)", error) from error
         self._kind = messages.decode_family(answer.body)
 
     def close(self) -> None:
@@ -74,7 +77,7 @@ class Ipvs:
         try:
             return self._connection.execute(requests)
         except OSError as error:
-            raise _failed(f"send {len(requests)} messages to IPVS", error) from error
+            raise failed(f"send {len(requests)} messages to IPVS", error) from error
 
     def virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
         """All virtual servers of the family but those that select by firewall mark.
@@ -115,7 +118,7 @@ class Ipvs:
             for refusal in self._connection.execute(requests):
                 raise OSError(refusal.number, os.strerror(refusal.number))  # noqa: TRY301
         except OSError as error:
-            raise _failed(f"set IPVS time-outs to {timeouts}", error) from error
+            raise failed(f"set IPVS time-outs to {timeouts}", error) from error
 
     def info(self) -> Info:
         """IPVS's version and the size of its connection table.
@@ -129,13 +132,13 @@ class Ipvs:
         try:
             return self._connection.ask(request)
         except OSError as error:
-            raise _failed(what, error) from error
+            raise failed(what, error) from error
 
     def _dump(self, what: str, request: Request) -> list[bytes]:
         try:
             return self._connection.dump(request)
         except OSError as error:
-            raise _failed(what, error) from error
+            raise failed(what, error) from error
 
 
 def _failure(operation: ServerOperation, number: int) -> Failure:
@@ -143,6 +146,13 @@ def _failure(operation: ServerOperation, number: int) -> Failure:
     return Failure(operation, number, reason)
 
 
-def _failed(what: str, error: OSError) -> BackendError:
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return BackendError(f"cannot {what}: {reason}")
+def read_listing() -> bytes:
+    """What ``procfile`` parses, of the network namespace of the calling thread.
+
+    Raises:
+        BackendError: it cannot be read: ``ip_vs`` is not loaded.
+    """
+    try:
+        return _LISTING.read_bytes()
+    except OSError as error:
+        raise failed(f"read {_LISTING}", error) from error

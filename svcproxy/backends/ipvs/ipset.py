@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from svcproxy.backends.base import BackendError
 from svcproxy.backends.ipvs import ipset_messages as messages
+from svcproxy.backends.ipvs.failing import failed
 from svcproxy.backends.ipvs.ipset_messages import ListedSet, Piece
 from svcproxy.backends.ipvs.operations import (
     AddEntries,
@@ -33,7 +33,7 @@ class Sets:
         try:
             self._connection = Connection(NETFILTER)
         except OSError as error:
-            raise _failed("open a netfilter netlink socket", error) from error
+            raise failed("open a netfilter netlink socket", error) from error
 
     def close(self) -> None:
         """Close the socket."""
@@ -68,7 +68,7 @@ class Sets:
         try:
             refusals = self._connection.execute([piece.request for piece in pieces])
         except OSError as error:
-            raise _failed(f"send {len(pieces)} messages to ipset", error) from error
+            raise failed(f"send {len(pieces)} messages to ipset", error) from error
         for refusal in refusals:
             operation = pieces[refusal.position].operation
             if isinstance(operation, AddEntries | RemoveEntries):
@@ -104,7 +104,7 @@ class Sets:
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return set()
-            raise _failed(f"list ipset {name}", error) from error
+            raise failed(f"list ipset {name}", error) from error
         return set(messages.decode_entries(bodies, kind))
 
     def missing_types(self, kinds: Iterable[str]) -> list[str]:
@@ -122,7 +122,7 @@ class Sets:
         try:
             return self._connection.dump(request)
         except OSError as error:
-            raise _failed(what, error) from error
+            raise failed(what, error) from error
 
 
 def _has_entries(operation: SetOperation) -> bool:
@@ -132,8 +132,3 @@ def _has_entries(operation: SetOperation) -> bool:
 def _failure(operation: SetOperation, number: int) -> Failure:
     reason = messages.explanation(operation, number) or os.strerror(number)
     return Failure(operation, number, reason)
-
-
-def _failed(what: str, error: OSError) -> BackendError:
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return BackendError(f"cannot {what}: {reason}")

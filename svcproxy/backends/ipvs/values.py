@@ -93,3 +93,30 @@ class SetEntry(NamedTuple):
     protocol: Protocol | None = None
     port: int = 0
     other: str = ""
+
+
+def without_zero_prefix(entry: SetEntry) -> tuple[SetEntry, ...]:
+    """The entries to store for one of ``hash:ip,port,net``: two halves for a network ``/0``.
+
+    The kernel's hash cannot hold such a network (``IPSET_ERR_INVALID_CIDR``).
+    """
+    network, _, bits = entry.other.partition("/")
+    if bits != "0":
+        return (entry,)
+    half = "8000::/1" if ":" in network else "128.0.0.0/1"
+    return (entry._replace(other=f"{network}/1"), entry._replace(other=half))
+
+
+class Addresses(NamedTuple):
+    """The addresses of this node, of one family.
+
+    Attributes:
+        bound: those on ``kube-ipvs0``.
+        node: those on other interfaces, in ascending order; not loopback addresses, nor
+            link-local ones of IPv6.
+        networks: the subnets of the latter, as CIDRs: what is directly connected.
+    """
+
+    bound: frozenset[str]
+    node: tuple[str, ...]
+    networks: tuple[str, ...]

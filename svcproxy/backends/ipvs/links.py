@@ -1,0 +1,115 @@
+"""The addresses of this node, and those of virtual servers on ``kube-ipvs0``, for one family."""
+
+import errno
+import os
+from collections.abc import Sequence
+
+from svcproxy.backends.ipvs import link_messages as messages
+from svcproxy.backends.ipvs.failing import failed
+from svcproxy.backends.ipvs.link_messages import Link
+from svcproxy.backends.ipvs.operations import AddressOperation, BindAddresses, Failure
+from svcproxy.backends.ipvs.values import DUMMY_INTERFACE, Addresses
+from svcproxy.model.names import IPFamily
+from svcproxy.netlink.connection import ROUTE, Connection
+from svcproxy.netlink.messages import Request
+
+
+class Links:
+    """The interfaces of the network namespace of the thread that makes it; for that thread alone.
+
+    Raises:
+        BackendError: there is no route netlink.
+    """
+
+    def __init__(self, family: IPFamily) -> None:
+        self.family = family
+        self._index = 0
+        try:
+            self._connection = Connection(ROUTE)
+        except OSError as error:
+            raise failed("open a route netlink socket", error) from error
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._connection.close()
+
+    @property
+    def sent(self) -> int:
+        """How many messages have been sent."""
+        return self._connection.sent
+
+    def read(self) -> Addresses:
+        """Read all addresses of the family, and make ``kube-ipvs0`` if it is not there.
+
+        It is made as kube-proxy makes it, and is never set up: the addresses on it are the
+        node's own nevertheless, and nobody else hears of them.
+
+        Raises:
+            BackendError: the kernel would not list them, or has no dummy interfaces.
+        """
+        links = self._links()
+        if all(link.name != DUMMY_INTERFACE for link in links):
+            self._create()
+            links = self._links()
+        self._index = next((link.number for link in links if link.name == DUMMY_INTERFACE), 0)
+        request = messages.addresses_request(self.family)
+        bound = messages.decode_addresses(self._dump("list addresses", request), self.family)
+        return messages.arrange(links, bound, DUMMY_INTERFACE)
+
+    def execute(self, operations: Sequence[AddressOperation]) -> list[Failure]:
+        """Bind and unbind addresses in order; one that fails stops none of the others.
+
+        ``read`` comes first.
+
+        Raises:
+            BackendError: the kernel did not answer; what was done is unknown.
+        """
+        steps: list[tuple[AddressOperation, Request]] = []
+        for operation in operations:
+            request = messages.bind if isinstance(operation, BindAddresses) else messages.unbind
+            for address in operation.addresses:
+                single = operation._replace(addresses=(address,))
+                steps.append((single, request(self._index, address)))
+        try:
+            refusals = self._connection.execute([request for _, request in steps])
+        except OSError as error:
+            raise failed(f"change addresses of {DUMMY_INTERFACE}", error) from error
+        failures = []
+        for refusal in refusals:
+            operation, _ = steps[refusal.position]
+            binding = isinstance(operation, BindAddresses)
+            if refusal.number != (errno.EEXIST if binding else errno.EADDRNOTAVAIL):
+                reason = os.strerror(refusal.number)
+                failures.append(Failure(operation, refusal.number, reason))
+        return failures
+
+    def remove(self) -> bool:
+        """Remove ``kube-ipvs0`` with its addresses; whether it was there.
+
+        Raises:
+            BackendError: the kernel refused.
+        """
+        return not self._do(messages.delete_link(DUMMY_INTERFACE), "remove", errno.ENODEV)
+
+    def _create(self) -> None:
+        self._do(messages.create_dummy(DUMMY_INTERFACE), "make", errno.EEXIST)
+
+    def _do(self, request: Request, what: str, tolerated: int) -> int:
+        try:
+            for refusal in self._connection.execute([request]):
+                if refusal.number == tolerated:
+                    return refusal.number
+                raise OSError(refusal.number, os.strerror(refusal.number))  # noqa: TRY301
+        except OSError as error:
+            hint = " (is the kernel module dummy missing?)" * (error.errno == errno.EOPNOTSUPP)
+            raise failed(f"{what} the interface {DUMMY_INTERFACE}{hint}", error) from error
+        return 0
+
+    def _links(self) -> list[Link]:
+        return list(messages.decode_links(self._dump("list links", messages.links_request())))
+
+    def _dump(self, what: str, request: Request) -> list[bytes]:
+        try:
+            return self._connection.dump(request)
+        except OSError as error:
+            raise failed(what, error) from error

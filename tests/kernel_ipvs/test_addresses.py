@@ -1,0 +1,169 @@
+"""Addresses of virtual servers, and the node's own, in the kernel."""
+
+import errno
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from svcproxy.backends.ipvs.address_watcher import AddressWatcher
+from svcproxy.backends.ipvs.links import Links
+from svcproxy.backends.ipvs.operations import BindAddresses, UnbindAddresses
+from svcproxy.backends.ipvs.values import DUMMY_INTERFACE, Addresses
+from svcproxy.model.names import IPFamily
+from testbed import netns
+from testbed.netns import NetNS
+
+Address = Callable[[int], str]
+OTHER = "eth0"
+
+
+@pytest.fixture
+def links(namespace: NetNS, family: IPFamily) -> Iterator[Links]:
+    opened = namespace.call(lambda: Links(family))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def host(namespace: NetNS) -> NetNS:
+    """A namespace with a second interface that is up."""
+    namespace.sysctl({"ipv6/conf/default/accept_dad": "0"})
+    netns.ip_batch([f"link add {OTHER} type dummy", f"link set {OTHER} up"], namespace.name)
+    return namespace
+
+
+def test_the_interface_is_made_once_and_stays_down(namespace: NetNS, links: Links) -> None:
+    assert links.read() == Addresses(frozenset(), (), ())
+    shown = namespace.run("ip", "-d", "-o", "link", "show", DUMMY_INTERFACE).stdout
+    assert " dummy " in shown
+    assert "state DOWN" in shown
+    links.read()
+    assert namespace.run("ip", "-d", "-o", "link", "show", DUMMY_INTERFACE).stdout == shown
+    assert links.remove()
+    assert not links.remove()
+    assert DUMMY_INTERFACE not in namespace.run("ip", "link").stdout
+    links.read()
+    assert DUMMY_INTERFACE in namespace.run("ip", "link").stdout
+
+
+def test_addresses_are_bound_and_unbound(
+    namespace: NetNS, links: Links, address: Address, family: IPFamily
+) -> None:
+    links.read()
+    wanted = tuple(address(n) for n in range(1, 6))
+    for _ in range(2):
+        assert links.execute([BindAddresses(wanted)]) == []
+        assert links.read().bound == set(wanted)
+    option = "-6" if family is IPFamily.IPV6 else "-4"
+    table = namespace.run("ip", option, "route", "show", "table", "local").stdout
+    assert all(f"local {one} dev {DUMMY_INTERFACE}" in table for one in wanted)
+    assert "tentative" not in namespace.run("ip", "addr").stdout
+    for _ in range(2):
+        assert links.execute([UnbindAddresses(wanted[1:])]) == []
+        assert links.read() == Addresses(frozenset(wanted[:1]), (), ())
+
+
+def test_an_address_is_connected_to_while_the_interface_is_down(
+    namespace: NetNS, links: Links, address: Address
+) -> None:
+    """What the node needs it for: packets to it are for the node itself."""
+    links.read()
+    links.execute([BindAddresses((address(9),))])
+
+    def refused() -> int:
+        kind = socket.AF_INET6 if ":" in address(9) else socket.AF_INET
+        with socket.socket(kind) as made:
+            made.settimeout(5)
+            return made.connect_ex((address(9), 80))
+
+    assert namespace.call(refused) == errno.ECONNREFUSED
+
+
+def test_failures_name_their_addresses(namespace: NetNS, links: Links, address: Address) -> None:
+    links.read()
+    namespace.run("ip", "link", "del", DUMMY_INTERFACE)
+    wanted = (address(1), address(2))
+    failures = links.execute([BindAddresses(wanted)])
+    assert [f.operation for f in failures] == [BindAddresses((one,)) for one in wanted]
+    assert {f.number for f in failures} == {errno.ENODEV}
+    links.read()
+    assert links.execute([BindAddresses(wanted)]) == []
+
+
+def test_the_nodes_own_addresses(host: NetNS, links: Links, family: IPFamily) -> None:
+    netns.ip_batch(
+        [
+            f"addr add 192.0.2.5/24 dev {OTHER}",
+            f"addr add 192.0.2.1/24 dev {OTHER}",
+            f"addr add 169.254.9.9/16 dev {OTHER} scope link",
+            f"addr add 198.51.100.1 peer 203.0.113.0/24 dev {OTHER}",
+            "addr add 192.0.2.77/32 dev lo",
+            f"addr add 2001:db8::5/64 dev {OTHER} nodad",
+            f"addr add 2001:db8::1/64 dev {OTHER} nodad",
+            f"addr add fe80::9/64 dev {OTHER} nodad",
+            f"link add {DUMMY_INTERFACE} type dummy",
+            f"addr add 192.0.2.1/32 dev {DUMMY_INTERFACE}",
+            f"addr add 192.0.2.200/32 dev {DUMMY_INTERFACE}",
+            f"addr add 2001:db8::200/128 dev {DUMMY_INTERFACE}",
+        ],
+        host.name,
+    )
+    seen = links.read()
+    if family is IPFamily.IPV6:
+        assert seen == Addresses(
+            frozenset({"2001:db8::200"}), ("2001:db8::1", "2001:db8::5"), ("2001:db8::/64",)
+        )
+        return
+    own = ("169.254.9.9", "192.0.2.1", "192.0.2.5", "192.0.2.77", "198.51.100.1")
+    networks = ("169.254.0.0/16", "192.0.2.0/24", "192.0.2.77/32", "203.0.113.0/24")
+    assert seen == Addresses(frozenset({"192.0.2.1", "192.0.2.200"}), own, networks)
+
+
+@pytest.fixture
+def noticed(host: NetNS) -> Iterator[threading.Event]:
+    """Set when the watcher has told of a change."""
+    event = threading.Event()
+    watcher = host.call(lambda: AddressWatcher(event.set))
+    watcher.start()
+    yield event
+    watcher.stop()
+
+
+def test_changes_of_the_nodes_addresses_are_noticed(
+    host: NetNS, noticed: threading.Event, address: Address, family: IPFamily
+) -> None:
+    for verb in ("add", "del"):
+        netns.ip_batch([f"addr {verb} {address(1)}/24 dev {OTHER}"], host.name)
+        assert noticed.wait(10)
+        noticed.clear()
+
+
+def test_changes_of_virtual_servers_addresses_are_not(
+    host: NetNS, noticed: threading.Event, links: Links, address: Address
+) -> None:
+    many = tuple(address(n) for n in range(1, 1001))
+    for _ in range(2):
+        links.read()
+        assert links.execute([BindAddresses(many)]) == []
+        assert links.execute([UnbindAddresses(many[10:])]) == []
+        assert links.remove()
+    time.sleep(0.2)
+    assert not noticed.is_set()
+    # Events come in their order: had there been one before, it would have been told.
+    netns.ip_batch([f"addr add {address(5000)}/24 dev {OTHER}"], host.name)
+    assert noticed.wait(10)
+
+
+def test_ten_thousand_addresses(links: Links, address: Address) -> None:
+    links.read()
+    many = tuple(address(n) for n in range(1, 10_001))
+    start = time.perf_counter()
+    assert links.execute([BindAddresses(many)]) == []
+    bound = time.perf_counter() - start
+    start = time.perf_counter()
+    assert len(links.read().bound) == len(many)
+    read = time.perf_counter() - start
+    assert read < bound + 5
