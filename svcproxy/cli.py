@@ -24,7 +24,11 @@ kube-proxy and understands its flags."""
 
 
 class UsageError(Exception):
-    """The command line itself is wrong; the message is one line."""
+    """The command line itself is wrong; ``problems`` holds a line for each thing that is."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
 class _Parser(argparse.ArgumentParser):
@@ -84,15 +88,20 @@ def read(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
         SystemExit: ``--help`` or ``--version`` has been answered.
     """
     values, rest = build_parser().parse_known_args([_dashed(argument) for argument in argv])
-    if rest:
-        raise UsageError(_complaint(rest))
     settings = {
         name: ",".join(value) if isinstance(value, list) else value
         for name, value in vars(values).items()
         if value is not None
     }
     _answer_version(settings.pop("version", "false"))
-    loaded = _with_file(settings) if settings.get("config") else from_settings(settings)
+    try:
+        loaded = _with_file(settings) if settings.get("config") else from_settings(settings)
+    except ConfigError as error:
+        if rest:
+            raise UsageError(*_complaints(rest), *error.problems) from error
+        raise
+    if rest:
+        raise UsageError(*_complaints(rest))
     config = loaded.config
     in_pod = environ.get("KUBERNETES_SERVICE_HOST") and environ.get("KUBERNETES_SERVICE_PORT")
     needs_source = not (config.write_config_to or config.cleanup or config.init_only)
@@ -136,17 +145,21 @@ def _dashed(argument: str) -> str:
     return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else argument
 
 
-def _complaint(rest: Sequence[str]) -> str:
-    """Say what is wrong with arguments that the parser could not place."""
-    flag = next((argument for argument in rest if argument.startswith("-")), None)
-    if flag is None:
-        return f"unexpected argument {rest[0]!r}; every setting is a flag, see --help"
-    spelled = flag.partition("=")[0]
-    name = spelled.lstrip("-")
-    if name in FLAGS:
-        return f"unknown flag {spelled}; did you mean --{name}?"
+def _complaints(rest: Sequence[str]) -> list[str]:
+    """Say what is wrong with arguments that the parser could not place.
+
+    What has no dashes may be the value of an unknown flag before it, and is a problem only where
+    there is none.
+    """
+    flags = [argument.partition("=")[0] for argument in rest if argument.startswith("-")]
+    if not flags:
+        return [f"unexpected argument {rest[0]!r}; every setting is a flag, see --help"]
+    return [f"unknown flag {flag}; {_remedy(flag.lstrip('-'))}" for flag in flags]
+
+
+def _remedy(name: str) -> str:
     near = difflib.get_close_matches(name, [*FLAGS, "help", "version"], n=1)
-    return f"unknown flag {spelled}; " + (f"did you mean --{near[0]}?" if near else "see --help")
+    return f"did you mean --{near[0]}?" if near else "see --help"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         loaded = read(sys.argv[1:] if argv is None else argv, os.environ)
     except UsageError as error:
-        return _fail(str(error), code=2)
+        return _fail(*error.problems, code=2)
     except ConfigError as error:
         return _fail(*error.problems)
     except SystemExit as done:

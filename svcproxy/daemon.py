@@ -150,6 +150,7 @@ def _start(
     config: Config, node_name: str, running: _Running, verbosity: logging.Verbosity | None
 ) -> None:
     mode = _prepare(config)
+    _doubt_node_ports(config)
     metrics = Metrics(config.proxy_mode)
     source, events = _source(config, node_name, metrics)
     running.add(events.stop)
@@ -175,6 +176,20 @@ def _start(
     source.start(Fanout([loop.inbox for loop in loops], metrics, health))
     running.add(source.stop)
     events.node("Starting", "")
+
+
+def _doubt_node_ports(config: Config) -> None:
+    """Tell if node ports are limited to ranges that this node is not in; it may yet be."""
+    ranges = config.nodeport_addresses
+    if ranges and not config.nodeport_primary:
+        found = (local_addresses(family, config.nodeport_cidrs(family)) for family in IPFamily)
+        if not any(found):
+            log.warning(
+                "node_ports.nowhere",
+                ranges=",".join(ranges),
+                reason="no address of this node is in the ranges for node ports",
+                remedy="give a range with one (--nodeport-addresses, nodePortAddresses)",
+            )
 
 
 def _sweeper(config: Config, mode: Mode) -> Sweeper:

@@ -7,7 +7,7 @@ plus those of our own settings.
 from collections.abc import Callable, Iterator, Sequence
 
 from svcproxy.config.collect import shown
-from svcproxy.config.model import Config, LocalMode
+from svcproxy.config.model import Config, LocalMode, ProxyMode
 from svcproxy.model.names import IPFamily
 from svcproxy.values import cidr_family, format_duration
 
@@ -22,6 +22,7 @@ def contradictions(config: Config, spell: Spell) -> list[str]:
     """
     return [
         *_periods(config, spell),
+        *_timeouts(config, spell),
         *_local_traffic(config, spell),
         *_sources(config, spell),
     ]
@@ -73,6 +74,14 @@ def _periods(config: Config, spell: Spell) -> Iterator[str]:
             "lower the one or raise the other"
         )
         yield shown(spell(shortest_field), format_duration(shortest), reason)
+
+
+def _timeouts(config: Config, spell: Spell) -> Iterator[str]:
+    if config.proxy_mode is ProxyMode.IPVS:
+        for field in ("ipvs_tcp_timeout", "ipvs_tcp_fin_timeout", "ipvs_udp_timeout"):
+            if getattr(config, field) < 0:
+                text = format_duration(getattr(config, field))
+                yield shown(spell(field), text, "must not be negative; 0s: leave it as it is")
 
 
 def _local_traffic(config: Config, spell: Spell) -> Iterator[str]:

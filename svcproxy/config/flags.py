@@ -4,13 +4,14 @@ Pure. Flags are combined as kube-proxy does (source: cmd/kube-proxy/app/options.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from svcproxy.config.checks import Spell, contradictions, doubts
 from svcproxy.config.collect import Collected, Given, collect
 from svcproxy.config.flag import Flag
-from svcproxy.config.model import Config, ConfigError, Loaded
+from svcproxy.config.model import Config, ConfigError, Loaded, ProxyMode
 from svcproxy.config.table import GROUPS
-from svcproxy.values import Bind, format_duration, parse_bind
+from svcproxy.values import NODE_PORT_PRIMARY, Bind, format_duration, parse_bind
 
 FLAGS: Mapping[str, Flag] = {flag.name: flag for flags in GROUPS.values() for flag in flags}
 
@@ -66,11 +67,21 @@ def finish(collected: Collected, spell: Spell) -> Loaded:
     Raises:
         ConfigError: at least one setting is wrong; every problem is in it.
     """
-    config = Config(**collected.fields)
+    config = _with_defaults_of_mode(Config(**collected.fields))
     problems = collected.problems + contradictions(config, spell)
     if problems:
         raise ConfigError(*problems)
     return Loaded(config, (*collected.warnings, *doubts(config, spell)))
+
+
+def _with_defaults_of_mode(config: Config) -> Config:
+    """In nftables mode node ports are on primary addresses only if nothing else is asked for.
+
+    Source: platformApplyDefaults in cmd/kube-proxy/app/server_linux.go of 1.36.
+    """
+    if config.proxy_mode is ProxyMode.NFTABLES and not config.nodeport_addresses:
+        return replace(config, nodeport_addresses=(NODE_PORT_PRIMARY,))
+    return config
 
 
 def _deprecated(settings: Mapping[str, str]) -> Iterator[tuple[str, Given]]:

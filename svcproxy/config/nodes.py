@@ -20,6 +20,8 @@ _NULL, _BOOL, _INT, _FLOAT, _STRING = (
     _TAG + name for name in ("null", "bool", "int", "float", "str")
 )
 _NAMES = {_NULL: "null", _BOOL: "a truth value", _INT: "a number", _FLOAT: "a number"}
+# Of Go's types uint32 goes farthest; what it is too much for int32 is told later, by the range
+_LARGEST = 2**32 - 1
 _TRUE = frozenset({"y", "yes", "true", "on"})
 
 
@@ -83,8 +85,8 @@ def integer(node: yaml.Node) -> str | None:
     if is_null(node):
         return None
     value = _number(node)
-    if value != int(value):
-        raise ValueError("must be a whole number")
+    if value != int(value) or abs(value) > _LARGEST:
+        raise ValueError("must be a whole number of 32 bits")
     return str(int(value))
 
 

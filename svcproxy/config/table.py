@@ -132,7 +132,7 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         flag(
             "nodeport-addresses",
             "CIDRS",
-            "local addresses for node ports: CIDRs or 'primary'",
+            "addresses of node ports: CIDRs or 'primary', nftables mode's default",
             parse=parse_nodeport_addresses,
         ),
     ),
@@ -182,9 +182,9 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             used=used_in(ProxyMode.IPVS),
         ),
         switch("ipvs-strict-arp", "answer ARP for addresses of the asked interface only"),
-        timeout("ipvs-tcp-timeout", "forget idle TCP connections after this; 0s: leave as it is"),
-        timeout("ipvs-tcpfin-timeout", "the same for closing ones", "ipvs_tcp_fin_timeout"),
-        timeout("ipvs-udp-timeout", "the same for UDP"),
+        period("ipvs-tcp-timeout", "forget idle TCP connections after this; 0s: leave as it is"),
+        period("ipvs-tcpfin-timeout", "the same for closing ones", "ipvs_tcp_fin_timeout"),
+        period("ipvs-udp-timeout", "the same for UDP"),
         timeout(
             "svcproxy-ipvs-graceful-termination-limit",
             "cut connections to removed endpoints after this; 0s: never",

@@ -140,9 +140,9 @@ IPTABLES = ("nft", "legacy")
 
 
 def mode_flags(variant: str) -> dict[str, str]:
-    """The daemon's flags for a variant."""
+    """The daemon's flags for a variant; node ports are on all addresses in each of them."""
     if variant == "nftables":
-        return {"proxy-mode": "nftables"}
+        return {"proxy-mode": "nftables", "nodeport-addresses": "0.0.0.0/0,::/0"}
     if variant == "ipvs":
         return {"proxy-mode": "ipvs", "svcproxy-iptables-variant": "legacy"}
     return {"svcproxy-iptables-variant": variant}

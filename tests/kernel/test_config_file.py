@@ -43,7 +43,7 @@ def volume(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def daemon(cluster: Cluster, volume: Path, tmp_path: Path) -> Iterator[Daemon]:
+def unstarted(cluster: Cluster, volume: Path, tmp_path: Path) -> Daemon:
     folder = ManifestFolder(tmp_path / "manifests")
     web = manifests.service("web", [VIP], [manifests.port(80, name="http", target=8080)])
     folder.put(web)
@@ -56,8 +56,13 @@ def daemon(cluster: Cluster, volume: Path, tmp_path: Path) -> Iterator[Daemon]:
         "hostname-override": node.name,
         "manifests": str(folder.path),
     }
-    with made:
-        yield made
+    return made
+
+
+@pytest.fixture
+def daemon(unstarted: Daemon) -> Iterator[Daemon]:
+    with unstarted as started:
+        yield started
 
 
 def swap(path: Path, text: str) -> None:
@@ -106,3 +111,13 @@ def test_a_file_that_says_the_same_or_nothing_usable_changes_nothing(
     assert daemon.running
     assert not any("config.changed" in line for line in daemon.logs())
     daemon.stop()
+
+
+def test_ranges_for_node_ports_that_hold_no_address_of_the_node(
+    unstarted: Daemon, volume: Path
+) -> None:
+    ranges = "nodePortAddresses: [198.51.100.0/24]"
+    swap(volume, KUBEADM.replace("nodePortAddresses: null", ranges))
+    with unstarted as daemon:
+        assert "ranges=198.51.100.0/24" in daemon.wait_log("node_ports.nowhere")
+        assert isinstance(daemon.node.traffic.connect("tcp", VIP, 80), Answer)

@@ -52,6 +52,18 @@ def test_a_loopback_range_serves_localhost_only(stage_with: StageWith) -> None:
         assert_refused(stage.client, proto, stage.node.ipv4, port, how="reset")
 
 
+@pytest.mark.nftables_only
+def test_nftables_mode_keeps_to_primary_addresses(stage_with: StageWith, family: int) -> None:
+    """Unless the flag says otherwise, as in kube-proxy."""
+    stage = stage_with(nodeport_addresses=None)
+    pod = stage.here[0]
+    offer = stage.offer(family, [at(pod, family)], type="NodePort")
+    bridge = stage.node.bridge_ips[0 if family == 4 else 1]
+    for proto, port in offer.node_ports:
+        assert servers(stage.client, proto, stage.node.ip(family), port, n=5) == {pod.name}
+        assert_refused(stage.client, proto, bridge, port, how="reset")
+
+
 def test_node_ports_only_on_primary_addresses(stage_with: StageWith, family: int) -> None:
     stage = stage_with(nodeport_addresses="primary")
     pod = stage.here[0]

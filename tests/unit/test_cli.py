@@ -131,6 +131,19 @@ def test_an_unknown_flag_names_the_nearest() -> None:
     assert usage("--qqqqq") == "unknown flag --qqqqq; see --help"
 
 
+def test_all_that_is_wrong_is_told_at_once(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--proxy-mod", "x", "--qqqqq", "--v=much", "--oom-score-adj=9999"]
+    assert main(argv) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "svcproxy: unknown flag --proxy-mod; did you mean --proxy-mode?",
+        "svcproxy: unknown flag --qqqqq; see --help",
+        "svcproxy: -v=much: not a whole number from 0 to 2147483647",
+        "svcproxy: --oom-score-adj=9999: not a whole number from -1000 to 1000",
+    ]
+
+
 def test_prefixes_are_no_flags() -> None:
     assert usage("--hostname=x").startswith("unknown flag --hostname;")
 

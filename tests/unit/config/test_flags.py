@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from svcproxy.config import (
@@ -13,6 +15,7 @@ from svcproxy.config import (
     default_of,
     from_settings,
 )
+from svcproxy.config.checks import contradictions
 from svcproxy.model.names import IPFamily
 from svcproxy.values import Bind
 
@@ -144,13 +147,18 @@ OTHER_VALUES = {
 }
 
 
+# nftables mode has a default of its own for this one
+MORE = {"proxy-mode": {"nodeport-addresses": "0.0.0.0/0"}}
+
+
 @pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if flag.setting.fields])
 def test_a_flag_reaches_its_fields_and_no_others(name: str) -> None:
     text, value = OTHER_VALUES[name]
     fields = FLAGS[name].setting.fields
-    found = from_settings({name: text}).config
+    before = from_settings(MORE.get(name, {})).config
+    found = from_settings({name: text} | MORE.get(name, {})).config
     assert {
-        field for field in Config.__slots__ if getattr(found, field) != getattr(Config(), field)
+        field for field in Config.__slots__ if getattr(found, field) != getattr(before, field)
     } == set(fields)
     assert all(getattr(found, field) == value for field in fields)
 
@@ -260,6 +268,21 @@ def test_cluster_cidr_by_family() -> None:
     assert Config().cluster_cidr(IPFamily.IPV4) is None
 
 
+def test_nftables_mode_keeps_node_ports_to_primary_addresses() -> None:
+    assert config(proxy_mode="nftables").nodeport_primary
+    asked = config(proxy_mode="nftables", nodeport_addresses="0.0.0.0/0,::/0")
+    assert asked.nodeport_addresses == ("0.0.0.0/0", "::/0")
+    assert not config().nodeport_addresses
+
+
+@pytest.mark.parametrize("field", ["ipvs_tcp_timeout", "ipvs_tcp_fin_timeout", "ipvs_udp_timeout"])
+def test_negative_timeouts_matter_in_ipvs_mode_only(field: str) -> None:
+    values: dict[str, Any] = {field: -1.0}
+    assert contradictions(Config(**values), str) == []
+    (problem,) = contradictions(Config(proxy_mode=ProxyMode.IPVS, **values), str)
+    assert problem.startswith(f"{field}=-1s: must not be negative")
+
+
 def test_nodeport_addresses_by_family() -> None:
     ranges = Config(nodeport_addresses=("10.0.0.0/8", "fd00::/48", "192.168.0.0/16"))
     assert ranges.nodeport_cidrs(IPFamily.IPV4) == ("10.0.0.0/8", "192.168.0.0/16")
@@ -307,7 +330,7 @@ def test_all_problems_are_told_at_once_one_line_each() -> None:
         ("config-sync-period", "0", "must be longer than 0s"),
         ("bind-address", "localhost", "not an IP address"),
         ("kube-api-qps", "many", "not a number"),
-        ("ipvs-tcp-timeout", "-1s", "must not be negative"),
+        ("conntrack-udp-timeout", "-1s", "must not be negative"),
         ("ipvs-strict-arp", "maybe", "write true or false"),
         ("log-flush-frequency", "0s", "must be longer than 0s"),
         ("log-text-info-buffer-size", "much", "not a quantity"),
