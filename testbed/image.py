@@ -21,6 +21,7 @@ _SLIM = ("/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/s
 _ENTER = """
 set -eu
 tree=$1 capabilities=$2 folders=$3
+path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 shift 3
 mount --bind "$tree" "$tree"
 mount -t tmpfs tmpfs "$tree/tmp"
@@ -34,7 +35,8 @@ for pair in $folders; do
     mount --bind "${pair%%:*}" "$tree${pair#*:}"
 done
 mount -o remount,bind,ro "$tree"
-exec chroot "$tree" setpriv --no-new-privs --bounding-set="$capabilities" -- "$@"
+exec chroot "$tree" env --ignore-environment PATH="$path" \
+    setpriv --no-new-privs --bounding-set="$capabilities" -- "$@"
 """
 
 
@@ -58,7 +60,7 @@ class Image:
 
         Args:
             capabilities: what it may do, as a pod's ``capabilities.add`` has it (``NET_ADMIN``).
-            folders: folders of the outside, and where they are mounted below ``/run``.
+            folders: folders of the outside, and where they are mounted.
         """
         kept = ",".join(["-all", *(f"+{name.lower()}" for name in capabilities)])
         pairs = " ".join(f"{outside}:{inside}" for outside, inside in (folders or {}).items())

@@ -27,7 +27,7 @@ spec:
       hostNetwork: true
       containers:
         - name: kube-proxy
-          image: registry.k8s.io/kube-proxy:v1.36.2
+          image: kube-proxy:v1.36.2
           command: [/usr/local/bin/kube-proxy, --config=/var/lib/kube-proxy/config.conf]
           securityContext: {privileged: true}
           volumeMounts: [{mountPath: /var/lib/kube-proxy, name: kube-proxy}]

@@ -4,6 +4,7 @@ import shutil
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -62,13 +63,33 @@ def test_the_daemon_need_not_write_byte_code(built: Image) -> None:
     assert {path.stem for path in sources} - {"__main__"} <= cached
 
 
-@pytest.fixture
-def granted() -> list[str]:
-    """The capabilities that the DaemonSet grants."""
+@pytest.fixture(scope="module")
+def pod() -> dict[str, Any]:
+    """The pod of the DaemonSet."""
     documents = yaml.safe_load_all((ROOT / "deploy/daemonset.yaml").read_text(encoding="utf-8"))
-    pod = next(d for d in documents if d["kind"] == "DaemonSet")["spec"]["template"]["spec"]
+    daemon_set = next(document for document in documents if document["kind"] == "DaemonSet")
+    found: dict[str, Any] = daemon_set["spec"]["template"]["spec"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def granted(pod: dict[str, Any]) -> list[str]:
+    """The capabilities that the DaemonSet grants."""
     added: list[str] = pod["containers"][0]["securityContext"]["capabilities"]["add"]
     return added
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+def test_the_init_container_does_its_work(
+    built: Image, cluster: Cluster, pod: dict[str, Any], granted: list[str], mode: str
+) -> None:
+    (prepare,) = pod["initContainers"]
+    folders = {ROOT / "deploy/overlays" / mode: "/etc/svcproxy"}
+    enter = built.enter(capabilities=granted, folders=folders)
+    done = cluster.nodes[0].netns.run(*enter, *prepare["command"], check=False)
+    assert done.returncode == 0, done.stderr
+    assert "prepared" in done.stderr + done.stdout
+    assert "not found" not in done.stderr
 
 
 def web(cluster: Cluster) -> list[manifests.Object]:
