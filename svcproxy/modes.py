@@ -61,9 +61,13 @@ def make_mode(config: Config) -> Mode:
     Raises:
         BackendUnavailable: no family can be served; the message names the remedy.
     """
-    if config.proxy_mode is ProxyMode.NFTABLES:
-        return _nftables(config)
-    return _iptables(config)
+    match config.proxy_mode:
+        case ProxyMode.NFTABLES:
+            return _nftables(config)
+        case ProxyMode.IPVS:
+            return _ipvs(config)
+        case ProxyMode.IPTABLES:
+            return _iptables(config)
 
 
 def _probed(make: Callable[[IPFamily], SomeBackend]) -> list[SomeBackend]:
@@ -84,16 +88,52 @@ def _probed(make: Callable[[IPFamily], SomeBackend]) -> list[SomeBackend]:
     return backends
 
 
-def _iptables(config: Config) -> Mode:
-    from svcproxy.backends.iptables.backend import IptablesBackend  # noqa: PLC0415
-    from svcproxy.backends.iptables.drift import suspicion  # noqa: PLC0415
-    from svcproxy.backends.nftables.watcher import NftablesWatcher  # noqa: PLC0415
-    from svcproxy.backends.xtables.commands import Iptables, Variant  # noqa: PLC0415
+def _variant(config: Config) -> Any:
+    from svcproxy.backends.xtables.commands import Variant  # noqa: PLC0415
     from svcproxy.backends.xtables.variant import detect  # noqa: PLC0415
 
     auto = config.iptables_variant is IptablesVariant.AUTO
     variant = detect() if auto else Variant(config.iptables_variant.value)
     log.info("iptables.variant", variant=variant, chosen=config.iptables_variant)
+    return variant
+
+
+def _ipvs(config: Config) -> Mode:
+    from svcproxy.backends.ipvs.address_watcher import AddressWatcher  # noqa: PLC0415
+    from svcproxy.backends.ipvs.backend import IpvsBackend, IpvsOptions  # noqa: PLC0415
+    from svcproxy.backends.ipvs.messages import Timeouts  # noqa: PLC0415
+    from svcproxy.backends.xtables.commands import Iptables  # noqa: PLC0415
+
+    variant = _variant(config)
+
+    def make(family: IPFamily) -> IpvsBackend:
+        options = IpvsOptions(
+            scheduler=config.ipvs_scheduler or "rr",
+            excluded=tuple(cidr for cidr in config.ipvs_exclude_cidrs if is_of(cidr, family)),
+            strict_arp=config.ipvs_strict_arp,
+            timeouts=Timeouts(
+                int(config.ipvs_tcp_timeout),
+                int(config.ipvs_tcp_fin_timeout),
+                int(config.ipvs_udp_timeout),
+            ),
+            graceful_limit=config.ipvs_graceful_termination_limit,
+        )
+        return IpvsBackend(Iptables(variant, family), SettingsOf(config, family), options)
+
+    def watch(on_foreign: OnForeign) -> Watcher:
+        change = Foreign("address change", 0, sure=False)
+        return AddressWatcher(lambda: on_foreign(change))
+
+    return Mode(_probed(make), watch, variant)
+
+
+def _iptables(config: Config) -> Mode:
+    from svcproxy.backends.iptables.backend import IptablesBackend  # noqa: PLC0415
+    from svcproxy.backends.iptables.drift import suspicion  # noqa: PLC0415
+    from svcproxy.backends.nftables.watcher import NftablesWatcher  # noqa: PLC0415
+    from svcproxy.backends.xtables.commands import Iptables, Variant  # noqa: PLC0415
+
+    variant = _variant(config)
     backends = _probed(
         lambda family: IptablesBackend(Iptables(variant, family), SettingsOf(config, family))
     )

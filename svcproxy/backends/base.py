@@ -108,6 +108,16 @@ class Backend(Protocol[Observed, Plan]):
             BackendError: the kernel refused; nothing can be assumed about its state.
         """
 
+    def tend(self) -> float | None:
+        """Do what only passing time calls for; called after each sync, and when time is up.
+
+        Returns:
+            Seconds until it wants to be called again, ``None`` for not before the next sync.
+
+        Raises:
+            BackendError: the kernel did not do what was asked.
+        """
+
     def clean_up(self) -> None:
         """Remove everything of this backend from the kernel.
 

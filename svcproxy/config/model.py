@@ -50,7 +50,7 @@ class IptablesVariant(StrEnum):
     LEGACY = "legacy"
 
 
-AVAILABLE_MODES = frozenset({ProxyMode.IPTABLES, ProxyMode.NFTABLES})
+AVAILABLE_MODES = frozenset({ProxyMode.IPTABLES, ProxyMode.IPVS, ProxyMode.NFTABLES})
 
 
 class ConfigError(Exception):

@@ -72,6 +72,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._first = True
         self._spares = 0
         self._doubt: Foreign | None = None
+        self._tend_at: float | None = None
         name = f"sync-{backend.family}"
         self._thread = Thread(target=self._run, name=name, daemon=True)
 
@@ -101,7 +102,9 @@ class FamilyLoop(Generic[Observed, Plan]):
             if self._missing:
                 self.inbox.wait_for_lists()
             else:
-                self.inbox.wait(max(0.0, self._schedule.due() - self._clock()))
+                due = self._schedule.due()
+                until = due if self._tend_at is None else min(due, self._tend_at)
+                self.inbox.wait(max(0.0, until - self._clock()))
             self.step()
 
     def step(self) -> None:
@@ -110,6 +113,8 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._take(self.inbox.drain())
             if not self._missing and self._clock() >= self._schedule.due():
                 self._sync()
+            if self._tend_at is not None and self._clock() >= self._tend_at:
+                self._tend()
         except Exception as error:  # a defect must not end the loop: the old rules still work
             log.exception("sync.defect", family=self._backend.family)
             self._failed(error, thorough=True)
@@ -147,7 +152,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         except BackendError as error:
             self._failed(error, thorough=thorough)
             return
-        end = self._clock()
+        end = self._tend_at = self._clock()
         found = bool(outcome.operations)
         self._schedule.succeeded(end, compared=thorough, took=end - begin, found=found)
         if compared_only and found:
@@ -163,6 +168,19 @@ class FamilyLoop(Generic[Observed, Plan]):
             triggered=settled.changes.triggered,
         )
         self._follow(settled)
+
+    def _tend(self) -> None:
+        """Let the backend do what only time calls for, if it knows what the kernel holds."""
+        self._tend_at = None
+        if self._schedule.failing:
+            return
+        try:
+            pause = self._backend.tend()
+        except BackendError as error:
+            self._failed(error, thorough=False)
+            return
+        if pause is not None:
+            self._tend_at = self._clock() + pause
 
     def _follow(self, settled: Settled) -> None:
         """Do what comes after a sync; its failure is not the sync's."""

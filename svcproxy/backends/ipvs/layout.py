@@ -16,7 +16,7 @@ import msgspec
 
 from svcproxy.backends.ipvs import naming
 from svcproxy.backends.ipvs.naming import SETS
-from svcproxy.backends.ipvs.settings import IpvsSettings
+from svcproxy.backends.ipvs.settings import SCHEDULERS, IpvsSettings, scheduling
 from svcproxy.backends.ipvs.values import (
     RealServerKey,
     ServerFlag,
@@ -287,6 +287,10 @@ _NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 
 def _server(port: ServicePort, settings: IpvsSettings) -> VirtualServer:
     chosen = settings.scheduling
+    if port.scheduler in SCHEDULERS:
+        chosen = scheduling(port.scheduler, port.scheduler_flags)
+    elif port.scheduler_flags is not None:
+        chosen = scheduling(chosen.name, port.scheduler_flags)
     flags = chosen.flags
     if port.affinity_seconds:
         flags |= ServerFlag.PERSISTENT

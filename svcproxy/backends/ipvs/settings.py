@@ -20,9 +20,18 @@ SCHEDULERS = frozenset(
 )
 """Those of ``net/netfilter/ipvs`` in Linux 6.12; each is a module ``ip_vs_<name>``."""
 
+_NUMBERED = {  # as kube-router and ipvsadm have them for any scheduler
+    "flag-1": ServerFlag.SCHEDULER_1,
+    "flag-2": ServerFlag.SCHEDULER_2,
+    "flag-3": ServerFlag.SCHEDULER_3,
+}
 _FLAGS = {
-    "sh": {"sh-fallback": ServerFlag.SCHEDULER_1, "sh-port": ServerFlag.SCHEDULER_2},
-    "mh": {"mh-fallback": ServerFlag.SCHEDULER_1, "mh-port": ServerFlag.SCHEDULER_2},
+    name: {
+        f"{name}-fallback": ServerFlag.SCHEDULER_1,
+        f"{name}-port": ServerFlag.SCHEDULER_2,
+        **_NUMBERED,
+    }
+    for name in ("sh", "mh")
 }
 _DEFAULT_FLAGS = {
     # With a plain hash a client whose endpoint leaves gets "no destination" until it is gone
@@ -39,7 +48,12 @@ def scheduling(name: str, flags: tuple[str, ...] | None = None) -> Scheduling:
     if flags is None:
         return Scheduling(name, _DEFAULT_FLAGS.get(name, 0))
     known = _FLAGS.get(name, {})
-    return Scheduling(name, sum({known[flag] for flag in flags if flag in known}))
+    return Scheduling(name, sum({int(known[flag]) for flag in flags if flag in known}))
+
+
+def unknown_flags(name: str, flags: tuple[str, ...]) -> tuple[str, ...]:
+    """Which flags a scheduler does not have."""
+    return tuple(flag for flag in flags if flag not in _FLAGS.get(name, {}))
 
 
 class IpvsSettings(Settings, frozen=True, gc=False):

@@ -173,6 +173,10 @@ class NftablesBackend:
         planner = self._planner
         return planner.plan(Desired(planner.ports, None), planner.settings, self._table.read())
 
+    def tend(self) -> float | None:
+        """Nothing: rules do not depend on time."""
+        return None
+
     def clean_up(self) -> None:
         """Delete our table."""
         self._table.delete()

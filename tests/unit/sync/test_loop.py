@@ -32,6 +32,8 @@ class DictBackend:
         self.broken = False
         self.untouched_for_sure = False
         self.takes: dict[str, float] = {}
+        self.pauses: list[float] = []
+        self.tended = 0
         self.pass_time: Callable[[float], None] = lambda _: None
 
     def probe(self) -> None:
@@ -63,6 +65,10 @@ class DictBackend:
         self.pass_time(self.takes.get("apply", 0.0))
         self.kernel = plan
         return Outcome(operations={"written": len(plan)})
+
+    def tend(self) -> float | None:
+        self.tended += 1
+        return self.pauses.pop(0) if self.pauses else None
 
     def clean_up(self) -> None:
         self.kernel = {}
@@ -333,3 +339,33 @@ def test_merged_changes_keep_what_was_before_the_first(running: Stage) -> None:
     assert created.then(moved).previous == {}, "before both it did not exist"
     assert moved.then(gone).previous[name].frontends[0].address == "10.96.0.1"
     assert moved.then(gone).ports == {name: None}
+
+
+def test_the_backend_is_called_again_when_its_time_has_come(running: Stage) -> None:
+    running.backend.pauses = [5.0, 5.0]
+    running.put(service("b", 2))
+    running.step(later=1.0)
+    tended = running.backend.tended
+    running.step(later=4.9)
+    assert running.backend.tended == tended
+    running.step(later=0.2)
+    assert running.backend.tended == tended + 1
+    running.step(later=5.1)
+    assert running.backend.tended == tended + 2
+    running.step(later=10.0)
+    assert running.backend.tended == tended + 2, "it did not ask for more"
+
+
+def test_a_backend_that_failed_is_not_called_for_passing_time(running: Stage) -> None:
+    running.backend.pauses = [1.5]
+    running.put(service("b", 2))
+    running.step(later=1.0)
+    tended = running.backend.tended
+    running.backend.broken = True
+    running.put(service("c", 3))
+    running.step(later=1.0)
+    running.step(later=0.6)
+    assert running.backend.tended == tended, "nobody knows what the kernel holds"
+    running.backend.broken = False
+    running.step(later=1.1)
+    assert running.backend.tended == tended + 1

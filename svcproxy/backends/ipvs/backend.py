@@ -1,0 +1,240 @@
+"""The IPVS backend: the pure plan joined with IPVS, ipset, iptables and the dummy link."""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+import structlog
+from msgspec import structs
+
+from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
+from svcproxy.backends.ipvs import sysctls
+from svcproxy.backends.ipvs.execute import Done, Executor
+from svcproxy.backends.ipvs.kernel import IpvsKernel
+from svcproxy.backends.ipvs.messages import Timeouts
+from svcproxy.backends.ipvs.operations import Failure
+from svcproxy.backends.ipvs.plan import Observed, Plan
+from svcproxy.backends.ipvs.planner import Planner
+from svcproxy.backends.ipvs.settings import SCHEDULERS, IpvsSettings, scheduling, unknown_flags
+from svcproxy.backends.ipvs.termination import Termination
+from svcproxy.backends.settings import Settings
+from svcproxy.backends.window import is_liberal
+from svcproxy.backends.xtables.commands import Iptables
+from svcproxy.model.names import IPFamily, ServicePortName
+from svcproxy.model.objects import Node
+from svcproxy.model.serviceport import ServicePort
+from svcproxy.state.desired import Changes
+from svcproxy.state.scheduling import FLAGS, SCHEDULER
+
+_MOST_FAILURES = 5
+"""As many are told in one error."""
+
+log = structlog.get_logger()
+
+
+class IpvsOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the flags say of IPVS.
+
+    ``timeouts`` are in seconds, 0 leaves the kernel's own. ``graceful_limit`` is how many seconds
+    a real server may drain, 0 for as long as it takes.
+    """
+
+    scheduler: str = "rr"
+    excluded: tuple[str, ...] = ()
+    strict_arp: bool = False
+    timeouts: Timeouts = Timeouts(0, 0, 0)
+    graceful_limit: float = 0.0
+
+
+class IpvsBackend:
+    """Programs one family with IPVS.
+
+    ``settings_for`` gives the settings for the present Node object; when they change, or the
+    node's own addresses, everything is compared from scratch.
+    """
+
+    def __init__(
+        self,
+        programs: Iptables,
+        settings_for: Callable[[Node | None], Settings],
+        options: IpvsOptions,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._programs = programs
+        self._settings_for = settings_for
+        self._options = options
+        self._clock = clock
+        self._addresses: tuple[str, ...] = ()
+        self._networks: tuple[str, ...] = ()
+        self._drop_invalid = True
+        self._planner = Planner(self._settings(None))
+        self._termination = Termination(options.graceful_limit)
+        self._open: tuple[IpvsKernel, Executor] | None = None
+        self._look_at = 0.0
+        self._found: bytes | None = None
+        self._right: bytes | None = None
+        self._told: dict[ServicePortName, str] = {}
+
+    @property
+    def family(self) -> IPFamily:
+        """The family that this backend programs."""
+        return self._programs.family
+
+    @property
+    def _kernel(self) -> IpvsKernel:
+        return self._opened()[0]
+
+    @property
+    def _executor(self) -> Executor:
+        return self._opened()[1]
+
+    def _opened(self) -> tuple[IpvsKernel, Executor]:
+        if self._open is None:
+            kernel = IpvsKernel(self._programs)
+            self._open = kernel, Executor(self._planner, self._termination, kernel)
+        return self._open
+
+    def probe(self) -> None:
+        """Check that the kernel has what is needed, and set its parameters.
+
+        Raises:
+            BackendUnavailable: it has not; the message names the modules.
+        """
+        try:
+            self._kernel.ipvs.set_timeouts(self._options.timeouts)
+        except BackendError as error:
+            raise BackendUnavailable(f"cannot use IPVS for {self.family}: {error}") from error
+        wanted = sysctls.wanted(os.uname().release, strict_arp=self._options.strict_arp)
+        for problem in sysctls.ensure(wanted):
+            log.warning("sysctl.not_set", sysctl=problem.sysctl.name, error=str(problem))
+
+    def untouched(self) -> bool:
+        """Whether nobody else has changed anything since it was found to be right."""
+        try:
+            return self._right is not None and self._kernel.fingerprint() == self._right
+        except BackendError:
+            return False
+
+    def read(self) -> Observed:
+        """Read everything that may be ours, and the node's addresses."""
+        observed, addresses, self._found = self._kernel.read()
+        self._addresses, self._networks = addresses.node, addresses.networks
+        return observed
+
+    def plan(self, desired: Desired, observed: Observed) -> Plan:
+        """Compare everything."""
+        self._drop_invalid = not is_liberal()
+        self._check_schedulers(desired.ports.values())
+        return self._planner.plan(desired, self._settings(desired.node), observed)
+
+    def plan_changes(self, changes: Changes, node: Node | None) -> Plan | None:
+        """Compute what changed Service ports mean; other settings need a full comparison."""
+        if self._settings(node) != self._planner.settings:
+            return None
+        self._check_schedulers(port for port in changes.ports.values() if port is not None)
+        return self._planner.plan_changes(changes.ports)
+
+    def apply(self, plan: Plan) -> Outcome:
+        """Carry out the plan step by step; the kernel has no transaction around all of it.
+
+        What fails keeps nothing else from being done.
+        """
+        now, before = self._clock(), self._kernel.sent
+        done = self._executor.apply(plan, now)
+        self._look_at = now + (self._termination.pause() or 0.0)
+        # What was read is right if nothing had to be changed.
+        self._right, self._found = (None if done.operations else self._found), None
+        self._report(done)
+        operations = {kind: count for kind, count in done.operations.items() if count}
+        if operations:
+            operations["message"] = self._kernel.sent - before
+        rules = {table: each.rules for table, each in plan.tables.items()}
+        return Outcome(operations=operations, sizes=self._planner.sizes, written=rules)
+
+    def tend(self) -> float | None:
+        """Look at the real servers that drain, if it is time."""
+        now = self._clock()
+        if self._termination.pause() is None:
+            return None
+        if now < self._look_at:
+            return self._look_at - now
+        done = self._executor.tend(now)
+        if done.operations:
+            self._right = None
+        self._report(done)
+        pause = self._termination.pause()
+        self._look_at = now + (pause or 0.0)
+        return pause
+
+    def clean_up(self) -> None:
+        """Remove what is a Service's, ours or kube-proxy's: virtual servers, rules and ipsets."""
+        desired = Desired({}, None)
+        for _ in range(2):
+            self.apply(self.plan(desired, self.read()))
+
+    def _settings(self, node: Node | None) -> IpvsSettings:
+        return IpvsSettings(
+            **structs.asdict(self._settings_for(node)),
+            scheduling=scheduling(self._options.scheduler),
+            addresses=self._addresses,
+            subnets=self._networks,
+            excluded=self._options.excluded,
+            drop_invalid=self._drop_invalid,
+        )
+
+    def _report(self, done: Done) -> None:
+        """Say what was not done as asked.
+
+        Raises:
+            BackendError: something could not be done at all.
+        """
+        for operation in done.unscheduled:
+            name = operation.server.scheduler
+            log.warning(
+                "ipvs.no_scheduler",
+                family=self.family,
+                scheduler=name,
+                virtual_server=_named(operation.key),
+                effect=f"the scheduler {self._options.scheduler} is used",
+                remedy=f"load the kernel module ip_vs_{name}",
+            )
+        if done.failures:
+            told = "; ".join(_described(f) for f in done.failures[:_MOST_FAILURES])
+            more = len(done.failures) - _MOST_FAILURES
+            raise BackendError(told + (f"; and {more} more" if more > 0 else ""))
+
+    def _check_schedulers(self, ports: Iterable[ServicePort]) -> None:
+        """Tell once of each Service that asks for a scheduler or flag that does not exist."""
+        for port in ports:
+            problem = self._scheduler_problem(port)
+            if self._told.get(port.name, "") == problem:
+                continue
+            self._told[port.name] = problem
+            if problem:
+                log.warning(
+                    "ipvs.unusable_annotation",
+                    family=self.family,
+                    service=str(port.name.service),
+                    error=problem,
+                    effect=f"the scheduler {self._options.scheduler} is used as it is",
+                )
+
+    def _scheduler_problem(self, port: ServicePort) -> str:
+        name = port.scheduler or self._options.scheduler
+        if name not in SCHEDULERS:
+            known = ", ".join(sorted(SCHEDULERS))
+            return f"{SCHEDULER}: {name!r} is no scheduler: choose one of {known}"
+        unknown = unknown_flags(name, port.scheduler_flags or ())
+        if unknown:
+            return f"{FLAGS}: {name} has no {', '.join(unknown)}"
+        return ""
+
+
+def _named(key: tuple[object, ...]) -> str:
+    return " ".join(map(str, key))
+
+
+def _described(failure: Failure) -> str:
+    parts = (str(part) for part in failure.operation if not isinstance(part, msgspec.Struct))
+    return f"{type(failure.operation).__name__} {' '.join(parts)}: {failure.reason}"

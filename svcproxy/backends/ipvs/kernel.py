@@ -1,0 +1,130 @@
+"""The parts of the kernel that IPVS mode uses, in this network namespace, as one."""
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from hashlib import blake2b
+from pathlib import Path
+
+from svcproxy.backends.base import BackendError
+from svcproxy.backends.ipvs import procfile
+from svcproxy.backends.ipvs.connection import Ipvs
+from svcproxy.backends.ipvs.ipset import Sets
+from svcproxy.backends.ipvs.links import Links
+from svcproxy.backends.ipvs.naming import SETS
+from svcproxy.backends.ipvs.operations import (
+    AddressOperation,
+    Failure,
+    ServerOperation,
+    SetOperation,
+)
+from svcproxy.backends.ipvs.plan import Observed
+from svcproxy.backends.ipvs.values import (
+    Addresses,
+    Connections,
+    RealServerKey,
+    SetEntry,
+    SetKind,
+    VirtualServerKey,
+)
+from svcproxy.backends.xtables.commands import Iptables
+from svcproxy.backends.xtables.ruleset import TABLES
+from svcproxy.backends.xtables.savefile import parse
+
+_SERVERS = Path("/proc/net/ip_vs")
+
+
+class IpvsKernel:
+    """One family's virtual servers, ipsets, rules, and addresses on ``kube-ipvs0``.
+
+    It belongs to the thread that makes it.
+
+    Raises:
+        BackendError: there is no IPVS.
+    """
+
+    def __init__(self, programs: Iptables) -> None:
+        self._programs = programs
+        self._family = programs.family
+        self.ipvs = Ipvs(programs.family)
+        self.sets = Sets(programs.family)
+        self.links = Links(programs.family)
+
+    @property
+    def sent(self) -> int:
+        """How many netlink messages have been sent."""
+        return self.ipvs.sent + self.sets.sent + self.links.sent
+
+    def read(self) -> tuple[Observed, Addresses, bytes]:
+        """Read everything; the last of the three is its fingerprint.
+
+        Raises:
+            BackendError: something could not be read.
+        """
+        addresses = self.links.read()
+        listing, rules = self._listing(), self._programs.save(*TABLES)
+        real = procfile.parse(listing, self._family)
+        # The two lists are not of the same moment; what only one has is as good as not there.
+        servers = {k: s for k, s in self.ipvs.virtual_servers().items() if k in real}
+        sets = self._sets()
+        observed = Observed(parse(rules), servers, real, sets, addresses.bound)
+        sizes = {name: len(entries) for name, (_, entries) in sets.items()}
+        return observed, addresses, self._fingerprint(listing, rules, sizes, addresses)
+
+    def fingerprint(self) -> bytes:
+        """What changes when anybody changes something, made from less than ``read`` needs.
+
+        Raises:
+            BackendError: something could not be read.
+        """
+        headers = self.sets.headers()
+        sizes = {name: h.elements for name, h in headers.items() if name in SETS[self._family]}
+        rules = self._programs.save(*TABLES)
+        return self._fingerprint(self._listing(), rules, sizes, self.links.read())
+
+    def _fingerprint(
+        self, listing: bytes, rules: str, sizes: Mapping[str, int], addresses: Addresses
+    ) -> bytes:
+        text = "\n".join(line for line in rules.split("\n") if not line.startswith(("#", ":")))
+        digest = blake2b(procfile.fingerprint(listing, self._family), digest_size=16)
+        digest.update(text.encode())
+        digest.update(repr((sorted(sizes.items()), addresses.node, addresses.networks)).encode())
+        digest.update("\n".join(sorted(addresses.bound)).encode())
+        return digest.digest()
+
+    def _listing(self) -> bytes:
+        try:
+            return _SERVERS.read_bytes()
+        except OSError as error:
+            raise BackendError(f"cannot read {_SERVERS}: {error.strerror}") from error
+
+    def _sets(self) -> dict[str, tuple[SetKind, AbstractSet[SetEntry]]]:
+        found: dict[str, tuple[SetKind, AbstractSet[SetEntry]]] = {}
+        kinds = SETS[self._family].kinds
+        for name, header in self.sets.headers().items():
+            if name in kinds:
+                kind = header.kind or kinds[name]._replace(type="")
+                entries = self.sets.entries(name, kind) if header.kind else frozenset[SetEntry]()
+                found[name] = kind, entries
+        return found
+
+    # --- What ``execute`` asks for --------------------------------------------------------------
+
+    def change_sets(self, operations: Sequence[SetOperation]) -> list[Failure]:
+        """Change ipsets."""
+        return self.sets.execute(operations)
+
+    def change_servers(self, operations: Sequence[ServerOperation]) -> list[Failure]:
+        """Change virtual and real servers."""
+        return self.ipvs.execute(operations)
+
+    def change_addresses(self, operations: Sequence[AddressOperation]) -> list[Failure]:
+        """Change the addresses of ``kube-ipvs0``."""
+        return self.links.execute(operations)
+
+    def restore(self, text: str) -> None:
+        """Apply an input of iptables-restore."""
+        self._programs.restore(text)
+
+    def connections(self, key: VirtualServerKey) -> Mapping[RealServerKey, Connections]:
+        """The connections of each real server of a virtual server."""
+        return {real: found for real, (_, found) in self.ipvs.real_servers(key).items()}
