@@ -197,13 +197,25 @@ def parse_nodeport_addresses(text: str) -> tuple[str, ...]:
     return (NODE_PORT_PRIMARY,)
 
 
+_GO_INTEGER = re.compile(
+    r"([+-]?)(0[xX](?:_?[0-9a-fA-F])+|0[bB](?:_?[01])+|0[oO]?(?:_?[0-7])+|0|[1-9](?:_?[0-9])*)"
+)
+
+
 def parse_integer(low: int, high: int) -> Callable[[str], int]:
-    """Make a parser of whole numbers from ``low`` to ``high``, both included."""
+    """Make a parser of whole numbers from ``low`` to ``high``, both included.
+
+    They are written as in Go: ``0x1f``, ``0b11`` and ``0o17`` count, and 017 is octal.
+    """
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"-?[0-9]{1,10}", text) or not low <= int(text) <= high:
-            raise ValueError(f"not a whole number from {low} to {high}")
-        return int(text)
+        match = _GO_INTEGER.fullmatch(text)
+        if match is not None and len(text) <= 40:
+            digits = re.sub("^0(?=[0-9])", "0o", match[2].replace("_", ""))
+            value = int(f"{match[1]}{digits}", 0)
+            if low <= value <= high:
+                return value
+        raise ValueError(f"not a whole number from {low} to {high}")
 
     return parse
 

@@ -103,8 +103,8 @@ def parse_gates(text: str) -> tuple[tuple[str, bool], ...]:
         ValueError: an entry is neither, or names no feature gate.
     """
     gates = {}
-    for entry in text.split(",") if text else ():
-        name, equals, value = entry.strip().partition("=")
+    for entry in filter(None, text.split(",")):
+        name, equals, value = (part.strip() for part in entry.partition("="))
         if not (name and equals):
             raise ValueError("not a list of Name=true or Name=false")
         if name not in KNOWN:

@@ -178,6 +178,7 @@ def test_every_field_has_a_flag_unless_it_is_of_the_file_only() -> None:
         ("AllAlpha=true", True),
         ("AllowServiceExternalIPs=true", True),
         ("AllowServiceExternalIPs=false", False),
+        (" AllowServiceExternalIPs = false,", False),
         ("AllowServiceExternalIPs=false,AllowServiceExternalIPs=true", True),
     ],
 )

@@ -9,6 +9,7 @@ from svcproxy.values import (
     parse_bool,
     parse_cidrs,
     parse_duration,
+    parse_integer,
 )
 
 
@@ -157,3 +158,38 @@ def test_false(text: str) -> None:
 def test_neither_true_nor_false(text: str) -> None:
     with pytest.raises(ValueError, match="write true or false"):
         parse_bool(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("0", 0), ("-0", 0), ("5", 5), ("+5", 5), ("-5", -5), ("1_000", 1000)),
+        *(("0x1F", 31), ("-0X1f", -31), ("0b11", 3), ("0o17", 15), ("017", 15), ("0_17", 15)),
+    ],
+)
+def test_whole_numbers_are_read_as_go_reads_them(text: str, value: int) -> None:
+    assert parse_integer(-1000, 1000)(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " 5",
+        "5 ",
+        "x",
+        "1e2",
+        "2.5",
+        "08",
+        "0x",
+        "1__0",
+        "_1",
+        "1_",
+        "--5",
+        "\u0661",
+        "9" * 5000,
+    ],
+)
+def test_what_go_does_not_read_is_no_whole_number(text: str) -> None:
+    with pytest.raises(ValueError, match="not a whole number from 0 to 9"):
+        parse_integer(0, 9)(text)
