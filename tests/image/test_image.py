@@ -19,7 +19,7 @@ from testbed.image import Image
 from testbed.waiting import eventually
 
 # The build takes more than a minute, on busy machines several; the first test pays for it.
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 TLS = ROOT / "tests/fakes/tls"
