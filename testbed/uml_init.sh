@@ -20,4 +20,6 @@ release=$(uname -r)
 mount -t tmpfs tmpfs /lib/modules
 ln -s "/usr/lib/uml/modules/$release" "/lib/modules/$release"
 
+# As generous as the systems that programs are used to.
+ulimit -n 65536
 exec /bin/sh /run/guest/start

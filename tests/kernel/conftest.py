@@ -18,7 +18,7 @@ from typing import Any, Self
 import pytest
 
 from testbed import manifests as m
-from testbed import netns
+from testbed import netns, uml
 from testbed.cluster import SERVICE_CIDRS, VIP_RANGES, Cluster, Host, Node, Pod
 from testbed.daemon import Daemon
 from testbed.manifests import Object
@@ -425,7 +425,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     own = hasattr(metafunc.module, "variant") or "cluster" not in metafunc.fixturenames
     if "variant" in metafunc.fixturenames and not own:
         variants = getattr(metafunc.module, "VARIANTS", ALL_VARIANTS)
-        if variants is ALL_VARIANTS and "ipvs" in (metafunc.config.option.variants or ()):
+        asked = "ipvs" in (metafunc.config.option.variants or ()) or uml.inside()
+        if variants is ALL_VARIANTS and asked:
             variants = (*variants, "ipvs")
         if metafunc.definition.get_closest_marker("iptables_only"):
             variants = IPTABLES

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from testbed.outcomes import Answer
-from testbed.waiting import eventually
+from testbed.waiting import PATIENCE, eventually
 from tests.kernel.conftest import IPTABLES, Flags, Offer, Stage, at
 
 pytestmark = pytest.mark.kernel
@@ -108,7 +108,7 @@ def test_rules_of_others_are_left_alone(stage: Stage, family: int) -> None:
 def test_rules_stay_when_the_daemon_is_terminated(stage: Stage, family: int) -> None:
     offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
     before = stage.rules(family)
-    assert stage.daemon.stop() < 2
+    assert stage.daemon.stop() < 2 * PATIENCE
     assert stage.rules(family) == before
     assert _served(stage, offer)
     stage.daemon.start()

@@ -12,6 +12,7 @@ from testbed.cluster import Cluster
 from testbed.daemon import Daemon
 from testbed.manifests import ManifestFolder
 from testbed.outcomes import Answer
+from testbed.waiting import PATIENCE
 from tests.kernel.conftest import mode_flags
 
 pytestmark = pytest.mark.kernel
@@ -93,7 +94,7 @@ def test_sigterm_ends_within_two_seconds_and_leaves_the_rules(
 ) -> None:
     node = cluster.nodes[0]
     with Daemon(node, folder.path, flags=mode_flags(variant)) as daemon:
-        assert daemon.stop() < 2.0
+        assert daemon.stop() < 2 * PATIENCE
         assert daemon.returncode == 0
         answers = cluster.client.traffic.burst("tcp", node.ipv4, 30080, 20)
         assert sum(answers.values()) == 20

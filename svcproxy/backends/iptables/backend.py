@@ -1,12 +1,12 @@
 """The iptables backend: the pure plan joined with the programs that carry it out."""
 
 from collections.abc import Callable, Iterable
-from hashlib import blake2b
 
 import structlog
 from msgspec import structs
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
+from svcproxy.backends.iptables.fingerprint import Fingerprint
 from svcproxy.backends.iptables.generation import Watermark
 from svcproxy.backends.iptables.naming import POSTROUTING
 from svcproxy.backends.iptables.plan import Observed, Plan, Planner
@@ -46,9 +46,8 @@ class IptablesBackend:
         self._drop_invalid = True
         self._sets = AffinitySets(programs.family)
         self._affinity_sets: bool | None = None
-        self._watermark = Watermark()
-        self._found: bytes | None = None
-        self._right: bytes | None = None
+        nft = programs.variant is Variant.NFT
+        self._watermark = Watermark() if nft else Fingerprint(programs.family)
         self._planner = Planner(self._settings(None))
 
     @property
@@ -84,19 +83,14 @@ class IptablesBackend:
     def untouched(self) -> bool:
         """Whether nobody else has changed the tables since they were found to be right.
 
-        The nft variant has the kernel's generation number for that. Legacy tables have to be
-        read, but a digest of the text spares taking it apart and comparing it.
+        The nft variant has the kernel's generation number for that, legacy tables their sizes.
         """
-        if self._programs.variant is Variant.NFT:
-            return self._watermark.untouched
-        return self._right is not None and _digest(self._programs.save(*TABLES)) == self._right
+        return self._watermark.untouched
 
     def read(self) -> Observed:
         """Read both tables, and the ipsets if any rule may name one."""
-        if self._programs.variant is Variant.NFT:
-            self._watermark.reading()
+        self._watermark.reading()
         text = self._programs.save(*TABLES)
-        self._found = _digest(text)
         # Without a rule that names a set there is none but by an accident of ours in between.
         with_sets = self._affinity_sets or "--match-set " in text
         return Observed(parse(text), self._sets.names() if with_sets else frozenset())
@@ -129,8 +123,6 @@ class IptablesBackend:
         if plan.destroy_sets:
             self._sets.destroy(plan.destroy_sets)
         self._watermark.written(sum(text.count("\nCOMMIT") for text in texts))
-        # What was read is right if nothing had to be changed.
-        self._right, self._found = (None if plan else self._found), None
         tables = plan.tables
         counts = {
             "restore": len(texts),
@@ -204,9 +196,3 @@ class IptablesBackend:
             accepted = False
         self._programs.restore(f"{chain}-X {_PROBE_CHAIN}\nCOMMIT\n")
         return accepted
-
-
-def _digest(text: str) -> bytes:
-    """The digest of what iptables-save printed, without its remarks and counters."""
-    lines = (line for line in text.split("\n") if not line.startswith(("#", ":")))
-    return blake2b("\n".join(lines).encode(), digest_size=16).digest()
