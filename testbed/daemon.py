@@ -125,7 +125,7 @@ class Daemon:
             else:
                 self._process = self.node.netns.popen(self.command, output=log.fileno())
 
-    def wait_ready(self, timeout: float = 10.0, *, families: int = 2) -> float:
+    def wait_ready(self, timeout: float = 30.0, *, families: int = 2) -> float:
         """Wait until it has synced this many IP families; return the seconds waited.
 
         Raises:

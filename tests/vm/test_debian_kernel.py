@@ -14,8 +14,13 @@ from testbed.machines import Finished, MachineError
 pytestmark = pytest.mark.kernel
 
 MACHINES = (
-    {"test_cluster_ip.py": 36, "test_no_endpoints.py": 11},
-    {"test_affinity.py": 20, "test_drift_nftables.py": 12},
+    {
+        "test_cluster_ip.py": 38,
+        "test_no_endpoints.py": 11,
+        "test_nftables_traffic.py::test_cluster_ips_that_nobody_has_are_dropped": 2,
+        "test_invalid.py::test_an_answer_that_nobody_asked_for_is_dropped": 2,
+    },
+    {"test_affinity.py": 20, "test_drift_nftables.py": 17},
 )
 """What each machine runs of tests/kernel, with the least number of tests in nftables mode.
 
