@@ -69,7 +69,7 @@ def run(config: Config, warnings: Sequence[str] = (), file: bytes = b"") -> int:
     for warning in warnings:
         log.warning("settings", note=warning)
     if config.cleanup:
-        return _clean_up()
+        return _clean_up(config)
     if config.init_only:
         _prepare(config)
         log.info("prepared", effect="svcproxy now runs with CAP_NET_ADMIN and CAP_NET_RAW alone")
@@ -116,9 +116,9 @@ class _Running:
             stop()
 
 
-def _clean_up() -> int:
+def _clean_up(config: Config) -> int:
     """Remove the rules of all modes; return the exit status."""
-    swept = sweep_all()
+    swept = sweep_all(config.ipvs_exclude_cidrs)
     report(swept, "end what still uses it and run --cleanup again")
     log.info("cleaned_up", removed=sum(swept.removed.values()), failures=len(swept.problems))
     return 1 if swept.problems else 0
@@ -196,7 +196,8 @@ def _sweeper(config: Config, mode: Mode) -> Sweeper:
     """What removes the rules of other modes, and of kube-proxy, once this mode serves."""
     variant = Variant(mode.variant) if mode.variant else None
     families = [backend.family for backend in mode.backends]
-    return Sweeper(Present(config.proxy_mode, variant), families, config.sync_period)
+    present = Present(config.proxy_mode, variant, config.ipvs_exclude_cidrs)
+    return Sweeper(present, families, config.sync_period)
 
 
 def _watch_kernel(mode: Mode, loops: Sequence[FamilyLoop[Any, Any]], shared: _Shared) -> None:

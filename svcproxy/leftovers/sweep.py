@@ -15,14 +15,8 @@ from svcproxy.backends.nftables.ruleset import TABLE
 from svcproxy.backends.nftables.table import KernelTable
 from svcproxy.backends.xtables.commands import Variant
 from svcproxy.config import ProxyMode
-from svcproxy.leftovers.ipsets import Ipsets
-from svcproxy.leftovers.links import delete_link, has_ipvs_connections
-from svcproxy.leftovers.names import (
-    DUMMY_DEVICE,
-    IPVS_SETS,
-    KUBE_PROXY_TABLE,
-    is_affinity_set,
-)
+from svcproxy.leftovers.ipvs import destroy_sets, remove_servers
+from svcproxy.leftovers.names import IPVS_SETS, KUBE_PROXY_TABLE, is_affinity_set
 from svcproxy.model.names import IPFamily
 
 log = structlog.get_logger()
@@ -34,11 +28,13 @@ class Present(msgspec.Struct, frozen=True):
     """What carries the Services from now on and has to stay.
 
     ``mode`` is ``None`` for nobody (``--cleanup``); ``variant`` is that of iptables in which the
-    mode's rules are, ``None`` for a mode without any.
+    mode's rules are, ``None`` for a mode without any. Virtual servers in the ranges ``spared`` are
+    nobody's leftovers.
     """
 
     mode: ProxyMode | None = None
     variant: Variant | None = None
+    spared: tuple[str, ...] = ()
 
     def user_of(self, variant: Variant) -> User | None:
         """Who uses the tables of a variant of iptables."""
@@ -70,12 +66,12 @@ def sweep_family(present: Present, family: IPFamily) -> Swept:
 
 def sweep_common(present: Present) -> Swept:
     """Remove what belongs to both families; rules may use it and must have gone before."""
-    return _run(present, [_ipsets, _dummy_device])
+    return _run(present, [_ipsets, _virtual_servers])
 
 
-def sweep_all() -> Swept:
+def sweep_all(spared: tuple[str, ...] = ()) -> Swept:
     """Remove everything of every mode, of svcproxy and of kube-proxy, in both families."""
-    nothing = Present()
+    nothing = Present(spared=spared)
     parts = [*(sweep_family(nothing, family) for family in IPFamily), sweep_common(nothing)]
     removed: Counter[str] = Counter()
     for part in parts:
@@ -121,25 +117,18 @@ def _delete_table(family: IPFamily, name: str) -> bool:
 
 
 def _ipsets(present: Present) -> Mapping[str, int]:
-    sets = Ipsets()
-    try:
-        doomed = {
-            name
-            for name in sets.names()
-            if (present.mode is not ProxyMode.IPVS and name in IPVS_SETS)
-            or (present.mode is not ProxyMode.IPTABLES and is_affinity_set(name))
-        }
-        return {"set_destroyed": sets.destroy(doomed)}
-    finally:
-        sets.close()
+    def is_doomed(name: str) -> bool:
+        if name in IPVS_SETS:
+            return present.mode is not ProxyMode.IPVS
+        return present.mode is not ProxyMode.IPTABLES and is_affinity_set(name)
+
+    return {"set_destroyed": destroy_sets(is_doomed)}
 
 
-def _dummy_device(present: Present) -> Mapping[str, int]:
+def _virtual_servers(present: Present) -> Mapping[str, int]:
     if present.mode is ProxyMode.IPVS:
         return {}
-    if present.mode is not None and has_ipvs_connections():
-        raise BackendError(f"the link {DUMMY_DEVICE} stays: connections still go through IPVS")
-    return {"link_deleted": int(delete_link(DUMMY_DEVICE))}
+    return remove_servers(present.spared, now=present.mode is None)
 
 
 def report(swept: Swept, remedy: str) -> None:

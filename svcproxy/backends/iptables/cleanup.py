@@ -23,6 +23,8 @@ PIECE = 250
 """Chains in one input for the nft variant, which takes n² for n chains (see ``staging``)."""
 
 _JUMP = re.compile(r"(?:^| )-[jg] (\S+)")
+_OWN_IPVS = "KUBE-IPVS-"
+"""Chains that our IPVS mode adds to kube-proxy's begin so, as do two of kube-proxy's."""
 _BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 _OUR_NOTE = '--comment "kube'
 
@@ -57,8 +59,6 @@ _CHAINS: Mapping[User, Mapping[str, frozenset[str]]] = {
                 naming.PROXY_FIREWALL,
                 "KUBE-NODE-PORT",
                 "KUBE-SOURCE-RANGES-FIREWALL",
-                "KUBE-IPVS-FILTER",
-                "KUBE-IPVS-OUT-FILTER",
             )
         ),
     },
@@ -114,6 +114,8 @@ def _is_doomed(table: str, chain: str, present: User | None) -> bool:
         return True
     if table == NAT and naming.is_service_chain(chain):
         return present is not User.IPTABLES
+    if chain.startswith(_OWN_IPVS):
+        return present is not User.IPVS
     if chain.startswith(_IPVS_CHAINS):
         return present is not User.IPVS
     if not any(chain in chains.get(table, ()) for chains in _CHAINS.values()):
