@@ -6,10 +6,11 @@ touched: KUBE-FIREWALL, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT and KUBE-MARK-DR
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 
 from svcproxy.backends.iptables import naming
+from svcproxy.backends.iptables.staging import STAGE_CHAINS, deletions
 from svcproxy.backends.iptables.static import JUMPS, LISTS
 from svcproxy.backends.xtables.ruleset import FILTER, NAT, Rules
 from svcproxy.backends.xtables.savefile import Saved
@@ -18,9 +19,6 @@ from svcproxy.backends.xtables.tableplan import TablePlan
 MANGLE = "mangle"
 SEARCHED = (NAT, FILTER, MANGLE)
 """The tables that hold something of ours or of kube-proxy's; nat first: it carries traffic."""
-
-PIECE = 250
-"""Chains in one input for the nft variant, which takes n² for n chains (see ``staging``)."""
 
 _JUMP = re.compile(r"(?:^| )-[jg] (\S+)")
 _OWN_IPVS = "KUBE-IPVS-"
@@ -143,18 +141,12 @@ def inputs(plan: TablePlan, table: str, *, pieces: bool) -> Iterator[str]:
     """
     if not plan:
         return
-    if not pieces or len(plan.delete) <= 2 * PIECE:
+    if not pieces or len(plan.delete) <= 2 * STAGE_CHAINS:
         yield _input(plan, table)
         return
-    yield _input(TablePlan(write=plan.write, remove=plan.remove), table)
-    for chains in _cut(plan.delete):
-        yield _input(TablePlan(write=dict.fromkeys(chains, ())), table)
-    for chains in _cut(plan.delete):
-        yield _input(TablePlan(delete=list(chains)), table)
-
-
-def _cut(chains: list[str]) -> Iterator[Collection[str]]:
-    return (chains[start : start + PIECE] for start in range(0, len(chains), PIECE))
+    if plan.write or plan.remove:
+        yield _input(TablePlan(write=plan.write, remove=plan.remove), table)
+    yield from deletions(plan.delete, table)
 
 
 def _input(plan: TablePlan, table: str) -> str:

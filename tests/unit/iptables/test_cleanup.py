@@ -4,7 +4,9 @@ import itertools
 
 import pytest
 
-from svcproxy.backends.iptables.cleanup import PIECE, User, inputs, leftovers
+from svcproxy.backends.iptables.cleanup import User, inputs, leftovers
+from svcproxy.backends.iptables.plan import Plan
+from svcproxy.backends.iptables.staging import STAGE_CHAINS, staged
 from svcproxy.backends.xtables.savefile import parse
 from svcproxy.backends.xtables.tableplan import TablePlan
 from tests.fakes.restored_tables import RestoredTables
@@ -92,7 +94,7 @@ def test_a_chain_that_others_lead_to_is_emptied_but_stays() -> None:
 
 
 def test_very_many_chains_go_in_pieces_that_each_can_be_carried_out() -> None:
-    names = [f"KUBE-SVC-{number:04}" for number in range(5 * PIECE)]
+    names = [f"KUBE-SVC-{number:04}" for number in range(5 * STAGE_CHAINS)]
     tables = RestoredTables()
     chains: dict[str, list[str]] = tables.tables["nat"]
     chains["KUBE-SERVICES"] = [f"-d 10.0.0.1 -j {name}" for name in names]
@@ -103,7 +105,7 @@ def test_very_many_chains_go_in_pieces_that_each_can_be_carried_out() -> None:
     texts = list(inputs(plan, "nat", pieces=True))
     assert len(texts) > 2 * 5
     for text in texts:
-        assert text.count("\n") <= 2 * PIECE + 2
+        assert text.count("\n") <= 2 * STAGE_CHAINS + 2
         tables.restore(text)
     assert not any(chain.startswith("KUBE") for chain in tables.tables["nat"])
 
@@ -111,3 +113,24 @@ def test_very_many_chains_go_in_pieces_that_each_can_be_carried_out() -> None:
 def test_few_chains_go_in_one_transaction() -> None:
     assert len(list(inputs(TablePlan(delete=["KUBE-SVC-A"]), "nat", pieces=True))) == 1
     assert not list(inputs(TablePlan(), "nat", pieces=True))
+
+
+def test_a_takeover_deletes_very_many_chains_after_the_new_ones_serve() -> None:
+    old = [f"KUBE-SEP-{number:04}" for number in range(3 * STAGE_CHAINS)]
+    new = [f"KUBE-SVC-{number:04}" for number in range(3 * STAGE_CHAINS)]
+    tables = RestoredTables()
+    chains: dict[str, list[str]] = tables.tables["nat"]
+    chains["KUBE-SERVICES"] = [f"-d 10.0.0.1 -j {name}" for name in old]
+    chains |= {name: ["-j RETURN"] for name in old}
+    write = {"KUBE-SERVICES": tuple(f"-d 10.0.0.1 -j {name}" for name in new)}
+    write |= dict.fromkeys(new, ("-j RETURN",))
+    nat = TablePlan(write=write, delete=old, fresh=set(new))
+    texts = list(staged(Plan({"nat": nat, "filter": TablePlan()}, {})))
+    serves = [number for number, text in enumerate(texts) if "-A KUBE-SERVICES" in text]
+    assert len(serves) == 1
+    for number, text in enumerate(texts):
+        tables.restore(text)
+        present = tables.tables["nat"].keys()
+        assert set(old) <= present or number > serves[0]
+        assert set(new) <= present or number < serves[0]
+    assert not set(old) & tables.tables["nat"].keys()
