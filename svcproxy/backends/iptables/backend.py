@@ -26,7 +26,6 @@ from svcproxy.model.objects import Node
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes
 
-_PROBE_CHAIN = "KUBE-SVC-PROBE"
 _PROBE_SET = "KUBE-SEP-PROBE"
 
 log = structlog.get_logger()
@@ -68,7 +67,9 @@ class IptablesBackend:
         try:
             # A rule of a former run proves it without touching the table.
             former = self._programs.chain(NAT, POSTROUTING)
-            self._hairpin_match = "-m bpf " in former or self._accepts(hairpin(self.family))
+            self._hairpin_match = "-m bpf " in former or self._programs.accepts(
+                NAT, hairpin(self.family)
+            )
         except BackendError as error:
             raise BackendUnavailable(
                 f"cannot use the {self.family} tables: {error}"
@@ -178,21 +179,6 @@ class IptablesBackend:
         except BackendError:
             return False
         match = f"-m set --match-set {name} src"
-        works = self._accepts(match)
+        works = self._programs.accepts(NAT, match)
         self._sets.destroy([name])
         return works
-
-    def _accepts(self, match: str) -> bool:
-        """Try a rule with ``match`` in a chain that nothing refers to, and remove it again.
-
-        Raises:
-            BackendError: not even the chain can be removed: the table cannot be written.
-        """
-        chain = f"*{NAT}\n:{_PROBE_CHAIN} - [0:0]\n"
-        try:
-            self._programs.restore(f"{chain}-A {_PROBE_CHAIN} {match}\nCOMMIT\n")
-            accepted = True
-        except BackendError:
-            accepted = False
-        self._programs.restore(f"{chain}-X {_PROBE_CHAIN}\nCOMMIT\n")
-        return accepted

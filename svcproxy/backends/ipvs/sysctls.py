@@ -37,9 +37,9 @@ class SysctlProblem(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        name, value = self.sysctl.name, self.sysctl.value
-        found = f"{name} is {self.found}" if self.found else name
-        return f"{found} and cannot be set to {value}: {self.reason}; {self.sysctl.effect}"
+        found = f" (it is {self.found})" if self.found else ""
+        what = f"cannot set {self.sysctl.name} to {self.sysctl.value}{found}"
+        return f"{what}: {self.reason}; {self.sysctl.effect}"
 
 
 def wanted(kernel: str, *, strict_arp: bool) -> Iterator[Sysctl]:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from svcproxy.backends.base import BackendError, BackendUnavailable
 from svcproxy.model.names import IPFamily
 
+_PROBE_CHAIN = "KUBE-SVC-PROBE"
 _LOCK_WAIT_SECONDS = 5
 _TIMEOUT_SECONDS = 300
 _FAILED_LINE = re.compile(r"line:? (\d+)(?: failed)?")
@@ -82,6 +83,21 @@ class Iptables:
         done = _run(command, text, check=False, announced=self.announced)
         if done.returncode:
             raise BackendError(_explain(self._restore, done.stderr, text))
+
+    def accepts(self, table: str, match: str) -> bool:
+        """Try a rule with ``match`` in a chain that nothing refers to, and remove it again.
+
+        Raises:
+            BackendError: not even the chain can be removed: the table cannot be written.
+        """
+        chain = f"*{table}\n:{_PROBE_CHAIN} - [0:0]\n"
+        try:
+            self.restore(f"{chain}-A {_PROBE_CHAIN} {match}\nCOMMIT\n")
+            accepted = True
+        except BackendError:
+            accepted = False
+        self.restore(f"{chain}-X {_PROBE_CHAIN}\nCOMMIT\n")
+        return accepted
 
 
 def _find(variant: Variant, family: IPFamily, action: str) -> str:

@@ -1,0 +1,74 @@
+"""Route netlink: what is sent, whose addresses are whose, and which events count."""
+
+from struct import pack
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from svcproxy.backends.ipvs import link_messages as messages
+from svcproxy.backends.ipvs.link_messages import BoundAddress, Follower, Link
+from svcproxy.backends.ipvs.values import Addresses
+from svcproxy.model.names import IPFamily
+from svcproxy.netlink.attributes import attribute
+from svcproxy.netlink.messages import Message
+from tests.unit.ipvs.values import addresses
+
+OURS = "kube-ipvs0"
+
+
+@given(st.sampled_from(IPFamily), st.data())
+def test_addresses_are_bound_alone(family: IPFamily, data: st.DataObject) -> None:
+    address = data.draw(addresses(family))
+    for request in (messages.bind(7, address), messages.unbind(7, address)):
+        (found,) = messages.decode_addresses([request.body], family)
+        assert found == BoundAddress(7, address, f"{address}/{family.bits}", link_local=False)
+
+
+def test_whose_addresses_are_whose() -> None:
+    links = [Link(1, "lo"), Link(2, "eth0"), Link(3, OURS)]
+    bound = [
+        BoundAddress(1, "127.0.0.1", "127.0.0.1/8", link_local=False),
+        BoundAddress(1, "10.0.0.9", "10.0.0.9/32", link_local=False),
+        BoundAddress(2, "10.0.0.10", "10.0.0.10/24", link_local=False),
+        BoundAddress(2, "10.0.0.2", "10.0.0.2/24", link_local=False),
+        BoundAddress(3, "10.96.0.1", "10.96.0.1/32", link_local=False),
+        BoundAddress(3, "10.0.0.2", "10.0.0.2/32", link_local=False),
+        BoundAddress(2, "fe80::1", "fe80::1/64", link_local=True),
+        BoundAddress(1, "::1", "::1/128", link_local=False),
+    ]
+    for given_order in (bound, bound[::-1]):
+        assert messages.arrange(links, given_order, OURS) == Addresses(
+            frozenset({"10.96.0.1", "10.0.0.2"}),
+            ("10.0.0.2", "10.0.0.9", "10.0.0.10"),
+            ("10.0.0.0/24", "10.0.0.9/32"),
+        )
+
+
+def link_event(kind: int, number: int, name: str) -> Message:
+    body = pack("=BxHiII", 0, 0, number, 0, 0) + attribute(3, name.encode() + b"\0")
+    return Message(kind, 0, 0, body)
+
+
+def address_event(kind: int, number: int) -> Message:
+    return Message(kind, 0, 0, pack("=BBBBI", 2, 32, 0, 0, number))
+
+
+NEW_LINK, DELETE_LINK, NEW, DELETE = 16, 17, 20, 21
+
+
+def test_events_of_the_interface_itself_do_not_count() -> None:
+    follower = Follower(OURS)
+    follower.know([Link(1, "lo"), Link(3, OURS)])
+    assert not follower.concerns([address_event(NEW, 3), address_event(DELETE, 3)])
+    assert follower.concerns([address_event(NEW, 3), address_event(DELETE, 2)])
+    assert follower.concerns([address_event(NEW, 1)])
+    assert not follower.concerns([link_event(NEW_LINK, 2, "eth0")])
+
+
+def test_the_interface_may_be_made_anew() -> None:
+    follower = Follower(OURS)
+    follower.know([Link(3, OURS)])
+    gone = [link_event(DELETE_LINK, 3, OURS), address_event(DELETE, 3)]
+    assert not follower.concerns(gone)
+    assert not follower.concerns([link_event(NEW_LINK, 9, OURS), address_event(NEW, 9)])
+    assert follower.concerns([link_event(NEW_LINK, 3, "eth1"), address_event(NEW, 3)])

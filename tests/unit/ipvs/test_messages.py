@@ -1,0 +1,98 @@
+"""What is sent to IPVS, and what its answers say."""
+
+import errno
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from svcproxy.backends.ipvs import messages
+from svcproxy.backends.ipvs.messages import Info, Timeouts
+from svcproxy.backends.ipvs.operations import (
+    AddRealServer,
+    AddVirtualServer,
+    DeleteRealServer,
+    DeleteVirtualServer,
+    SetRealServer,
+    SetVirtualServer,
+)
+from svcproxy.backends.ipvs.values import (
+    Connections,
+    RealServerKey,
+    ServerFlag,
+    VirtualServer,
+    VirtualServerKey,
+)
+from svcproxy.model.names import IPFamily, Protocol
+from tests.unit.ipvs import kernel_dumps as dumps
+from tests.unit.ipvs.values import addresses, ports
+
+KIND = 30
+KEY = VirtualServerKey(Protocol.TCP, "10.96.0.1", 443)
+REAL = RealServerKey("172.16.0.9", 6443)
+SERVER = VirtualServer("wlc", ServerFlag.PERSISTENT, 60)
+
+
+def test_virtual_servers_are_decoded_by_family() -> None:
+    all_of_them = [dumps.VIRTUAL_IPV4, dumps.VIRTUAL_IPV6, dumps.VIRTUAL_MARK]
+    ipv4, ipv6 = (dict(messages.decode_virtual_servers(all_of_them, f)) for f in IPFamily)
+    assert ipv4 == {KEY: VirtualServer("rr", ServerFlag.PERSISTENT, 10800)}
+    sctp = VirtualServerKey(Protocol.SCTP, "fd00:10::1", 53)
+    assert ipv6 == {sctp: VirtualServer("mh", ServerFlag.SCHEDULER_2, 0)}
+
+
+def test_other_answers_are_decoded() -> None:
+    real = dict(messages.decode_real_servers([dumps.REAL_IPV4], IPFamily.IPV4))
+    assert real == {REAL: (3, Connections(0, 0, 0))}
+    assert messages.decode_timeouts(dumps.TIMEOUTS) == Timeouts(900, 120, 300)
+    assert messages.decode_info(dumps.INFO) == Info("1.2.1", 4096)
+
+
+@given(
+    st.sampled_from(IPFamily),
+    st.sampled_from(Protocol),
+    ports,
+    st.data(),
+    st.integers(0, 1 << 20),
+)
+def test_what_is_sent_says_what_is_meant(
+    family: IPFamily, protocol: Protocol, port: int, data: st.DataObject, timeout: int
+) -> None:
+    key = VirtualServerKey(protocol, data.draw(addresses(family)), port)
+    flags = data.draw(st.sampled_from([1, 1 | 8, 1 | 16, 1 | 8 | 16]))
+    server = VirtualServer(data.draw(st.sampled_from(["rr", "lblcr"])), flags, timeout)
+    for operation in (AddVirtualServer(key, server), SetVirtualServer(key, server)):
+        body = messages.request(KIND, operation).body
+        assert dict(messages.decode_virtual_servers([body], family)) == {key: server}
+        assert len(body) % 4 == 0
+
+
+def test_each_operation_is_another_command() -> None:
+    operations = (
+        AddVirtualServer(KEY, SERVER),
+        SetVirtualServer(KEY, SERVER),
+        DeleteVirtualServer(KEY),
+        AddRealServer(KEY, REAL, 1),
+        SetRealServer(KEY, REAL, 1),
+        DeleteRealServer(KEY, REAL),
+    )
+    bodies = [messages.request(KIND, operation).body for operation in operations]
+    assert len({body[0] for body in bodies}) == len(operations)
+    assert len({body[4:] for body in bodies}) == 4  # an addition says the same as a change
+
+
+@pytest.mark.parametrize(
+    ("operation", "number", "corrected"),
+    [
+        (AddVirtualServer(KEY, SERVER), errno.EEXIST, SetVirtualServer(KEY, SERVER)),
+        (AddRealServer(KEY, REAL, 2), errno.EEXIST, SetRealServer(KEY, REAL, 2)),
+        (AddRealServer(KEY, REAL, 2), errno.ESRCH, None),
+        (SetVirtualServer(KEY, SERVER), errno.EEXIST, None),
+    ],
+)
+def test_only_additions_are_corrected(
+    operation: AddVirtualServer | AddRealServer | SetVirtualServer,
+    number: int,
+    corrected: object,
+) -> None:
+    assert messages.correction(operation, number) == corrected
