@@ -1,0 +1,23 @@
+"""Addresses between text and bytes."""
+
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from svcproxy.netlink.addresses import packed, text
+
+
+@given(st.ip_addresses().map(str))
+def test_there_and_back(address: str) -> None:
+    assert packed(address) == ip_address(address).packed
+    assert text(packed(address)) == address
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "10.0.0", "10.0.0.1.2", "10.0.0.256", "fd00::1::2", "a.b.c.d"]
+)
+def test_what_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        packed(wrong)

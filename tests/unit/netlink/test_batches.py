@@ -1,0 +1,36 @@
+"""How requests are put together for a socket."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from svcproxy.netlink.connection import MAX_BYTES, MAX_MESSAGES, _ends_of_batches
+from svcproxy.netlink.messages import HEADER, Request, encode, messages
+
+sizes = st.lists(st.sampled_from([0, 1, 40, 30_000, MAX_BYTES, 3 * MAX_BYTES]), max_size=500)
+
+
+@given(sizes)
+def test_batches_hold_all_and_none_is_too_long(sizes: list[int]) -> None:
+    requests = [Request(1, 0, bytes(size)) for size in sizes]
+    start = 0
+    for end in _ends_of_batches(requests):
+        batch = requests[start:end]
+        assert 0 < len(batch) <= MAX_MESSAGES
+        size = sum(len(encode(request, 1)) for request in batch)
+        assert size <= MAX_BYTES or len(batch) == 1
+        start = end
+    assert start == len(requests)
+
+
+@given(st.lists(st.tuples(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.binary(max_size=9))))
+def test_messages_are_taken_apart_as_they_were_put_together(
+    parts: list[tuple[int, int, bytes]],
+) -> None:
+    requests = [Request(*part) for part in parts]
+    data = b"".join(encode(request, n) for n, request in enumerate(requests))
+    found = list(messages(data))
+    assert [(m.kind, m.body, m.sequence) for m in found] == [
+        (r.kind, r.body, n) for n, r in enumerate(requests)
+    ]
+    assert all(m.flags == r.flags | 1 for m, r in zip(found, requests, strict=True))
+    assert list(messages(data[: HEADER.size - 1])) == []
