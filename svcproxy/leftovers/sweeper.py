@@ -28,6 +28,7 @@ class Sweeper:
         self._waiting = set(families)
         self._ready: list[IPFamily | None] = []
         self._failed: list[IPFamily | None] = []
+        self._told: dict[IPFamily | None, tuple[str, ...]] = {}
         self._stopped = False
         self._thread = Thread(target=self._run, name="leftovers", daemon=True)
 
@@ -65,7 +66,10 @@ class Sweeper:
                 if self._stopped:
                     return
                 swept = self._sweep(part)
-                report(swept, _REMEDY)
+                # What is told once need not be told again every sync period.
+                told, self._told[part] = self._told.get(part, ()), swept.problems
+                new = tuple(problem for problem in swept.problems if problem not in told)
+                report(Swept(swept.removed, new), _REMEDY)
                 if swept.problems:
                     self._failed.append(part)
 

@@ -7,6 +7,7 @@ when it ends.
 import contextlib
 import itertools
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -236,6 +237,8 @@ def test_a_failed_removal_is_told_and_tried_again(machine: Machine, folder: Path
         line = daemon.wait_log("leftovers.not_removed")
         assert "KUBE-CLUSTER-IP" in line
         assert "KUBE-CLUSTER-IP" in machine.sets()
+        time.sleep(1.5)
+        assert sum("leftovers.not_removed" in line for line in daemon.logs()) == 1, "told once"
         machine.space.run("iptables-nft", "-D", *rule)
         eventually(lambda: "KUBE-CLUSTER-IP" not in machine.sets(), "the set's end", timeout=3.0)
 
