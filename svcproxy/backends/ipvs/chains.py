@@ -65,14 +65,14 @@ def static_chains(settings: IpvsSettings) -> dict[str, dict[str, Rules]]:
         naming.NODE_PORT: (
             _match(sets.health_check, "dst", "ACCEPT", "Kubernetes health check node port"),
         ),
-        naming.PROXY_FIREWALL: tuple(_refusals(sets)),
+        naming.PROXY_FIREWALL: (f"{_NEW} -j {naming.REFUSE}", _check_sources(sets)),
         naming.SOURCE_RANGES: (*_allowed(sets), "-j DROP"),
         naming.REFUSE: (
             _match(sets.drop, "dst,dst", "DROP", "has no local endpoints"),
             _match(sets.reject, "dst,dst", reject, "has no endpoints"),
         ),
         naming.IPVS_FILTER: tuple(_access(sets, reject)),
-        naming.IPVS_OUT_FILTER: (*_refusals(sets), f"-j {naming.NODE_SOURCES}"),
+        naming.IPVS_OUT_FILTER: (_check_sources(sets), f"-j {naming.NODE_SOURCES}"),
     }
     return {NAT: nat, FILTER: filters}
 
@@ -151,11 +151,10 @@ def _allowed(sets: SetNames) -> tuple[str, ...]:
     )
 
 
-def _refusals(sets: SetNames) -> Iterator[str]:
-    """Refuse new connections that nobody serves, or that source ranges do not allow."""
-    yield f"{_NEW} -j {naming.REFUSE}"
+def _check_sources(sets: SetNames) -> str:
+    """Lead new connections to load balancers with source ranges to where those are checked."""
     match = f"{_NEW} -m set --match-set {sets.firewall} dst,dst"
-    yield f"{match} -j {naming.SOURCE_RANGES}"
+    return f"{match} -j {naming.SOURCE_RANGES}"
 
 
 def _access(sets: SetNames, reject: str) -> Iterator[str]:

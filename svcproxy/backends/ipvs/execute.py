@@ -116,7 +116,12 @@ class Executor:
         steps: list[ServerOperation] = []
         gone = Plan()
         for key in keys:
-            finished = self._termination.finished(key, self._kernel.connections(key), now)
+            finished = self._termination.finished(
+                key,
+                self._kernel.connections(key),
+                now,
+                closing=not self._planner.holds_on(key),
+            )
             self._termination.end(key, finished)
             if key in self._planner.lingering and not self._termination.draining(key):
                 drained = self._planner.drained(key)

@@ -147,24 +147,34 @@ class _Layout:
         self.entries.add((name, entry))
 
     def _load_balancer(self, frontend: Frontend) -> None:
-        for cidr in self.port.source_ranges:
-            self._enter(self.sets.source_cidr, frontend, cidr)
-        if self.port.source_ranges:
-            self._enter(self.sets.firewall, frontend)
-            if self._admits_node():
-                # What the node sends there comes from that very address.
-                self._enter(self.sets.source_ip, frontend, frontend.address)
+        refused = frontend.verdict is Verdict.REJECT
+        if self.port.source_ranges and not refused:
+            self._guard(frontend)
         if self.settings.is_near(frontend.address):
             self._redirect(frontend)
             return
         if self.port.source_ranges and not self._admits_node():
             self.rules.add((FILTER, naming.NODE_SOURCES, self._node_refusal(frontend)))
+        if frontend.local:
+            self._dispatch(naming.EXTERNAL, frontend, self._short_circuit())
+        if refused:
+            # Not bound either: the node's own packets leave it, as in iptables mode.
+            self._enter(self.sets.reject, frontend)
+            return
         self._serve(frontend.address, frontend.port, local=frontend.local)
         self._bind(frontend.address)
         self._enter(self.sets.load_balancer, frontend)
         if frontend.local:
             self._enter(self.sets.load_balancer_local, frontend)
-            self._dispatch(naming.EXTERNAL, frontend, self._short_circuit())
+
+    def _guard(self, frontend: Frontend) -> None:
+        """Name the sources that a load balancer admits."""
+        self._enter(self.sets.firewall, frontend)
+        for cidr in self.port.source_ranges:
+            self._enter(self.sets.source_cidr, frontend, cidr)
+        if self._admits_node():
+            # What the node sends there comes from that very address.
+            self._enter(self.sets.source_ip, frontend, frontend.address)
 
     def _admits_node(self) -> bool:
         if not self.settings.node_address:
@@ -186,6 +196,8 @@ class _Layout:
     def _redirect(self, frontend: Frontend) -> None:
         """Translate to a virtual server at the cluster IP; the address stays whose it is."""
         name = self.sets.external_ip_local if frontend.local else self.sets.external_ip
+        if frontend.verdict is Verdict.REJECT:
+            name = self.sets.reject  # and no other: only what is in the others is translated
         self._enter(name, frontend)
         chain = self._redirect_local() if frontend.local else self._redirect_all()
         self._dispatch(naming.EXTERNAL, frontend, chain)

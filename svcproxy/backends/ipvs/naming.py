@@ -49,11 +49,6 @@ def redirect_chain(name: ServicePortName) -> str:
     return _REDIRECT_PREFIX + port_hash(name)
 
 
-def is_port_chain(chain: str) -> bool:
-    """Whether a nat chain is one of ours that belongs to a Service port."""
-    return chain.startswith((_EXTERNAL_PREFIX, _REDIRECT_PREFIX))
-
-
 def is_own_chain(chain: str) -> bool:
     """Whether a chain is one that kube-proxy does not have."""
     return chain.startswith(_OWN) and chain not in {IPVS_FILTER, IPVS_OUT_FILTER}

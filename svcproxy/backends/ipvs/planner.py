@@ -292,6 +292,18 @@ class Planner:
         self._lingering[key] = state
         return (state,)
 
+    def holds_on(self, key: VirtualServerKey) -> bool:
+        """Whether a virtual server that leaves keeps others from its address and port.
+
+        Not if it is wanted or a Service that has no endpoints has it. Otherwise packets there are
+        for somebody else by now, and it should not wait until the last connection is closed and
+        forgotten, which takes minutes.
+        """
+        if key not in self._lingering:
+            return False
+        sets, entry = SETS[self._settings.family], SetEntry(key.address, key.protocol, key.port)
+        return not any((name, entry) in self._claims.entries for name in (sets.reject, sets.drop))
+
     def drained(self, key: VirtualServerKey) -> Plan:
         """What is to be done when the last real server of a lingering virtual server is gone."""
         plan = Plan(delete=[DeleteVirtualServer(key)])

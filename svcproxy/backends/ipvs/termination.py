@@ -61,9 +61,12 @@ class Termination:
         virtual: VirtualServerKey,
         found: Mapping[RealServerKey, Connections],
         now: float,
+        *,
+        closing: bool = True,
     ) -> list[RealServerKey]:
         """Which of a virtual server's draining real servers can go.
 
+        They wait for connections that are being closed, too, if ``closing``.
         Persistence templates do not count: one that leads to weight 0 is given up at its next
         use (``expire_quiescent_template``).
         """
@@ -71,7 +74,7 @@ class Termination:
             key
             for key, since in self._since.get(virtual, {}).items()
             if key not in found
-            or not (found[key].active or found[key].inactive)
+            or not (found[key].active or (closing and found[key].inactive))
             or (self._limit and now - since >= self._limit)
         ]
 
