@@ -9,7 +9,7 @@ import structlog
 from msgspec import structs
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
-from svcproxy.backends.ipvs import sysctls
+from svcproxy.backends.ipvs import probing, sysctls
 from svcproxy.backends.ipvs.execute import Done, Executor
 from svcproxy.backends.ipvs.kernel import IpvsKernel
 from svcproxy.backends.ipvs.messages import Timeouts
@@ -101,10 +101,19 @@ class IpvsBackend:
         Raises:
             BackendUnavailable: it has not; the message names the modules.
         """
+        probing.probe(self._programs)
         try:
-            self._kernel.ipvs.set_timeouts(self._options.timeouts)
+            if any(self._options.timeouts):
+                self._kernel.ipvs.set_timeouts(self._options.timeouts)
+            missing = probing.scheduler_is_missing(self._kernel.ipvs, self._options.scheduler)
         except BackendError as error:
             raise BackendUnavailable(f"cannot use IPVS for {self.family}: {error}") from error
+        if missing:
+            name = self._options.scheduler
+            raise BackendUnavailable(
+                f"--ipvs-scheduler={name}: the kernel module ip_vs_{name} is missing:"
+                " load it or choose another scheduler"
+            )
         wanted = sysctls.wanted(os.uname().release, strict_arp=self._options.strict_arp)
         for problem in sysctls.ensure(wanted):
             log.warning("sysctl.not_set", sysctl=problem.sysctl.name, error=str(problem))
