@@ -269,6 +269,41 @@ def test_cluster_cidr_by_family() -> None:
     assert Config().cluster_cidr(IPFamily.IPV4) is None
 
 
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        # Only what has both families tells that the cluster has
+        ({"cluster_cidr": "10.0.0.0/8"}, ""),
+        ({"nodeport_addresses": "10.0.0.0/8"}, ""),
+        ({"nodeport_addresses": "primary", "cluster_cidr": "10.0.0.0/8,fd00::/64"}, ""),
+        (
+            {"cluster_cidr": "10.0.0.0/8,fd00::/64", "nodeport_addresses": "10.0.0.0/8"},
+            "--nodeport-addresses=10.0.0.0/8: node ports are open on all local IPv6 addresses",
+        ),
+        (
+            {"cluster_cidr": "fd00::/64", "nodeport_addresses": "10.0.0.0/8,fd00::/64"},
+            "--cluster-cidr=fd00::/64: IPv4 traffic from outside the cluster to cluster IPs",
+        ),
+        (
+            {"cluster_cidr": "fd00::/64", "ipvs_exclude_cidrs": "10.0.0.0/8,fd00::/64"},
+            "--cluster-cidr=fd00::/64: IPv4 traffic",
+        ),
+        (
+            {
+                "cluster_cidr": "fd00::/64",
+                "nodeport_addresses": "10.0.0.0/8,fd00::/64",
+                "detect_local_mode": "NodeCIDR",
+            },
+            "",
+        ),
+    ],
+)
+def test_ranges_that_miss_a_family_of_the_cluster(settings: dict[str, str], warning: str) -> None:
+    warnings = load(**settings).warnings
+    assert len(warnings) == bool(warning)
+    assert all(found.startswith(warning) for found in warnings)
+
+
 def test_nftables_mode_keeps_node_ports_to_primary_addresses() -> None:
     assert config(proxy_mode="nftables").nodeport_primary
     asked = config(proxy_mode="nftables", nodeport_addresses="0.0.0.0/0,::/0")
