@@ -20,6 +20,7 @@ from prometheus_client import (
 
 from svcproxy import __version__
 from svcproxy.config import ProxyMode
+from svcproxy.model.names import Kind
 from svcproxy.observe.process import GoProcess, started_at
 from svcproxy.observe.slis import HealthChecks
 
@@ -257,6 +258,9 @@ class Metrics:
             ("kind",),
             registry=registry,
         )
+        for kind in Kind:  # so that the first of a kind is an increase
+            self.skipped_objects.labels(kind)
+            self.watch_restarts.labels(kind)
         self.address_conflicts = Gauge(
             "svcproxy_address_conflicts",
             "Addresses that a Service asks for while another one holds them.",

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from svcproxy import __version__
 from svcproxy.config import ProxyMode
 from svcproxy.kube.recorder import LogOnly
-from svcproxy.model.names import IPFamily
+from svcproxy.model.names import IPFamily, Kind
 from svcproxy.observe.exposition import render
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
@@ -173,6 +173,9 @@ def test_a_first_failure_is_an_increase() -> None:
     text = render(metrics.registry).body.decode()
     for name in ("nftables_sync_failures", "nftables_cleanup_failures"):
         assert f'kubeproxy_sync_proxy_rules_{name}_total{{ip_family="IPv6"}} 0\n' in text
+    for kind in Kind:
+        assert f'svcproxy_skipped_objects_total{{kind="{kind}"}} 0\n' in text
+        assert f'svcproxy_watch_restarts_total{{kind="{kind}"}} 0\n' in text
     assert "last_timestamp_seconds{" not in text, "it would be taken for 1970"
 
 
