@@ -39,6 +39,7 @@ def test_init_only_sets_up_and_ends(space: NetNS, mode: str) -> None:
     done = init_only(
         space,
         f"--proxy-mode={mode}",
+        "--nodeport-addresses=0.0.0.0/0",  # nftables mode serves none on 127.0.0.1 otherwise
         "--conntrack-tcp-timeout-established=1h",
         "--conntrack-tcp-timeout-close-wait=10m",
         "--conntrack-tcp-be-liberal",
@@ -73,3 +74,20 @@ def test_a_start_that_is_not_privileged_enough_goes_on(space: NetNS) -> None:
     done = space.run(*command, *flags, "--conntrack-max-per-core=0", check=False)
     assert done.returncode == 0, done.stderr
     assert "oom_score.not_set wanted=-998" in done.stderr
+
+
+def test_a_read_only_proc_sys_is_a_warning(space: NetNS) -> None:
+    """As in a container that is not privileged; kube-proxy never starts there."""
+    script = (
+        "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys &&"
+        f" exec {sys.executable} -m svcproxy --init-only --proxy-mode=nftables --oom-score-adj=0"
+        " --conntrack-max-per-core=0 --nodeport-addresses=0.0.0.0/0"
+    )
+    before = value(space, "tcp_timeout_close_wait")
+    done = space.run("unshare", "--mount", "sh", "-c", script, check=False)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if "sysctl.not_set" in line]
+    names = ("tcp_timeout_established", "tcp_timeout_close_wait", "route_localnet")
+    assert all(any(name in line for line in told) for name in names), done.stderr
+    assert all("remedy=" in line for line in told)
+    assert value(space, "tcp_timeout_close_wait") == before
