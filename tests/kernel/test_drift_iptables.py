@@ -85,7 +85,7 @@ def test_damage_is_repaired_within_a_second(
     request.getfixturevalue("quiet")
     before, whole = repairs(stage), our_rules(stage)
     dial = stage.client.traffic.load
-    loads = [dial("tcp", offer.vip, 80, rate=300, timeout=0.2) for offer in offers]
+    loads = [dial("tcp", offer.vip, 80, rate=150, timeout=0.2) for offer in offers]
     began = time.monotonic()
     for program in ("iptables-nft", "ip6tables-nft"):
         stage.node.netns.run("sh", "-c", damage.format(program=program))

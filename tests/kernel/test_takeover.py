@@ -79,11 +79,12 @@ class Machine:
 
     @contextlib.contextmanager
     def traffic(self) -> Iterator[None]:
-        """Connections at ``RATE`` a second, to cluster IPs and node ports; none may fail."""
+        """``RATE`` connections a second, to cluster IPs and node ports; none may fail."""
         client = self._cluster.client.traffic
         targets = [
-            *((vip, 80, RATE) for vip in VIPS.values()),
-            *((self.node.ip(family), NODE_PORT, 50) for family in VIPS),
+            (VIPS[4], 80, RATE / 2),
+            (VIPS[6], 80, RATE / 4),
+            *((self.node.ip(family), NODE_PORT, RATE / 8) for family in VIPS),
         ]
         loads = [client.load("tcp", address, port, rate=rate) for address, port, rate in targets]
         held = [client.hold("tcp", vip, 80) for vip in VIPS.values()]
