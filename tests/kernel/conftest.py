@@ -18,7 +18,7 @@ from typing import Any, Self
 import pytest
 
 from testbed import manifests as m
-from testbed import netns, uml
+from testbed import netns
 from testbed.cluster import SERVICE_CIDRS, VIP_RANGES, Cluster, Host, Node, Pod
 from testbed.daemon import Daemon
 from testbed.manifests import Object
@@ -134,8 +134,8 @@ def assert_even(counts: Mapping[Any, int], among: int) -> None:
     assert chi_square < freedom * (1 - spread + 4.75 * spread**0.5) ** 3, counts
 
 
-ALL_VARIANTS = ("nft", "legacy", "nftables")
-"""iptables mode with either variant, and nftables mode."""
+ALL_VARIANTS = ("nft", "legacy", "nftables", "ipvs")
+"""iptables mode with either variant, nftables mode, and IPVS mode (in User Mode Linux)."""
 IPTABLES = ("nft", "legacy")
 
 
@@ -425,9 +425,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     own = hasattr(metafunc.module, "variant") or "cluster" not in metafunc.fixturenames
     if "variant" in metafunc.fixturenames and not own:
         variants = getattr(metafunc.module, "VARIANTS", ALL_VARIANTS)
-        asked = "ipvs" in (metafunc.config.option.variants or ()) or uml.inside()
-        if variants is ALL_VARIANTS and asked:
-            variants = (*variants, "ipvs")
         if metafunc.definition.get_closest_marker("iptables_only"):
             variants = IPTABLES
         if metafunc.definition.get_closest_marker("nftables_only"):
