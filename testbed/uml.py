@@ -42,8 +42,9 @@ MODULES = (
 )
 """Loaded from the start, IPv6 before the others: IPVS looks for it only when it is loaded itself.
 The kernel would find most of them by itself, but at a program's start each."""
-MEMORY = "2G"
-"""What the guest takes for its memory; this machine gives it as it is used."""
+MEMORY = 2 << 30
+"""Bytes that the guest takes for its memory; this machine gives them as they are used."""
+SHARED_MEMORY = Path("/dev/shm")
 _POLL = 0.1  # seconds between looks at the output
 
 
@@ -86,6 +87,7 @@ class Guest:
         with self._console.open("wb") as output:
             self._process = subprocess.Popen(
                 self._command(),
+                env={**os.environ, "TMPDIR": str(_memory_folder() or self.files)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -163,7 +165,14 @@ class Guest:
         # ends, all do. It is killed when the thread that made it is gone.
         return [
             *("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child"),
-            *(self._kernel, f"mem={MEMORY}", "quiet", "rootfstype=hostfs", "rootflags=/", "ro"),
+            *(
+                self._kernel,
+                f"mem={MEMORY >> 20}M",
+                "quiet",
+                "rootfstype=hostfs",
+                "rootflags=/",
+                "ro",
+            ),
             *(f"init={INIT}", f"share={self._share}"),
             *("con=null", "con0=null,fd:1", f"uml_dir={self.files}/", "umid=guest"),
         ]
@@ -198,6 +207,18 @@ def find_kernel() -> str:
     if not LIB_MODULES.is_dir():
         raise MachineError(f"there is no {LIB_MODULES}, where the guest mounts: please make it")
     return found
+
+
+def _memory_folder() -> Path | None:
+    """Where the file that is the guest's memory costs no disk, if there is such a place.
+
+    Containers often have a small one, or one whose files must not be executed.
+    """
+    if not SHARED_MEMORY.is_dir():
+        return None
+    found = os.statvfs(SHARED_MEMORY)
+    fits = found.f_bavail * found.f_frsize >= MEMORY and not found.f_flag & os.ST_NOEXEC
+    return SHARED_MEMORY if fits else None
 
 
 @cache

@@ -100,3 +100,17 @@ def test_the_command_line_passes_output_and_status_on() -> None:
     command = [sys.executable, "-m", "testbed.uml", "--", "sh", "-c", "pwd; exit 3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, f"{ROOT}\n"), done.stderr
+
+
+def test_small_shared_memory_is_not_in_the_way() -> None:
+    """As in a container that was made without a thought of it."""
+    small = "mount -t tmpfs -o size=1m,noexec tmpfs /dev/shm"
+    command = f"{small} && exec {sys.executable} -m testbed.uml -- echo here"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "here\n"), done.stderr
