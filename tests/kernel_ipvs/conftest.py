@@ -1,4 +1,4 @@
-"""A network namespace of its own for each test, on a kernel that has IPVS: they run in a guest."""
+"""A network namespace that is empty for each test, on a kernel with IPVS: they run in a guest."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 
 from svcproxy.backends.ipvs.connection import Ipvs
+from svcproxy.backends.ipvs.ipset import Sets
+from svcproxy.backends.ipvs.links import Links
+from svcproxy.backends.ipvs.operations import DestroySet
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.messages import Request
 from testbed import netns
 from testbed.netns import NetNS
 
 _NUMBERS = itertools.count(1)
+_FLUSH = bytes((17, 1, 0, 0))  # IPVS_CMD_FLUSH
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,14 +27,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("uml")
 
 
-@pytest.fixture
-def namespace() -> Iterator[NetNS]:
-    """An empty namespace with its loopback interface up."""
+def _made() -> NetNS:
     made = NetNS(f"ipvs{next(_NUMBERS)}")
     netns.ip_batch([f"netns add {made.name}"])
     netns.ip_batch(["link set lo up"], made.name)
+    return made
+
+
+@pytest.fixture
+def alone() -> Iterator[NetNS]:
+    """A namespace for one test, with its loopback interface up."""
+    made = _made()
     yield made
     netns.remove([made.name])
+
+
+@pytest.fixture(scope="session")
+def _shared() -> Iterator[NetNS]:
+    made = _made()
+    yield made
+    netns.remove([made.name])
+
+
+@pytest.fixture
+def namespace(_shared: NetNS) -> Iterator[NetNS]:
+    """A namespace without virtual servers, sets and ``kube-ipvs0``; other things stay as they are.
+
+    Starting programs takes long in the guest, so that it is made once and emptied by messages.
+    """
+    yield _shared
+    _shared.call(_empty)
+
+
+def _empty() -> None:
+    ipvs, sets, links = Ipvs(IPFamily.IPV4), Sets(IPFamily.IPV4), Links(IPFamily.IPV4)
+    assert ipvs._connection.execute([Request(ipvs._kind, 0, _FLUSH)]) == []
+    assert sets.execute([DestroySet(name) for name in sets.headers()]) == []
+    links.remove()
+    for opened in (ipvs, sets, links):
+        opened.close()
 
 
 @pytest.fixture(params=IPFamily)

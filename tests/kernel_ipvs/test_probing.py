@@ -1,38 +1,49 @@
 """Whether the kernel can run IPVS mode."""
 
+from pathlib import Path
+
 import pytest
 
 from svcproxy.backends.base import BackendUnavailable
 from svcproxy.backends.ipvs.connection import Ipvs
+from svcproxy.backends.ipvs.ipset import Sets
 from svcproxy.backends.ipvs.probing import probe, scheduler_is_missing
 from svcproxy.backends.ipvs.sysctls import ensure, wanted
 from svcproxy.backends.xtables.commands import Iptables, Variant
+from svcproxy.backends.xtables.ruleset import FILTER
 from svcproxy.model.names import IPFamily
 from testbed.netns import NetNS
 
 
-def state(namespace: NetNS) -> list[str]:
+def state(alone: NetNS, programs: Iptables) -> tuple[object, ...]:
     """All that a probe might leave behind."""
-    commands = ("ipvsadm -Sn", "ipset list -n", "iptables-legacy -S", "ip6tables-legacy -S")
-    return [namespace.run(*command.split()).stdout for command in commands]
+
+    def look() -> tuple[object, ...]:
+        ipvs, sets = Ipvs(programs.family), Sets(programs.family)
+        seen = ipvs.virtual_servers(), sets.headers()
+        ipvs.close()
+        sets.close()
+        return seen
+
+    return (*alone.call(look), alone.call(lambda: programs.chain(FILTER, "KUBE-SVC-PROBE")))
 
 
-def test_a_kernel_with_all_modules_will_do(namespace: NetNS, family: IPFamily) -> None:
+def test_a_kernel_with_all_modules_will_do(alone: NetNS, family: IPFamily) -> None:
     programs = Iptables(Variant.LEGACY, family)
-    before = state(namespace)
+    before = state(alone, programs)
     for _ in range(2):
-        namespace.call(lambda: probe(programs))
-        assert state(namespace) == before
+        alone.call(lambda: probe(programs))
+        assert state(alone, programs) == before
 
 
 def test_a_refused_rule_is_told_by_its_module(
-    namespace: NetNS, family: IPFamily, monkeypatch: pytest.MonkeyPatch
+    alone: NetNS, family: IPFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tool does not know the match, which shows in the same way as a missing module."""
     monkeypatch.setenv("XTABLES_LIBDIR", "/nowhere")
     programs = Iptables(Variant.LEGACY, family)
     with pytest.raises(BackendUnavailable, match=r"xt_set xt_ipvs; load them \(modprobe"):
-        namespace.call(lambda: probe(programs))
+        alone.call(lambda: probe(programs))
 
 
 def test_schedulers_are_there_or_missing(ipvs: Ipvs) -> None:
@@ -41,13 +52,12 @@ def test_schedulers_are_there_or_missing(ipvs: Ipvs) -> None:
     assert ipvs.virtual_servers() == {}
 
 
-def test_parameters_are_set_in_the_namespace(namespace: NetNS) -> None:
+def test_parameters_are_set_in_the_namespace(alone: NetNS) -> None:
     sysctls = list(wanted("5.4.0", strict_arp=True))
 
     def values() -> list[str]:
-        return [namespace.run("sysctl", "-n", s.name).stdout.strip() for s in sysctls]
+        return [Path("/proc/sys", s.path).read_text(encoding="ascii").strip() for s in sysctls]
 
-    assert values() != [sysctl.value for sysctl in sysctls]
-    assert namespace.call(lambda: ensure(sysctls)) == []
-    assert values() == [sysctl.value for sysctl in sysctls]
-    assert namespace.run("sysctl", "-n", "net.ipv4.vs.conn_reuse_mode").stdout.strip() == "0"
+    assert alone.call(values) != [sysctl.value for sysctl in sysctls]
+    assert alone.call(lambda: ensure(sysctls)) == []
+    assert alone.call(values) == [sysctl.value for sysctl in sysctls]
