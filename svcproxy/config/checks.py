@@ -7,6 +7,7 @@ plus those of our own settings.
 from collections.abc import Callable, Iterator, Sequence
 
 from svcproxy.config.collect import shown
+from svcproxy.config.gates import unknown_gates
 from svcproxy.config.model import Config, LocalMode, ProxyMode
 from svcproxy.model.names import IPFamily
 from svcproxy.values import cidr_family, format_duration
@@ -37,7 +38,10 @@ def doubts(config: Config, spell: Spell) -> list[str]:
     ports = () if config.nodeport_primary else config.nodeport_addresses
     lists = (config.cluster_cidrs, ports, config.ipvs_exclude_cidrs)
     dual = any(len({cidr_family(cidr) for cidr in ranges}) == len(IPFamily) for ranges in lists)
-    found = []
+    found = [
+        shown(spell("feature_gates"), text, reason)
+        for text, reason in unknown_gates(config.feature_gates)
+    ]
     if config.detect_local_mode is LocalMode.CLUSTER_CIDR and config.cluster_cidrs:
         effect = "{} traffic from outside the cluster to cluster IPs is not masqueraded"
         found += [

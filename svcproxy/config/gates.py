@@ -5,6 +5,7 @@ svcproxy programs is ``AllowServiceExternalIPs`` (KEP-5707).
 """
 
 import difflib
+from collections.abc import Iterable
 
 from svcproxy.values import parse_bool
 
@@ -100,16 +101,28 @@ def parse_gates(text: str) -> tuple[tuple[str, bool], ...]:
     """Read a list of ``Name=true`` and ``Name=false``; of twins the last one counts.
 
     Raises:
-        ValueError: an entry is neither, or names no feature gate.
+        ValueError: an entry is neither.
     """
     gates = {}
     for entry in filter(None, text.split(",")):
         name, equals, value = (part.strip() for part in entry.partition("="))
         if not (name and equals):
             raise ValueError("not a list of Name=true or Name=false")
+        gates[name] = parse_bool(value)
+    return tuple(gates.items())
+
+
+def unknown_gates(gates: Iterable[tuple[str, bool]]) -> list[tuple[str, str]]:
+    """Those that kube-proxy 1.36 does not know either, each with what is to be done.
+
+    It goes on without them, after a warning: a gate that a release has dropped must not keep a
+    node from serving.
+    """
+    found = []
+    for name, value in gates:
         if name not in KNOWN:
             near = difflib.get_close_matches(name, KNOWN, n=1)
             remedy = f"did you mean {near[0]}?" if near else "leave it out"
-            raise ValueError(f"{name} is no feature gate of Kubernetes 1.36; {remedy}")
-        gates[name] = parse_bool(value)
-    return tuple(gates.items())
+            text = f"{name}={str(value).lower()}"
+            found.append((text, f"no feature gate of Kubernetes 1.36, ignored; {remedy}"))
+    return found

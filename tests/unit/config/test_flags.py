@@ -373,8 +373,6 @@ def test_all_problems_are_told_at_once_one_line_each() -> None:
         ("vmodule", "proxier", "not a list of PATTERN=NUMBER"),
         ("feature-gates", "A", "not a list of"),
         ("feature-gates", "AllAlpha=x", "write true or false"),
-        ("feature-gates", "AllowServiceExternalIP=false", "did you mean AllowServiceExternalIPs?"),
-        ("feature-gates", "Qqq=true", "Qqq is no feature gate of Kubernetes 1.36; leave it out"),
         ("show-hidden-metrics-for-version", "1.34", "only 1.35 is possible"),
     ],
 )
@@ -382,6 +380,19 @@ def test_bad_values(name: str, text: str, reason: str) -> None:
     (problem,) = problems(**{name: text})
     assert reason in problem
     assert name in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("AllowServiceExternalIP=false", "did you mean AllowServiceExternalIPs?"),
+        ("Qqq=true,AllBeta=true", "leave it out"),
+    ],
+)
+def test_an_unknown_gate_is_a_warning_as_with_kube_proxy(text: str, remedy: str) -> None:
+    (warning,) = load(feature_gates=text).warnings
+    assert warning.startswith(f"--feature-gates={text.partition(',')[0]}: no feature gate")
+    assert warning.endswith(remedy)
 
 
 def test_a_sync_period_below_the_default_shortest_one_is_told_too() -> None:
