@@ -1,0 +1,56 @@
+"""The flags of IPVS mode."""
+
+import time
+
+import pytest
+
+from testbed.waiting import eventually
+from tests.kernel.conftest import PORTS, StageWith, at
+from tests.kernel.virtual_servers import Servers
+
+pytestmark = pytest.mark.kernel
+
+VARIANTS = ("ipvs",)
+
+
+def test_a_limit_ends_connections_to_endpoints_that_left(
+    stage_with: StageWith, family: int
+) -> None:
+    stage = stage_with(svcproxy_ipvs_graceful_termination_limit="3s")
+    servers = Servers(stage.node, family)
+    stays, leaves = stage.here
+    offer = stage.offer(family, [at(leaves, family)], ports=PORTS[:1])
+    with stage.client.traffic.hold("tcp", offer.vip, 80):
+        began = time.monotonic()
+        offer.endpoints(at(stays, family))
+        eventually(lambda: leaves.ip(family) not in servers.weights(offer.vip), "its end")
+        assert time.monotonic() - began > 2.9
+
+
+def test_arp_can_be_strict(stage_with: StageWith) -> None:
+    stage = stage_with(ipvs_strict_arp="true")
+    show = ("cat", *(f"/proc/sys/net/ipv4/conf/all/{n}" for n in ("arp_ignore", "arp_announce")))
+    assert stage.node.netns.run(*show).stdout.split() == ["1", "2"]
+
+
+def test_the_default_scheduler_can_be_chosen(stage_with: StageWith, family: int) -> None:
+    stage = stage_with(ipvs_scheduler="lc")
+    offer = stage.offer(family, [at(stage.here[0], family)], ports=PORTS[:1])
+    found = Servers(stage.node, family).at(offer.vip)
+    assert found is not None
+    assert found.scheduler == "lc"
+
+
+def test_excluded_addresses_are_left_alone(stage_with: StageWith, family: int) -> None:
+    """Even on the link, where all others that no Service has are removed."""
+    kept, removed = ("10.97.0.1", "10.98.0.1") if family == 4 else ("fd97::1", "fd98::1")
+    stage = stage_with(ipvs_exclude_cidrs="10.97.0.0/16,fd97::/16")
+    bits = 32 if family == 4 else 128
+    for address in (kept, removed):
+        stage.node.netns.run("ip", "addr", "add", f"{address}/{bits}", "dev", "kube-ipvs0")
+    stage.daemon.stop()
+    stage.daemon.start()
+    stage.daemon.wait_ready()
+    shown = stage.node.netns.run("ip", "addr", "show", "dev", "kube-ipvs0").stdout
+    assert kept in shown
+    assert removed not in shown
