@@ -6,16 +6,12 @@ kernel's ``net/netfilter/nf_internals.h`` (since 5.8). Headers are in host byte 
 describes packets is in network byte order.
 """
 
-from collections.abc import Iterator
 from struct import Struct
-from typing import NamedTuple
 
 from svcproxy.conntrack.stale import Flow, Key, Target
 from svcproxy.model.names import IPFamily
-
-ERROR, DONE = 2, 3
-FLAG_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
-_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
+from svcproxy.netlink.attributes import HEADER, attribute, nest
+from svcproxy.netlink.messages import FLAG_ACK, FLAG_DUMP, Message, Request, encode
 
 CT_NEW, CT_GET, CT_DELETE = 0x100, 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK << 8 | message
 _ROUTE, _GET_ROUTE = 24, 26
@@ -28,41 +24,13 @@ _ADDRESSES = {4: (1, 2), 16: (3, 4)}  # source and destination, by the length of
 _PROTO_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
 _FILTER_ORIG, _FILTER_REPLY = 1, 2
 _BY_DESTINATION, _BY_PROTOCOL, _BY_DESTINATION_PORT = 1 << 1, 1 << 3, 1 << 5
-_NESTED, _TYPE_MASK = 0x8000, 0x3FFF
+_TYPE_MASK = 0x3FFF
 
-_HEADER = Struct("=IHHII")
 _NFGEN = Struct("=BBH")
 _ROUTE_MESSAGE = Struct("=8BI")
-_ATTRIBUTE = Struct("=HH")
 _U32 = Struct("=I")
-_CODE = Struct("=i")
 _U16 = Struct("!H")
-_BODY = _HEADER.size + _NFGEN.size
 _FAMILIES = {IPFamily.IPV4: 2, IPFamily.IPV6: 10}
-
-
-class Message(NamedTuple):
-    """One message of an answer: its header's fields and everything after the header."""
-
-    kind: int
-    flags: int
-    sequence: int
-    body: bytes
-
-    @property
-    def error(self) -> int:
-        """The errno of an ``ERROR`` or ``DONE`` message; 0 for success."""
-        return -_CODE.unpack_from(self.body)[0] if len(self.body) >= _CODE.size else 0
-
-
-def attribute(kind: int, value: bytes) -> bytes:
-    """Encode one attribute, padded to four bytes."""
-    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def nest(kind: int, *attributes: bytes) -> bytes:
-    """Encode an attribute that consists of ``attributes``."""
-    return attribute(kind | _NESTED, b"".join(attributes))
 
 
 def conntrack_tuple(kind: int, protocol: int, source: Target, destination: Target) -> bytes:
@@ -88,9 +56,8 @@ def conntrack_message(
     family: IPFamily, kind: int, flags: int, sequence: int, attributes: bytes
 ) -> bytes:
     """Encode a request to the connection tracking of one family."""
-    size = _BODY + len(attributes)
-    header = _HEADER.pack(size, kind, flags | _REQUEST, sequence, 0)
-    return header + _NFGEN.pack(_FAMILIES[family], 0, 0) + attributes
+    body = _NFGEN.pack(_FAMILIES[family], 0, 0) + attributes
+    return encode(Request(kind, flags, body), sequence)
 
 
 def dump_request(family: IPFamily, query: Key | None, sequence: int) -> bytes:
@@ -102,7 +69,7 @@ def dump_request(family: IPFamily, query: Key | None, sequence: int) -> bytes:
     are never asked for.
     """
     attributes = b"" if query is None else _filter(query)
-    return conntrack_message(family, CT_GET, _DUMP, sequence, attributes)
+    return conntrack_message(family, CT_GET, FLAG_DUMP, sequence, attributes)
 
 
 def filters_by_address(family: IPFamily) -> bool:
@@ -135,18 +102,7 @@ def delete_request(family: IPFamily, flow: Flow, sequence: int) -> bytes:
     # An attribute's header lies in the four bytes before its value.
     parts = (flow.handle[found[k][0] - 4 : found[k][1]] for k in kept if k in found)
     attributes = b"".join(part + bytes(-len(part) % 4) for part in parts)
-    return conntrack_message(family, CT_DELETE, _ACK, sequence, attributes)
-
-
-def messages(data: bytes) -> Iterator[Message]:
-    """Take apart what one read from a netlink socket returned."""
-    start = 0
-    while start + _HEADER.size <= len(data):
-        size, kind, flags, sequence, _ = _HEADER.unpack_from(data, start)
-        if size < _HEADER.size:
-            return
-        yield Message(kind, flags, sequence, data[start + _HEADER.size : start + size])
-        start += (size + 3) & ~3
+    return conntrack_message(family, CT_DELETE, FLAG_ACK, sequence, attributes)
 
 
 def _both_ways(length: int, fill: int) -> bytes:
@@ -221,11 +177,11 @@ def _ends(body: bytes, start: int, end: int) -> tuple[int, Target, Target] | Non
 def _attributes(data: bytes, start: int, end: int) -> dict[int, tuple[int, int]]:
     """Where the value of each attribute between ``start`` and ``end`` begins and ends."""
     found = {}
-    while start + _ATTRIBUTE.size <= end:
-        size, kind = _ATTRIBUTE.unpack_from(data, start)
-        if size < _ATTRIBUTE.size or start + size > end:
+    while start + HEADER.size <= end:
+        size, kind = HEADER.unpack_from(data, start)
+        if size < HEADER.size or start + size > end:
             break
-        found[kind & _TYPE_MASK] = (start + _ATTRIBUTE.size, start + size)
+        found[kind & _TYPE_MASK] = (start + HEADER.size, start + size)
         start += (size + 3) & ~3
     return found
 
@@ -234,7 +190,7 @@ def route_request(family: IPFamily, address: bytes, sequence: int) -> bytes:
     """Encode the question which route packets to ``address`` take."""
     lengths = (_FAMILIES[family], len(address) * 8)
     body = _ROUTE_MESSAGE.pack(*lengths, 0, 0, 0, 0, 0, 0, 0) + attribute(1, address)  # RTA_DST
-    return _HEADER.pack(_HEADER.size + len(body), _GET_ROUTE, _REQUEST, sequence, 0) + body
+    return encode(Request(_GET_ROUTE, 0, body), sequence)
 
 
 def is_local_route(message: Message) -> bool:

@@ -6,9 +6,9 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 
 from svcproxy.conntrack import netlink
-from svcproxy.conntrack.netlink import Message
 from svcproxy.conntrack.stale import Flow, Key
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.messages import DONE, ERROR, FLAG_INTERRUPTED, Message, messages
 
 _NETFILTER = 12  # NETLINK_NETFILTER
 _READ_BYTES = 65536  # the kernel fills at most 32 KiB at a time
@@ -70,8 +70,8 @@ class Table:
         with _opened(_NETFILTER) as sock:
             sock.send(netlink.dump_request(self.family, query if self.filtering else None, 1))
             for message in _answers(sock):
-                whole = whole and not message.flags & netlink.FLAG_INTERRUPTED
-                if message.kind in (netlink.DONE, netlink.ERROR):
+                whole = whole and not message.flags & FLAG_INTERRUPTED
+                if message.kind in (DONE, ERROR):
                     _check(message)
                     break
                 flow = netlink.decode_flow(message.body)
@@ -107,7 +107,7 @@ class Table:
         sock.send(b"".join(requests))
         missing = len(flows)
         for message in _answers(sock):
-            if message.kind == netlink.ERROR:
+            if message.kind == ERROR:
                 yield message.error
                 missing -= 1
             if not missing:
@@ -143,7 +143,7 @@ def _opened(protocol: int) -> socket.socket:
 
 def _answers(sock: socket.socket) -> Iterator[Message]:
     while True:
-        yield from netlink.messages(sock.recv(_READ_BYTES))
+        yield from messages(sock.recv(_READ_BYTES))
 
 
 def _check(message: Message) -> None:

@@ -13,6 +13,7 @@ from svcproxy.conntrack.stale import Flow, Key
 from svcproxy.conntrack.table import Table, _answers, _opened
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.attributes import attribute, nest
 from svcproxy.state.desired import Changes
 from testbed import netns
 from testbed.cluster import PREFIX
@@ -45,7 +46,7 @@ class Space:
 
     def create(self, net: Addresses, entries: Iterable[Entry], *extra: bytes) -> None:
         """Make entries; each comes from another port of the client."""
-        attributes = netlink.attribute(7, struct.pack("!I", 600)) + b"".join(extra)  # CTA_TIMEOUT
+        attributes = attribute(7, struct.pack("!I", 600)) + b"".join(extra)  # CTA_TIMEOUT
         requests = []
         for number, (protocol, destination, source) in enumerate(entries):
             client = target(f"{net.client}:{10000 + number % 50000}")
@@ -53,8 +54,8 @@ class Space:
             tuples = netlink.conntrack_tuple(1, NUMBERS[protocol], client, to)
             tuples += netlink.conntrack_tuple(2, NUMBERS[protocol], back, client)
             if protocol == "tcp":
-                established = netlink.nest(1, netlink.attribute(1, b"\x03"))
-                tuples += netlink.nest(4, established)  # CTA_PROTOINFO
+                established = nest(1, attribute(1, b"\x03"))
+                tuples += nest(4, established)  # CTA_PROTOINFO
             create = netlink.conntrack_message(
                 net.family, netlink.CT_NEW, 0x404, number, tuples + attributes
             )
@@ -246,7 +247,7 @@ def test_entries_without_ports_do_no_harm_without_filters(space: Space) -> None:
 
 @both_families
 def test_entries_in_zones_are_found_and_deleted_there(space: Space, net: Addresses) -> None:
-    space.create(net, to_dns(net, net.pods[0]), netlink.attribute(18, struct.pack("!H", 7)))
+    space.create(net, to_dns(net, net.pods[0]), attribute(18, struct.pack("!H", 7)))
     space.create(net, to_dns(net, net.pods[1]))
     changes = scaled(net, net.pods[:2], net.pods[1:2], Protocol.UDP)
     assert clean(space, net, changes) == 3

@@ -7,6 +7,8 @@ from svcproxy.conntrack import netlink
 from svcproxy.conntrack.netlink import CTA_TUPLE_ORIG, CTA_TUPLE_REPLY
 from svcproxy.conntrack.stale import Flow, Key, Target
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink import messages as wire
+from svcproxy.netlink.attributes import attribute, nest
 from tests.unit.conntrack.ports import target
 
 V4, V6 = IPFamily.IPV4, IPFamily.IPV6
@@ -20,9 +22,9 @@ CLIENT6, VIP6, POD6 = (
     target("fd00:10:96::a:53"),
     target("fd00:2::2:5353"),
 )
-ZONE = netlink.attribute(18, struct.pack("!H", 7))
-ID = netlink.attribute(12, b"\x01\x02\x03\x04")
-TIMEOUT = netlink.attribute(7, struct.pack("!I", 30))
+ZONE = attribute(18, struct.pack("!H", 7))
+ID = attribute(12, b"\x01\x02\x03\x04")
+TIMEOUT = attribute(7, struct.pack("!I", 30))
 
 
 def tuples(client: Target, vip: Target, pod: Target, protocol: int = 17) -> bytes:
@@ -34,7 +36,7 @@ def body(family: int, *parts: bytes) -> bytes:
     return struct.pack("=BBH", family, 0, 0) + b"".join(parts)
 
 
-def only(parts: Iterable[netlink.Message]) -> netlink.Message:
+def only(parts: Iterable[wire.Message]) -> wire.Message:
     (found,) = parts
     return found
 
@@ -69,26 +71,26 @@ def test_an_entry_with_zones_in_its_tuples_is_decoded(
 ) -> None:
     plain = tuples(*ends)
     half = len(plain) // 2
-    zone = netlink.attribute(3, struct.pack("!H", 7))
-    first = netlink.nest(CTA_TUPLE_ORIG, plain[4:half], zone)
+    zone = attribute(3, struct.pack("!H", 7))
+    first = nest(CTA_TUPLE_ORIG, plain[4:half], zone)
     found = netlink.decode_flow(body(number, first, plain[half:]))
     assert found == Flow(17, *ends[1], ends[2], first + plain[half:])
 
 
 def test_entries_without_ports_are_none() -> None:
-    ip = netlink.nest(1, netlink.attribute(1, CLIENT.address), netlink.attribute(2, VIP.address))
-    icmp = netlink.nest(2, netlink.attribute(1, b"\x01"), netlink.attribute(4, b"\x00\x01"))
-    entry = netlink.nest(CTA_TUPLE_ORIG, ip, icmp) + netlink.nest(CTA_TUPLE_REPLY, ip, icmp)
+    ip = nest(1, attribute(1, CLIENT.address), attribute(2, VIP.address))
+    icmp = nest(2, attribute(1, b"\x01"), attribute(4, b"\x00\x01"))
+    entry = nest(CTA_TUPLE_ORIG, ip, icmp) + nest(CTA_TUPLE_REPLY, ip, icmp)
     assert netlink.decode_flow(body(2, entry)) is None
     assert netlink.decode_flow(body(2)) is None
-    assert netlink.decode_flow(body(2, netlink.nest(CTA_TUPLE_ORIG, ip))) is None
+    assert netlink.decode_flow(body(2, nest(CTA_TUPLE_ORIG, ip))) is None
     assert netlink.decode_flow(b"") is None
     assert netlink.decode_flow(body(7, tuples(CLIENT, VIP, POD))) is not None  # a new family
 
 
 def test_a_deletion_names_the_entry_and_nothing_else() -> None:
     handle = tuples(CLIENT, VIP, POD) + TIMEOUT + ID + ZONE
-    message = only(netlink.messages(netlink.delete_request(V4, Flow(17, *VIP, POD, handle), 9)))
+    message = only(wire.messages(netlink.delete_request(V4, Flow(17, *VIP, POD, handle), 9)))
     assert (message.kind, message.flags, message.sequence) == (netlink.CT_DELETE, 0x5, 9)
     original = netlink.conntrack_tuple(CTA_TUPLE_ORIG, 17, CLIENT, VIP)
     assert message.body == body(2, original, ZONE, ID)
@@ -103,7 +105,7 @@ def filter_of(request: bytes) -> tuple[int, dict[int, tuple[int, int]]]:
 
 def test_a_dump_asks_for_address_protocol_and_port() -> None:
     request = netlink.dump_request(V4, Key(17, VIP.address, 53), 1)
-    message = only(netlink.messages(request))
+    message = only(wire.messages(request))
     assert (message.kind, message.flags) == (netlink.CT_GET, 0x301)
     flags, found = filter_of(request)
     assert flags == 0b101010
@@ -123,28 +125,28 @@ def test_the_kernel_is_never_asked_to_compare_ipv6_addresses() -> None:
 
 
 def test_a_dump_without_a_query_has_no_attributes() -> None:
-    assert only(netlink.messages(netlink.dump_request(V6, None, 1))).body == body(10)
+    assert only(wire.messages(netlink.dump_request(V6, None, 1))).body == body(10)
 
 
 def test_messages_are_taken_apart() -> None:
-    error = struct.pack("=IHHIIi", 20, netlink.ERROR, 0, 5, 0, -2)
-    odd = struct.pack("=IHHII", 17, 99, netlink.FLAG_INTERRUPTED, 6, 0) + b"x\0\0\0"
-    first, second = netlink.messages(error + odd)
-    assert (first.kind, first.sequence, first.error) == (netlink.ERROR, 5, 2)
+    error = struct.pack("=IHHIIi", 20, wire.ERROR, 0, 5, 0, -2)
+    odd = struct.pack("=IHHII", 17, 99, wire.FLAG_INTERRUPTED, 6, 0) + b"x\0\0\0"
+    first, second = wire.messages(error + odd)
+    assert (first.kind, first.sequence, first.error) == (wire.ERROR, 5, 2)
     assert (second.kind, second.flags, second.body, second.error) == (99, 0x10, b"x", 0)
-    assert list(netlink.messages(bytes(16))) == []
-    assert list(netlink.messages(b"short")) == []
+    assert list(wire.messages(bytes(16))) == []
+    assert list(wire.messages(b"short")) == []
 
 
 def test_routes_tell_local_addresses() -> None:
-    request = only(netlink.messages(netlink.route_request(V6, VIP6.address, 1)))
+    request = only(wire.messages(netlink.route_request(V6, VIP6.address, 1)))
     assert (request.kind, request.body[:2]) == (26, bytes([10, 128]))
-    assert request.body[12:] == netlink.attribute(1, VIP6.address)
+    assert request.body[12:] == attribute(1, VIP6.address)
     answers = [
         struct.pack("=IHHII8BI", 28, 24, 0, 1, 0, 2, 32, 0, 0, 255, 0, 0, kind, 0)
         for kind in (1, 2)
     ]
-    verdicts = [netlink.is_local_route(only(netlink.messages(answer))) for answer in answers]
+    verdicts = [netlink.is_local_route(only(wire.messages(answer))) for answer in answers]
     assert verdicts == [False, True]
-    unreachable = struct.pack("=IHHIIi", 20, netlink.ERROR, 0, 1, 0, -101)
-    assert not netlink.is_local_route(only(netlink.messages(unreachable)))
+    unreachable = struct.pack("=IHHIIi", 20, wire.ERROR, 0, 1, 0, -101)
+    assert not netlink.is_local_route(only(wire.messages(unreachable)))

@@ -12,6 +12,7 @@ from svcproxy.conntrack import netlink, table
 from svcproxy.conntrack.stale import Flow, Key
 from svcproxy.conntrack.table import ConntrackError, Table
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink import messages as wire
 from tests.unit.conntrack.ports import flow, target
 
 QUERY = Key(17, target("10.96.0.10:53").address, 53)
@@ -88,7 +89,7 @@ def entry(destination: str, source: str, flags: int = 0) -> bytes:
     return message(netlink.CT_NEW, struct.pack("=BBH", 2, 0, 0) + tuples, flags)
 
 
-DONE = code(netlink.DONE, 0)
+DONE = code(wire.DONE, 0)
 HIT = entry("10.96.0.10:53", "10.244.0.1:53")
 
 
@@ -111,7 +112,7 @@ def test_only_what_is_wanted_is_kept(kernel: Kernel) -> None:
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
 def test_a_kernel_that_refuses_filters_is_asked_without(kernel: Kernel, number: int) -> None:
-    made, flows = found(kernel, [code(netlink.ERROR, number)], [HIT + DONE])
+    made, flows = found(kernel, [code(wire.ERROR, number)], [HIT + DONE])
     assert len(flows) == 1
     assert kernel.filtered() == [True, False]
     assert not made.filtering
@@ -126,9 +127,9 @@ def test_a_kernel_that_ignores_filters_is_noticed(kernel: Kernel) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        [HIT + entry("10.96.0.10:53", "10.244.0.1:53", netlink.FLAG_INTERRUPTED) + DONE],
+        [HIT + entry("10.96.0.10:53", "10.244.0.1:53", wire.FLAG_INTERRUPTED) + DONE],
         [HIT, refusal(errno.ENOBUFS)],
-        [HIT, message(netlink.DONE, struct.pack("=i", 0), netlink.FLAG_INTERRUPTED)],
+        [HIT, message(wire.DONE, struct.pack("=i", 0), wire.FLAG_INTERRUPTED)],
     ],
     ids=["interrupted", "overrun", "interrupted at the end"],
 )
@@ -143,8 +144,8 @@ def test_a_dump_that_is_not_whole_is_repeated(kernel: Kernel, bad: list[Answer])
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (code(netlink.ERROR, errno.EPERM), r"not permitted \(CAP_NET_ADMIN is needed\)"),
-        (code(netlink.DONE, errno.ENOMEM), "cannot list connection tracking entries"),
+        (code(wire.ERROR, errno.EPERM), r"not permitted \(CAP_NET_ADMIN is needed\)"),
+        (code(wire.DONE, errno.ENOMEM), "cannot list connection tracking entries"),
         (TimeoutError("timed out"), "no answer within 10 s"),
     ],
 )
@@ -154,7 +155,7 @@ def test_errors_of_a_dump_say_what_is_wrong(kernel: Kernel, answer: Answer, text
 
 
 def test_a_missing_module_is_named(kernel: Kernel) -> None:
-    invalid = code(netlink.ERROR, errno.EINVAL)
+    invalid = code(wire.ERROR, errno.EINVAL)
     with pytest.raises(ConntrackError, match="nf_conntrack_netlink"):
         found(kernel, [invalid], [invalid])
     kernel.refusal = refusal(errno.EPROTONOSUPPORT)
@@ -167,15 +168,15 @@ def test_a_missing_module_is_named(kernel: Kernel) -> None:
 
 
 def test_deletions_go_in_batches_and_missing_entries_are_fine(kernel: Kernel) -> None:
-    acks = [code(netlink.ERROR, 0)] * 99 + [code(netlink.ERROR, errno.ENOENT)]
-    kernel.scripts = [[b"".join(acks), *[code(netlink.ERROR, 0)] * 50]]
+    acks = [code(wire.ERROR, 0)] * 99 + [code(wire.ERROR, errno.ENOENT)]
+    kernel.scripts = [[b"".join(acks), *[code(wire.ERROR, 0)] * 50]]
     flows = [flow("10.96.0.10:53", "10.244.0.1:53")] * 150
     assert Table(IPFamily.IPV4).delete(flows) == 149
     assert len(kernel.sent) == 2
 
 
 def test_an_entry_that_cannot_be_deleted_does_not_save_the_others(kernel: Kernel) -> None:
-    kernel.scripts = [[code(netlink.ERROR, errno.EBUSY), code(netlink.ERROR, 0)]]
+    kernel.scripts = [[code(wire.ERROR, errno.EBUSY), code(wire.ERROR, 0)]]
     with pytest.raises(ConntrackError, match=r"cannot delete .*busy"):
         Table(IPFamily.IPV4).delete([flow("10.96.0.10:53", "10.244.0.1:53")] * 2)
     assert kernel.scripts == []
