@@ -1,32 +1,44 @@
-"""Raw requests to the API server, with the kubernetes client's authentication and TLS.
+"""Raw requests to the API server, over urllib3.
 
-The generated API classes are left aside: building their models costs fifty times what decoding
-the few fields we need does. This module and ``credentials`` are the only ones that know the
-library, and it has no types: ``Any`` ends here.
+The kubernetes client library is left aside: importing it takes longer than all else at the start
+of the daemon, and building its models costs fifty times what decoding the few fields we need does.
 """
 
 import math
 import socket
+import ssl
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
+import msgspec
 import urllib3
-from kubernetes.client import ApiClient
-from kubernetes.client.exceptions import ApiException
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from svcproxy import __version__
-from svcproxy.kube.credentials import ConnectionSettings, OnRequest, load_configuration
+from svcproxy.kube.apiserver import ApiServer, PemFile
+from svcproxy.kube.credentials import ConnectionSettings, OnRequest, load_api_server
+from svcproxy.kube.source import one_line
 
+_USER_AGENT = f"svcproxy/{__version__}"
 _CHUNK = 1 << 16
 _ERROR_BODY_LIMIT = 1 << 16
 _RELOAD_SECONDS = 1.0
 _CLOSE_SECONDS = 0.2
+# Connections that are kept for another request: one for each kind, and one for Events
+_KEPT_CONNECTIONS = 8
+# A peer that is gone is noticed as soon as by client-go (net.Dialer with a KeepAlive of 30 s)
+_SOCKET_OPTIONS = (
+    *HTTPConnection.default_socket_options,
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 9),
+)
 
 
 class TransportError(Exception):
@@ -103,7 +115,7 @@ class Client:
         self._settings = settings
         self._lock = threading.Lock()
         self._sockets = _Sockets()
-        self._api = self._connect()
+        self._connected = self._connect()
         self._reloaded = -math.inf
 
     def get(
@@ -123,8 +135,9 @@ class Client:
             SourceError: credentials are missing now.
         """
         encoding = "identity" if stream else "gzip"
-        headers = {"Accept": "application/json", "Accept-Encoding": encoding}
-        return self._send("GET", path, headers, idle_seconds, query=list(query.items()))
+        if query:
+            path = f"{path}?{urlencode(query, quote_via=quote)}"
+        return self._send("GET", path, {"Accept-Encoding": encoding}, idle_seconds)
 
     def post(self, path: str, body: Mapping[str, Any], *, idle_seconds: float) -> Response:
         """Send an object in a POST request and wait for the head of the answer.
@@ -138,8 +151,8 @@ class Client:
             TransportError: there is no answer; the server may have taken the object all the same.
             SourceError: credentials are missing now.
         """
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
-        return self._send("POST", path, headers, idle_seconds, body=dict(body))
+        headers = {"Content-Type": "application/json"}
+        return self._send("POST", path, headers, idle_seconds, msgspec.json.encode(body))
 
     def _send(
         self,
@@ -147,28 +160,26 @@ class Client:
         path: str,
         headers: dict[str, str],
         idle_seconds: float,
-        *,
-        query: list[tuple[str, str]] | None = None,
-        body: dict[str, Any] | None = None,
+        body: bytes | None = None,
     ) -> Response:
+        headers |= {"Accept": "application/json", "User-Agent": _USER_AGENT}
         with self._lock:
             # Under the lock, as this may read token files or run a credential plugin.
-            api, server = self._api
-            request = api.param_serialize(
+            manager, server = self._connected
+            if authorization := server.authorization():
+                headers["Authorization"] = authorization
+        timeout = urllib3.Timeout(connect=self._settings.connect_seconds, read=idle_seconds)
+        with _translated(), self._told(method, server.url) as told:
+            answer = manager.urlopen(
                 method,
-                path,
-                query_params=query,
-                header_params=headers,
+                server.url + path,
                 body=body,
-                auth_settings=["BearerToken"],
-                _host=server,
+                headers=headers,
+                timeout=timeout,
+                preload_content=False,
             )
-        with _translated(), self._told(method, server) as told:
-            answer = api.call_api(
-                *request, _request_timeout=(self._settings.connect_seconds, idle_seconds)
-            )
-            told.code = str(answer.response.status)
-        return Response(answer.response)
+            told.code = str(answer.status)
+        return Response(answer)
 
     def _told(self, method: str, server: str) -> "_Told":
         return _Told(self._settings.on_request, method, urlsplit(server).netloc)
@@ -184,8 +195,8 @@ class Client:
             if time.monotonic() - self._reloaded < _RELOAD_SECONDS:
                 return
             self._reloaded = time.monotonic()
-            (stale, _), self._api = self._api, self._connect()
-        stale.close()
+            (stale, _), self._connected = self._connected, self._connect()
+        stale.clear()
 
     def close(self) -> None:
         """End every request, also those that other threads are blocked in; allow no more."""
@@ -193,20 +204,42 @@ class Client:
         # Whoever holds the lock may be waiting for a credential plugin; we do not wait with it.
         if self._lock.acquire(timeout=_CLOSE_SECONDS):
             try:
-                self._api[0].close()
+                self._connected[0].clear()
             finally:
                 self._lock.release()
 
-    def _connect(self) -> tuple[Any, str]:
-        """Make the library's client, and keep its server's URL.
+    def _connect(self) -> tuple[urllib3.PoolManager, ApiServer]:
+        server = load_api_server(self._settings)
+        manager = _pool_manager(server)
+        self._sockets.track(manager)
+        return manager, server
 
-        The library sets the server of the kubeconfig again whenever it renews a token, and so
-        forgets one that overrides it.
-        """
-        api = ApiClient(load_configuration(self._settings))
-        api.user_agent = f"svcproxy/{__version__}"
-        self._sockets.track(api.rest_client.pool_manager)
-        return api, api.configuration.host
+
+def _pool_manager(server: ApiServer) -> urllib3.PoolManager:
+    # The reflector decides about retries; urllib3's own would only delay it.
+    options: dict[str, Any] = {
+        "retries": False,
+        "maxsize": _KEPT_CONNECTIONS,
+        "socket_options": _SOCKET_OPTIONS,
+    }
+    if server.tls:
+        # Paths rather than what is in the files now: every new connection reads them again.
+        options |= {
+            "cert_reqs": ssl.CERT_REQUIRED if server.verify else ssl.CERT_NONE,
+            "ca_certs": _path(server.ca),
+            "cert_file": _path(server.certificate),
+            "key_file": _path(server.key),
+            "server_hostname": server.tls_name or None,
+        }
+    if server.proxy:
+        login = urllib3.util.parse_url(server.proxy).auth
+        headers = urllib3.util.make_headers(proxy_basic_auth=unquote(login)) if login else None
+        return urllib3.ProxyManager(server.proxy, proxy_headers=headers, **options)
+    return urllib3.PoolManager(**options)
+
+
+def _path(file: PemFile | None) -> str | None:
+    return None if file is None else file.path
 
 
 class _Sockets:
@@ -294,9 +327,5 @@ class _translated:  # noqa: N801 - used as a function
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, ReadTimeoutError | TimeoutError):
             raise IdleError("nothing came within the time limit") from error
-        if isinstance(error, HTTPError | ApiException | OSError | ValueError):
-            raise TransportError(_line(error)) from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, HTTPError | OSError | ValueError):
+            raise TransportError(one_line(error)) from error

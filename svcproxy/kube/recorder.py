@@ -1,7 +1,7 @@
 """Where Events go: the interface, and its form without an API server.
 
-The one that sends them, ``events.KubernetesEvents``, stands apart because it needs the Kubernetes
-client, whose import takes longer than all else at the start of the daemon.
+The one that sends them, ``events.KubernetesEvents``, stands apart because it needs the HTTP client,
+which is of no use without an API server.
 """
 
 from typing import Protocol

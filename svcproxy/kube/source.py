@@ -53,3 +53,8 @@ class Source(Protocol):
 
 class SourceError(Exception):
     """A source cannot be used; the message is one line that names the remedy."""
+
+
+def one_line(error: BaseException) -> str:
+    """Give an exception's text in one line, or its name if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

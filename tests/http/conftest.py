@@ -1,6 +1,9 @@
+import json
 import ssl
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,3 +54,28 @@ def follow(server: FakeApiServer) -> Iterator[Follow]:
     yield start
     for source in sources:
         source.stop()
+
+
+def kubeconfig(server: FakeApiServer, folder: Path, user: dict[str, Any]) -> ConnectionSettings:
+    path = server.write_kubeconfig(folder / "kubeconfig", user=user)
+    config = json.loads(path.read_text())
+    config["clusters"][0]["cluster"]["certificate-authority"] = str(TLS / "ca.pem")
+    path.write_text(json.dumps(config))
+    return ConnectionSettings(kubeconfig=str(path))
+
+
+def plugin(folder: Path, *, token_from: Path, command: str | None = None) -> dict[str, Any]:
+    """Write a credential plugin that gives what a file says, and its place in a kubeconfig."""
+    script = folder / "plugin"
+    script.write_text(
+        f"#!{sys.executable}\n"
+        "import json, pathlib, sys\n"
+        f"token = pathlib.Path({str(token_from)!r}).read_text()\n"
+        "if not token: sys.exit('not logged in')\n"
+        "version = 'client.authentication.k8s.io/v1'\n"
+        "print(json.dumps({'apiVersion': version, 'kind': 'ExecCredential',"
+        " 'status': {'token': token}}))\n"
+    )
+    script.chmod(0o755)
+    exec_ = {"apiVersion": "client.authentication.k8s.io/v1", "command": command or str(script)}
+    return {"exec": exec_}

@@ -319,8 +319,10 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_the_daemon_loads_the_kubernetes_client_only_for_an_api_server() -> None:
-    script = "import sys, svcproxy.daemon; sys.exit('kubernetes' in sys.modules)"
+def test_the_daemon_loads_an_http_client_only_for_an_api_server() -> None:
+    script = (
+        "import sys, svcproxy.daemon; sys.exit(bool({'kubernetes', 'urllib3'} & set(sys.modules)))"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

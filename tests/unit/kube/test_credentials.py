@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from svcproxy.kube.credentials import ConnectionSettings, load_configuration
+from svcproxy.kube.credentials import ConnectionSettings, load_api_server
 from svcproxy.kube.source import SourceError
 
 CONFIG: dict[str, Any] = {
@@ -22,7 +22,7 @@ CONFIG: dict[str, Any] = {
 
 def refusal(settings: ConnectionSettings) -> str:
     with pytest.raises(SourceError) as caught:
-        load_configuration(settings)
+        load_api_server(settings)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -45,23 +45,23 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_good_one_is_loaded(path: Path) -> None:
-    configuration = load_configuration(written(path))
-    assert configuration.host == "https://10.0.0.1:6443"
-    assert configuration.get_api_key_with_prefix("BearerToken") == "Bearer secret"
-    assert configuration.verify_ssl
+    server = load_api_server(written(path))
+    assert server.url == "https://10.0.0.1:6443"
+    assert server.authorization() == "Bearer secret"
+    assert server.verify
 
 
 def test_the_home_folder_is_found(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(path)
     monkeypatch.setenv("HOME", str(path.parent))
-    load_configuration(ConnectionSettings(kubeconfig="~/kubeconfig"))
+    load_api_server(ConnectionSettings(kubeconfig="~/kubeconfig"))
 
 
 def test_another_context_can_be_asked_for(path: Path) -> None:
     contexts = [*CONFIG["contexts"], {"name": "y", "context": {"cluster": "c"}}]
     settings = written(path, contexts=contexts)
     settings = ConnectionSettings(kubeconfig=settings.kubeconfig, context="y")
-    assert not load_configuration(settings).api_key
+    assert not load_api_server(settings).authorization()
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,15 @@ def test_a_folder_is_no_kubeconfig(tmp_path: Path) -> None:
             "client certificate",
         ),
         ({"user": {"tokenFile": "/no/token"}}, "/no/token"),
+        ({"user": {"token": "two words"}}, "the user's token is none: correct the file"),
+        (
+            {"cluster": {"server": "https://x", "insecure-skip-tls-verify": "false"}},
+            "insecure-skip-tls-verify is 'false': make it true or false",
+        ),
+        (
+            {"cluster": {"server": "https://x", "proxy-url": "socks5://me:secret@y:1"}},
+            "proxy socks5://y:1 cannot be used: give one like http://10.0.0.1:3128 in proxy-url",
+        ),
         ({"user": {"exec": {"apiVersion": "v1"}}}, "the user's exec has no command: add it"),
         (
             {"user": {"exec": {"apiVersion": "v1", "command": "no-such-plugin"}}},
