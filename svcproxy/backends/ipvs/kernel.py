@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from hashlib import blake2b
-from pathlib import Path
 
-from svcproxy.backends.base import BackendError
 from svcproxy.backends.ipvs import procfile
-from svcproxy.backends.ipvs.connection import Ipvs
+from svcproxy.backends.ipvs.connection import Ipvs, read_listing
 from svcproxy.backends.ipvs.ipset import Sets
 from svcproxy.backends.ipvs.links import Links
 from svcproxy.backends.ipvs.naming import SETS
@@ -29,8 +27,6 @@ from svcproxy.backends.ipvs.values import (
 from svcproxy.backends.xtables.commands import Iptables
 from svcproxy.backends.xtables.ruleset import TABLES
 from svcproxy.backends.xtables.savefile import parse
-
-_SERVERS = Path("/proc/net/ip_vs")
 
 
 class IpvsKernel:
@@ -61,7 +57,7 @@ class IpvsKernel:
             BackendError: something could not be read.
         """
         addresses = self.links.read()
-        listing, rules = self._listing(), self._programs.save(*TABLES)
+        listing, rules = read_listing(), self._programs.save(*TABLES)
         real = procfile.parse(listing, self._family)
         # The two lists are not of the same moment; what only one has is as good as not there.
         servers = {k: s for k, s in self.ipvs.virtual_servers().items() if k in real}
@@ -79,7 +75,7 @@ class IpvsKernel:
         headers = self.sets.headers()
         sizes = {name: h.elements for name, h in headers.items() if name in SETS[self._family]}
         rules = self._programs.save(*TABLES)
-        return self._fingerprint(self._listing(), rules, sizes, self.links.read())
+        return self._fingerprint(read_listing(), rules, sizes, self.links.read())
 
     def _fingerprint(
         self, listing: bytes, rules: str, sizes: Mapping[str, int], addresses: Addresses
@@ -90,12 +86,6 @@ class IpvsKernel:
         digest.update(repr((sorted(sizes.items()), addresses.node, addresses.networks)).encode())
         digest.update("\n".join(sorted(addresses.bound)).encode())
         return digest.digest()
-
-    def _listing(self) -> bytes:
-        try:
-            return _SERVERS.read_bytes()
-        except OSError as error:
-            raise BackendError(f"cannot read {_SERVERS}: {error.strerror}") from error
 
     def _sets(self) -> dict[str, tuple[SetKind, AbstractSet[SetEntry]]]:
         found: dict[str, tuple[SetKind, AbstractSet[SetEntry]]] = {}
