@@ -58,6 +58,7 @@ def test_endpoints_come_and_go(stage: Stage, family: int) -> None:
         _assert_all_refused(stage, family, offer, *outside)
 
 
+@pytest.mark.localhost
 def test_a_node_is_refused_its_own_node_port_on_localhost(stage: Stage) -> None:
     offer = stage.offer(4, type="NodePort")
     for proto, port in offer.node_ports:

@@ -5,13 +5,10 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 
 from testbed.cluster import Host
-from testbed.outcomes import Answer
-from testbed.waiting import eventually
 from tests.kernel.conftest import (
     PORTS,
     Stage,
@@ -48,11 +45,6 @@ def test_an_address_that_the_node_gets_later_serves_too(stage: Stage, family: in
     offer = stage.offer(family, [at(pod, family)], type="NodePort")
     address = stage.address(family, outside=True)
     with stage.own_address(address):
-        if stage.variant == "ipvs":
-            # It needs virtual servers of its own, which come with the next comparison.
-            port = dict(offer.node_ports)["tcp"]
-            connect = partial(stage.client.traffic.connect, "tcp", address, port, timeout=0.2)
-            eventually(lambda: isinstance(connect(), Answer), f"{address} as a node port address")
         for proto, port in offer.node_ports:
             assert ask(stage.client, proto, address, port, n=5) == stage.masqueraded([pod], family)
 
@@ -85,6 +77,7 @@ def test_a_service_turned_back_into_a_cluster_ip_closes_its_node_port(
         assert_refused(stage.client, proto, stage.node.ip(family), port, how="reset")
 
 
+@pytest.mark.localhost
 def test_node_ports_answer_on_localhost_of_ipv4(stage: Stage) -> None:
     pods = [stage.here[0], stage.there[0]]
     offer = stage.offer(4, all_at(pods, 4), type="NodePort")
@@ -166,6 +159,7 @@ def _unprotected(stage: Stage) -> Iterator[None]:
         stage.iptables(4, "-I", *jump)
 
 
+@pytest.mark.localhost
 @pytest.mark.parametrize("sender", ["client", "node2", "pod1a"])
 def test_neighbours_do_not_reach_what_listens_on_localhost(stage: Stage, sender: str) -> None:
     """The node accepts packets for 127.0.0.0/8 from its network, but a rule stands before it."""

@@ -202,6 +202,7 @@ def test_external_policy_may_change(stage: Stage, family: int) -> None:
             )
 
 
+@pytest.mark.localhost
 def test_a_local_node_port_answers_on_localhost(stage: Stage) -> None:
     near, far = stage.here[0], stage.there[0]
     offer = stage.offer(4, all_at([near, far], 4), type="NodePort", externalTrafficPolicy="Local")

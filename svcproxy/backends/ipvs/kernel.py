@@ -64,7 +64,7 @@ class IpvsKernel:
         sets = self._sets()
         observed = Observed(parse(rules), servers, real, sets, addresses.bound)
         sizes = {name: len(entries) for name, (_, entries) in sets.items()}
-        return observed, addresses, self._fingerprint(listing, rules, sizes, addresses)
+        return observed, addresses, self._fingerprint(listing, rules, sizes)
 
     def fingerprint(self) -> bytes:
         """What changes when anybody changes something, made from less than ``read`` needs.
@@ -75,16 +75,14 @@ class IpvsKernel:
         headers = self.sets.headers()
         sizes = {name: h.elements for name, h in headers.items() if name in SETS[self._family]}
         rules = self._programs.save(*TABLES)
-        return self._fingerprint(read_listing(), rules, sizes, self.links.read())
+        return self._fingerprint(read_listing(), rules, sizes)
 
-    def _fingerprint(
-        self, listing: bytes, rules: str, sizes: Mapping[str, int], addresses: Addresses
-    ) -> bytes:
+    def _fingerprint(self, listing: bytes, rules: str, sizes: Mapping[str, int]) -> bytes:
         text = "\n".join(line for line in rules.split("\n") if not line.startswith(("#", ":")))
         digest = blake2b(procfile.fingerprint(listing, self._family), digest_size=16)
         digest.update(text.encode())
-        digest.update(repr((sorted(sizes.items()), addresses.node, addresses.networks)).encode())
-        digest.update("\n".join(sorted(addresses.bound)).encode())
+        counts = self.links.count()
+        digest.update(repr((sorted(sizes.items()), sorted(counts.items()))).encode())
         return digest.digest()
 
     def _sets(self) -> dict[str, tuple[SetKind, AbstractSet[SetEntry]]]:

@@ -4,7 +4,8 @@ Pure. The numbers are those of ``linux/rtnetlink.h``, ``linux/if_link.h`` and ``
 in host byte order.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_interface
 from struct import Struct
 from typing import NamedTuple
@@ -26,6 +27,7 @@ _NAME, _LINK_INFO, _INFO_KIND = 3, 18, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _NO_DUPLICATE_DETECTION = 0x2
 _UNIVERSE, _LINK_SCOPE = 0, 253
+_IPV6 = 10
 _FAMILIES = {IPFamily.IPV4: 2, IPFamily.IPV6: 10}
 
 
@@ -124,6 +126,13 @@ def arrange(links: Iterable[Link], bound: Iterable[BoundAddress], name: str) -> 
     )
 
 
+def count_addresses(bodies: Iterable[bytes]) -> Mapping[tuple[int, int], int]:
+    """How many addresses there are by interface and prefix length; costs less than reading them."""
+    return Counter(
+        (index, bits) for _, bits, _, _, index in (_ADDRESS.unpack_from(body) for body in bodies)
+    )
+
+
 class Follower:
     """Tells from events whether addresses of the node itself have changed.
 
@@ -151,8 +160,10 @@ class Follower:
                 if link.name == self._name:
                     self._ignored.add(link.number)
             elif message.kind in {_NEW_ADDRESS, _DELETE_ADDRESS}:
-                index = _ADDRESS.unpack_from(message.body)[4]
-                found = found or index not in self._ignored
+                family, _, _, scope, index = _ADDRESS.unpack_from(message.body)
+                # Every pod's interface gets a link-local address of IPv6, which serves nothing.
+                link_local = family == _IPV6 and scope == _LINK_SCOPE
+                found = found or not (link_local or index in self._ignored)
         return found
 
 

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from svcproxy.backends.ipvs import link_messages as messages
 from svcproxy.backends.ipvs.failing import failed
@@ -55,6 +55,15 @@ class Links:
         request = messages.addresses_request(self.family)
         bound = messages.decode_addresses(self._dump("list addresses", request), self.family)
         return messages.arrange(links, bound, DUMMY_INTERFACE)
+
+    def count(self) -> Mapping[tuple[int, int], int]:
+        """How many addresses there are by interface and prefix length, in a fraction of the time.
+
+        Raises:
+            BackendError: the kernel would not list them.
+        """
+        request = messages.addresses_request(self.family)
+        return messages.count_addresses(self._dump("list addresses", request))
 
     def execute(self, operations: Sequence[AddressOperation]) -> list[Failure]:
         """Bind and unbind addresses in order; one that fails stops none of the others.

@@ -49,8 +49,8 @@ def link_event(kind: int, number: int, name: str) -> Message:
     return Message(kind, 0, 0, body)
 
 
-def address_event(kind: int, number: int) -> Message:
-    return Message(kind, 0, 0, pack("=BBBBI", 2, 32, 0, 0, number))
+def address_event(kind: int, number: int, family: int = 2, scope: int = 0) -> Message:
+    return Message(kind, 0, 0, pack("=BBBBI", family, 32, 0, scope, number))
 
 
 NEW_LINK, DELETE_LINK, NEW, DELETE = 16, 17, 20, 21
@@ -72,3 +72,16 @@ def test_the_interface_may_be_made_anew() -> None:
     assert not follower.concerns(gone)
     assert not follower.concerns([link_event(NEW_LINK, 9, OURS), address_event(NEW, 9)])
     assert follower.concerns([link_event(NEW_LINK, 3, "eth1"), address_event(NEW, 3)])
+
+
+def test_link_local_addresses_do_not_count() -> None:
+    """Every pod's interface has one."""
+    follower = Follower(OURS)
+    assert not follower.concerns([address_event(NEW, 2, family=10, scope=253)])
+    assert follower.concerns([address_event(NEW, 2, family=10)])
+    assert follower.concerns([address_event(NEW, 2, family=2, scope=253)])
+
+
+def test_addresses_are_counted_by_interface_and_length() -> None:
+    bodies = [pack("=BBBBI", 2, bits, 0, 0, link) for link, bits in ((3, 32), (3, 32), (2, 24))]
+    assert messages.count_addresses(bodies) == {(3, 32): 2, (2, 24): 1}
