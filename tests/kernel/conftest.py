@@ -148,6 +148,21 @@ def mode_flags(variant: str) -> dict[str, str]:
     return {"svcproxy-iptables-variant": variant}
 
 
+def period_flags(variant: str, *, shortest: str = "", longest: str = "") -> dict[str, str]:
+    """The flags that say how often the kernel is written and compared.
+
+    IPVS mode has its own, as in kube-proxy; nftables mode has none on the command line.
+
+    Args:
+        variant: the variant.
+        shortest: a duration, the shortest time between two syncs.
+        longest: a duration, the time after which everything is compared.
+    """
+    mode = "ipvs" if variant == "ipvs" else "iptables"
+    found = {f"{mode}-min-sync-period": shortest, f"{mode}-sync-period": longest}
+    return {name: value for name, value in found.items() if value}
+
+
 class Offer:
     """A Service of one family on the stage, with its slices; every change is in force at once."""
 
@@ -239,7 +254,7 @@ class Stage:
         self._revision = 0
         self._gathering = False
         self._write()
-        fixed = {**mode_flags(variant), "iptables-min-sync-period": "0s"}
+        fixed = {**mode_flags(variant), **period_flags(variant, shortest="0s")}
         self.daemon = Daemon(self.node, folder, flags={**fixed, **(flags or {})})
 
     def _own_node(self) -> Object:

@@ -13,7 +13,7 @@ from testbed.daemon import Daemon
 from testbed.manifests import ManifestFolder
 from testbed.outcomes import Answer
 from testbed.waiting import PATIENCE
-from tests.kernel.conftest import ALL_VARIANTS, mode_flags
+from tests.kernel.conftest import ALL_VARIANTS, mode_flags, period_flags
 
 pytestmark = pytest.mark.kernel
 
@@ -77,7 +77,7 @@ def test_no_connection_is_lost_when_the_daemon_is_killed_and_restarted(
     cluster: Cluster, folder: ManifestFolder, variant: str, address: str
 ) -> None:
     node = cluster.nodes[0]
-    flags = {**mode_flags(variant), "iptables-min-sync-period": "0s"}
+    flags = {**mode_flags(variant), **period_flags(variant, shortest="0s")}
     with Daemon(node, folder.path, flags=flags) as daemon:
         before = rules(cluster, variant)
         load = cluster.client.traffic.load("tcp", address, 80, rate=RATE, timeout=LOST)

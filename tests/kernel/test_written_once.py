@@ -4,7 +4,7 @@ import pytest
 
 from testbed import manifests as m
 from testbed.waiting import eventually
-from tests.kernel.conftest import PORTS, Stage, StageWith, all_at
+from tests.kernel.conftest import PORTS, Stage, StageWith, all_at, period_flags
 
 pytestmark = pytest.mark.kernel
 
@@ -44,9 +44,12 @@ def _everything(stage: Stage, family: int) -> None:
 
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
 def test_nothing_is_written_while_nothing_is_wrong(
-    stage_with: StageWith, flags: dict[str, str | None]
+    stage_with: StageWith, variant: str, flags: dict[str, str | None]
 ) -> None:
-    stage = stage_with(**flags, iptables_sync_period="200ms")
+    periods = period_flags(variant, longest="200ms")
+    stage = stage_with(
+        **flags, **{name.replace("-", "_"): value for name, value in periods.items()}
+    )
     with stage.at_once():
         for family in (4, 6):
             _everything(stage, family)
