@@ -1,6 +1,7 @@
 """``./dev bench``: measure svcproxy, and other service proxies beside it, on this machine."""
 
 import argparse
+import compileall
 import os
 import sys
 import time
@@ -9,6 +10,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import svcproxy
 from benchmarks import guest
 from benchmarks.figures import seconds
 from benchmarks.kernel import MODES, Kernel
@@ -227,6 +229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bench: it makes network namespaces: run it as root", file=sys.stderr)
         return 1
     cleanup_stale()
+    # The image ships byte code; a checkout has it only where Python may write it.
+    compileall.compile_dir(str(Path(svcproxy.__file__).parent), quiet=2)
     try:
         report = _report(arguments)
     except (ValueError, ApiServerError, DaemonError, MachineError, AssertionError) as error:
