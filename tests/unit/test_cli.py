@@ -319,6 +319,15 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_the_daemon_does_without_rich_and_leaves_it_to_others() -> None:
+    script = (
+        "import sys; from svcproxy.cli import load_daemon; load_daemon()\n"
+        "assert 'structlog' in sys.modules and 'rich' not in sys.modules\n"
+        "import rich\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_the_daemon_loads_an_http_client_only_for_an_api_server() -> None:
     script = (
         "import sys, svcproxy.daemon; sys.exit(bool({'kubernetes', 'urllib3'} & set(sys.modules)))"
