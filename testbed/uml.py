@@ -204,8 +204,11 @@ def find_kernel() -> str:
     found = shutil.which(NAME)
     if found is None:
         raise MachineError(f"there is no {NAME}: ./dev setup installs user-mode-linux")
-    if not LIB_MODULES.is_dir():
-        raise MachineError(f"there is no {LIB_MODULES}, where the guest mounts: please make it")
+    try:
+        # The guest mounts its modules there; a container's root may have no such folder.
+        LIB_MODULES.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"there is no {LIB_MODULES}: please make it ({error})") from error
     return found
 
 

@@ -9,6 +9,7 @@ from copy import deepcopy
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -388,7 +389,8 @@ class Expected:
         self.endpoints, self.masquerade = endpoints, masquerade
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=slow)
+@pytest.mark.timeout(400)
+@settings(max_examples=100, deadline=None, suppress_health_check=slow)
 @given(settings_values, histories(), st.data())
 def test_packets_go_where_they_should(
     options: NftablesSettings, sequence: list[Any], data: st.DataObject
