@@ -130,6 +130,7 @@ def test_a_range_of_everything_is_as_no_range(stage_with: StageWith, family: int
             assert_refused(stage.node, proto, loopback, port, how="reset")
 
 
+@pytest.mark.localhost
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
