@@ -257,6 +257,8 @@ def _health_check_addresses(config: Config, family: IPFamily, node: Node | None)
         address = node_address(config, family, node)
         return (address,) if address else ()
     ranges = config.nodeport_cidrs(family)
+    if any(cidr.endswith("/0") for cidr in ranges):
+        return ()
     return local_addresses(family, ranges) if ranges else ()
 
 

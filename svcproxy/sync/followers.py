@@ -66,6 +66,11 @@ def _local_ipv4() -> set[str]:
     return found
 
 
+_LINK_LOCAL = "20"
+"""The scope of an address in /proc/net/if_inet6 (``IPV6_ADDR_LINKLOCAL``)."""
+
+
 def _local_ipv6() -> set[str]:
-    lines = Path("/proc/net/if_inet6").read_text().splitlines()
-    return {str(ip_address(bytes.fromhex(line.split()[0]))) for line in lines}
+    fields = map(str.split, Path("/proc/net/if_inet6").read_text().splitlines())
+    # Nobody can listen on a link-local address without saying on which link.
+    return {str(ip_address(bytes.fromhex(f[0]))) for f in fields if f[3] != _LINK_LOCAL}
