@@ -1,10 +1,10 @@
 """Rules as kube-proxy 1.36 lays them, for a few Services: what a takeover finds on a node.
 
-Made by hand after ``pkg/proxy/{iptables,nftables,ipvs}``: the shape, the names and the texts by
+Made by hand after ``pkg/proxy/{iptables,nftables}``: the shape, the names and the texts by
 which kube-proxy recognises its own, without what no test needs.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from svcproxy.backends.iptables import naming
@@ -15,9 +15,8 @@ from testbed.netns import NetNS
 
 IPTABLES_NFT, IPTABLES_LEGACY, NFTABLES = "nft", "legacy", "nftables"
 TABLE = "kube-proxy"
-IPVS_DEVICE = "kube-ipvs0"
-_MARK = "0x4000"
-_JUMPS = {
+MARK = "0x4000"
+JUMPS = {
     "filter": (
         ("INPUT", True, "kubernetes externally-visible service portals", "KUBE-EXTERNAL-SERVICES"),
         ("FORWARD", True, "kubernetes service portals", "KUBE-SERVICES"),
@@ -34,18 +33,8 @@ _JUMPS = {
         ("POSTROUTING", False, "kubernetes postrouting rules", "KUBE-POSTROUTING"),
     ),
 }
-_IPVS_JUMPS = {
-    "filter": (
-        ("FORWARD", False, "kubernetes forwarding rules", "KUBE-FORWARD"),
-        ("INPUT", False, "kubernetes health check rules", "KUBE-NODE-PORT"),
-        ("INPUT", False, "kube-proxy firewall rules", "KUBE-PROXY-FIREWALL"),
-        ("FORWARD", False, "kube-proxy firewall rules", "KUBE-PROXY-FIREWALL"),
-        ("INPUT", False, "kubernetes ipvs access filter", "KUBE-IPVS-FILTER"),
-        ("OUTPUT", False, "kubernetes ipvs access filter", "KUBE-IPVS-OUT-FILTER"),
-    ),
-    "nat": _JUMPS["nat"],
-}
-_IPVS_SETS = (("KUBE-CLUSTER-IP", "KUBE-6-CLUSTER-IP"), ("KUBE-LOOP-BACK", "KUBE-6-LOOP-BACK"))
+Jumps = Mapping[str, Sequence[tuple[str, bool, str, str]]]
+"""Source chain, whether only for new connections, comment and target of jumps, by table."""
 
 
 @dataclass(frozen=True)
@@ -103,31 +92,33 @@ class KubeProxyRules:
             if self._how == NFTABLES:
                 self._space.run("nft", "-f", "-", stdin=_nft_table(mine, family))
             else:
-                self._restore(family, self._how, _iptables(mine, self._saved(family)))
-
-    def lay_ipvs(self, variant: str) -> None:
-        """Lay the chains and ipsets of IPVS mode (no virtual servers)."""
-        for place, family in enumerate((4, 6)):
-            for names in _IPVS_SETS:
-                options = ["family", "inet6" if family == 6 else "inet", "-exist"]
-                kind = "hash:ip,port,ip" if "LOOP" in names[0] else "hash:ip,port"
-                self._space.run("ipset", "create", names[place], kind, *options)
-            self._restore(family, variant, _ipvs([names[place] for names in _IPVS_SETS]))
+                text = _iptables(mine, self._saved(family))
+                restore(self._space, family, self._how, text, JUMPS)
 
     def _saved(self, family: int) -> str:
         return self._space.run(f"{_program(family)}-{self._how}-save", "-t", "nat").stdout
 
-    def _restore(self, family: int, variant: str, text: str) -> None:
-        self._space.run(f"{_program(family)}-{variant}-restore", "--noflush", stdin=text)
-        program = f"{_program(family)}-{variant}"
-        for table in ("mangle", "nat", "filter"):
-            self._space.run(program, "-t", table, "-N", naming.CANARY, check=False)
-        for table, jumps in (_IPVS_JUMPS if "KUBE-IPVS-FILTER" in text else _JUMPS).items():
-            for source, new, note, target in jumps:
-                state = ["-m", "conntrack", "--ctstate", "NEW"] if new else []
-                rule = [source, *state, "-m", "comment", "--comment", note, "-j", target]
-                if self._space.run(program, "-t", table, "-C", *rule, check=False).returncode:
-                    self._space.run(program, "-t", table, "-I", *rule)
+
+def restore(space: NetNS, family: int, variant: str, text: str, jumps: Jumps) -> None:
+    """Carry out a restore input as kube-proxy does, and lay the jumps that are missing.
+
+    Args:
+        space: where.
+        family: 4 or 6.
+        variant: ``nft`` or ``legacy``.
+        text: see ``restore_input``.
+        jumps: each is put before all other rules of its chain.
+    """
+    program = f"{_program(family)}-{variant}"
+    space.run(f"{program}-restore", "--noflush", stdin=text)
+    for table in ("mangle", "nat", "filter"):
+        space.run(program, "-t", table, "-N", naming.CANARY, check=False)
+    for table, jumping in jumps.items():
+        for source, new, note, target in jumping:
+            state = ["-m", "conntrack", "--ctstate", "NEW"] if new else []
+            rule = [source, *state, "-m", "comment", "--comment", note, "-j", target]
+            if space.run(program, "-t", table, "-C", *rule, check=False).returncode:
+                space.run(program, "-t", table, "-I", *rule)
 
 
 def _program(family: int) -> str:
@@ -143,7 +134,7 @@ def _iptables(offered: Sequence[Offered], saved: str) -> str:
             f" -j {_external(o)}"
             for o in offered
         ],
-        **_common_nat(),
+        **common_nat(),
     }
     for o in offered:
         nat.update(_service_chains(o))
@@ -156,44 +147,25 @@ def _iptables(offered: Sequence[Offered], saved: str) -> str:
     }
     found = [line[1:].split()[0] for line in saved.splitlines() if line.startswith(":")]
     stale = [c for c in found if naming.is_service_chain(c) and c not in nat]
-    return _text("filter", filters) + _text("nat", nat, stale)
+    return restore_input("filter", filters) + restore_input("nat", nat, stale)
 
 
-def _ipvs(sets: Sequence[str]) -> str:
-    cluster, hairpin = sets
-    match = f"-m set --match-set {cluster}"
-    nat = {
-        "KUBE-SERVICES": [f"{match} dst,dst -j KUBE-MARK-MASQ", "-j KUBE-NODE-PORT"],
-        "KUBE-NODE-PORT": [],
-        "KUBE-LOAD-BALANCER": ["-j KUBE-MARK-MASQ"],
-        **_common_nat(),
-    }
-    nat["KUBE-POSTROUTING"].insert(0, f"-m set --match-set {hairpin} dst,dst,src -j MASQUERADE")
-    filters = {
-        "KUBE-NODE-PORT": [],
-        "KUBE-SOURCE-RANGES-FIREWALL": ["-j DROP"],
-        "KUBE-PROXY-FIREWALL": [],
-        "KUBE-IPVS-FILTER": [f"{match} dst,dst -j RETURN"],
-        "KUBE-IPVS-OUT-FILTER": [],
-        **_forward(),
-    }
-    return _text("filter", filters) + _text("nat", nat)
-
-
-def _text(table: str, chains: dict[str, list[str]], delete: Sequence[str] = ()) -> str:
+def restore_input(table: str, chains: dict[str, list[str]], delete: Sequence[str] = ()) -> str:
+    """The restore input that flushes and writes these chains of a table, and deletes others."""
     lines = [f"*{table}", *(f":{chain} - [0:0]" for chain in (*chains, *delete))]
     lines += (f"-A {chain} {rule}" for chain, rules in chains.items() for rule in rules)
     lines += (f"-X {chain}" for chain in delete)
     return "\n".join((*lines, "COMMIT", ""))
 
 
-def _common_nat() -> dict[str, list[str]]:
+def common_nat() -> dict[str, list[str]]:
+    """The chains for masquerading."""
     note = '-m comment --comment "kubernetes service traffic requiring SNAT"'
     return {
-        "KUBE-MARK-MASQ": [f"-j MARK --or-mark {_MARK}"],
+        "KUBE-MARK-MASQ": [f"-j MARK --or-mark {MARK}"],
         "KUBE-POSTROUTING": [
-            f"-m mark ! --mark {_MARK}/{_MARK} -j RETURN",
-            f"-j MARK --xor-mark {_MARK}",
+            f"-m mark ! --mark {MARK}/{MARK} -j RETURN",
+            f"-j MARK --xor-mark {MARK}",
             f"{note} -j MASQUERADE --random-fully",
         ],
     }
@@ -204,7 +176,7 @@ def _forward() -> dict[str, list[str]]:
     return {
         "KUBE-FORWARD": [
             "-m conntrack --ctstate INVALID -j DROP",
-            f"{note} -m mark --mark {_MARK}/{_MARK} -j ACCEPT",
+            f"{note} -m mark --mark {MARK}/{MARK} -j ACCEPT",
             "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         ]
     }
@@ -259,10 +231,10 @@ def _nft_table(offered: Sequence[Offered], family: int) -> str:
 {head}
 delete {head}
 {head} {{
-  chain mark-for-masquerade {{ meta mark set meta mark or {_MARK}; }}
+  chain mark-for-masquerade {{ meta mark set meta mark or {MARK}; }}
   chain masquerading {{
-    meta mark and {_MARK} == 0 return
-    meta mark set meta mark xor {_MARK}
+    meta mark and {MARK} == 0 return
+    meta mark set meta mark xor {MARK}
     masquerade fully-random
   }}
 {chains}

@@ -1,31 +1,40 @@
-"""kube-proxy leaves, svcproxy comes, and back: in every pair of modes, without a failed connection.
+"""kube-proxy leaves, svcproxy comes, and back: in every pair of iptables' and nftables modes, without a failed connection.
 
 kube-proxy is played by its rules (``testbed.kube_proxy``); leaving them in place is what it does
-when it ends.
+when it ends. The takeovers from its IPVS mode run in User Mode Linux, which has legacy iptables only.
 """
 
 import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from testbed import manifests
+from testbed import manifests, uml
 from testbed.cluster import Cluster
 from testbed.daemon import Daemon
-from testbed.kube_proxy import IPVS_DEVICE, KubeProxyRules, Offered
+from testbed.kube_proxy import KubeProxyRules, Offered
+from testbed.kube_proxy_ipvs import IPVS_DEVICE, KubeProxyIpvs
 from testbed.manifests import ManifestFolder
+from testbed.nursery import daemons
 from testbed.outcomes import Answer
+from testbed.traffic import Held, Traffic
 from testbed.waiting import eventually
-from tests.kernel.conftest import mode_flags
+from tests.kernel.conftest import mode_flags, period_flags
 
 pytestmark = pytest.mark.kernel
 
-RATE = 300
+RATE = 50 if uml.inside() else 300
+"""Connections a second; at 300 the guest's only CPU has no time left to start a daemon."""
 MODES = ("nft", "legacy", "nftables")
+PROGRAMS = ("iptables", "ip6tables")
+VARIANTS = ("legacy",) if uml.inside() else ("nft", "legacy")
+IPVS_PAIRS = [
+    pytest.param(*pair, marks=pytest.mark.uml) for pair in (("ipvs", "ipvs"), ("ipvs", "legacy"))
+]
 VIPS = {4: "10.96.0.10", 6: "fd00:10:96::10"}
 NODE_PORT = 30080
 KUBELETS = ("KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT")
@@ -35,6 +44,8 @@ KUBELETS = ("KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT")
 def cluster() -> Iterator[Cluster]:
     with Cluster(nodes=1, pods=3) as built:
         built.serve(tcp=(8080,))
+        if uml.inside():
+            daemons()  # what starts them takes seconds to start, more so under load
         yield built
 
 
@@ -57,6 +68,29 @@ def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.path
 
 
+class Open:
+    """Connections that stay open."""
+
+    def __init__(self, client: Traffic, targets: Sequence[tuple[str, int]]) -> None:
+        self._client, self._targets = client, targets
+        self._held: list[Held] = []
+        self._open()
+
+    def _open(self) -> None:
+        self._held = [self._client.hold("tcp", *target) for target in self._targets]
+
+    def close(self) -> None:
+        """Close them, each of which must still be answered."""
+        for target, connection in zip(self._targets, self._held, strict=True):
+            assert isinstance(connection.check(), Answer), f"an old connection to {target}"
+            connection.close()
+
+    def renew(self) -> None:
+        """Close them and open others."""
+        self.close()
+        self._open()
+
+
 class Machine:
     """The node as a takeover sees it."""
 
@@ -66,20 +100,36 @@ class Machine:
         self.node = cluster.nodes[0]
         self.space = self.node.netns
 
-    def kube_proxy(self, how: str) -> KubeProxyRules:
-        """kube-proxy's rules for the Service ``web``, in one of its modes."""
-        offered = [
-            Offered("web", vip, 80, NODE_PORT, [p.ip(f) for p in self._cluster.pods], 8080)
+    def kube_proxy(self, how: str) -> KubeProxyRules | KubeProxyIpvs:
+        """What kube-proxy lays for the Service ``web``, in one of its modes."""
+        return (
+            self.kube_proxy_ipvs() if how == "ipvs" else KubeProxyRules(self.space, how, self._web)
+        )
+
+    def kube_proxy_ipvs(self, variant: str = "legacy", *more: Offered) -> KubeProxyIpvs:
+        """kube-proxy's IPVS mode, for ``web`` and more Services."""
+        addresses = (*self.node.bridge_ips, *(self.node.ip(family) for family in VIPS))
+        return KubeProxyIpvs(self.space, variant, (*self._web, *more), addresses)
+
+    @property
+    def _web(self) -> list[Offered]:
+        pods = self._cluster.pods
+        return [
+            Offered("web", vip, 80, NODE_PORT, [p.ip(f) for p in pods], 8080)
             for f, vip in VIPS.items()
         ]
-        return KubeProxyRules(self.space, how, offered)
 
     def daemon(self, mode: str) -> Daemon:
-        return Daemon(self.node, self._folder, flags=mode_flags(mode))
+        # What open connections keep in place is looked at again after this time.
+        again = period_flags(mode, longest="1s") if uml.inside() else {}
+        return Daemon(self.node, self._folder, flags={**mode_flags(mode), **again})
 
     @contextlib.contextmanager
-    def traffic(self) -> Iterator[None]:
-        """``RATE`` connections a second, to cluster IPs and node ports; none may fail."""
+    def traffic(self) -> Iterator["Open"]:
+        """``RATE`` connections a second, to cluster IPs and node ports; none may fail.
+
+        Gives the connections that are open all the while.
+        """
         client = self._cluster.client.traffic
         targets = [
             (VIPS[4], 80, RATE / 2),
@@ -87,20 +137,18 @@ class Machine:
             *((self.node.ip(family), NODE_PORT, RATE / 8) for family in VIPS),
         ]
         loads = [client.load("tcp", address, port, rate=rate) for address, port, rate in targets]
-        held = [client.hold("tcp", vip, 80) for vip in VIPS.values()]
-        yield
+        held = Open(client, [(address, port) for address, port, _ in targets])
+        yield held
         for (address, port, rate), load in zip(targets, loads, strict=True):
             result = load.stop()
             assert not result.failures, (address, port, result.labels)
             assert result.total >= rate / 2, (address, port, result.total)
-        for connection in held:
-            assert isinstance(connection.check(), Answer), "an old connection"
-            connection.close()
+        held.close()
 
     def chains(self, variant: str) -> set[str]:
         """The names of kube-proxy's and our chains in one variant, kubelet's left out."""
         found: set[str] = set()
-        for program, tables in (("iptables", "ip_tables_names"), ("ip6tables", "ip6_tables_names")):
+        for program, tables in zip(PROGRAMS, ("ip_tables_names", "ip6_tables_names"), strict=True):
             names = self.space.run("cat", f"/proc/net/{tables}", check=False).stdout.split()
             if variant == "nft" or names:
                 saved = self.space.run(f"{program}-{variant}-save").stdout
@@ -109,6 +157,8 @@ class Machine:
 
     def tables(self) -> set[str]:
         """The nftables tables that are no iptables'."""
+        if "nft" not in VARIANTS:
+            return set()
         lines = self.space.run("nft", "list", "tables").stdout.splitlines()
         return {line.removeprefix("table ") for line in lines if "proxy" in line}
 
@@ -120,21 +170,41 @@ class Machine:
         ours = {"ip svcproxy", "ip6 svcproxy"} if mode == "nftables" else set()
         found = {
             "tables": self.tables() - ours,
-            "sets": {s for s in self.sets() if mode == "nftables" or not s.startswith("KUBE-SEP")},
-            **{variant: self.chains(variant) for variant in ("nft", "legacy") if variant != mode},
+            "sets": {name for name in self.sets() if not _is_set_of(mode, name)},
+            **{v: self.chains(v) for v in VARIANTS if v != ("legacy" if mode == "ipvs" else mode)},
         }
-        if mode in {"nft", "legacy"}:
+        if mode in VARIANTS:
             strange = ("KUBE-IPVS", "KUBE-NODE-PORT", "KUBE-LOAD", "KUBE-SOURCE", "KUBE-PROXY-CAN")
             found[mode] = {c for c in self.chains(mode) if c.startswith(strange)}
+        if mode == "ipvs":
+            strange = ("KUBE-SVC", "KUBE-SEP", "KUBE-EXT", "KUBE-NODEPORTS", "KUBE-PROXY-CAN")
+            found["legacy"] = {c for c in self.chains("legacy") if c.startswith(strange)}
+            # Both modes have a chain of this name, but not in this table.
+            filters = [self.space.run(f"{p}-legacy-save", "-t", "filter").stdout for p in PROGRAMS]
+            found["filter"] = {"KUBE-SERVICES" for saved in filters if "KUBE-SERVICES" in saved}
         return {what: names for what, names in found.items() if names}
 
     def wait_only(self, mode: str) -> None:
         eventually(lambda: not self.remains_of_others(mode), f"nothing but {mode}", timeout=5.0)
 
+    def ipvs_remains(self) -> str:
+        """What there is of IPVS itself, as text; empty if there is nothing."""
+        servers = self.space.run("ipvsadm", "-S", "-n").stdout
+        return servers + self.space.run("ip", "link", "show", IPVS_DEVICE, check=False).stdout
+
+    def wait_no_ipvs(self) -> None:
+        eventually(lambda: not self.ipvs_remains(), "IPVS's end", timeout=5.0)
+
     def clean_up(self) -> int:
         """``svcproxy --cleanup``; its exit status."""
         command = (sys.executable, "-m", "svcproxy", "--cleanup")
         return self.space.run(*command, check=False).returncode
+
+
+def _is_set_of(mode: str, name: str) -> bool:
+    if name.startswith("KUBE-SEP"):
+        return mode in {"nft", "legacy"}
+    return mode == "ipvs" and name.startswith("KUBE-")
 
 
 @pytest.fixture
@@ -144,19 +214,40 @@ def machine(cluster: Cluster, folder: Path) -> Iterator[Machine]:
     assert made.clean_up() == 0
 
 
-@pytest.mark.parametrize("ours", MODES)
-@pytest.mark.parametrize("theirs", MODES)
+@pytest.mark.parametrize(("theirs", "ours"), [*itertools.product(MODES, MODES), *IPVS_PAIRS])
 def test_takeover_and_rollback(machine: Machine, theirs: str, ours: str) -> None:
     rules = machine.kube_proxy(theirs)
     rules.lay()
-    with machine.traffic():
+    with machine.traffic() as held:
         with machine.daemon(ours):
             machine.wait_only(ours)
+            if theirs == "ipvs" != ours:
+                # IPVS itself stays for the connections that it carries.
+                assert machine.ipvs_remains()
+                held.renew()
+                machine.wait_no_ipvs()
         rules.lay()
         if ours == "nftables":
             # kube-proxy knows nothing of our table: docs say to delete it once kube-proxy serves.
             for family in ("ip", "ip6"):
                 machine.space.run("nft", "delete", "table", family, "svcproxy")
+
+
+@pytest.mark.uml
+def test_what_only_kube_proxys_ipvs_mode_served_goes(machine: Machine) -> None:
+    """Also when our mode is IPVS, too: its Service was deleted while nobody was there."""
+    gone = [
+        Offered("gone", vip, 80, NODE_PORT + 1, [], 8080)
+        for vip in ("10.96.0.99", "fd00:10:96::99")
+    ]
+    machine.kube_proxy_ipvs("legacy", *gone).lay()
+    assert all(o.vip in machine.ipvs_remains() for o in gone)
+    with machine.daemon("ipvs"):
+        for o in gone:
+            eventually(lambda o=o: o.vip not in machine.ipvs_remains(), f"the end of {o.vip}")  # type: ignore[misc]
+        addresses = machine.space.run("ip", "address", "show", "dev", IPVS_DEVICE).stdout
+        assert VIPS[4] in addresses
+        assert gone[0].vip not in addresses
 
 
 def test_every_change_of_our_own_mode(machine: Machine) -> None:
@@ -174,7 +265,7 @@ def test_every_change_of_our_own_mode(machine: Machine) -> None:
 def test_ipvs_modes_rules_go(machine: Machine, mode: str) -> None:
     """Its chains share names with iptables mode's: those stay where they are in use."""
     for variant in ("nft", "legacy"):
-        machine.kube_proxy("nft").lay_ipvs(variant)
+        machine.kube_proxy_ipvs(variant).lay_rules()
     # This kernel has no dummy links; what counts is the name.
     machine.space.run("ip", "link", "add", IPVS_DEVICE, "type", "bridge")
     with machine.daemon(mode):
@@ -200,7 +291,7 @@ def test_cleanup_leaves_nothing_of_any_mode_and_others_alone(machine: Machine) -
     machine.space.run("ipset", "create", "OTHERS", "hash:ip")
     for theirs in MODES:
         machine.kube_proxy(theirs).lay()
-        machine.kube_proxy(theirs).lay_ipvs("legacy" if theirs == "legacy" else "nft")
+        machine.kube_proxy_ipvs("legacy" if theirs == "legacy" else "nft").lay_rules()
     for ours in MODES:
         with machine.daemon(ours):
             pass
@@ -229,7 +320,7 @@ def test_cleanup_makes_no_legacy_tables(cluster: Cluster) -> None:
 
 def test_a_failed_removal_is_told_and_tried_again(machine: Machine, folder: Path) -> None:
     """A foreign rule that uses one of the ipsets keeps it; when the rule goes, the set goes."""
-    machine.kube_proxy("nft").lay_ipvs("nft")
+    machine.kube_proxy_ipvs("nft").lay_rules()
     rule = ["FORWARD", "-m", "set", "--match-set", "KUBE-CLUSTER-IP", "dst,dst", "-j", "DROP"]
     machine.space.run("iptables-nft", "-A", *rule)
     with Daemon(
