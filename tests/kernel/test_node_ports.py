@@ -141,22 +141,19 @@ def _received(server: socket.socket) -> bytes:
 @contextlib.contextmanager
 def _unprotected(stage: Stage) -> Iterator[None]:
     """The node without the rule that protects 127.0.0.0/8, for a moment."""
-    if stage.variant == "nftables":
-        # The daemon would put it back at once.
-        stage.daemon.signal(signal.SIGSTOP)
-        stage.node.netns.run("nft", "delete", "table", "ip", "svcproxy")
-        try:
-            yield
-        finally:
-            stage.daemon.signal(signal.SIGCONT)
-            stage.sync()
-        return
-    jump = ("INPUT", "-j", "KUBE-FIREWALL")
-    stage.iptables(4, "-D", *jump)
+    # The daemon would put it back at once.
+    stage.daemon.signal(signal.SIGSTOP)
     try:
+        if stage.variant == "nftables":
+            stage.node.netns.run("nft", "delete", "table", "ip", "svcproxy")
+        else:
+            stage.iptables(4, "-D", "INPUT", "-j", "KUBE-FIREWALL")
         yield
     finally:
-        stage.iptables(4, "-I", *jump)
+        if stage.variant != "nftables":
+            stage.iptables(4, "-I", "INPUT", "-j", "KUBE-FIREWALL")
+        stage.daemon.signal(signal.SIGCONT)
+        stage.sync()
 
 
 @pytest.mark.localhost
