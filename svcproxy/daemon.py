@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any, NamedTuple, Self
 
 import structlog
@@ -31,6 +30,7 @@ from svcproxy.observe.metrics import Metrics
 from svcproxy.observe.service_health import ServiceHealthServers
 from svcproxy.servers import Servers
 from svcproxy.state.desired import DesiredState
+from svcproxy.stop import Stop
 from svcproxy.sync.fanout import Fanout
 from svcproxy.sync.followers import flow_cleaner, health_checks, local_addresses
 from svcproxy.sync.loop import FamilyLoop, Follower
@@ -74,7 +74,7 @@ def run(config: Config, warnings: Sequence[str] = (), file: bytes = b"") -> int:
         _prepare(config)
         log.info("prepared", effect="svcproxy now runs with CAP_NET_ADMIN and CAP_NET_RAW alone")
         return 0
-    stop = Event()
+    stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     node_name = config.hostname_override or socket.gethostname().lower()
@@ -87,7 +87,7 @@ def run(config: Config, warnings: Sequence[str] = (), file: bytes = b"") -> int:
     return 1 if start_anew else 0
 
 
-def _wait(config: Config, file: bytes, stop: Event) -> bool:
+def _wait(config: Config, file: bytes, stop: Stop) -> bool:
     """Wait for ``stop``, or for another configuration file: whether it is that."""
     if config.config is None:
         stop.wait()

@@ -7,11 +7,11 @@ kube-proxy we go on if the new file could not be used, as a start with it would 
 
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
 
 import structlog
 
 from svcproxy.config import ConfigError
+from svcproxy.stop import Stop
 
 _log = structlog.get_logger()
 
@@ -39,7 +39,7 @@ class ConfigFile:
         self._check = check
         self._seen: object = None
 
-    def wait_changed(self, stop: Event) -> bool:
+    def wait_changed(self, stop: Stop) -> bool:
         """Return ``True`` once the file says something else, ``False`` once ``stop`` is set."""
         while not stop.wait(_LOOK_SECONDS):
             if self.changed():
