@@ -1,11 +1,13 @@
 """The flags of IPVS mode."""
 
+import signal
+import sys
 import time
 
 import pytest
 
 from testbed.waiting import eventually
-from tests.kernel.conftest import PORTS, StageWith, at
+from tests.kernel.conftest import PORTS, StageWith, at, servers
 from tests.kernel.virtual_servers import Servers
 
 pytestmark = pytest.mark.kernel
@@ -54,3 +56,47 @@ def test_excluded_addresses_are_left_alone(stage_with: StageWith, family: int) -
     shown = stage.node.netns.run("ip", "addr", "show", "dev", "kube-ipvs0").stdout
     assert kept in shown
     assert removed not in shown
+
+
+_DAMAGE = {
+    "virtual servers": ("ipvsadm", "--clear"),
+    "nat rules": ("{iptables}-legacy", "-t", "nat", "-F"),
+    "filter rules": ("{iptables}-legacy", "-F"),
+    "set entries": ("ipset", "flush", "{set}"),
+    "addresses": ("ip", "-{family}", "addr", "flush", "dev", "kube-ipvs0"),
+}
+
+
+@pytest.mark.parametrize("what", _DAMAGE)
+def test_damage_is_repaired_within_a_sync_period(
+    stage_with: StageWith, family: int, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel tells nobody of it, so the state is looked at every period."""
+    period = 1.0
+    stage = stage_with(ipvs_sync_period=f"{period:g}s")
+    offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
+    space = stage.node.netns
+    listing = ("sh", "-c", "ipvsadm -Sn | sort; ipset save -sorted; ip -o addr show dev kube-ipvs0")
+
+    def state() -> list[str]:
+        rules = stage.iptables(family, "-S"), stage.iptables(family, "-t", "nat", "-S")
+        return [*rules, space.run(*listing).stdout]
+
+    eventually(lambda: state() == state(), "a quiet moment")
+    before = state()
+    names = {
+        "family": str(family),
+        "iptables": "iptables" if family == 4 else "ip6tables",
+        "set": "KUBE-CLUSTER-IP" if family == 4 else "KUBE-6-CLUSTER-IP",
+    }
+    stage.daemon.signal(signal.SIGSTOP)
+    try:
+        space.run(*(word.format(**names) for word in _DAMAGE[what]))
+        assert state() != before
+    finally:
+        stage.daemon.signal(signal.SIGCONT)
+    began = time.monotonic()
+    eventually(lambda: state() == before, f"the {what} again", timeout=period + 5.0)
+    with capsys.disabled():
+        sys.stdout.write(f" [{what}: {time.monotonic() - began:.1f} s]")
+    assert servers(stage.client, "tcp", offer.vip, 80, 3) == {stage.here[0].name}

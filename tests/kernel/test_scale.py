@@ -122,6 +122,32 @@ def test_a_thousand_services_and_one_changed_endpoint(
         assert len(recorder.inputs("ip6tables")) == before_ipv6, "IPv6 was touched"
 
 
+def test_a_thousand_services_in_nftables_mode(
+    cluster: Cluster, api: FakeApiServer, tmp_path: Path
+) -> None:
+    """One endpoint for another is one map element for another, among however many.
+
+    And one hairpin for another, as these endpoints do not say which node they are on.
+    """
+    flags = {
+        "kubeconfig": str(api.write_kubeconfig(tmp_path / "kubeconfig")),
+        "proxy-mode": "nftables",
+    }
+    node = cluster.nodes[0]
+    with Daemon(node, flags=flags) as daemon:
+        before = daemon.metrics()
+        written = sum(operations(before, Metrics()).values())
+        assert written > SERVICES * ENDPOINTS
+        api.put(piece(PROBE, [node.pods[0].ipv4, *addresses(PROBE)[1:]]))
+
+        def counted() -> bool:
+            changed = operations(daemon.metrics(), before)
+            assert changed == {"element_added": 2, "element_deleted": 2}
+            return True
+
+        eventually(counted, "the operations of one partial sync")
+
+
 def only_the_probe_service_was_written(inputs: list[str]) -> None:
     assert len(inputs) == 1, "one partial restore"
     lines = inputs[0].splitlines()
