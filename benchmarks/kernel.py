@@ -7,6 +7,7 @@ Another mode joins by another class here with the members of ``Iptables``, in ``
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -150,10 +151,8 @@ class Ipvs:
 
     def clear(self, netns: NetNS) -> None:
         """Remove all virtual servers, their interface, rules and sets."""
+        netns.run(sys.executable, "-m", "svcproxy", "--cleanup", timeout=_PATIENCE)
         self._iptables.clear(netns)
-        netns.run("ipset", "destroy", timeout=_PATIENCE)
-        netns.run("ip", "link", "delete", "kube-ipvs0", check=False)
-        netns.run("ipvsadm", "--clear", timeout=_PATIENCE)
 
     def saved(self, netns: NetNS) -> str:
         """All rules for IPv4 as text, and all virtual and real servers."""

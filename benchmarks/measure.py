@@ -25,7 +25,7 @@ from testbed.waiting import eventually
 
 _SERVING_PODS = 5
 _DIAL_TIMEOUT = 0.25
-_PAUSE = 0.002  # between two dials: a sharper look would take CPU time from what it looks at
+_PAUSE = 0.001  # between two dials: a sharper look would take CPU time from what it looks at
 _QUIET_SECONDS = 1.0
 _QUIET_PATIENCE = 600.0
 _OPERATIONS = "svcproxy_kernel_operations_total"
@@ -223,7 +223,7 @@ class _Run:
             return 0, 0
         say(f"{options.endurance} changes elsewhere, as fast as possible")
         # Memory is used up to what changes need for the first time, and after that again.
-        self.api.storm(2 * result.size.services)
+        self.api.storm(5 * result.size.services)
         before = self._settled()
         self.api.storm(options.endurance)
         # A change to the probe comes behind all of them in its watch.

@@ -32,6 +32,18 @@ class Options(msgspec.Struct, frozen=True):
     idle: float = 30.0
     timeout: float = 300.0
 
+    def briefly(self) -> "Options":
+        """Less of everything, for sizes at which nothing but times of changes is promised."""
+        return msgspec.structs.replace(
+            self,
+            starts=min(self.starts, 1),
+            changes=min(self.changes, 30),
+            churned=min(self.churned, 50),
+            endurance=0,
+            connections=min(self.connections, 300),
+            idle=min(self.idle, 5.0),
+        )
+
 
 class Change(msgspec.Struct, frozen=True):
     """One moved endpoint: seconds until the new one answered, and of CPU time."""

@@ -21,6 +21,7 @@ from benchmarks.report import Report, machine
 from benchmarks.results import Options
 from benchmarks.server import ApiServerError
 from benchmarks.subject import Subject
+from benchmarks.targets import LARGE
 from testbed.cluster import cleanup_stale
 from testbed.daemon import DaemonError
 from testbed.machines import MachineError
@@ -134,6 +135,11 @@ def _add_shape(parser: argparse.ArgumentParser, shape: Shape) -> None:
 
 def _add_options(parser: argparse.ArgumentParser, defaults: Options) -> None:
     group = parser.add_argument_group("how thoroughly")
+    group.add_argument(
+        "--thorough",
+        action="store_true",
+        help=f"at all sizes as at {LARGE}; otherwise there is less of everything at the others",
+    )
     helps = {
         "starts": "cold starts and restarts",
         "changes": "moves of the endpoint",
@@ -188,10 +194,12 @@ def _report(arguments: argparse.Namespace) -> Report:
     subjects += [Subject(command) for command in arguments.command]
     shape = Shape(**{name: getattr(arguments, name) for name in Shape.__struct_fields__})
     options = Options(**{name: getattr(arguments, name) for name in Options.__struct_fields__})
-    report = Report(machine([kernel.version for kernel in kernels]), sys.argv[1:])
+    given = _without(sys.argv[1:], "--output")
+    report = Report(machine([kernel.version for kernel in kernels]), given)
     for size, kernel, subject in product(arguments.sizes, kernels, subjects):
         title = f"{subject.name} {kernel.mode} {kernel.variant} {size}: "
-        result = run(subject, kernel, size, shape, options=options, say=partial(_say, title))
+        chosen = options if size == LARGE or arguments.thorough else options.briefly()
+        result = run(subject, kernel, size, shape, options=chosen, say=partial(_say, title))
         report.results.append(result)
     for mode in filter(guest.needed, arguments.modes):
         _say(f"{mode} in a guest: this kernel has none")
@@ -205,12 +213,17 @@ def _report(arguments: argparse.Namespace) -> Report:
 
 def _for_guest(arguments: Sequence[str]) -> list[str]:
     """The command line without what the guest is told anyway."""
-    kept, own = [], ("--modes", "--output", "--growth", "--variants")
+    return _without(arguments, "--modes", "--output", "--growth", "--variants")
+
+
+def _without(arguments: Sequence[str], *names: str) -> list[str]:
+    """A command line without these options, which have a value each."""
+    kept = []
     words = iter(arguments)
     for word in words:
-        if word in own:
+        if word in names:
             next(words, None)
-        elif not word.startswith(tuple(f"{name}=" for name in own)):
+        elif not word.startswith(tuple(f"{name}=" for name in names)):
             kept.append(word)
     return kept
 

@@ -99,14 +99,32 @@ def target_table(results: Sequence[Result]) -> list[list[str]]:
     return rows if len(rows) > 1 else []
 
 
-def _cell(target: Target, kind: Kind, results: Sequence[Result]) -> str:
+def figures_of(
+    target: Target, kind: Kind, results: Sequence[Result]
+) -> tuple[float | None, list[float]]:
+    """What was measured of svcproxy, ``None`` if nothing was, and of other programs.
+
+    Of several results the last one counts.
+    """
+    ours: float | None = None
+    others = []
     for result in results:
-        measured = (result.subject, (result.mode, result.variant), result.size)
-        value = target.figure(result) if measured == ("svcproxy", kind, target.size) else None
-        if value is not None:
-            limit = target.limits[kind]
-            if limit is None:
-                return target.text(value)
-            missed = "" if value <= limit else "MISSED "
-            return f"{missed}{target.text(value)} (<= {target.text(limit)})"
-    return ""
+        if ((result.mode, result.variant), result.size) != (kind, target.size):
+            continue
+        value = target.figure(result)
+        if result.subject == "svcproxy":
+            ours = value if value is not None else ours
+        elif value is not None:
+            others.append(value)
+    return ours, others
+
+
+def _cell(target: Target, kind: Kind, results: Sequence[Result]) -> str:
+    value, _ = figures_of(target, kind, results)
+    limit = target.limits[kind]
+    if value is None:
+        return ""
+    if limit is None:
+        return target.text(value)
+    missed = "" if value <= limit else "MISSED "
+    return f"{missed}{target.text(value)} (<= {target.text(limit)})"

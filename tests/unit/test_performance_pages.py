@@ -1,0 +1,22 @@
+"""The figures on the pages are those of the runs that are kept."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import document
+
+
+@pytest.mark.parametrize("page", document.PAGES, ids=lambda page: page.name)
+def test_a_page_shows_the_kept_runs(page: Path) -> None:
+    kept = document.reports()
+    assert kept, "no run is kept"
+    assert page.read_text() == document.with_figures(page, kept), (
+        "run: python -m benchmarks.document"
+    )
+
+
+def test_a_kept_run_names_no_folder_of_its_machine() -> None:
+    told = [argument for _, report in document.reports() for argument in report.arguments]
+    assert told
+    assert not any("/" in argument for argument in told)
