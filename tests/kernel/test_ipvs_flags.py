@@ -76,7 +76,8 @@ def test_damage_is_repaired_within_a_sync_period(
     stage = stage_with(ipvs_sync_period=f"{period:g}s")
     offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
     space = stage.node.netns
-    listing = ("sh", "-c", "ipvsadm -Sn | sort; ipset save -sorted; ip -o addr show dev kube-ipvs0")
+    bound = "ip -o addr show dev kube-ipvs0 | awk '{print $4}' | sort"
+    listing = ("sh", "-c", f"ipvsadm -Sn | sort; ipset save -sorted; {bound}")
 
     def state() -> list[str]:
         rules = stage.iptables(family, "-S"), stage.iptables(family, "-t", "nat", "-S")

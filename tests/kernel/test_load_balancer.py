@@ -8,6 +8,7 @@ import pytest
 
 from testbed import manifests as m
 from testbed.manifests import Object
+from testbed.outcomes import Answer
 from tests.kernel.conftest import (
     PORTS,
     SYN,
@@ -209,7 +210,13 @@ def test_a_node_is_not_served_if_the_ranges_do_not_hold_it(stage: Stage, family:
     for proto, port in (("tcp", 80), ("udp", 53)):
         assert_dropped(stage.node, proto, address, port)
         with stage.own_address(address):
-            assert_dropped(stage.node, proto, address, port, source=address)
+            if stage.variant == "ipvs":
+                # IPVS answers by itself for a virtual server without real servers.
+                connect = stage.node.traffic.connect
+                outcome = connect(proto, address, port, timeout=0.15, source_address=address)
+                assert not isinstance(outcome, Answer), outcome
+            else:
+                assert_dropped(stage.node, proto, address, port, source=address)
 
 
 def test_ranges_and_the_local_policy_go_together(stage: Stage, family: int) -> None:
