@@ -21,7 +21,7 @@ SEARCHED = (NAT, FILTER, MANGLE)
 """The tables that hold something of ours or of kube-proxy's; nat first: it carries traffic."""
 
 _JUMP = re.compile(r"(?:^| )-[jg] (\S+)")
-_OWN_IPVS = "KUBE-IPVS-"
+_IPVS_CHAINS = "KUBE-IPVS-"
 """Chains that our IPVS mode adds to kube-proxy's begin so, as do two of kube-proxy's."""
 _BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 _OUR_NOTE = '--comment "kube'
@@ -61,8 +61,6 @@ _CHAINS: Mapping[User, Mapping[str, frozenset[str]]] = {
         ),
     },
 }
-_IPVS_CHAINS = "KUBE-IPVS-"
-# kube-proxy's IPVS mode has two chains with this prefix, ours has more.
 _IPVS_FIREWALL = f'-m comment --comment "kube-proxy firewall rules" -j {naming.PROXY_FIREWALL}'
 # Jumps to chains that both modes have; all others go with their chains.
 _OWN_JUMPS: Mapping[User, frozenset[tuple[str, str, str]]] = {
@@ -112,8 +110,6 @@ def _is_doomed(table: str, chain: str, present: User | None) -> bool:
         return True
     if table == NAT and naming.is_service_chain(chain):
         return present is not User.IPTABLES
-    if chain.startswith(_OWN_IPVS):
-        return present is not User.IPVS
     if chain.startswith(_IPVS_CHAINS):
         return present is not User.IPVS
     if not any(chain in chains.get(table, ()) for chains in _CHAINS.values()):
