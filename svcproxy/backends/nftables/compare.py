@@ -58,7 +58,7 @@ def _is_strange(
         if name in sets:
             if not holds(body, sets[name].attributes()):
                 return True
-        elif not (names.parse_tier(name) or names.parse_source_set(name)):
+        elif not names.is_on_demand(name):
             return True
     for name, body in observed.chains.items():
         if name in chains:

@@ -68,6 +68,14 @@ class _Lists:
         return tiers_chain(balance, (tier for tier in self.present if tier.balance == balance))
 
 
+def _opening(family: IPFamily, name: str) -> ChainSpec:
+    """What leads to a set on demand: the chain that has to, with that rule alone."""
+    lists, tier = _Lists(family, (name,)), sets.parse_tier(name)
+    if tier is not None:
+        return lists.tiers(tier.balance)
+    return ChainSpec(SOURCES, lists.sources().rules[:1])
+
+
 class Planner:
     """Knows what the kernel holds after the last applied plan, and computes the next.
 
@@ -101,6 +109,10 @@ class Planner:
         self._counts = Counter({name: len(tails) for name, tails in elements.items()})
         self._rules = {name: len(chain.rules) for name, chain in chains.items()}
         plan = compare(all_sets(settings, elements), chains, elements, observed)
+        if not plan.make_table:
+            on_demand = (spec.name for spec in plan.sets if sets.is_on_demand(spec.name))
+            found = (_opening(settings.family, name) for name in on_demand)
+            plan.open = [chain for chain in found if chain.name in observed.chains]
         plan.sizes = self._sizes()
         return plan
 
@@ -178,12 +190,13 @@ class Planner:
             if tier is not None:
                 self._edit_tier(plan, tier)
                 rewrite[str(tier.balance)] = lists.tiers(tier.balance)
-            elif sets.parse_source_set(name):
+            elif sets.is_on_demand(name):
                 rewrite[SOURCES] = lists.sources()
             else:
                 continue
             if self._counts[name]:
                 plan.sets.append(sets.set_on_demand(self._settings.family, name))
+                plan.open.append(_opening(self._settings.family, name))
             else:
                 plan.delete_sets.append(name)
                 del plan.remove[name]

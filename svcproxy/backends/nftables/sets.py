@@ -104,6 +104,11 @@ def parse_source_set(name: str) -> int:
     return int(found[1]) if found else 0
 
 
+def is_on_demand(name: str) -> bool:
+    """Whether a set exists only while it has elements."""
+    return bool(parse_tier(name) or parse_source_set(name))
+
+
 def shared_sets(family: IPFamily) -> dict[str, SetSpec]:
     """The sets and maps that every table has."""
     return {spec.name: spec for spec in (*_frontend_sets(family), *_endpoint_sets(family))}

@@ -17,7 +17,7 @@ from svcproxy.backends.nftables.connection import (
 from svcproxy.backends.nftables.dump import Observed
 from svcproxy.backends.nftables.ruleset import SetSpec, Tails
 from svcproxy.backends.nftables.sets import AFFINITY
-from svcproxy.backends.nftables.transaction import Message, Plan, explain, messages
+from svcproxy.backends.nftables.transaction import Message, Plan, explain, messages, stages
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.attributes import text
 
@@ -172,7 +172,7 @@ class KernelTable:
         return found
 
     def commit(self, plan: Plan, sets: Mapping[str, SetSpec]) -> None:
-        """Carry out a plan, all of it or nothing.
+        """Carry out a plan, all of it or nothing; rules and sets that come new come first.
 
         Args:
             plan: what to do. If it starts from a generation, nobody may have touched the table
@@ -183,6 +183,12 @@ class KernelTable:
             StaleGenerationError: the table may have changed since the plan was made.
             BackendError: the kernel refused.
         """
+        for number, stage in enumerate(stages(plan)):
+            if number and plan.generation:
+                stage.generation = self._generation
+            self._commit(stage, sets)
+
+    def _commit(self, plan: Plan, sets: Mapping[str, SetSpec]) -> None:
         todo = list(messages(plan, self.name))
         generation = plan.generation or self._connection.generation()
         while True:

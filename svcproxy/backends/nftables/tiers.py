@@ -25,7 +25,8 @@ def balance_chain(balance: Balance) -> ChainSpec:
     """The chain that leads frontends to their tiers.
 
     It tries them all, and then all once more: a list may become shorter while a packet is
-    between the tier that it comes to and the one that it goes from.
+    between the tier that it comes to and the one that it goes from. (One that goes to a new tier
+    is found because the tier is there before: ``transaction.stages``.)
     """
     rule = Rule((ex.verdict(Code.JUMP, tiers_name(balance)),))
     return ChainSpec(str(balance), (rule, rule))

@@ -60,6 +60,9 @@ class Plan(msgspec.Struct):
         make_table: make it (anew).
         sets: sets to make.
         chains: chains to make.
+        open: rules that existing chains get at their heads, to lead to sets and chains that are
+            made. They are there before anything depends on them (``stages``), and go again as
+            their chains are among ``rewrite``.
         rewrite: chains that exist and get these rules instead of those they have.
         delete_chains: chains to delete, with their rules.
         delete_sets: sets to delete, with their elements.
@@ -74,6 +77,7 @@ class Plan(msgspec.Struct):
     make_table: bool = False
     sets: list[SetSpec] = []
     chains: list[ChainSpec] = []
+    open: list[ChainSpec] = []
     rewrite: list[ChainSpec] = []
     delete_chains: list[str] = []
     delete_sets: list[str] = []
@@ -99,7 +103,7 @@ class Plan(msgspec.Struct):
     @property
     def written(self) -> dict[str, int]:
         """How many elements, rules and chains the plan sends."""
-        made = [*self.chains, *self.rewrite]
+        made = [*self.chains, *self.open, *self.rewrite]
         counts = {
             "elements": sum(map(len, self.add.values())),
             "rules": sum(len(chain.rules) for chain in made),
@@ -124,6 +128,27 @@ class Plan(msgspec.Struct):
             "element_deleted": sum(map(len, self.remove.values())),
         }
         return {kind: count for kind, count in counts.items() if count}
+
+
+def stages(plan: Plan) -> Iterator[Plan]:
+    """The transactions that carry out a plan: one, or two if rules lead to what is made.
+
+    A packet takes the rules of a base chain, and of what it jumps to, as they were when it came,
+    but looks elements up as they are (``nft_do_chain`` and ``nft_genmask_cur``). Elements that go
+    to a new map in the transaction that also makes the rule for it would be out of reach of the
+    packets that are under way. So the map and its rule come first, and empty.
+    """
+    if not plan.open:
+        yield plan
+        return
+    yield Plan(
+        sets=plan.sets,
+        chains=plan.chains,
+        open=plan.open,
+        generation=plan.generation,
+        compared=plan.compared,
+    )
+    yield msgspec.structs.replace(plan, sets=[], chains=[], open=[])
 
 
 class Message(NamedTuple):
@@ -171,6 +196,10 @@ def _chains(plan: Plan, of: bytes) -> Iterator[Message]:
     for chain in plan.rewrite:
         flush = of + text(_CHAIN_OF, chain.name)
         yield Message(DELETE_RULE, 0, flush, f"the rules of chain {chain.name}")
+    for chain in plan.open:
+        for rule in chain.rules:
+            body = of + text(_CHAIN_OF, chain.name) + rule.attributes()
+            yield Message(NEW_RULE, FLAG_CREATE, body, f"a rule at the head of chain {chain.name}")
     for chain in (*plan.chains, *plan.rewrite):
         for number, rule in enumerate(chain.rules):
             body = of + text(_CHAIN_OF, chain.name) + rule.attributes()

@@ -12,7 +12,7 @@ from svcproxy.backends.nftables import protocol as nft
 from svcproxy.backends.nftables.dump import Observed
 from svcproxy.backends.nftables.protocol import HEADERS, MESSAGE_HEADER
 from svcproxy.backends.nftables.ruleset import TABLE
-from svcproxy.backends.nftables.transaction import Plan, batch, messages
+from svcproxy.backends.nftables.transaction import Plan, batch, messages, stages
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.attributes import attribute, collect, string, text, u32, walk
 
@@ -95,6 +95,8 @@ class FakeKernel:
         self.family = family
         self.tables: dict[str, FakeTable] = {}
         self.generation = 1
+        self.states: list[FakeTable] | None = None
+        """The table after each transaction, if somebody puts a list here."""
         self._handles = 0
 
     @property
@@ -102,9 +104,14 @@ class FakeKernel:
         return self.tables[TABLE]
 
     def apply(self, plan: Plan) -> None:
-        """Carry out a plan as the connection would."""
-        if plan:
-            self.transact(batch(messages(plan, TABLE), self.family, plan.generation))
+        """Carry out a plan as the table would."""
+        if not plan:
+            return
+        for number, stage in enumerate(stages(plan)):
+            generation = self.generation if number else stage.generation
+            self.transact(batch(messages(stage, TABLE), self.family, generation))
+            if self.states is not None:
+                self.states.append(copy.deepcopy(self.table))
 
     def transact(self, data: bytes) -> None:
         """Carry out a transaction."""
@@ -158,8 +165,8 @@ class FakeKernel:
             if kind == nft.DELETE_RULE:
                 table.rules[chain] = []
                 return
-            check(flags & nft.FLAG_APPEND, "rules are appended")
-            table.rules[chain].append(body)
+            rules = table.rules[chain]
+            rules.insert(len(rules) if flags & nft.FLAG_APPEND else 0, body)
         else:
             self._elements(table, kind, parts, exclusive=exclusive)
 

@@ -1,16 +1,19 @@
 """How much a change takes, whatever else there is."""
 
+import copy
+import itertools
+
 import pytest
 
 from svcproxy.backends.base import Desired
 from svcproxy.backends.nftables.fields import PORT
 from svcproxy.backends.nftables.plan import Planner
-from svcproxy.backends.nftables.ruleset import ChainSpec, Hook, SetSpec
+from svcproxy.backends.nftables.ruleset import TABLE, ChainSpec, Hook, SetSpec
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import ServicePort, Verdict
 from svcproxy.netlink.attributes import text
-from tests.unit.nftables.fake_kernel import FakeSet
-from tests.unit.nftables.services import VIP, Bench, options, service_port
+from tests.unit.nftables.fake_kernel import FakeSet, FakeTable
+from tests.unit.nftables.services import BALANCER, CLIENT, POD, VIP, Bench, options, service_port
 
 V4 = IPFamily.IPV4
 
@@ -44,13 +47,51 @@ def test_a_new_length_moves_the_list(bench: Bench) -> None:
         "set_added": 1,
         "chain_added": 1,
         "chain_flushed": 1,
-        "rule_added": len(bench.kernel.table.rules["all-tiers"]) + 1,
+        # The map's own, all that lead to maps, and one that was there before the elements.
+        "rule_added": 1 + len(bench.kernel.table.rules["all-tiers"]) + 1,
         "element_added": 4,
     } | (
         {"element_deleted": 3}
         if "all3" in bench.kernel.table.sets
         else {"set_deleted": 1, "chain_deleted": 1}
     )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        service_port(V4, (1, 2)),
+        service_port(V4, (1, 2, 3, 5)),
+        service_port(V4, (1, 2, 3), seconds=60),
+        service_port(V4, (1, 2, 3, 5), seconds=60),
+        service_port(V4, (1, 2, 3), external=True),
+        service_port(V4, (1, 2, 3), external=True, ranges=(f"{CLIENT[V4]}0/24",)),
+    ],
+    ids=["shorter", "longer", "sticky", "longer and sticky", "outside", "guarded"],
+)
+@pytest.mark.parametrize("whole", [False, True], ids=["change", "comparison"])
+def test_packets_under_way_are_served(bench: Bench, changed: ServicePort, *, whole: bool) -> None:
+    """The kernel shows them the rules of before a transaction, and the elements of after it."""
+    kernel = bench.kernel
+    balancer = service_port(V4, (1, 2, 3), external=True, ranges=("198.51.96.0/21",))
+    bench.change(balancer)
+    targets = [VIP[V4], BALANCER[V4]] if len(changed.frontends) > 1 else [VIP[V4]]
+    kernel.states = [copy.deepcopy(kernel.table)]
+    if whole:
+        desired = Desired({**bench.planner.ports, changed.name: changed}, None)
+        kernel.apply(Planner(bench.settings).plan(desired, bench.settings, kernel.observed()))
+    else:
+        bench.change(changed)
+    for before, after in itertools.pairwise(kernel.states):
+        gone = {name: copy.copy(held) for name, held in before.sets.items()}
+        for held in gone.values():
+            held.elements = {}
+        kernel.tables[TABLE] = FakeTable(
+            before.handle, gone | after.sets, before.chains, before.rules
+        )
+        for target in targets:
+            for chosen in (0.0, 0.5, 0.99):
+                assert bench.reach(bench.client(1), target, 80, chosen).startswith(POD[V4])
 
 
 def test_a_known_length_takes_elements_only() -> None:
