@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Self
 
@@ -413,16 +413,39 @@ class Stage:
     @contextlib.contextmanager
     def own_address(self, address: str) -> Iterator[None]:
         """Give node1 another address for a while."""
-        before = self._comparisons()
-        with another_address(self.node, address):
-            if self.variant == "ipvs":
-                # It needs virtual servers of its own, which come with the next comparison.
-                eventually(lambda: self._comparisons() > before + 1, f"servers at {address}")
+        with contextlib.ExitStack() as stack:
+            with self._noticed():
+                stack.enter_context(another_address(self.node, address))
             yield
+            with self._noticed():
+                stack.close()
 
-    def _comparisons(self) -> float:
+    @contextlib.contextmanager
+    def _noticed(self) -> Iterator[None]:
+        """Let IPVS mode compare after a change of addresses: it has virtual servers for each."""
+        before = self._comparisons()
+        yield
+        if self.variant == "ipvs":
+            eventually(
+                lambda: all(
+                    now > then for then, now in zip(before, self._comparisons(), strict=True)
+                ),
+                "virtual servers for the new addresses",
+            )
+
+    def _comparisons(self) -> list[float]:
         name = "kubeproxy_sync_full_proxy_rules_duration_seconds_count"
-        return self.daemon.metrics().value(name)
+        metrics = self.daemon.metrics()
+        return [metrics.value(name, ip_family=family) for family in ("IPv4", "IPv6")]
+
+
+def _is_routed(host: Host, address: str) -> bool:
+    if ":" not in address:
+        return True
+    found = host.netns.call(Path("/proc/thread-self/net/ipv6_route").read_text)
+    return any(
+        line.startswith(f"{int(IPv6Address(address)):032x} 80") for line in found.splitlines()
+    )
 
 
 @contextlib.contextmanager
@@ -431,6 +454,8 @@ def another_address(host: Host, address: str) -> Iterator[None]:
     bits = "128 nodad" if ":" in address else "32"
     netns.ip_batch([f"addr add {address}/{bits} dev lo"], host.netns.name)
     try:
+        # The kernel makes an IPv6 address's route a moment later (``addrconf_dad_start``).
+        eventually(lambda: _is_routed(host, address), f"a route to {address} on {host.name}")
         yield
     finally:
         netns.ip_batch([f"addr del {address}/{bits.split(maxsplit=1)[0]} dev lo"], host.netns.name)

@@ -2,12 +2,11 @@
 
 import contextlib
 import ctypes
-import errno
 import os
-import selectors
 import socket
 from collections.abc import Callable, Collection, Iterator
-from threading import Lock, Thread
+from functools import partial
+from threading import Lock
 
 import structlog
 
@@ -16,15 +15,13 @@ from svcproxy.backends.nftables.events import Change, Changes, Judge, everything
 from svcproxy.backends.nftables.protocol import EVENT_GROUP, FAMILY_NUMBERS
 from svcproxy.backends.nftables.ruleset import TABLE
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.listener import Listener, listening_socket
 
 LOST = "unknown"
 """The process name that stands for events that were lost."""
 
 _NETFILTER = 12
-_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
-_RCVBUFFORCE, _ATTACH_FILTER = 33, 26
-_BUFFER = 32 << 20
-_RECEIVE = 1 << 20
+_ATTACH_FILTER = 26
 
 _ALL_OF_OURS = everything_in((TABLE,))
 
@@ -63,27 +60,19 @@ class NftablesWatcher:
         self._lock = Lock()
         self._own: set[int] = set()
         try:
-            self._socket = _listen(own_ports)
+            listening = listening_socket(_NETFILTER, [EVENT_GROUP], partial(_ignore, own_ports))
         except OSError as error:
             reason = os.strerror(error.errno or 0)
             raise BackendError(f"cannot listen to nf_tables events: {reason}") from error
-        self._wake, self._woken = socket.socketpair()
-        self._stopped = False
-        self._thread = Thread(target=self._run, name="nftables-watcher", daemon=True)
+        self._listener = Listener(listening, self._read_all, "nftables-watcher")
 
     def start(self) -> None:
         """Start the thread; what has happened since the constructor is reported first."""
-        self._thread.start()
+        self._listener.start()
 
     def stop(self) -> None:
         """End the thread and close its socket."""
-        self._stopped = True
-        with contextlib.suppress(OSError):
-            self._wake.send(b"\0")
-        if self._thread.is_alive():
-            self._thread.join()
-        for used in (self._socket, self._wake, self._woken):
-            used.close()
+        self._listener.stop()
 
     @contextlib.contextmanager
     def own(self, start: Callable[[], int]) -> Iterator[None]:
@@ -106,26 +95,14 @@ class NftablesWatcher:
                 self._read()
                 self._own.discard(port)
 
-    def _run(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._socket, selectors.EVENT_READ)
-            selector.register(self._woken, selectors.EVENT_READ)
-            while not self._stopped:
-                selector.select()
-                with self._lock:
-                    self._read()
+    def _read_all(self) -> None:
+        with self._lock:
+            self._read()
 
     def _read(self) -> None:
         """Take in all events that are there."""
-        while not self._stopped:
-            try:
-                data = self._socket.recv(_RECEIVE, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    log.exception("nftables.watcher_failed")
-                    return
+        for data in self._listener.received():
+            if data is None:
                 self._changes.forget()
                 self._tell(Foreign(LOST, 0))
             else:
@@ -144,21 +121,9 @@ def _foreign(change: Change) -> Foreign:
     return Foreign(change.process, change.pid, change.sure, families)
 
 
-def _listen(own_ports: Collection[int]) -> socket.socket:
-    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETFILTER)
-    try:
-        made.bind((0, 0))
-        try:
-            made.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _BUFFER)
-        except PermissionError:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-        if own_ports:
-            _attach(made, without(own_ports))
-        made.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, EVENT_GROUP)
-    except BaseException:
-        made.close()
-        raise
-    return made
+def _ignore(own_ports: Collection[int], listening: socket.socket) -> None:
+    if own_ports:
+        _attach(listening, without(own_ports))
 
 
 class _FilterProgram(ctypes.Structure):
