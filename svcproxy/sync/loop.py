@@ -136,13 +136,15 @@ class FamilyLoop(Generic[Observed, Plan]):
 
     def _sync(self) -> None:
         begin = self._clock()
-        thorough = self._schedule.thorough(begin)
+        due = self._schedule.thorough(begin)
+        # Nobody has touched the kernel: a comparison would find what is about to be changed.
+        thorough = due and not self._spared()
         changes = self._state.checkout()
         self._reporter.changes(changes, self._state.conflicts)
         self._unsettled = self._unsettled.then(changes)
-        if not changes and (not thorough or self._spared()):
-            # What had changed had changed back, or nobody has touched the kernel.
-            self._schedule.succeeded(begin, compared=thorough)
+        if not changes and not thorough:
+            # What had changed had changed back, if anything had.
+            self._schedule.succeeded(begin, compared=due)
             self._reporter.idle()
             return
         # With nothing new to program, what a comparison changes is what others had changed.
@@ -154,7 +156,7 @@ class FamilyLoop(Generic[Observed, Plan]):
             return
         end = self._tend_at = self._clock()
         found = bool(outcome.operations)
-        self._schedule.succeeded(end, compared=thorough, took=end - begin, found=found)
+        self._schedule.succeeded(end, compared=due or thorough, took=end - begin, found=found)
         if compared_only and found:
             self._reporter.repaired(self._doubt)
         if thorough:

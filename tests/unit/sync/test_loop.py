@@ -269,6 +269,18 @@ def test_a_kernel_that_is_surely_untouched_is_compared_every_tenth_time(running:
     assert running.step(30.1)
 
 
+def test_changes_are_no_reason_to_compare_a_kernel_that_is_surely_untouched(
+    running: Stage,
+) -> None:
+    running.backend.untouched_for_sure = True
+    compared = []
+    for number in range(20):
+        running.put(service("b", 2 + number))
+        compared.append(running.step(30.1) == ["read", "apply"])
+    assert compared == ([False] * 9 + [True]) * 2
+    assert len(running.backend.kernel) == 2
+
+
 def test_an_untouched_kernel_is_no_excuse_after_a_failure(running: Stage) -> None:
     running.backend.broken = True
     running.put(service("b", 2))
