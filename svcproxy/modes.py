@@ -121,7 +121,7 @@ def _ipvs(config: Config) -> Mode:
         return IpvsBackend(Iptables(variant, family), SettingsOf(config, family), options)
 
     def watch(on_foreign: OnForeign) -> Watcher:
-        change = Foreign("address change", 0, sure=False)
+        change = Foreign("address change", 0, sure=False, outside=True)
         return AddressWatcher(lambda: on_foreign(change))
 
     return Mode(_probed(make), watch, variant)

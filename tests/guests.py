@@ -1,8 +1,8 @@
 """Tests that need a kernel with IPVS run in User Mode Linux, and look as if they ran here.
 
-A test runs there if its ``variant`` is ``ipvs``, or if it is marked ``uml``. The guest boots when
-the first test of the session starts, so that it works beside the tests of this machine's kernel;
-its own tests come last. The pytest in the guest writes its reports to a file, from which the one
+A test runs there if its ``variant`` is ``ipvs``, or if it is marked ``uml``. The guests boot when
+the first test of the session starts, so that they work beside the tests of this machine's kernel;
+their own tests come last. There are two, for much of their time goes by with waiting. The pytest in the guest writes its reports to a file, from which the one
 here takes them over. What the guest did not report has failed, and so has what it skipped.
 
 In a guest of one's own (``python -m testbed.uml -- .venv/bin/python -m pytest ...``) such tests
@@ -22,6 +22,8 @@ import pytest
 from testbed import uml
 from testbed.machines import MachineError
 
+GUESTS = 2
+"""How many there are at most; the tests of a module stay together."""
 LIMIT = 1500.0
 """Seconds that a guest may take for all of its tests."""
 TEST_LIMIT = 300
@@ -150,12 +152,24 @@ class GuestRun:
                 self._seen.setdefault(report["nodeid"], []).append(report)
 
 
+def shares(items: list[pytest.Item], count: int = GUESTS) -> list[list[pytest.Item]]:
+    """Deal tests out to at most so many guests, module by module, about as many to each."""
+    modules: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        modules.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    found: list[list[pytest.Item]] = [[] for _ in range(count)]
+    for module in sorted(modules.values(), key=len, reverse=True):
+        min(found, key=len).extend(module)
+    return [share for share in found if share]
+
+
 class Guests:
     """Has the tests that need it run in a guest, and reports what became of them."""
 
     def __init__(self, variants: frozenset[str]) -> None:
         self._variants = variants
-        self._run: GuestRun | None = None
+        self._runs: dict[str, GuestRun] = {}
+        self._last: set[str] = set()
         self._reason = "no guest was started"
 
     def _needs_guest(self, item: pytest.Item) -> bool:
@@ -170,39 +184,43 @@ class Guests:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
-        """Boot the guest before the first test."""
+        """Boot the guests before the first test."""
         items = [item for item in session.items if self._needs_guest(item)]
-        if items and not session.config.option.collectonly and not session.testsfailed:
+        if session.config.option.collectonly or session.testsfailed:
+            return
+        for share in shares(items):
             try:
-                self._run = GuestRun(items)
+                run = GuestRun(share)
             except MachineError as error:
                 self._reason = str(error)
+                return
+            self._runs.update((item.nodeid, run) for item in share)
+            self._last.add(share[-1].nodeid)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(
-        self, item: pytest.Item, nextitem: pytest.Item | None
-    ) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         """Report a test of the guest as if it had run here."""
         if not self._needs_guest(item):
             return None
         hook = item.ihook
         hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._reports(item, last=nextitem is None):
+        for report in self._reports(item):
             hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
     def pytest_unconfigure(self) -> None:
-        """End the guest, whatever it does."""
-        if self._run is not None:
-            self._run.close()
+        """End the guests, whatever they do."""
+        for run in set(self._runs.values()):
+            run.close()
 
-    def _reports(self, item: pytest.Item, *, last: bool) -> Iterator[pytest.TestReport]:
-        if self._run is None:
+    def _reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
+        run = self._runs.get(item.nodeid)
+        if run is None:
             yield _failure(item, self._reason)
             return
         try:
-            for data in self._run.reports(item.nodeid):
+            for data in run.reports(item.nodeid):
                 report = item.config.hook.pytest_report_from_serializable(
                     config=item.config, data=data
                 )
@@ -210,12 +228,12 @@ class Guests:
                     yield _failure(item, f"nothing is skipped in the guest: {report.longrepr}")
                 else:
                     yield report
-            trouble = self._run.trouble() if last else ""
+            trouble = run.trouble() if item.nodeid in self._last else ""
         except MachineError as error:
             trouble = f"the guest did not finish this test: {error}"
-            if self._run.told:
+            if run.told:
                 trouble = "the guest had ended, see above"
-            self._run.told = True
+            run.told = True
         if trouble:
             yield _failure(item, trouble)
 

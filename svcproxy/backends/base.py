@@ -48,12 +48,15 @@ class Foreign(msgspec.Struct, frozen=True):
         pid: its number in the initial pid namespace; 0 when unknown.
         sure: whether it was ours for sure that was changed; otherwise it may have been.
         families: of which families.
+        outside: what was changed is not ours, but ours depends on it, as on the node's addresses:
+            to follow it is no repair.
     """
 
     process: str
     pid: int
     sure: bool = True
     families: frozenset[IPFamily] = frozenset(IPFamily)
+    outside: bool = False
 
 
 class Backend(Protocol[Observed, Plan]):

@@ -157,7 +157,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         end = self._tend_at = self._clock()
         found = bool(outcome.operations)
         self._schedule.succeeded(end, compared=due or thorough, took=end - begin, found=found)
-        if compared_only and found:
+        if compared_only and found and not (self._doubt and self._doubt.outside):
             self._reporter.repaired(self._doubt)
         if thorough:
             self._doubt = None

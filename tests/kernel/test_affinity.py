@@ -77,19 +77,20 @@ def test_pods_and_the_node_stick_too(stage: Stage, family: int) -> None:
             assert len(ask(host, proto, offer.vip, port)) == 1
 
 
-def test_a_client_may_move_when_its_time_is_over(stage: Stage, family: int) -> None:
+def test_a_client_may_move_when_its_time_is_over(stage: Stage) -> None:
     """Each connection starts the time anew; after that time without one, clients move.
 
     IPVS forgets nobody before his connections are forgotten: 10 s after a reset.
     """
     seconds = 12 if stage.variant == "ipvs" else int(PATIENCE)
-    offer = _sticky(stage, family, seconds)
+    offers = [_sticky(stage, family, seconds) for family in (4, 6)]
     source_ports = itertools.count(20000)
 
     def choices(*, last: bool = False) -> list[dict[str, str]]:
         new = next(source_ports)
         return [
             _choices(stage, proto, offer.vip, port, source_port=new, last=last)
+            for offer in offers
             for proto, port in offer.ports
         ]
 

@@ -299,6 +299,16 @@ def test_a_foreign_change_that_is_told_of_is_repaired_at_once(running: Stage) ->
     assert running.backend.kernel == {"ns/a:http": 1}
 
 
+@pytest.mark.parametrize(("outside", "repairs"), [(False, 1), (True, 0)])
+def test_following_the_nodes_addresses_is_no_repair(
+    running: Stage, repairs: int, *, outside: bool
+) -> None:
+    running.backend.kernel = {"another address": 1}
+    running.loop.inbox.doubt(Foreign("somebody", 0, outside=outside))
+    assert running.step(1.1) == ["read", "apply"]
+    assert running.value("svcproxy_drift_repairs_total", {"ip_family": "IPv4"}) == repairs
+
+
 def test_settings_that_depend_on_the_node_compare_everything(running: Stage) -> None:
     running.put(Node("node1", pod_cidrs=("10.244.1.0/24",)))
     assert running.step(5.0) == ["read", "apply"]
