@@ -12,13 +12,13 @@ import structlog
 
 from svcproxy import __version__
 from svcproxy.backends.base import BackendError, BackendUnavailable, Foreign
-from svcproxy.backends.xtables.commands import Variant
 from svcproxy.config import Config
 from svcproxy.conntrack.cleaner import StaleFlows
 from svcproxy.garbage import collect_rarely, collector
+from svcproxy.heap import share_one_heap
 from svcproxy.kube.recorder import EventRecorder, LogOnly
 from svcproxy.kube.source import Source
-from svcproxy.leftovers.sweep import Present, report, sweep_all
+from svcproxy.leftovers.present import Present, report
 from svcproxy.leftovers.sweeper import Sweeper
 from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import Node
@@ -64,6 +64,7 @@ def run(config: Config, warnings: Sequence[str] = (), file: bytes = b"") -> int:
         StartupError, SourceError, BindError: it could not start; nothing was programmed.
     """
     collect_rarely()
+    share_one_heap()
     verbosity = logging.Verbosity(config.verbosity) if config.profiling else None
     logging.configure(config.logging_format, config.verbosity, adjustable=verbosity)
     for warning in warnings:
@@ -118,6 +119,8 @@ class _Running:
 
 def _clean_up(config: Config) -> int:
     """Remove the rules of all modes; return the exit status."""
+    from svcproxy.leftovers.sweep import sweep_all  # noqa: PLC0415 - needs every backend
+
     swept = sweep_all(config.ipvs_exclude_cidrs)
     report(swept, "end what still uses it and run --cleanup again")
     log.info("cleaned_up", removed=sum(swept.removed.values()), failures=len(swept.problems))
@@ -194,9 +197,8 @@ def _doubt_node_ports(config: Config) -> None:
 
 def _sweeper(config: Config, mode: Mode) -> Sweeper:
     """What removes the rules of other modes, and of kube-proxy, once this mode serves."""
-    variant = Variant(mode.variant) if mode.variant else None
     families = [backend.family for backend in mode.backends]
-    present = Present(config.proxy_mode, variant, config.ipvs_exclude_cidrs)
+    present = Present(config.proxy_mode, mode.variant, config.ipvs_exclude_cidrs)
     return Sweeper(present, families, config.sync_period)
 
 

@@ -129,8 +129,6 @@ def _ipvs(config: Config) -> Mode:
 
 def _iptables(config: Config) -> Mode:
     from svcproxy.backends.iptables.backend import IptablesBackend  # noqa: PLC0415
-    from svcproxy.backends.iptables.drift import suspicion  # noqa: PLC0415
-    from svcproxy.backends.nftables.watcher import NftablesWatcher  # noqa: PLC0415
     from svcproxy.backends.xtables.commands import Iptables, Variant  # noqa: PLC0415
 
     variant = _variant(config)
@@ -139,6 +137,9 @@ def _iptables(config: Config) -> Mode:
     )
     if variant is Variant.LEGACY:
         return Mode(backends, variant=variant)
+
+    from svcproxy.backends.iptables.drift import suspicion  # noqa: PLC0415
+    from svcproxy.backends.nftables.watcher import NftablesWatcher  # noqa: PLC0415
 
     def watch(on_foreign: OnForeign) -> Watcher:
         watcher = NftablesWatcher(

@@ -4,9 +4,6 @@ import errno
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-import msgspec
-import structlog
-
 from svcproxy.backends.base import BackendError
 from svcproxy.backends.iptables import sweep as iptables
 from svcproxy.backends.iptables.cleanup import User
@@ -17,37 +14,10 @@ from svcproxy.backends.xtables.commands import Variant
 from svcproxy.config import ProxyMode
 from svcproxy.leftovers.ipvs import destroy_sets, remove_servers
 from svcproxy.leftovers.names import IPVS_SETS, KUBE_PROXY_TABLE, is_affinity_set
+from svcproxy.leftovers.present import Present, Swept
 from svcproxy.model.names import IPFamily
 
-log = structlog.get_logger()
-
 _NO_NFTABLES = frozenset({errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL})
-
-
-class Present(msgspec.Struct, frozen=True):
-    """What carries the Services from now on and has to stay.
-
-    ``mode`` is ``None`` for nobody (``--cleanup``); ``variant`` is that of iptables in which the
-    mode's rules are, ``None`` for a mode without any. Virtual servers in the ranges ``spared`` are
-    nobody's leftovers.
-    """
-
-    mode: ProxyMode | None = None
-    variant: Variant | None = None
-    spared: tuple[str, ...] = ()
-
-    def user_of(self, variant: Variant) -> User | None:
-        """Who uses the tables of a variant of iptables."""
-        if self.variant is not variant or self.mode is ProxyMode.NFTABLES or self.mode is None:
-            return None
-        return User.IPVS if self.mode is ProxyMode.IPVS else User.IPTABLES
-
-
-class Swept(msgspec.Struct, frozen=True):
-    """What a sweep did: how many things it removed by kind, and one line for each failure."""
-
-    removed: Mapping[str, int]
-    problems: tuple[str, ...]
 
 
 Step = Callable[[Present], Mapping[str, int]]
@@ -91,7 +61,14 @@ def _run(present: Present, steps: list[Step]) -> Swept:
 
 
 def _iptables(variant: Variant, family: IPFamily) -> Step:
-    return lambda present: iptables.sweep(variant, family, present.user_of(variant))
+    return lambda present: iptables.sweep(variant, family, _user_of(present, variant))
+
+
+def _user_of(present: Present, variant: Variant) -> User | None:
+    """Who uses the tables of a variant of iptables."""
+    if present.variant != variant or present.mode is ProxyMode.NFTABLES or present.mode is None:
+        return None
+    return User.IPVS if present.mode is ProxyMode.IPVS else User.IPTABLES
 
 
 def _nftables(present: Present, family: IPFamily) -> Mapping[str, int]:
@@ -129,12 +106,3 @@ def _virtual_servers(present: Present) -> Mapping[str, int]:
     if present.mode is ProxyMode.IPVS:
         return {}
     return remove_servers(present.spared, now=present.mode is None)
-
-
-def report(swept: Swept, remedy: str) -> None:
-    """Say in the log what a sweep did, and what to do about what it could not."""
-    removed = {kind: count for kind, count in swept.removed.items() if count}
-    if removed:
-        log.info("leftovers.removed", **removed)
-    for problem in swept.problems:
-        log.warning("leftovers.not_removed", error=problem, remedy=remedy)

@@ -5,7 +5,7 @@ from threading import Condition, Thread
 
 import structlog
 
-from svcproxy.leftovers.sweep import Present, Swept, report, sweep_common, sweep_family
+from svcproxy.leftovers.present import Present, Swept, report
 from svcproxy.model.names import IPFamily
 from svcproxy.sync.loop import Settled
 
@@ -86,6 +86,9 @@ class Sweeper:
 
     def _sweep(self, part: IPFamily | None) -> Swept:
         try:
+            # It needs parts of every backend, and nobody should wait for these to be loaded.
+            from svcproxy.leftovers.sweep import sweep_common, sweep_family  # noqa: PLC0415
+
             if part is None:
                 return sweep_common(self._present)
             return sweep_family(self._present, part)

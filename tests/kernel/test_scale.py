@@ -148,6 +148,41 @@ def test_a_thousand_services_in_nftables_mode(
         eventually(counted, "the operations of one partial sync")
 
 
+@pytest.mark.uml
+def test_a_thousand_services_in_ipvs_mode(
+    cluster: Cluster, api: FakeApiServer, tmp_path: Path
+) -> None:
+    """One endpoint for another is one real server for another, among however many.
+
+    The old one gets no more connections first, and goes as it has none; the set by which an
+    endpoint's connections to itself are known has one entry for another.
+    """
+    flags = {
+        "kubeconfig": str(api.write_kubeconfig(tmp_path / "kubeconfig")),
+        "proxy-mode": "ipvs",
+        "svcproxy-iptables-variant": "legacy",
+    }
+    node = cluster.nodes[0]
+    with Daemon(node, flags=flags) as daemon:
+        before = daemon.metrics()
+        written = sum(operations(before, Metrics()).values())
+        assert written > SERVICES * ENDPOINTS
+        api.put(piece(PROBE, [node.pods[0].ipv4, *addresses(PROBE)[1:]]))
+
+        def counted() -> bool:
+            changed = operations(daemon.metrics(), before)
+            assert changed == {
+                "real_server_written": 2,
+                "real_server_deleted": 1,
+                "set_entry_added": 1,
+                "set_entry_deleted": 1,
+                "message": 6,
+            }
+            return True
+
+        eventually(counted, "the operations of one partial sync")
+
+
 def only_the_probe_service_was_written(inputs: list[str]) -> None:
     assert len(inputs) == 1, "one partial restore"
     lines = inputs[0].splitlines()

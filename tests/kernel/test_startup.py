@@ -148,3 +148,41 @@ def test_nothing_is_programmed_when_the_start_fails(space: NetNS, tmp_path: Path
     complaint(space, f"--manifests={tmp_path / 'missing'}")
     for program in ("iptables-nft-save", "ip6tables-nft-save"):
         assert "KUBE-" not in space.run(program).stdout
+
+
+LOADED = """
+import os, sys
+from svcproxy.cli import load_daemon, parse
+load_daemon()
+import svcproxy.kube.api, svcproxy.kube.events
+from svcproxy.modes import make_mode
+mode = make_mode(parse(sys.argv[1:], os.environ))
+if mode.watch:
+    mode.watch(print)
+print(*sys.modules)
+"""
+"""What the daemon does up to its first list."""
+FOREIGN = {
+    "nftables": {"iptables", "ipvs", "xtables"},
+    "nft": {"ipvs", "nftables.backend"},
+    "legacy": {"ipvs", "nftables"},
+    "ipvs": {"iptables", "nftables"},
+}
+"""Of each variant, what belongs to others; iptables' nft variant listens to nftables' events."""
+NEVER = {"svcproxy.leftovers.sweep", "kubernetes", "yaml", "requests", "rich", "pyroute2"}
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(name, marks=[pytest.mark.uml] * (name == "ipvs")) for name in FOREIGN],
+)
+def test_what_other_modes_need_is_not_loaded(space: NetNS, tmp_path: Path, variant: str) -> None:
+    mode = variant if variant in {"nftables", "ipvs"} else "iptables"
+    flags = [f"--proxy-mode={mode}", f"--manifests={tmp_path}"]
+    if mode != "nftables":
+        flags.append(f"--svcproxy-iptables-variant={'nft' if variant == 'nft' else 'legacy'}")
+    done = space.run(sys.executable, "-c", LOADED, *flags, timeout=60)
+    modules = set(done.stdout.splitlines()[-1].split())
+    assert f"svcproxy.backends.{mode}.backend" in modules
+    foreign = NEVER | {f"svcproxy.backends.{name}" for name in FOREIGN[variant]}
+    assert not modules & foreign

@@ -1,8 +1,9 @@
-"""Changes leave nothing behind: what they are computed with is as large after many as before."""
+"""Changes leave nothing behind, and what they are computed with does not grow with the cluster."""
 
 import gc
 import json
 import random
+import sys
 import tracemalloc
 from collections.abc import Callable, Mapping
 
@@ -13,6 +14,9 @@ from svcproxy.backends.base import Desired
 from svcproxy.backends.iptables.plan import Observed as IptablesObserved
 from svcproxy.backends.iptables.plan import Planner as IptablesPlanner
 from svcproxy.backends.iptables.settings import IptablesSettings
+from svcproxy.backends.ipvs.plan import Observed as IpvsObserved
+from svcproxy.backends.ipvs.planner import Planner as IpvsPlanner
+from svcproxy.backends.ipvs.settings import IpvsSettings
 from svcproxy.backends.nftables.dump import Observed as NftablesObserved
 from svcproxy.backends.nftables.plan import Planner as NftablesPlanner
 from svcproxy.backends.settings import Settings
@@ -37,6 +41,13 @@ def iptables(state: DesiredState) -> PlanChanges:
     return planner.plan_changes
 
 
+def ipvs(state: DesiredState) -> PlanChanges:
+    settings = IpvsSettings(IPFamily.IPV4)
+    planner = IpvsPlanner(settings)
+    planner.plan(Desired(state.ports, None), settings, IpvsObserved({}, {}, {}, {}, frozenset()))
+    return planner.plan_changes
+
+
 def nftables(state: DesiredState) -> PlanChanges:
     settings = Settings(IPFamily.IPV4)
     planner = NftablesPlanner(settings)
@@ -47,8 +58,10 @@ def nftables(state: DesiredState) -> PlanChanges:
 class Daemon:
     """The way of a change from its JSON to its plan."""
 
-    def __init__(self, planner: Callable[[DesiredState], PlanChanges]) -> None:
-        self.population = Population(Size(SERVICES, 5), PODS, Shape(large=0, dialled=10))
+    def __init__(
+        self, planner: Callable[[DesiredState], PlanChanges], services: int = SERVICES
+    ) -> None:
+        self.population = Population(Size(services, 5), PODS, Shape(large=0, dialled=10))
         self.state = DesiredState(IPFamily.IPV4, "node1")
         for obj in self.population.objects():
             self.take(obj)
@@ -68,14 +81,26 @@ class Daemon:
         for _ in range(times):
             self.generation += 1
             number = self.chance.choice(self.population.ordinary)
-            self.take(self.population.moved_slice(number, self.generation))
-            changes = self.state.checkout()
-            # None, if chance takes the same one again at the same of its 250 addresses.
-            assert len(changes.ports) <= 1
-            self.plan_changes(changes.ports)
+            self.move(number, self.generation)
+
+    def move(self, number: int, generation: int) -> None:
+        self.take(self.population.moved_slice(number, generation))
+        changes = self.state.checkout()
+        # None, if chance takes the same one again at the same of its 250 addresses.
+        assert len(changes.ports) <= 1
+        self.plan_changes(changes.ports)
+
+    def nothing_new(self, objects: list[Object]) -> None:
+        """What a watch brings that begins anew: objects that are known."""
+        for obj in objects:
+            self.take(obj)
+            assert not self.state.checkout()
 
 
-@pytest.mark.parametrize("planner", [iptables, nftables])
+every_planner = pytest.mark.parametrize("planner", [iptables, nftables, ipvs])
+
+
+@every_planner
 def test_very_many_changes_need_no_more_memory(
     planner: Callable[[DesiredState], PlanChanges],
 ) -> None:
@@ -91,3 +116,58 @@ def test_very_many_changes_need_no_more_memory(
     finally:
         tracemalloc.stop()
     assert after < before * 1.02, f"{before} bytes before, {after} after"
+
+
+@every_planner
+def test_a_change_takes_as_much_memory_among_many_services_as_among_few(
+    planner: Callable[[DesiredState], PlanChanges],
+) -> None:
+    """No copy of the state, no list of all names: nothing that grows with the cluster."""
+    few, many = (_taken_by_a_change(planner, services) for services in (SERVICES, 6 * SERVICES))
+    assert many < few * 1.25, f"{few} bytes among few, {many} among many"
+
+
+def _taken_by_a_change(planner: Callable[[DesiredState], PlanChanges], services: int) -> int:
+    daemon = Daemon(planner, services)
+    daemon.change(20)
+    taken = []
+    for _ in range(9):
+        gc.collect()
+        tracemalloc.start()
+        daemon.change(1)
+        taken.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # A table that happens to be enlarged is no matter of a single change.
+    return sorted(taken)[len(taken) // 2]
+
+
+@every_planner
+def test_there_and_back_again_leaves_not_a_single_object(
+    planner: Callable[[DesiredState], PlanChanges],
+) -> None:
+    daemon = Daemon(planner)
+    number = daemon.population.ordinary[0]
+
+    def there_and_back(times: int) -> int:
+        for _ in range(times):
+            daemon.move(number, 1)
+            daemon.move(number, 2)
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    few, many = there_and_back(10), there_and_back(200)
+    assert many - few < 20, f"{many - few} objects more after 200 times"
+
+
+def test_what_is_known_already_leaves_not_a_single_object() -> None:
+    """A watch that has to begin anew brings all of it again."""
+    daemon = Daemon(nftables)
+    objects = list(daemon.population.objects())
+    few, many = (_blocks_after(daemon.nothing_new, objects) for _ in range(2))
+    assert many - few < 20, f"{many - few} objects more"
+
+
+def _blocks_after(action: Callable[[list[Object]], None], objects: list[Object]) -> int:
+    action(objects)
+    gc.collect()
+    return sys.getallocatedblocks()

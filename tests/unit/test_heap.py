@@ -1,0 +1,32 @@
+import subprocess
+import sys
+
+SCRIPT = """
+import sys, threading
+from svcproxy.heap import share_one_heap
+if "one" in sys.argv:
+    assert share_one_heap()
+hold, held = threading.Event(), []
+def take():
+    held.append([bytes(600 + i) for i in range(2000)])
+    hold.wait()
+for _ in range(4):
+    threading.Thread(target=take, daemon=True).start()
+while len(held) < 4:
+    pass
+heaps = [line for line in open("/proc/self/maps") if line.split()[-1] == "[heap]"]
+grown = sum(int(l.split("-")[1].split()[0], 16) - int(l.split("-")[0], 16) for l in heaps)
+print(grown)
+hold.set()
+"""
+TAKEN = 4 * sum(600 + i for i in range(2000))
+
+
+def heap(*arguments: str) -> int:
+    """The size of the main heap of a program whose threads have taken memory."""
+    command = [sys.executable, "-c", SCRIPT, *arguments]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def test_threads_take_their_memory_from_the_one_heap() -> None:
+    assert heap("one") - heap() > TAKEN / 2
