@@ -4,6 +4,7 @@ The kubernetes client library is left aside: importing it takes longer than all 
 of the daemon, and building its models costs fifty times what decoding the few fields we need does.
 """
 
+import http.client
 import math
 import socket
 import ssl
@@ -26,6 +27,7 @@ from svcproxy.kube.source import one_line
 
 _USER_AGENT = f"svcproxy/{__version__}"
 _CHUNK = 1 << 16
+_READ_BYTES = 1 << 18
 _ERROR_BODY_LIMIT = 1 << 16
 _RELOAD_SECONDS = 1.0
 _CLOSE_SECONDS = 0.2
@@ -284,8 +286,18 @@ class _Sockets:
                     continue
 
 
+class _Answer(http.client.HTTPResponse):
+    """Reads from the socket in large pieces: the usual 8 KiB are thousands of calls in a list."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
+        super().__init__(sock, *arguments, **named)
+        small, self.fp = self.fp, sock.makefile("rb", _READ_BYTES)
+        small.close()
+
+
 class _TrackedHTTP(HTTPConnection):
     sockets: ClassVar[_Sockets]
+    response_class = _Answer
 
     def connect(self) -> None:
         super().connect()
@@ -294,6 +306,7 @@ class _TrackedHTTP(HTTPConnection):
 
 class _TrackedHTTPS(HTTPSConnection):
     sockets: ClassVar[_Sockets]
+    response_class = _Answer
 
     def connect(self) -> None:
         super().connect()
