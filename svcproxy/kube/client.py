@@ -5,6 +5,7 @@ of the daemon, and building its models costs fifty times what decoding the few f
 """
 
 import http.client
+import io
 import math
 import socket
 import ssl
@@ -22,12 +23,12 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from svcproxy import __version__
 from svcproxy.kube.apiserver import ApiServer, PemFile
+from svcproxy.kube.chunked import Dechunker, MalformedChunksError
 from svcproxy.kube.credentials import ConnectionSettings, OnRequest, load_api_server
 from svcproxy.kube.source import one_line
 
 _USER_AGENT = f"svcproxy/{__version__}"
-_CHUNK = 1 << 16
-_READ_BYTES = 1 << 18
+_CHUNK = 1 << 17
 _ERROR_BODY_LIMIT = 1 << 16
 _RELOAD_SECONDS = 1.0
 _CLOSE_SECONDS = 0.2
@@ -291,8 +292,28 @@ class _Answer(http.client.HTTPResponse):
 
     def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
         super().__init__(sock, *arguments, **named)
-        small, self.fp = self.fp, sock.makefile("rb", _READ_BYTES)
+        small = self.fp
+        self.fp = io.BufferedReader(sock.makefile("rb", buffering=0), _CHUNK)
         small.close()
+        self._dechunker = Dechunker()
+
+    def read1(self, n: int = -1) -> bytes:
+        """Give what has come of the body, be it one chunk or many; ``n`` limits only others."""
+        if not self.chunked:
+            return super().read1(n)
+        data = b""
+        while not (data or self._dechunker.ended):
+            received = self.fp.read1(_CHUNK)
+            if not received:
+                raise http.client.IncompleteRead(b"")
+            try:
+                data = self._dechunker.feed(received)
+            except MalformedChunksError as error:
+                raise http.client.HTTPException(str(error)) from error
+            if self._dechunker.ended:
+                self.fp.close()
+                self.fp = None  # as the library has it at the end
+        return data
 
 
 class _TrackedHTTP(HTTPConnection):

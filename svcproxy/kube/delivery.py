@@ -6,7 +6,7 @@ from svcproxy.kube.parse import ParseError, parse_object
 from svcproxy.kube.source import Sink
 from svcproxy.kube.wire import WireObject
 from svcproxy.model.names import Kind, NamespacedName
-from svcproxy.model.objects import ApiObject, Problem
+from svcproxy.model.objects import ApiObject, ObjectKey, Problem
 
 _log = structlog.get_logger()
 
@@ -27,7 +27,7 @@ def parse_safely(obj: WireObject) -> ApiObject | None:
 
 
 class Delivery:
-    """Passes the objects of one kind to a sink, and every distinct problem once.
+    """Collects the objects of one kind for a sink, and passes on every distinct problem once.
 
     A problem is repeated only after its object was good or gone in between. A malformed object
     is not deleted: its last good state stays in force.
@@ -41,24 +41,22 @@ class Delivery:
         self._kind = kind
         self._sink = sink
         self._problems: dict[NamespacedName | None, Problem] = {}
+        self._objects: dict[ObjectKey, ApiObject | None] = {}
 
     def present(self, name: NamespacedName, obj: WireObject) -> None:
-        """Pass on the present state of an object, or that it is none of ours any more."""
+        """Note the present state of an object, or that it is none of ours any more."""
         try:
             parsed = parse_safely(obj)
         except ParseError as error:
             self.malformed(name, error.field, error.reason)
             return
         self._problems.pop(name, None)
-        if parsed is None:
-            self._sink.delete(self._kind, name)
-        else:
-            self._sink.update(parsed)
+        self._objects[self._kind, name] = parsed
 
     def absent(self, name: NamespacedName) -> None:
-        """Pass on that an object is gone."""
+        """Note that an object is gone."""
         self._problems.pop(name, None)
-        self._sink.delete(self._kind, name)
+        self._objects[self._kind, name] = None
 
     def malformed(self, name: NamespacedName | None, field: str, reason: str) -> None:
         """Pass on that an object cannot be used, unless that was said last time too."""
@@ -66,3 +64,9 @@ class Delivery:
         if self._problems.get(name) != problem:
             self._problems[name] = problem
             self._sink.rejected(problem)
+
+    def deliver(self) -> None:
+        """Pass on all that was noted since the last time."""
+        if self._objects:
+            objects, self._objects = self._objects, {}
+            self._sink.take(objects)

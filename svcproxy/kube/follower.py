@@ -198,7 +198,9 @@ class Follower:
                 delivery.malformed(effect.name, effect.field, effect.reason)
             else:
                 listed = True
+                delivery.deliver()
                 self._listed(effect, sink)
+        delivery.deliver()
         if not self._stopping.is_set():
             if output.trouble:
                 self._complain(output.trouble)

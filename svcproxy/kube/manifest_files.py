@@ -15,7 +15,7 @@ import yaml
 from svcproxy.kube.delivery import parse_safely
 from svcproxy.kube.wire import ParseError, convert_object
 from svcproxy.model.names import Kind, NamespacedName
-from svcproxy.model.objects import ApiObject, Problem
+from svcproxy.model.objects import ApiObject, ObjectKey, Problem
 
 try:
     from yaml import CSafeLoader as _BaseLoader
@@ -24,7 +24,6 @@ except ImportError:  # PyYAML built without libyaml: ten times slower, otherwise
 
 _log = structlog.get_logger()
 
-Key = tuple[Kind, NamespacedName]
 
 _VERSIONS = {
     Kind.SERVICE: "v1",
@@ -44,8 +43,8 @@ class Manifest(msgspec.Struct, frozen=True):
     there is one that not even has a readable name.
     """
 
-    objects: dict[Key, ApiObject | None]
-    failed: frozenset[Key]
+    objects: dict[ObjectKey, ApiObject | None]
+    failed: frozenset[ObjectKey]
     nameless: bool
     problems: tuple[Problem, ...]
 
@@ -111,8 +110,8 @@ class _Reader:
 
     def __init__(self, origin: str) -> None:
         self._origin = origin
-        self.objects: dict[Key, ApiObject | None] = {}
-        self.failed: set[Key] = set()
+        self.objects: dict[ObjectKey, ApiObject | None] = {}
+        self.failed: set[ObjectKey] = set()
         self.nameless = False
         self.problems: list[Problem] = []
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from svcproxy.kube.manifest_files import Key, Manifest, ManifestError, read_manifest
+from svcproxy.kube.manifest_files import Manifest, ManifestError, read_manifest
 from svcproxy.kube.source import Sink, SourceError
 from svcproxy.model.names import Kind, NamespacedName
-from svcproxy.model.objects import ApiObject, Problem
+from svcproxy.model.objects import ApiObject, ObjectKey, Problem
 
 _log = structlog.get_logger()
 
@@ -36,7 +36,7 @@ class _File(msgspec.Struct):
     """A file as last read: what it says now, and the last good state of what it says badly."""
 
     signature: _Signature
-    objects: dict[Key, ApiObject | None]
+    objects: dict[ObjectKey, ApiObject | None]
     problems: tuple[Problem, ...]
 
 
@@ -60,7 +60,7 @@ class ManifestSource:
         self._thread: threading.Thread | None = None
         self._missing = False
         self._files: dict[str, _File] = {}
-        self._delivered: dict[Key, ApiObject] = {}
+        self._delivered: dict[ObjectKey, ApiObject] = {}
         self._reported: frozenset[Problem] = frozenset()
 
     def start(self, sink: Sink) -> None:
@@ -164,8 +164,8 @@ class ManifestSource:
         return _File(signature, self._chosen(manifest, kept), manifest.problems)
 
     def _chosen(
-        self, manifest: Manifest, kept: dict[Key, ApiObject | None]
-    ) -> dict[Key, ApiObject | None]:
+        self, manifest: Manifest, kept: dict[ObjectKey, ApiObject | None]
+    ) -> dict[ObjectKey, ApiObject | None]:
         """Give a file's objects: those that are good now, and the last good ones of the bad."""
         # A bad object without a name may be any of those that are missing now.
         chosen = {key: kept[key] for key in kept if manifest.nameless or key in manifest.failed}
@@ -179,22 +179,24 @@ class ManifestSource:
     def _deliver(self, sink: Sink) -> None:
         """Bring the sink from what was delivered last to what the files say now."""
         wanted, problems = self._merged()
-        for key in [key for key in self._delivered if wanted.get(key) is None]:
-            sink.delete(*key)
-            del self._delivered[key]
+        changed: dict[ObjectKey, ApiObject | None] = {
+            key: None for key in self._delivered if wanted.get(key) is None
+        }
         for key, obj in wanted.items():
             old = self._delivered.get(key)
             if obj is not None and old is not obj and old != obj:
-                sink.update(obj)
-                self._delivered[key] = obj
+                changed[key] = obj
+        if changed:
+            sink.take(changed)
+        self._delivered = {key: obj for key, obj in wanted.items() if obj is not None}
         for problem in problems:
             if problem not in self._reported:
                 sink.rejected(problem)
         self._reported = frozenset(problems)
 
-    def _merged(self) -> tuple[dict[Key, ApiObject | None], list[Problem]]:
-        wanted: dict[Key, ApiObject | None] = {}
-        owner: dict[Key, str] = {}
+    def _merged(self) -> tuple[dict[ObjectKey, ApiObject | None], list[Problem]]:
+        wanted: dict[ObjectKey, ApiObject | None] = {}
+        owner: dict[ObjectKey, str] = {}
         problems: list[Problem] = []
         for name, file in sorted(self._files.items()):
             problems += file.problems

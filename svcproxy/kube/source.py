@@ -1,9 +1,10 @@
 """The contract between the sources of API objects and whoever consumes them."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
-from svcproxy.model.names import Kind, NamespacedName
-from svcproxy.model.objects import ApiObject, Problem
+from svcproxy.model.names import Kind
+from svcproxy.model.objects import ApiObject, ObjectKey, Problem
 
 
 class Sink(Protocol):
@@ -13,11 +14,11 @@ class Sink(Protocol):
     changes nothing.
     """
 
-    def update(self, obj: ApiObject) -> None:
-        """Take ``obj`` as the present state of the object of its kind and name."""
+    def take(self, objects: Mapping[ObjectKey, ApiObject | None]) -> None:
+        """Take the present state of objects; ``None`` for one that is gone, or was never known.
 
-    def delete(self, kind: Kind, name: NamespacedName) -> None:
-        """Forget the object; deleting an unknown one is no error."""
+        All that arrived together comes in one call: each has a price of its own, in locks.
+        """
 
     def synced(self, kind: Kind) -> None:
         """Learn that the first full list of this kind has been delivered whole.

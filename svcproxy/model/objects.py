@@ -105,6 +105,9 @@ class ServiceCIDR(msgspec.Struct, frozen=True, gc=False):
 
 ApiObject = Service | EndpointSlice | Node | ServiceCIDR
 
+ObjectKey = tuple[Kind, NamespacedName]
+"""What identifies an object; those of the whole cluster have no namespace."""
+
 
 class Problem(msgspec.Struct, frozen=True, gc=False):
     """Why an API object or manifest was skipped: for one log line and one metric.

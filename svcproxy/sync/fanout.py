@@ -1,14 +1,15 @@
 """The one Sink of the daemon: passes API objects on to every family's inbox."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import structlog
 
-from svcproxy.model.names import Kind, NamespacedName
-from svcproxy.model.objects import ApiObject, Node, Problem
+from svcproxy.model.names import Kind
+from svcproxy.model.objects import ApiObject, Node, ObjectKey, Problem
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
-from svcproxy.sync.inbox import Inbox, ObjectKey, key_of
+from svcproxy.sync.inbox import Inbox
 
 log = structlog.get_logger()
 
@@ -22,27 +23,21 @@ class Fanout:
         self._health = health
         self._node_seen = False
 
-    def update(self, obj: ApiObject) -> None:
-        """Pass on the present state of an object."""
-        self._pass(key_of(obj), obj)
-
-    def delete(self, kind: Kind, name: NamespacedName) -> None:
-        """Pass on that an object is gone."""
-        self._pass((kind, name), None)
-
-    def _pass(self, key: ObjectKey, obj: ApiObject | None) -> None:
-        kind = key[0]
-        if kind is Kind.NODE:
-            self._node_seen = True
-            self._health.node_changed(obj if isinstance(obj, Node) else None)
-        elif kind is Kind.SERVICE:
-            self._metrics.service_changes.inc()
-            self._metrics.service_changes_pending.inc()
-        elif kind is Kind.ENDPOINT_SLICE:
-            self._metrics.endpoint_changes.inc()
-            self._metrics.endpoint_changes_pending.inc()
+    def take(self, objects: Mapping[ObjectKey, ApiObject | None]) -> None:
+        """Pass on the present state of objects."""
+        for kind, number in Counter(kind for kind, _ in objects).items():
+            if kind is Kind.SERVICE:
+                self._metrics.service_changes.inc(number)
+                self._metrics.service_changes_pending.inc(number)
+            elif kind is Kind.ENDPOINT_SLICE:
+                self._metrics.endpoint_changes.inc(number)
+                self._metrics.endpoint_changes_pending.inc(number)
+        for (kind, _), obj in objects.items():
+            if kind is Kind.NODE:
+                self._node_seen = True
+                self._health.node_changed(obj if isinstance(obj, Node) else None)
         for inbox in self._inboxes:
-            inbox.put(key, obj)
+            inbox.put(objects)
 
     def synced(self, kind: Kind) -> None:
         """Pass on that the first list of a kind is complete."""

@@ -1,29 +1,13 @@
 """Where API objects wait for a family's loop: the latest state of each, nothing else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Condition
 
 import msgspec
 
 from svcproxy.backends.base import Foreign
-from svcproxy.model.names import Kind, NamespacedName
-from svcproxy.model.objects import ApiObject, EndpointSlice, Node, Service, ServiceCIDR
-
-ObjectKey = tuple[Kind, NamespacedName]
-
-
-_KINDS = {
-    Service: Kind.SERVICE,
-    EndpointSlice: Kind.ENDPOINT_SLICE,
-    ServiceCIDR: Kind.SERVICE_CIDR,
-}
-
-
-def key_of(obj: ApiObject) -> ObjectKey:
-    """The kind and name of an object."""
-    if isinstance(obj, Node):
-        return Kind.NODE, NamespacedName("", obj.name)
-    return _KINDS[type(obj)], obj.name
+from svcproxy.model.names import Kind
+from svcproxy.model.objects import ApiObject, ObjectKey
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -54,13 +38,13 @@ class Inbox:
         self._doubt: Foreign | None = None
         self._closed = False
 
-    def put(self, key: ObjectKey, obj: ApiObject | None) -> None:
-        """Store the present state of an object, ``None`` when it is gone."""
+    def put(self, objects: Mapping[ObjectKey, ApiObject | None]) -> None:
+        """Store the present state of objects, ``None`` for one that is gone."""
         with self._condition:
             self._on_put()
             if not self._objects:
                 self._condition.notify()
-            self._objects[key] = obj
+            self._objects.update(objects)
 
     def synced(self, kind: Kind) -> None:
         """Note that the first list of ``kind`` is complete."""

@@ -10,10 +10,17 @@ import structlog
 
 from svcproxy.backends.base import Backend, BackendError, Desired, Foreign, Outcome
 from svcproxy.model.names import REQUIRED_KINDS, IPFamily, Kind, ServicePortName
-from svcproxy.model.objects import ApiObject, EndpointSlice, Node, Service, ServiceCIDR
+from svcproxy.model.objects import (
+    ApiObject,
+    EndpointSlice,
+    Node,
+    ObjectKey,
+    Service,
+    ServiceCIDR,
+)
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes, DesiredState
-from svcproxy.sync.inbox import Batch, Inbox, ObjectKey
+from svcproxy.sync.inbox import Batch, Inbox
 from svcproxy.sync.report import Reporter, Times
 from svcproxy.sync.schedule import Schedule
 

@@ -2,40 +2,38 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from svcproxy.model.names import REQUIRED_KINDS, Kind, NamespacedName
-from svcproxy.model.objects import ApiObject, Node, Problem, Service
-
-Key = tuple[Kind, NamespacedName]
+from svcproxy.model.objects import ApiObject, Node, ObjectKey, Problem, Service
 
 
 class RecordingSink:
     """Holds the present objects and the history of all calls."""
 
     def __init__(self) -> None:
-        self.objects: dict[Key, ApiObject] = {}
+        self.objects: dict[ObjectKey, ApiObject] = {}
         self.updates: list[ApiObject] = []
-        self.deletes: list[Key] = []
+        self.deletes: list[ObjectKey] = []
         self.syncs: list[Kind] = []
         self.problems: list[Problem] = []
         self.restarts: list[tuple[Kind, str]] = []
         self.fail_next_update: Exception | None = None
         self._changed = threading.Condition()
 
-    def update(self, obj: ApiObject) -> None:
+    def take(self, objects: Mapping[ObjectKey, ApiObject | None]) -> None:
         with self._changed:
             failure, self.fail_next_update = self.fail_next_update, None
             if failure is not None:
                 raise failure
-            self.updates.append(obj)
-            self.objects[key_of(obj)] = obj
-            self._changed.notify_all()
-
-    def delete(self, kind: Kind, name: NamespacedName) -> None:
-        with self._changed:
-            self.deletes.append((kind, name))
-            self.objects.pop((kind, name), None)
+            for key, obj in objects.items():
+                if obj is None:
+                    self.deletes.append(key)
+                    self.objects.pop(key, None)
+                else:
+                    assert key == key_of(obj)
+                    self.updates.append(obj)
+                    self.objects[key] = obj
             self._changed.notify_all()
 
     def synced(self, kind: Kind) -> None:
@@ -82,7 +80,7 @@ class RecordingSink:
         )
 
 
-def key_of(obj: ApiObject) -> Key:
+def key_of(obj: ApiObject) -> ObjectKey:
     """Give the kind and name of an object."""
     if isinstance(obj, Node):
         return Kind.NODE, NamespacedName("", obj.name)

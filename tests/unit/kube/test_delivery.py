@@ -36,15 +36,28 @@ WORSE = decoded(objects.service(ports=[{"port": 70000}]))
 
 def test_objects_are_parsed_and_passed_on(sink: RecordingSink, delivery: Delivery) -> None:
     delivery.present(WEB, GOOD)
+    delivery.deliver()
     assert sink.names() == {"web"}
     delivery.absent(WEB)
+    delivery.deliver()
     assert sink.deletes == [(Kind.SERVICE, WEB)]
 
 
 def test_what_stops_being_ours_is_deleted(sink: RecordingSink, delivery: Delivery) -> None:
     delivery.present(WEB, GOOD)
+    delivery.deliver()
     delivery.present(WEB, HEADLESS)
+    delivery.deliver()
     assert sink.objects == {}
+
+
+def test_what_is_delivered_is_not_delivered_again(sink: RecordingSink, delivery: Delivery) -> None:
+    delivery.present(WEB, GOOD)
+    sink.fail_next_update = ZeroDivisionError("oops")
+    with pytest.raises(ZeroDivisionError):
+        delivery.deliver()
+    delivery.deliver()
+    assert sink.updates == []
 
 
 def test_a_problem_is_told_once_and_the_last_good_state_stays(
@@ -53,6 +66,7 @@ def test_a_problem_is_told_once_and_the_last_good_state_stays(
     delivery.present(WEB, GOOD)
     delivery.present(WEB, BAD)
     delivery.present(WEB, BAD)
+    delivery.deliver()
     assert sink.problems == [Problem(Kind.SERVICE, WEB, "spec.ports[0].port", "0 is no port")]
     assert sink.names() == {"web"}
     assert sink.deletes == []

@@ -12,10 +12,10 @@ from svcproxy.model.objects import EndpointSlice, Node, Service, ServicePortSpec
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
 from svcproxy.state.desired import Changes, DesiredState
-from svcproxy.sync.inbox import key_of
 from svcproxy.sync.loop import FamilyLoop, Settled
 from svcproxy.sync.report import Reporter
 from svcproxy.sync.schedule import Schedule
+from tests.fakes.sink import key_of
 
 Content = dict[str, int]
 STAGES = ("queued", "computed", "applied", "total")
@@ -110,10 +110,10 @@ class Stage:
 
     def put(self, *objects: Any) -> None:
         for obj in objects:
-            self.loop.inbox.put(key_of(obj), obj)
+            self.loop.inbox.put({key_of(obj): obj})
 
     def remove(self, name: str) -> None:
-        self.loop.inbox.put((Kind.SERVICE, NamespacedName("ns", name)), None)
+        self.loop.inbox.put({(Kind.SERVICE, NamespacedName("ns", name)): None})
 
     def synced(self) -> None:
         for kind in Kind:
