@@ -1,5 +1,6 @@
 """Processes that are forked instead of started anew, see ``forks.py``; quick where that is slow."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -15,6 +16,8 @@ from functools import cache
 from testbed import ROOT
 from testbed.netns import NetNS
 
+_END = 5.0
+"""Seconds that it may take to end."""
 _START = "from testbed.forks import main; main()"
 
 
@@ -80,6 +83,15 @@ class Nursery:
                 pass_fds=[other.fileno()],
                 start_new_session=True,
             )
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Let the process end; its children stay."""
+        self._requests.close()
+        try:
+            self._process.wait(_END)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
     def start(self, arguments: Sequence[str], space: NetNS, descriptors: Sequence[int]) -> Child:
         """Start a process in a namespace, with the arguments that the module expects.
