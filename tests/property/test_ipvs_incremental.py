@@ -23,8 +23,8 @@ from svcproxy.backends.settings import LocalTraffic
 from svcproxy.model.names import IPFamily
 from svcproxy.state.desired import DesiredState
 from tests.fakes.ipvs_kernel import IpvsKernel
+from tests.property.machines import feed
 from tests.property.strategies import NODE, SYNC, events
-from tests.property.test_iptables_incremental import feed
 
 ADDRESSES = {
     IPFamily.IPV4: ("192.168.50.1", "203.0.113.2"),

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from svcproxy.backends.base import Desired
 from svcproxy.backends.nftables.plan import Planner
 from svcproxy.backends.nftables.ruleset import data_tail
 from svcproxy.backends.nftables.sets import parse_tier
 from svcproxy.backends.nftables.settings import NftablesSettings
+from svcproxy.backends.nftables.transaction import Plan
 from svcproxy.backends.settings import LocalTraffic
 from svcproxy.model.names import IPFamily, NamespacedName
-from svcproxy.model.objects import EndpointSlice, Node, Service, SliceEndpoint, SlicePort
+from svcproxy.model.objects import EndpointSlice, Service, SliceEndpoint, SlicePort
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
-from svcproxy.state.desired import DesiredState
+from tests.property.machines import Machine
 from tests.property.strategies import NODE, SYNC, events, services
 from tests.unit.nftables.fake_kernel import FakeKernel, FakeSet
 from tests.unit.nftables.packets import Node as Machinery
@@ -36,16 +36,11 @@ OWN = {
 }
 
 
-class Machine:
-    """One family's state, planner and kernel, driven by events as the sync loop would."""
+class Table(Machine):
+    """A machine whose kernel takes transactions as bytes."""
 
     def __init__(self, options: NftablesSettings) -> None:
-        self.options = options
-        self.state = DesiredState(options.family, NODE)
-        self.planner = Planner(options)
-        self.kernel = FakeKernel(options.family)
-        self.objects: dict[Any, Any] = {}
-        self._full = True
+        super().__init__(options, Planner(options), FakeKernel(options.family))
 
     @property
     def here(self) -> set[str]:
@@ -55,27 +50,7 @@ class Machine:
         )
         return {e.address for e in lists if e.is_local or e.unplaced}
 
-    def take(self, event: Any) -> None:
-        if isinstance(event, Node):
-            self.objects["node"] = event
-        elif isinstance(event, Service | EndpointSlice):
-            self.objects[type(event), event.name] = event
-        elif event[0] == "node":
-            self.objects.pop("node", None)
-        else:
-            kind = Service if event[0] == "service" else EndpointSlice
-            self.objects.pop((kind, event[1]), None)
-        feed(self.state, event)
-
-    def compare(self, planner: Planner | None = None) -> Any:
-        desired = Desired(self.state.ports, self.state.node)
-        return (planner or self.planner).plan(desired, self.options, self.kernel.observed())
-
-    def sync(self) -> None:
-        changes = self.state.checkout()
-        plan = self.compare() if self._full else self.planner.plan_changes(changes.ports)
-        self._full = False
-        self.kernel.apply(plan)
+    def applied(self, plan: Plan) -> None:
         table = self.kernel.table
         assert plan.sizes == {
             "elements": sum(len(held.elements) for held in table.sets.values()),
@@ -83,31 +58,12 @@ class Machine:
             "chains": len(table.chains),
         }
 
-
-def feed(state: DesiredState, event: Any) -> None:
-    match event:
-        case Service():
-            state.update_service(event)
-        case EndpointSlice():
-            state.update_slice(event)
-        case Node():
-            state.update_node(event)
-        case ("service", NamespacedName() as name):
-            state.delete_service(name)
-        case ("slice", NamespacedName() as name):
-            state.delete_slice(name)
-        case _:
-            state.update_node(None)
+    def contents(self) -> Contents:
+        return canonical(self.kernel)
 
 
-def run(options: NftablesSettings, sequence: list[Any]) -> Machine:
-    machine = Machine(options)
-    for event in (*sequence, SYNC):
-        if event == SYNC:
-            machine.sync()
-        else:
-            machine.take(event)
-    return machine
+def run(options: NftablesSettings, sequence: list[Any]) -> Table:
+    return Table(options).take_all([*sequence, SYNC])
 
 
 def canonical(kernel: FakeKernel) -> Contents:
@@ -203,12 +159,9 @@ slow = [HealthCheck.too_slow]
 @given(settings_values, histories())
 def test_incremental_equals_from_scratch(options: NftablesSettings, sequence: list[Any]) -> None:
     machine = run(options, sequence)
-    fresh = Machine(options)
-    for obj in machine.objects.values():
-        fresh.take(obj)
-    fresh.sync()
+    fresh = Table(options).take_over(machine)
     assert machine.state.ports == fresh.state.ports
-    assert canonical(machine.kernel) == canonical(fresh.kernel)
+    assert machine.contents() == fresh.contents()
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=slow)
@@ -226,20 +179,9 @@ def test_applying_twice_changes_nothing(options: NftablesSettings, sequence: lis
 def test_the_order_of_events_does_not_matter(
     options: NftablesSettings, sequence: list[Any], random: Any
 ) -> None:
-    machine = Machine(options)
-    for event in sequence:
-        if event != SYNC:
-            machine.take(event)
-    machine.sync()
-    shuffled = list(machine.objects.values())
-    random.shuffle(shuffled)
-    other = Machine(options)
-    for obj in shuffled:
-        other.take(obj)
-        if random.random() < 0.3:
-            other.sync()
-    other.sync()
-    assert canonical(other.kernel) == canonical(machine.kernel)
+    machine = run(options, [event for event in sequence if event != SYNC])
+    other = Table(options).take_shuffled(machine, random)
+    assert other.contents() == machine.contents()
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=slow)
@@ -249,10 +191,10 @@ def test_any_damage_is_repaired_by_a_comparison(
 ) -> None:
     """Whatever others deleted, added or changed, a comparison from scratch restores all of it."""
     machine = run(options, sequence)
-    whole = canonical(machine.kernel)
+    whole = machine.contents()
     damage(machine.kernel, random)
-    machine.kernel.apply(machine.compare())
-    assert canonical(machine.kernel) == whole
+    machine.apply(machine.compare())
+    assert machine.contents() == whole
     assert not machine.compare()
 
 
@@ -292,7 +234,7 @@ SOURCES = {
 }
 
 
-def draw_packet(draw: Any, machine: Machine) -> Packet:
+def draw_packet(draw: Any, machine: Table) -> Packet:
     """A packet, mostly to an address and port of a Service, mostly with its protocol."""
     family = machine.options.family
     ports = sorted(machine.state.ports.values(), key=lambda port: port.name)
@@ -314,7 +256,7 @@ def draw_packet(draw: Any, machine: Machine) -> Packet:
 class Expected:
     """What kube-proxy's semantics want of a packet: the table is not asked."""
 
-    def __init__(self, machine: Machine, packet: Packet) -> None:
+    def __init__(self, machine: Table, packet: Packet) -> None:
         self.packet = packet
         self.options = machine.options
         self.own = OWN[machine.options.family]
