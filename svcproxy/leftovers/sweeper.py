@@ -11,6 +11,7 @@ from svcproxy.sync.loop import Settled
 
 log = structlog.get_logger()
 
+_CONSIDERATION_SECONDS = 10.0
 _REMEDY = "end what still uses it; it is tried again every sync period"
 
 
@@ -79,6 +80,11 @@ class Sweeper:
             if self._waiting or self._failed:
                 patience = self._period if self._failed else None
                 self._condition.wait_for(lambda: self._stopped or bool(self._ready), patience)
+                if self._ready:
+                    # Reading another mode's rules would compete with another family's first sync.
+                    self._condition.wait_for(
+                        lambda: self._stopped or not self._waiting, _CONSIDERATION_SECONDS
+                    )
             parts, self._ready = self._ready, []
             if not parts:
                 parts, self._failed = self._failed, []

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from svcproxy.netlink.messages import (
@@ -84,8 +84,10 @@ class Connection:
         """Close the socket."""
         self._socket.close()
 
-    def execute(self, requests: Sequence[Request]) -> list[Refusal]:
+    def execute(self, requests: Iterable[Request]) -> list[Refusal]:
         """Have the kernel carry out requests, one after the other; a refused one stops none.
+
+        They are taken as they are sent, so that many need not be in memory at once.
 
         Returns:
             Those refused, in order.
@@ -96,16 +98,16 @@ class Connection:
         """
         refusals: list[Refusal] = []
         start = 0
-        for end in _ends_of_batches(requests):
-            first = self._reserve(end - start)
-            last = first + end - start - 1
-            encoded = [encode(r, first + n) for n, r in enumerate(requests[start : end - 1])]
+        for batch in _batches(requests):
+            first = self._reserve(len(batch))
+            last = first + len(batch) - 1
+            encoded = [encode(r, first + n) for n, r in enumerate(batch[:-1])]
             # Errors are always answered, and the kernel is done with one before it begins the
             # next: the answer to the last says that there are no more.
-            encoded.append(encode(requests[end - 1], last, FLAG_ACK))
+            encoded.append(encode(batch[-1], last, FLAG_ACK))
             self._socket.send(b"".join(encoded))
             refusals += self._refused_among(first, last, start)
-            start = end
+            start += len(batch)
         return refusals
 
     def ask(self, request: Request) -> Message:
@@ -178,17 +180,18 @@ class Connection:
                     yield message
 
 
-def _ends_of_batches(requests: Sequence[Request]) -> Iterator[int]:
-    """Where to cut, so that neither the answers nor a batch overflow a socket's buffer."""
-    start = size = 0
-    for position, request in enumerate(requests):
+def _batches(requests: Iterable[Request]) -> Iterator[list[Request]]:
+    """Cut so that neither the answers nor a batch overflow a socket's buffer."""
+    batch, size = list[Request](), 0
+    for request in requests:
         length = HEADER.size + len(request.body) + 3
-        if position > start and (position - start == MAX_MESSAGES or size + length > MAX_BYTES):
-            yield position
-            start, size = position, 0
+        if batch and (len(batch) == MAX_MESSAGES or size + length > MAX_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(request)
         size += length
-    if requests:
-        yield len(requests)
+    if batch:
+        yield batch
 
 
 def _refused(number: int) -> OSError:

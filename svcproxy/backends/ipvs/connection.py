@@ -73,11 +73,12 @@ class Ipvs:
         return failures
 
     def _execute(self, operations: Sequence[ServerOperation]) -> list[Refusal]:
-        requests = [messages.request(self._kind, operation) for operation in operations]
         try:
-            return self._connection.execute(requests)
+            return self._connection.execute(
+                messages.request(self._kind, operation) for operation in operations
+            )
         except OSError as error:
-            raise failed(f"send {len(requests)} messages to IPVS", error) from error
+            raise failed(f"send {len(operations)} messages to IPVS", error) from error
 
     def virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
         """All virtual servers of the family but those that select by firewall mark.

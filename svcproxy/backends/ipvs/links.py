@@ -73,24 +73,26 @@ class Links:
         Raises:
             BackendError: the kernel did not answer; what was done is unknown.
         """
-        steps: list[tuple[AddressOperation, Request]] = []
-        for operation in operations:
-            request = messages.bind if isinstance(operation, BindAddresses) else messages.unbind
-            for address in operation.addresses:
-                single = operation._replace(addresses=(address,))
-                steps.append((single, request(self._index, address)))
+        steps = [
+            (operation, address) for operation in operations for address in operation.addresses
+        ]
         try:
-            refusals = self._connection.execute([request for _, request in steps])
+            refusals = self._connection.execute(self._request(*step) for step in steps)
         except OSError as error:
             raise failed(f"change addresses of {DUMMY_INTERFACE}", error) from error
         failures = []
         for refusal in refusals:
-            operation, _ = steps[refusal.position]
+            operation, address = steps[refusal.position]
             binding = isinstance(operation, BindAddresses)
             if refusal.number != (errno.EEXIST if binding else errno.EADDRNOTAVAIL):
                 reason = os.strerror(refusal.number)
-                failures.append(Failure(operation, refusal.number, reason))
+                single = operation._replace(addresses=(address,))
+                failures.append(Failure(single, refusal.number, reason))
         return failures
+
+    def _request(self, operation: AddressOperation, address: str) -> Request:
+        encode = messages.bind if isinstance(operation, BindAddresses) else messages.unbind
+        return encode(self._index, address)
 
     def remove(self) -> bool:
         """Remove ``kube-ipvs0`` with its addresses; whether it was there.

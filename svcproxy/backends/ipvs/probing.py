@@ -79,21 +79,25 @@ def _missing(programs: Iptables) -> Iterator[str]:
     try:
         types = [module_of(kind) for kind in sets.missing_types(REVISIONS)]
         yield from types
-        if module_of(_PROBE_TYPE) not in types:
-            yield from _missing_for_matching(programs, sets)
+        yield from _missing_for_matching(programs, sets, by_set=module_of(_PROBE_TYPE) not in types)
     finally:
         sets.close()
-    if not programs.accepts(FILTER, "-m ipvs --ipvs"):
-        yield "xt_ipvs"
 
 
-def _missing_for_matching(programs: Iptables, sets: Sets) -> Iterator[str]:
+def _missing_for_matching(programs: Iptables, sets: Sets, *, by_set: bool) -> Iterator[str]:
+    """What rules lack; by sets they can only be tried if there are any."""
+    matches = {}
     name = _PROBE_SETS[programs.family]
-    for failure in sets.execute([CreateSet(name, SetKind(_PROBE_TYPE))]):
-        raise BackendError(f"cannot make the ipset {name}: {failure.reason}")
-    if not programs.accepts(FILTER, f"-m set --match-set {name} dst"):
-        yield "xt_set"
-    sets.execute([DestroySet(name)])
+    if by_set:
+        for failure in sets.execute([CreateSet(name, SetKind(_PROBE_TYPE))]):
+            raise BackendError(f"cannot make the ipset {name}: {failure.reason}")
+        matches["xt_set"] = f"-m set --match-set {name} dst"
+    matches["xt_ipvs"] = "-m ipvs --ipvs"
+    # All at once first: each attempt is a program to start.
+    if not programs.accepts(FILTER, *matches.values()):
+        yield from (m for m, match in matches.items() if not programs.accepts(FILTER, match))
+    if by_set:
+        sets.execute([DestroySet(name)])
 
 
 def _missing_for_servers(family: IPFamily) -> Iterator[str]:

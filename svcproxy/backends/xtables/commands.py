@@ -84,20 +84,22 @@ class Iptables:
         if done.returncode:
             raise BackendError(_explain(self._restore, done.stderr, text))
 
-    def accepts(self, table: str, match: str) -> bool:
-        """Try a rule with ``match`` in a chain that nothing refers to, and remove it again.
+    def accepts(self, table: str, *matches: str) -> bool:
+        """Try a rule with each match in a chain that nothing refers to, and remove it again.
 
         Raises:
             BackendError: not even the chain can be removed: the table cannot be written.
         """
         chain = f"*{table}\n:{_PROBE_CHAIN} - [0:0]\n"
+        rules = "".join(f"-A {_PROBE_CHAIN} {match}\n" for match in matches)
+        # Naming a chain flushes it.
+        removal = f"{chain}-X {_PROBE_CHAIN}\nCOMMIT\n"
         try:
-            self.restore(f"{chain}-A {_PROBE_CHAIN} {match}\nCOMMIT\n")
-            accepted = True
+            self.restore(f"{chain}{rules}COMMIT\n{removal}")
         except BackendError:
-            accepted = False
-        self.restore(f"{chain}-X {_PROBE_CHAIN}\nCOMMIT\n")
-        return accepted
+            self.restore(removal)
+            return False
+        return True
 
 
 def _find(variant: Variant, family: IPFamily, action: str) -> str:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.netlink.connection import MAX_BYTES, MAX_MESSAGES, _ends_of_batches
+from svcproxy.netlink.connection import MAX_BYTES, MAX_MESSAGES, _batches
 from svcproxy.netlink.messages import HEADER, Request, encode, messages
 
 sizes = st.lists(st.sampled_from([0, 1, 40, 30_000, MAX_BYTES, 3 * MAX_BYTES]), max_size=500)
@@ -12,14 +12,12 @@ sizes = st.lists(st.sampled_from([0, 1, 40, 30_000, MAX_BYTES, 3 * MAX_BYTES]), 
 @given(sizes)
 def test_batches_hold_all_and_none_is_too_long(sizes: list[int]) -> None:
     requests = [Request(1, 0, bytes(size)) for size in sizes]
-    start = 0
-    for end in _ends_of_batches(requests):
-        batch = requests[start:end]
+    batches = list(_batches(iter(requests)))
+    for batch in batches:
         assert 0 < len(batch) <= MAX_MESSAGES
         size = sum(len(encode(request, 1)) for request in batch)
         assert size <= MAX_BYTES or len(batch) == 1
-        start = end
-    assert start == len(requests)
+    assert [request for batch in batches for request in batch] == requests
 
 
 @given(st.lists(st.tuples(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.binary(max_size=9))))
