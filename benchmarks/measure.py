@@ -26,6 +26,7 @@ from testbed.waiting import eventually
 _SERVING_PODS = 5
 _DIAL_TIMEOUT = 0.25
 _PAUSE = 0.001  # between two dials: a sharper look would take CPU time from what it looks at
+_PARTS = 10  # of an endurance run; memory is looked at after each
 _QUIET_SECONDS = 1.0
 _QUIET_PATIENCE = 600.0
 _OPERATIONS = "svcproxy_kernel_operations_total"
@@ -216,16 +217,19 @@ class _Run:
         result.churned_cpu = (after.cpu - before.cpu) / (after.at - before.at)
         return sent / (options.churned + options.churn * (after.at - before.at))
 
-    def _endurance(self, result: Result, say: Say) -> tuple[int, int]:
-        """Change very many endpoints; give the resident memory before and after."""
+    def _endurance(self, result: Result, say: Say) -> tuple[int, int, list[int]]:
+        """Change very many endpoints; give the resident memory before, after and in between."""
         options = result.options
         if not options.endurance:
-            return 0, 0
+            return 0, 0, []
         say(f"{options.endurance} changes elsewhere, as fast as possible")
-        # Memory is used up to what changes need for the first time, and after that again.
-        self.api.storm(5 * result.size.services)
+        # What is replaced for the first time leaves holes that later changes use again.
+        self.api.storm(options.warm_up(result.size))
         before = self._settled()
-        self.api.storm(options.endurance)
+        meanwhile = []
+        for _ in range(_PARTS):
+            self.api.storm(options.endurance // _PARTS)
+            meanwhile.append(self.usage().rss)
         # A change to the probe comes behind all of them in its watch.
         pod = self.pods[1]
         self.api.put(self.population.probe_slice(self.pods[0].ipv4))
@@ -234,7 +238,7 @@ class _Run:
         self._answered(pod, options.timeout)
         after = self._settled()
         result.endurance_seconds = after.at - before.at
-        return before.rss, after.rss
+        return before.rss, after.rss, meanwhile
 
     def _connections(self, number: int, bare: list[float]) -> Connections:
         """Time connections to random Services, and for comparison to the pods themselves."""

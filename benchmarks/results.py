@@ -32,13 +32,22 @@ class Options(msgspec.Struct, frozen=True):
     idle: float = 30.0
     timeout: float = 300.0
 
+    def storm(self, size: Size) -> int:
+        """How many changes endurance takes in all, those before memory is looked at included."""
+        return self.warm_up(size) + self.endurance if self.endurance else 0
+
+    @staticmethod
+    def warm_up(size: Size) -> int:
+        """After so many changes every Service has been changed, most of them several times."""
+        return 5 * size.services
+
     def briefly(self) -> "Options":
         """Less of everything, for sizes at which nothing but times of changes is promised."""
         return msgspec.structs.replace(
             self,
             starts=min(self.starts, 1),
-            changes=min(self.changes, 30),
-            churned=min(self.churned, 50),
+            changes=min(self.changes, 20),
+            churned=min(self.churned, 20),
             endurance=0,
             connections=min(self.connections, 300),
             idle=min(self.idle, 5.0),
@@ -61,6 +70,7 @@ class Memory(msgspec.Struct, frozen=True):
         peak: the most there was.
         before_endurance: after the measured changes, before the many unmeasured ones.
         after_endurance: after those.
+        meanwhile: after each tenth of those, while more of them were under way.
     """
 
     started: int
@@ -68,6 +78,7 @@ class Memory(msgspec.Struct, frozen=True):
     peak: int
     before_endurance: int = 0
     after_endurance: int = 0
+    meanwhile: list[int] = []
 
     @property
     def growth(self) -> float:

@@ -203,8 +203,8 @@ def _report(arguments: argparse.Namespace) -> Report:
         report.results.append(result)
     for mode in filter(guest.needed, arguments.modes):
         _say(f"{mode} in a guest: this kernel has none")
-        said = guest.measure(mode, _for_guest(sys.argv[1:]), _say)
-        report.results += said.results
+        said = guest.measure(mode, arguments.sizes, options, _for_guest(sys.argv[1:]), _say)
+        report.results += said.results if said else []
     for size in arguments.growth:
         _say("rules passed at ", str(size))
         report.growth.append(growth(size, shape))
@@ -213,7 +213,8 @@ def _report(arguments: argparse.Namespace) -> Report:
 
 def _for_guest(arguments: Sequence[str]) -> list[str]:
     """The command line without what the guest is told anyway."""
-    return _without(arguments, "--modes", "--output", "--growth", "--variants")
+    told = ("--modes", "--output", "--growth", "--variants", "--sizes", "--endurance")
+    return _without(arguments, *told)
 
 
 def _without(arguments: Sequence[str], *names: str) -> list[str]:

@@ -114,7 +114,8 @@ class ApiServer:
             raise ApiServerError(f"no answer to {op}: {error}") from error
         if not line:
             said = self._log.read_text(encoding="utf-8", errors="replace")[-2000:]
-            raise ApiServerError(f"it ended at {op}; its log:\n{said}")
+            status = self._process.wait(_PATIENCE)
+            raise ApiServerError(f"it ended at {op} with status {status}; its log:\n{said}")
         return json.loads(line)
 
 

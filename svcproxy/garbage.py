@@ -7,10 +7,13 @@ now and then for ever after. They are in no cycles, so there is nothing to be fo
 
 import gc
 
+from svcproxy.heap import give_back
 from svcproxy.sync.loop import Follower, Settled
 
 _WHILE_LOADING = (1_000_000, 50, 100)
 _AFTERWARDS = (100_000, 50, 100)
+_MANY = 500
+"""Service ports whose change takes so much memory that it is given back at once."""
 
 
 def collect_rarely() -> None:
@@ -24,7 +27,8 @@ def collect_rarely() -> None:
 def collector(families: int) -> Follower:
     """Go back to normal when the first sync of all ``families`` is done.
 
-    What is there by then is left out of all collections to come.
+    What is there by then is left out of all collections to come. What the sync needed for a
+    moment, and what later large ones need, is given back.
     """
     waiting = families
 
@@ -35,5 +39,8 @@ def collector(families: int) -> Follower:
             if not waiting:
                 gc.freeze()
                 gc.set_threshold(*_AFTERWARDS)
+        # Without changes it was a comparison, for which all was read.
+        if settled.first or not settled.changes or len(settled.changes.ports) >= _MANY:
+            give_back()
 
     return settle

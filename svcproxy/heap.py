@@ -1,4 +1,4 @@
-"""How the C library shares out memory that Python asks of it for large objects."""
+"""How the C library shares out memory that Python asks of it for large objects, and keeps it."""
 
 import ctypes
 
@@ -18,3 +18,19 @@ def share_one_heap() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(_ARENA_MAX, 1))
+
+
+def give_back() -> bool:
+    """Give the system what is not in use: what a large sync or comparison has needed for a moment.
+
+    Left alone, the heap shrinks from its end only, where something small soon sits that stays:
+    14 MB after a storm of changes in iptables mode. It takes some milliseconds.
+
+    Returns:
+        Whether the C library knows of that; others than glibc may not.
+    """
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is None:
+        return False
+    malloc_trim(0)
+    return True

@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 import msgspec
 import pytest
 
-from benchmarks import figures, run, usage
+from benchmarks import figures, guest, run, usage
 from benchmarks.churn import Churn
 from benchmarks.passed import growth, planned_chains, rules_passed
 from benchmarks.population import SERVICE_RANGE, Population, Shape, Size
@@ -295,7 +295,21 @@ class TestCommands:
 
     def test_the_guest_is_told_all_but_where_and_what(self) -> None:
         given = ["--sizes", "1000x5", "--modes", "ipvs", "--output=x", "--starts", "1"]
-        assert run._for_guest(given) == ["--sizes", "1000x5", "--starts", "1"]
+        assert run._for_guest(given) == ["--starts", "1"]
+
+    def test_a_guest_gets_what_its_processes_can_hold(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        maps = tmp_path / "max_map_count"
+        maps.write_text("65530\n")
+        monkeypatch.setattr(guest, "_MAPS", maps)
+        large, largest = Size(10_000, 5), Size(50_000, 2)
+        assert guest.fits(large, 0)
+        assert not guest.fits(large, Options().storm(large))
+        assert not guest.fits(largest, 0)
+        maps.write_text("1048576\n")
+        assert guest.fits(large, Options().storm(large))
+        assert guest.fits(largest, 0)
 
     def test_a_wrong_size_is_refused_with_a_hint(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):

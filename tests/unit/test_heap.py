@@ -28,5 +28,27 @@ def heap(*arguments: str) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+GIVEN_BACK = """
+from pathlib import Path
+from svcproxy.heap import give_back
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+taken = [bytes(4000) for _ in range(5000)]
+last = bytes(4000)
+del taken
+before = resident()
+assert give_back()
+print(before - resident())
+"""
+
+
+def test_what_is_not_in_use_is_given_back_in_front_of_what_is() -> None:
+    command = [sys.executable, "-c", GIVEN_BACK]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(done.stdout) > 5000 * 4000 / 2
+
+
 def test_threads_take_their_memory_from_the_one_heap() -> None:
     assert heap("one") - heap() > TAKEN / 2
