@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from svcproxy.backends.iptables.fingerprint import Fingerprint, sizes
+from svcproxy.backends.xtables.fingerprint import Fingerprint, sizes
 from svcproxy.model.names import IPFamily
 from testbed import netns
 from testbed.netns import NetNS
@@ -127,7 +127,7 @@ def test_a_rule_of_the_same_length_is_not_seen(tables: Tables) -> None:
 
 def test_without_rights_nothing_is_known(tables: Tables) -> None:
     program = (
-        "from svcproxy.backends.iptables.fingerprint import sizes\n"
+        "from svcproxy.backends.xtables.fingerprint import sizes\n"
         "from svcproxy.model.names import IPFamily\n"
         f"print(sizes(IPFamily('{tables.mark._family}')))\n"
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from svcproxy.backends.iptables.generation import Watermark, generation
+from svcproxy.backends.xtables.generation import Watermark, generation
 from testbed import netns
 from testbed.netns import NetNS
 

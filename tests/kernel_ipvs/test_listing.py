@@ -84,11 +84,11 @@ def test_the_fingerprint_changes_with_all_that_matters(
     ]
     other = next(family for family in IPFamily if family is not ipvs.family)
     before = listing(namespace)
-    seen = [fingerprint(before, ipvs.family)]
+    seen = [fingerprint([before], ipvs.family)]
     for step in steps:
         assert ipvs.execute([step]) == []
-        seen.append(fingerprint(listing(namespace), ipvs.family))
-        assert fingerprint(listing(namespace), other) == fingerprint(before, other)
+        seen.append(fingerprint([listing(namespace)], ipvs.family))
+        assert fingerprint([listing(namespace)], other) == fingerprint([before], other)
     assert len(set(seen)) == len(steps)
     assert seen[-1] == seen[0]
 

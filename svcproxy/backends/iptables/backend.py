@@ -6,8 +6,6 @@ import structlog
 from msgspec import structs
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
-from svcproxy.backends.iptables.fingerprint import Fingerprint
-from svcproxy.backends.iptables.generation import Watermark
 from svcproxy.backends.iptables.naming import POSTROUTING
 from svcproxy.backends.iptables.plan import Observed, Plan, Planner
 from svcproxy.backends.iptables.sets import AffinitySets
@@ -19,6 +17,8 @@ from svcproxy.backends.localnet import allow_localnet
 from svcproxy.backends.settings import Settings
 from svcproxy.backends.window import is_liberal
 from svcproxy.backends.xtables.commands import Announced, Iptables, Variant
+from svcproxy.backends.xtables.fingerprint import Fingerprint
+from svcproxy.backends.xtables.generation import Watermark
 from svcproxy.backends.xtables.ruleset import NAT, TABLES
 from svcproxy.backends.xtables.savefile import parse
 from svcproxy.model.names import IPFamily

@@ -11,7 +11,7 @@ from msgspec import structs
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
 from svcproxy.backends.ipvs import probing, sysctls
 from svcproxy.backends.ipvs.execute import Done, Executor
-from svcproxy.backends.ipvs.kernel import IpvsKernel
+from svcproxy.backends.ipvs.kernel import Fingerprint, IpvsKernel
 from svcproxy.backends.ipvs.messages import Timeouts
 from svcproxy.backends.ipvs.operations import Failure
 from svcproxy.backends.ipvs.plan import Observed, Plan
@@ -72,8 +72,8 @@ class IpvsBackend:
         self._termination = Termination(options.graceful_limit)
         self._open: tuple[IpvsKernel, Executor] | None = None
         self._look_at = 0.0
-        self._found: bytes | None = None
-        self._right: bytes | None = None
+        self._found: Fingerprint | None = None
+        self._right: Fingerprint | None = None
         self._told: dict[ServicePortName, str] = {}
 
     @property
@@ -120,10 +120,14 @@ class IpvsBackend:
 
     def untouched(self) -> bool:
         """Whether nobody else has changed anything since it was found to be right."""
+        if self._right is None:
+            return False
+        servers = bool(self._planner.sizes.get("virtual_servers") or self._planner.lingering)
         try:
-            return self._right is not None and self._kernel.fingerprint() == self._right
+            found = self._kernel.fingerprint(servers=servers)
         except BackendError:
             return False
+        return found == (self._right if servers else self._right._replace(servers=found.servers))
 
     def read(self) -> Observed:
         """Read everything that may be ours, and the node's addresses."""

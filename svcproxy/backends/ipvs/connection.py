@@ -1,7 +1,7 @@
 """IPVS over generic netlink: virtual servers and real servers of one family."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from svcproxy.backends.ipvs import messages
@@ -18,6 +18,7 @@ from svcproxy.model.names import IPFamily
 from svcproxy.netlink.connection import GENERIC, Connection, Refusal
 from svcproxy.netlink.messages import Message, Request
 
+_PIECE = 1 << 16
 _LISTING = Path("/proc/thread-self/net/ip_vs")
 
 
@@ -153,7 +154,18 @@ def read_listing() -> bytes:
     Raises:
         BackendError: it cannot be read: ``ip_vs`` is not loaded.
     """
+    return b"".join(listing_pieces())
+
+
+def listing_pieces() -> Iterator[bytes]:
+    """The same, piece by piece.
+
+    Raises:
+        BackendError: as above.
+    """
     try:
-        return _LISTING.read_bytes()
+        with _LISTING.open("rb", buffering=0) as file:
+            while piece := file.read(_PIECE):
+                yield piece
     except OSError as error:
         raise failed(f"read {_LISTING}", error) from error

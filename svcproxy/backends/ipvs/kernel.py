@@ -1,11 +1,12 @@
 """The parts of the kernel that IPVS mode uses, in this network namespace, as one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from hashlib import blake2b
+from typing import NamedTuple
 
 from svcproxy.backends.ipvs import procfile
-from svcproxy.backends.ipvs.connection import Ipvs, read_listing
+from svcproxy.backends.ipvs.connection import Ipvs, listing_pieces, read_listing
 from svcproxy.backends.ipvs.ipset import Sets
 from svcproxy.backends.ipvs.links import Links
 from svcproxy.backends.ipvs.naming import SETS
@@ -24,9 +25,20 @@ from svcproxy.backends.ipvs.values import (
     SetKind,
     VirtualServerKey,
 )
-from svcproxy.backends.xtables.commands import Iptables
+from svcproxy.backends.xtables.commands import Iptables, Variant
+from svcproxy.backends.xtables.fingerprint import sizes as table_sizes
+from svcproxy.backends.xtables.generation import generation
 from svcproxy.backends.xtables.ruleset import TABLES
 from svcproxy.backends.xtables.savefile import parse
+
+
+class Fingerprint(NamedTuple):
+    """What tells that something has changed: digests of virtual servers and rules, and counts."""
+
+    servers: bytes
+    rules: bytes
+    set_sizes: tuple[tuple[str, int], ...]
+    addresses: tuple[tuple[tuple[int, int], int], ...]
 
 
 class IpvsKernel:
@@ -44,46 +56,59 @@ class IpvsKernel:
         self.ipvs = Ipvs(programs.family)
         self.sets = Sets(programs.family)
         self.links = Links(programs.family)
+        self._rules: tuple[bytes | None, bytes] = None, b""
 
     @property
     def sent(self) -> int:
         """How many netlink messages have been sent."""
         return self.ipvs.sent + self.sets.sent + self.links.sent
 
-    def read(self) -> tuple[Observed, Addresses, bytes]:
-        """Read everything; the last of the three is its fingerprint.
+    def read(self) -> tuple[Observed, Addresses, Fingerprint]:
+        """Read everything; the last of the three tells whether it has changed since.
 
         Raises:
             BackendError: something could not be read.
         """
         addresses = self.links.read()
+        known = self._version_of_rules()
         listing, rules = read_listing(), self._programs.save(*TABLES)
+        self._rules = known, _digest(rules)
         real = procfile.parse(listing, self._family)
         # The two lists are not of the same moment; what only one has is as good as not there.
         servers = {k: s for k, s in self.ipvs.virtual_servers().items() if k in real}
         sets = self._sets()
         observed = Observed(parse(rules), servers, real, sets, addresses.bound)
         sizes = {name: len(entries) for name, (_, entries) in sets.items()}
-        return observed, addresses, self._fingerprint(listing, rules, sizes)
+        return observed, addresses, self._fingerprint((listing,), sizes)
 
-    def fingerprint(self) -> bytes:
+    def fingerprint(self, *, servers: bool) -> Fingerprint:
         """What changes when anybody changes something, made from less than ``read`` needs.
+
+        Args:
+            servers: whether to look at virtual servers, which costs more than all else.
 
         Raises:
             BackendError: something could not be read.
         """
         headers = self.sets.headers()
         sizes = {name: h.elements for name, h in headers.items() if name in SETS[self._family]}
-        rules = self._programs.save(*TABLES)
-        return self._fingerprint(read_listing(), rules, sizes)
+        version = self._version_of_rules()
+        if version is None or version != self._rules[0]:
+            # Perhaps only others' rules have changed, or the kernel does not tell.
+            self._rules = version, _digest(self._programs.save(*TABLES))
+        return self._fingerprint(listing_pieces() if servers else (), sizes)
 
-    def _fingerprint(self, listing: bytes, rules: str, sizes: Mapping[str, int]) -> bytes:
-        text = "\n".join(line for line in rules.split("\n") if not line.startswith(("#", ":")))
-        digest = blake2b(procfile.fingerprint(listing, self._family), digest_size=16)
-        digest.update(text.encode())
-        counts = self.links.count()
-        digest.update(repr((sorted(sizes.items()), sorted(counts.items()))).encode())
-        return digest.digest()
+    def _version_of_rules(self) -> bytes | None:
+        """What hardly stays the same when rules change; ``None`` if the kernel does not tell."""
+        if self._programs.variant is Variant.LEGACY:
+            return table_sizes(self._family)
+        number = generation()
+        return None if number is None else str(number).encode()
+
+    def _fingerprint(self, listing: Iterable[bytes], sizes: Mapping[str, int]) -> Fingerprint:
+        servers = procfile.fingerprint(listing, self._family)
+        counts = tuple(sorted(self.links.count().items()))
+        return Fingerprint(servers, self._rules[1], tuple(sorted(sizes.items())), counts)
 
     def _sets(self) -> dict[str, tuple[SetKind, AbstractSet[SetEntry]]]:
         found: dict[str, tuple[SetKind, AbstractSet[SetEntry]]] = {}
@@ -116,3 +141,9 @@ class IpvsKernel:
     def connections(self, key: VirtualServerKey) -> Mapping[RealServerKey, Connections]:
         """The connections of each real server of a virtual server."""
         return {real: found for real, (_, found) in self.ipvs.real_servers(key).items()}
+
+
+def _digest(rules: str) -> bytes:
+    """Of all rules, but neither of comments nor of counters of chains."""
+    text = "\n".join(line for line in rules.split("\n") if not line.startswith(("#", ":")))
+    return blake2b(text.encode(), digest_size=16).digest()

@@ -9,7 +9,9 @@ netlink dump of the virtual servers. The format is the one of Linux 6.1 and the 
     TCP  [fd00:0010:0000:0000:0000:0000:0000:0001]:0050 rr
 """
 
+import itertools
 import re
+from collections.abc import Iterable
 from hashlib import blake2b
 
 from svcproxy.backends.ipvs.values import RealServerKey, VirtualServerKey
@@ -59,9 +61,21 @@ def parse(listing: bytes, family: IPFamily) -> RealServersByKey:
     return found
 
 
-def fingerprint(listing: bytes, family: IPFamily) -> bytes:
-    """A digest of a family's part that connections do not change, but everything else does."""
-    return blake2b(b"\n".join(_STABLE[family].findall(listing)), digest_size=16).digest()
+def fingerprint(pieces: Iterable[bytes], family: IPFamily) -> bytes:
+    """A digest of a family's part that connections do not change, but everything else does.
+
+    It takes the file as it is read, for as a whole it is large and not needed.
+    """
+    digest = blake2b(digest_size=16)
+    rest = b""
+    for piece in itertools.chain(pieces, (b"\n",)):
+        lines, newline, rest_of_piece = piece.rpartition(b"\n")
+        if newline:
+            for line in _STABLE[family].findall(rest + lines):
+                digest.update(line)
+            rest = b""
+        rest += rest_of_piece
+    return digest.digest()
 
 
 def _target(written: bytes) -> tuple[str, int]:
