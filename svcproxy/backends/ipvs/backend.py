@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -73,7 +74,8 @@ class IpvsBackend:
         self._open: tuple[IpvsKernel, Executor] | None = None
         self._look_at = 0.0
         self._found: Fingerprint | None = None
-        self._right: Fingerprint | None = None
+        self._right: tuple[Fingerprint, Counter[str]] | None = None
+        self._exact = False
         self._told: dict[ServicePortName, str] = {}
 
     @property
@@ -122,12 +124,30 @@ class IpvsBackend:
         """Whether nobody else has changed anything since it was found to be right."""
         if self._right is None:
             return False
-        servers = bool(self._planner.sizes.get("virtual_servers") or self._planner.lingering)
+        counts = self._counts()
         try:
-            found = self._kernel.fingerprint(servers=servers)
+            found = self._kernel.fingerprint(servers=bool(counts["virtual_servers"]))
         except BackendError:
             return False
-        return found == (self._right if servers else self._right._replace(servers=found.servers))
+        right, former = self._right
+        if not counts["virtual_servers"]:
+            right = right._replace(servers=found.servers)
+        if self._exact:
+            return found == right
+        # We have changed servers, entries and addresses since. Nobody else has if there is as
+        # much more or less of each as there should be; the loop makes up for what hides in that.
+        if found.rules != right.rules or _grown(found.counts, right.counts) != _grown(
+            counts, former
+        ):
+            return False
+        self._right, self._exact = (found, counts), True
+        return True
+
+    def _counts(self) -> Counter[str]:
+        """How much the kernel should hold."""
+        counts = self._planner.counts
+        counts["real_servers"] += self._termination.number
+        return counts
 
     def read(self) -> Observed:
         """Read everything that may be ours, and the node's addresses."""
@@ -156,8 +176,7 @@ class IpvsBackend:
         now, before = self._clock(), self._kernel.sent
         done = self._executor.apply(plan, now)
         self._look_at = now + (self._termination.pause() or 0.0)
-        # What was read is right if nothing had to be changed.
-        self._right, self._found = (None if done.operations else self._found), None
+        self._note(done, compared=plan.compared)
         self._report(done)
         operations = {kind: count for kind, count in done.operations.items() if count}
         if operations:
@@ -173,12 +192,23 @@ class IpvsBackend:
         if now < self._look_at:
             return self._look_at - now
         done = self._executor.tend(now)
-        if done.operations:
-            self._right = None
+        self._note(done, compared=False)
         self._report(done)
         pause = self._termination.pause()
         self._look_at = now + (pause or 0.0)
         return pause
+
+    def _note(self, done: Done, *, compared: bool) -> None:
+        """Keep what is known of the kernel in step with what has been done."""
+        if compared:
+            # What was read is right if nothing had to be changed.
+            right = self._found if not done.operations else None
+            self._right = right and (right, self._counts())
+            self._exact, self._found = True, None
+        elif done.failures or done.unscheduled or done.operations["restore"]:
+            self._right = None
+        elif done.operations:
+            self._exact = False
 
     def clean_up(self) -> None:
         """Remove what is a Service's, ours or kube-proxy's: virtual servers, rules and ipsets."""
@@ -242,6 +272,12 @@ class IpvsBackend:
         if unknown:
             return f"{FLAGS}: {name} has no {', '.join(unknown)}"
         return ""
+
+
+def _grown(now: Counter[str], before: Counter[str]) -> dict[str, int]:
+    """How much more there is of what than before."""
+    grown = {name: now[name] - before[name] for name in now.keys() | before.keys()}
+    return {name: number for name, number in grown.items() if number}
 
 
 def _named(key: tuple[object, ...]) -> str:

@@ -1,5 +1,6 @@
 """The parts of the kernel that IPVS mode uses, in this network namespace, as one."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from hashlib import blake2b
@@ -35,10 +36,22 @@ from svcproxy.backends.xtables.savefile import parse
 class Fingerprint(NamedTuple):
     """What tells that something has changed: digests of virtual servers and rules, and counts."""
 
-    servers: bytes
+    servers: procfile.ServersFingerprint
     rules: bytes
     set_sizes: tuple[tuple[str, int], ...]
     addresses: tuple[tuple[tuple[int, int], int], ...]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How much there is of everything, as the planner counts it."""
+        return Counter(
+            {
+                "virtual_servers": self.servers.virtual,
+                "real_servers": self.servers.real,
+                "addresses": sum(number for _, number in self.addresses),
+                **dict(self.set_sizes),
+            }
+        )
 
 
 class IpvsKernel:

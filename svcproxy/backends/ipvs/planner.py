@@ -68,6 +68,18 @@ class Planner:
         """How much the kernel holds, by kind."""
         return dict(self._sizes)
 
+    @property
+    def counts(self) -> Counter[str]:
+        """How much of what can be counted the kernel should hold, but for draining real servers.
+
+        Sets go by their names.
+        """
+        counts = Counter(name for name, _ in self._claims.entries)
+        counts["virtual_servers"] = self._sizes["virtual_servers"] + len(self._lingering)
+        counts["real_servers"] = self._sizes["real_servers"]
+        counts["addresses"] = len(self._claims.addresses)
+        return counts
+
     def layout(self, name: ServicePortName) -> PortState:
         """What a port means at present; nothing if there is no such port."""
         port = self._ports.get(name)

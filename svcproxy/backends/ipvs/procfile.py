@@ -13,6 +13,7 @@ import itertools
 import re
 from collections.abc import Iterable
 from hashlib import blake2b
+from typing import NamedTuple
 
 from svcproxy.backends.ipvs.values import RealServerKey, VirtualServerKey
 from svcproxy.model.names import IPFamily, Protocol
@@ -61,21 +62,33 @@ def parse(listing: bytes, family: IPFamily) -> RealServersByKey:
     return found
 
 
-def fingerprint(pieces: Iterable[bytes], family: IPFamily) -> bytes:
+class ServersFingerprint(NamedTuple):
+    """A digest of virtual and real servers, and how many there are of both."""
+
+    digest: bytes
+    virtual: int
+    real: int
+
+
+def fingerprint(pieces: Iterable[bytes], family: IPFamily) -> ServersFingerprint:
     """A digest of a family's part that connections do not change, but everything else does.
 
     It takes the file as it is read, for as a whole it is large and not needed.
     """
     digest = blake2b(digest_size=16)
+    virtual = real = 0
     rest = b""
     for piece in itertools.chain(pieces, (b"\n",)):
         lines, newline, rest_of_piece = piece.rpartition(b"\n")
         if newline:
-            for line in _STABLE[family].findall(rest + lines):
-                digest.update(line)
+            found = _STABLE[family].findall(rest + lines)
+            text_of_all = b"".join(found)
+            digest.update(text_of_all)
+            arrows = text_of_all.count(b"  -> ")
+            virtual, real = virtual + len(found) - arrows, real + arrows
             rest = b""
         rest += rest_of_piece
-    return digest.digest()
+    return ServersFingerprint(digest.digest(), virtual, real)
 
 
 def _target(written: bytes) -> tuple[str, int]:
