@@ -15,12 +15,14 @@ from svcproxy.backends.ipvs.operations import (
     CreateSet,
     DeleteRealServer,
     DeleteVirtualServer,
+    DestroySet,
     Failure,
     RemoveEntries,
     ServerOperation,
     SetOperation,
     SetRealServer,
     SetVirtualServer,
+    SwapSets,
 )
 from svcproxy.backends.ipvs.plan import Observed
 from svcproxy.backends.ipvs.values import (
@@ -64,7 +66,13 @@ class IpvsKernel:
                     self.tables.create_sets([name])
                 case AddEntries(name, _, entries):
                     assert not self.sets[name][1] & set(entries), "already there"
-                    self.sets[name][1].update(entries)
+                    kind, present = self.sets[name]
+                    present.update(entries)
+                    assert not kind.maximum or len(present) <= kind.maximum, "full"
+                case SwapSets(name, other):
+                    self.sets[name], self.sets[other] = self.sets[other], self.sets[name]
+                case DestroySet(name):
+                    self.sets.pop(name, None)
                 case RemoveEntries(name, _, entries):
                     assert self.sets[name][1] >= set(entries), "not there"
                     self.sets[name][1].difference_update(entries)

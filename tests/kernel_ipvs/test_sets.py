@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from svcproxy.backends.ipvs.enough import substitution
 from svcproxy.backends.ipvs.ipset import Sets
+from svcproxy.backends.ipvs.naming import SUBSTITUTES
 from svcproxy.backends.ipvs.operations import (
     AddEntries,
     CreateSet,
@@ -142,6 +144,27 @@ def test_swapped_sets_keep_their_names(namespace: NetNS, sets: Sets, address: Ad
     assert sets.execute(done) == []
     assert sets.entries("S", bigger) == set(two)
     assert {name: h.kind for name, h in sets.headers().items()} == {"S": bigger}
+
+
+@pytest.mark.parametrize("made", [("maxelem", "2"), ("timeout", "60"), ("comment",)])
+def test_a_set_that_rules_name_is_replaced(
+    alone: NetNS, family: IPFamily, address: Address, made: tuple[str, ...]
+) -> None:
+    sets = alone.call(lambda: Sets(family))
+    kube_proxy_s, number = "KUBE-CLUSTER-IP", 100
+    inet = "inet6" if family is IPFamily.IPV6 else "inet"
+    alone.run("ipset", "create", kube_proxy_s, "hash:ip,port", "family", inet, *made)
+    tool = "ip6tables-legacy" if family is IPFamily.IPV6 else "iptables-legacy"
+    match = ("-m", "set", "--match-set", kube_proxy_s, "dst,dst", "-j", "ACCEPT")
+    alone.run(tool, "-A", "OUTPUT", *match)
+    entries, kind = numbered(address, 1, number), SetKind("hash:ip,port")
+    for _ in range(2):  # also if it was killed before, and left half of it
+        failures = sets.execute(list(substitution(kube_proxy_s, kind, entries, family)))
+        assert failures == []
+        sets.execute([CreateSet(SUBSTITUTES[family], SetKind("hash:ip"))])
+    assert sets.headers()[kube_proxy_s] == (kind, len(entries), 1)
+    assert sets.entries(kube_proxy_s, kind) == set(entries)
+    sets.close()
 
 
 def numbered(address: Address, first: int, end: int) -> tuple[SetEntry, ...]:

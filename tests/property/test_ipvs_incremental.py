@@ -15,6 +15,7 @@ from svcproxy.backends.base import Desired
 from svcproxy.backends.ipvs.chains import LISTS
 from svcproxy.backends.ipvs.execute import Executor
 from svcproxy.backends.ipvs.naming import SETS
+from svcproxy.backends.ipvs.operations import CreateSet
 from svcproxy.backends.ipvs.plan import Plan
 from svcproxy.backends.ipvs.planner import Planner
 from svcproxy.backends.ipvs.settings import IpvsSettings
@@ -60,9 +61,9 @@ class Machine:
 
     def sync(self) -> None:
         changes = self.state.checkout()
-        plan = self.plan() if self._full else self.planner.plan_changes(changes.ports)
+        plan = None if self._full else self.planner.plan_changes(changes.ports)
         self._full = False
-        self.apply(plan)
+        self.apply(self.plan() if plan is None else plan)
 
     def tend(self, seconds: float) -> None:
         self.now += seconds
@@ -173,6 +174,30 @@ def test_a_restart_finds_what_drains(
 
 
 @COMMON
+@given(settings_values, events, st.integers(1, 5))
+def test_sets_grow_before_they_are_full(
+    options: IpvsSettings, events: list[Any], maximum: int
+) -> None:
+    small = IpvsKernel()
+    for name, kind in SETS[options.family].kinds.items():
+        room = kind.maximum and maximum
+        small.change_sets([CreateSet(name, kind._replace(maximum=room))])
+    machine = Machine(options, small)
+    machine.sync()
+    play(machine, [*events, SYNC])
+    machine.tend(61)
+    fresh = Machine(options)
+    fresh.state = deepcopy(machine.state)
+    fresh.sync()
+    entries, expected = (
+        {name: found for name, (_, found) in each.kernel.observed().sets.items()}
+        for each in (machine, fresh)
+    )
+    assert entries == expected
+    assert not machine.plan()
+
+
+@COMMON
 @given(settings_values, events, st.randoms(use_true_random=False))
 def test_damage_is_repaired(options: IpvsSettings, events: list[Any], random: Random) -> None:
     machine = Machine(options)
@@ -197,13 +222,20 @@ def damage(machine: Machine, random: Random) -> None:
                 kernel.real[key][RealServerKey("192.0.2.1", 1)] = 1
             case _:
                 kernel.real[key].clear()
-    for name in random.sample(SETS[machine.options.family], k=5):
-        entries = kernel.sets[name][1]
-        for entry in random.sample(sorted(entries), k=min(1, len(entries))):
-            entries.discard(entry)
+    damage_sets(machine, random)
     if kernel.bound:
         kernel.bound.discard(random.choice(sorted(kernel.bound)))
     for table, chains in kernel.tables.tables.items():
         for chain in random.sample(sorted(chains), k=3):
             assert table in LISTS
             chains[chain].clear()
+
+
+def damage_sets(machine: Machine, random: Random) -> None:
+    sets, kinds = machine.kernel.sets, SETS[machine.options.family].kinds
+    for name in random.sample(sorted(kinds), k=5):
+        entries = sets[name][1]
+        for entry in random.sample(sorted(entries), k=min(1, len(entries))):
+            entries.discard(entry)
+    made_otherwise = random.choice(sorted(kinds))
+    sets[made_otherwise] = kinds[made_otherwise]._replace(type=""), set()

@@ -126,6 +126,9 @@ _NAMES = SetNames(
 )
 _LONGEST = 31
 
+SUBSTITUTES = {IPFamily.IPV4: "KUBE-IPVS-NEW", IPFamily.IPV6: "KUBE-6-IPVS-NEW"}
+"""Sets that are filled in order to be swapped for another, and then destroyed."""
+
 SETS: Mapping[IPFamily, SetNames] = {
     IPFamily.IPV4: _NAMES,
     # A set holds one family only; kube-proxy names the other's so, and cuts what gets too long.

@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 
 import msgspec
 
-from svcproxy.backends.ipvs.operations import CreateSet, ServerOperation
+from svcproxy.backends.ipvs.operations import ServerOperation, SetOperation
 from svcproxy.backends.ipvs.values import (
     RealServerKey,
     RealServers,
@@ -39,13 +39,13 @@ class Observed(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct):
     """What is to be done, in parts that are carried out in the order of the fields.
 
-    ``serve`` makes virtual servers and gives real ones; ``node_ports`` does so at the node's own
+    ``create_sets`` makes sets, and substitutes for those that do not serve. ``serve`` makes virtual servers and gives real ones; ``node_ports`` does so at the node's own
     addresses, where they serve at once and therefore need the rules first. ``quiesce`` sets
     weights to 0; ``leaving`` are the real servers of which that makes draining ones, or which
     were found draining. ``delete`` removes what has no connections to finish.
     """
 
-    create_sets: list[CreateSet] = []
+    create_sets: list[SetOperation] = []
     enter: list[Entry] = []
     serve: list[ServerOperation] = []
     tables: dict[str, TablePlan] = {}

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from svcproxy.backends.base import Desired
 from svcproxy.backends.ipvs.compare import Target, changed, compare_table, serve, servers
+from svcproxy.backends.ipvs.enough import fits, room, roomy, substitution
 from svcproxy.backends.ipvs.layout import NOTHING, PortState, ServerTarget, layout, ports_taken
 from svcproxy.backends.ipvs.naming import SETS
 from svcproxy.backends.ipvs.operations import (
@@ -52,6 +53,9 @@ class Planner:
         self._claims = _Claims(Counter(), Counter())
         self._lingering: dict[VirtualServerKey, PortState] = {}
         self._sizes: Counter[str] = Counter()
+        self._room: dict[str, int] = {}
+        self._held: Counter[str] = Counter()
+        self._overfull = False
 
     @property
     def settings(self) -> IpvsSettings:
@@ -74,7 +78,7 @@ class Planner:
 
         Sets go by their names.
         """
-        counts = Counter(name for name, _ in self._claims.entries)
+        counts = +self._held
         counts["virtual_servers"] = self._sizes["virtual_servers"] + len(self._lingering)
         counts["real_servers"] = self._sizes["real_servers"]
         counts["addresses"] = len(self._claims.addresses)
@@ -160,11 +164,24 @@ class Planner:
         for name, entry in self._claims.entries:
             wanted[name].add(entry)
         for name, kind in SETS[self._settings.family].kinds.items():
-            if name not in observed.sets:
-                plan.create_sets.append(CreateSet(name, kind))
-            found = observed.sets[name][1] if name in observed.sets else frozenset()
-            plan.enter.extend((name, entry) for entry in sorted(wanted[name] - found))
+            present, found = observed.sets.get(name, (None, frozenset[SetEntry]()))
+            entries = wanted[name] | found
+            if present is not None and fits(present, kind, len(entries)):
+                plan.enter.extend((name, entry) for entry in sorted(wanted[name] - found))
+                self._room[name] = room(present)
+            else:
+                made = roomy(kind, len(entries))
+                self._room[name] = room(made)
+                if present is None:
+                    plan.create_sets.append(CreateSet(name, made))
+                    plan.enter.extend((name, entry) for entry in sorted(wanted[name]))
+                else:
+                    plan.create_sets.extend(
+                        substitution(name, made, sorted(entries), self._settings.family)
+                    )
             plan.leave.extend((name, entry) for entry in sorted(found - wanted[name]))
+        self._held = Counter(name for name, _ in self._claims.entries)
+        self._overfull = False
 
     def _compare_addresses(self, plan: Plan, observed: Observed) -> None:
         wanted = self._claims.addresses.keys()
@@ -175,8 +192,11 @@ class Planner:
 
     # --- What changed -------------------------------------------------------------------------
 
-    def plan_changes(self, ports: Mapping[ServicePortName, ServicePort | None]) -> Plan:
-        """Compute the difference that changed Service ports make."""
+    def plan_changes(self, ports: Mapping[ServicePortName, ServicePort | None]) -> Plan | None:
+        """Compute the difference that changed Service ports make.
+
+        ``None`` if a set would get too full: a comparison from scratch then makes a larger one.
+        """
         concerned = self._concerned(ports)
         old = [self.layout(name) for name in concerned]
         for name, port in ports.items():
@@ -200,7 +220,7 @@ class Planner:
         self._claim(plan, old, new)
         self._edit_rules(plan, old, new)
         self._count(former, wanted)
-        return plan
+        return None if self._overfull else plan
 
     def _concerned(
         self, ports: Mapping[ServicePortName, ServicePort | None]
@@ -238,6 +258,10 @@ class Planner:
         plan.unbind.extend(a for a in sorted(unbind) if not self._settings.is_excluded(a))
         plan.enter.extend(sorted(enter))
         plan.leave.extend(sorted(leave))
+        self._held.update(name for name, _ in enter)
+        # Until the old ones leave, there has to be room for both.
+        self._overfull = any(self._held[name] > most for name, most in self._room.items())
+        self._held.subtract(name for name, _ in leave)
 
     def _edit_rules(self, plan: Plan, old: Iterable[PortState], new: Iterable[PortState]) -> None:
         before = {rule for state in old for rule in state.rules}
