@@ -18,8 +18,8 @@ from svcproxy.backends.ipvs.operations import DeleteVirtualServer, DestroySet, F
 from svcproxy.backends.ipvs.values import DUMMY_INTERFACE
 from svcproxy.model.names import IPFamily
 
-_SERVERS = Path("/proc/net/ip_vs")
-_CONNECTIONS = Path("/proc/net/ip_vs_conn")
+_SERVERS = Path("/proc/thread-self/net/ip_vs")
+_CONNECTIONS = Path("/proc/thread-self/net/ip_vs_conn")
 _OVER = frozenset({"NONE", "TIME_WAIT", "CLOSE", "ERR!"})
 _NO_IPSET = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
@@ -66,7 +66,7 @@ def remove_servers(spared: Collection[str], *, now: bool) -> dict[str, int]:
     """
     if not _has_interface():
         return {}
-    if not now and _has_connections():
+    if not now and has_connections():
         raise BackendError(f"{DUMMY_INTERFACE} stays: connections still go through IPVS")
     deleted = 0
     if _SERVERS.exists():
@@ -118,8 +118,10 @@ def _named(failure: Failure) -> str:
             return str(operation)
 
 
-def _has_connections() -> bool:
-    """Whether TCP connections still go through virtual servers of this network namespace."""
+def has_connections() -> bool:
+    """Whether TCP connections still go through virtual servers at addresses that are ours."""
+    if not _has_interface():
+        return False
     try:
         lines = _CONNECTIONS.read_text(encoding="ascii", errors="replace").splitlines()[1:]
     except OSError:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from svcproxy.backends.base import BackendError
 from svcproxy.backends.iptables import sweep as iptables
 from svcproxy.backends.iptables.cleanup import User
+from svcproxy.backends.ipvs.naming import IPVS_FILTER
 from svcproxy.backends.nftables.connection import RefusedError
 from svcproxy.backends.nftables.ruleset import TABLE
 from svcproxy.backends.nftables.table import KernelTable
 from svcproxy.backends.xtables.commands import Variant
 from svcproxy.config import ProxyMode
-from svcproxy.leftovers.ipvs import destroy_sets, remove_servers
+from svcproxy.leftovers.ipvs import destroy_sets, has_connections, remove_servers
 from svcproxy.leftovers.names import IPVS_SETS, KUBE_PROXY_TABLE, is_affinity_set
 from svcproxy.leftovers.present import Present, Swept
 from svcproxy.model.names import IPFamily
@@ -25,11 +26,19 @@ Step = Callable[[Present], Mapping[str, int]]
 
 def sweep_family(present: Present, family: IPFamily) -> Swept:
     """Remove what others have left for one family: rules first, they carry traffic."""
+    spared = _spared(present)
+
+    def wait(_present: Present) -> Mapping[str, int]:
+        if spared:
+            raise BackendError(f"{', '.join(spared)} stays: connections still go through IPVS")
+        return {}
+
     return _run(
         present,
         [
-            *(_iptables(variant, family) for variant in Variant),
+            *(_iptables(variant, family, spared) for variant in Variant),
             lambda kept: _nftables(kept, family),
+            wait,
         ],
     )
 
@@ -60,8 +69,17 @@ def _run(present: Present, steps: list[Step]) -> Swept:
     return Swept(dict(removed), tuple(problems))
 
 
-def _iptables(variant: Variant, family: IPFamily) -> Step:
-    return lambda present: iptables.sweep(variant, family, _user_of(present, variant))
+def _iptables(variant: Variant, family: IPFamily, spared: tuple[str, ...]) -> Step:
+    return lambda present: iptables.sweep(variant, family, _user_of(present, variant), spared)
+
+
+def _spared(present: Present) -> tuple[str, ...]:
+    """The chain that keeps the node's own ports from being reached at addresses of Services.
+
+    It has to stay, with the ipsets that it names, as long as the node has those addresses.
+    """
+    leaving = present.mode not in {None, ProxyMode.IPVS}
+    return (IPVS_FILTER,) if leaving and has_connections() else ()
 
 
 def _user_of(present: Present, variant: Variant) -> User | None:
@@ -94,9 +112,11 @@ def _delete_table(family: IPFamily, name: str) -> bool:
 
 
 def _ipsets(present: Present) -> Mapping[str, int]:
+    waiting = bool(_spared(present))
+
     def is_doomed(name: str) -> bool:
         if name in IPVS_SETS:
-            return present.mode is not ProxyMode.IPVS
+            return present.mode is not ProxyMode.IPVS and not waiting
         return present.mode is not ProxyMode.IPTABLES and is_affinity_set(name)
 
     return {"set_destroyed": destroy_sets(is_doomed)}

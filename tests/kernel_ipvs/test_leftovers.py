@@ -7,7 +7,11 @@ import pytest
 
 from svcproxy.backends.base import BackendError
 from svcproxy.backends.ipvs.values import DUMMY_INTERFACE
+from svcproxy.config import ProxyMode
 from svcproxy.leftovers import ipvs as leftovers
+from svcproxy.leftovers.present import Present
+from svcproxy.leftovers.sweep import sweep_common, sweep_family
+from svcproxy.model.names import IPFamily
 from testbed.netns import NetNS
 
 SERVERS = ("10.96.0.1:80", "10.96.0.2:80", "[fd00:10:96::1]:80")
@@ -82,3 +86,37 @@ def test_cleanup_removes_it_and_the_rules(served: NetNS) -> None:
     assert servers(served) == []
     assert served.run("ipset", "list", "-n").stdout.split() == ["OTHERS"]
     assert "KUBE" not in served.run("iptables-legacy-save").stdout
+
+
+def test_what_guards_the_addresses_stays_as_long_as_they_do(
+    served: NetNS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_interface(served)
+    served.run("ipset", "create", "KUBE-IPVS-IPS", "hash:ip")
+    match = "-m set --match-set KUBE-IPVS-IPS dst -j REJECT"
+    rules = (
+        "*filter\n:KUBE-IPVS-FILTER - [0:0]\n:KUBE-FORWARD - [0:0]\n"
+        '-A INPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-FILTER\n'
+        f"-A KUBE-IPVS-FILTER {match}\nCOMMIT\n"
+    )
+    served.run("iptables-legacy-restore", "--noflush", stdin=rules)
+    listing = tmp_path / "ip_vs_conn"
+    listing.write_text("head\nTCP 0A000009 C350 0A600001 0050 0A000002 1F90 ESTABLISHED 899\n")
+    monkeypatch.setattr(leftovers, "_CONNECTIONS", listing)
+    present = Present(ProxyMode.NFTABLES)
+
+    def swept() -> list[str]:
+        parts = [served.call(lambda: sweep_family(present, IPFamily.IPV4))]
+        parts.append(served.call(lambda: sweep_common(present)))
+        return [problem for part in parts for problem in part.problems]
+
+    assert all("connections still go through IPVS" in problem for problem in swept())
+    saved = served.run("iptables-legacy-save", "-t", "filter").stdout
+    assert "KUBE-FORWARD" not in saved
+    assert "-j KUBE-IPVS-FILTER" in saved
+    assert "--match-set KUBE-IPVS-IPS" in saved
+    listing.write_text("head\n")
+    assert swept() == []
+    assert "KUBE" not in served.run("iptables-legacy-save").stdout
+    assert served.run("ipset", "list", "-n").stdout == ""
+    assert servers(served) == []

@@ -6,7 +6,7 @@ touched: KUBE-FIREWALL, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT and KUBE-MARK-DR
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 
 from svcproxy.backends.iptables import naming
@@ -71,7 +71,9 @@ _OWN_JUMPS: Mapping[User, frozenset[tuple[str, str, str]]] = {
 }
 
 
-def leftovers(tables: Saved, present: User | None = None) -> dict[str, TablePlan]:
+def leftovers(
+    tables: Saved, present: User | None = None, spared: Collection[str] = ()
+) -> dict[str, TablePlan]:
     """The plans, by table, that remove what nobody uses any more.
 
     A chain that a foreign rule leads to is emptied, not deleted; KUBE-MARK-MASQ keeps its rule
@@ -81,12 +83,17 @@ def leftovers(tables: Saved, present: User | None = None) -> dict[str, TablePlan
     Args:
         tables: what iptables-save gave for one variant and family.
         present: who uses this variant from now on, ``None`` for nobody.
+        spared: chains that stay for the time being, and what leads to them.
     """
-    return {table: _plan(table, tables[table], present) for table in SEARCHED if table in tables}
+    return {
+        table: _plan(table, tables[table], present, spared) for table in SEARCHED if table in tables
+    }
 
 
-def _plan(table: str, found: Mapping[str, Rules], present: User | None) -> TablePlan:
-    doomed = {chain for chain in found if _is_doomed(table, chain, present)}
+def _plan(
+    table: str, found: Mapping[str, Rules], present: User | None, spared: Collection[str]
+) -> TablePlan:
+    doomed = {c for c in found if c not in spared and _is_doomed(table, c, present)}
     remove: list[tuple[str, str]] = []
     held: set[str] = set()
     for chain, rules in found.items():

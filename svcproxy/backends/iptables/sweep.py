@@ -3,6 +3,8 @@
 Legacy tables are looked at only if they exist: looking would create them.
 """
 
+from collections.abc import Collection
+
 from svcproxy.backends.base import BackendError, BackendUnavailable
 from svcproxy.backends.iptables.cleanup import SEARCHED, User, inputs, leftovers
 from svcproxy.backends.xtables.commands import Iptables, Variant
@@ -12,13 +14,19 @@ from svcproxy.backends.xtables.variant import legacy_tables
 from svcproxy.model.names import IPFamily
 
 
-def sweep(variant: Variant, family: IPFamily, present: User | None = None) -> dict[str, int]:
+def sweep(
+    variant: Variant,
+    family: IPFamily,
+    present: User | None = None,
+    spared: Collection[str] = (),
+) -> dict[str, int]:
     """Remove what nobody uses from one variant's tables of one family.
 
     Args:
         variant: whose tables.
         family: of which family.
         present: who uses them from now on, ``None`` for nobody.
+        spared: chains that stay for the time being.
 
     Returns:
         How many chains and jumps went, by kind; empty if there was nothing.
@@ -37,7 +45,7 @@ def sweep(variant: Variant, family: IPFamily, present: User | None = None) -> di
         raise BackendError(str(error)) from error
     found = parse(programs.save(*tables))
     removed = {"chain_deleted": 0, "jump_deleted": 0}
-    for table, plan in leftovers(found, present).items():
+    for table, plan in leftovers(found, present, spared).items():
         for text in inputs(plan, table, pieces=variant is Variant.NFT):
             programs.restore(text)
         removed["chain_deleted"] += len(plan.delete)

@@ -12,8 +12,8 @@ from svcproxy.model.names import IPFamily
 
 _HINTS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
 _LEGACY_TABLES = {
-    IPFamily.IPV4: Path("/proc/net/ip_tables_names"),
-    IPFamily.IPV6: Path("/proc/net/ip6_tables_names"),
+    IPFamily.IPV4: Path("/proc/thread-self/net/ip_tables_names"),
+    IPFamily.IPV6: Path("/proc/thread-self/net/ip6_tables_names"),
 }
 
 
