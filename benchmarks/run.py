@@ -40,7 +40,8 @@ settings. For every size and variant, in a fresh cluster:
   change       its one endpoint moves between two pods; from the API server's event until the
                other pod answers through the cluster IP; then once more while endpoints of other
                Services change all the time
-  endurance    very many endpoints change as fast as possible; what that does to memory
+  endurance    very many endpoints change as fast as possible; what that does to memory, from
+               the moment at which every Service has been changed, most of them several times
   connections  to random Services, and to pods by their own addresses for comparison
   idle         CPU time while nothing changes; has one periodic comparison in it
   restart      from the start of the process, with the rules there, to the end of its first sync
@@ -213,7 +214,7 @@ def _report(arguments: argparse.Namespace) -> Report:
 
 def _for_guest(arguments: Sequence[str]) -> list[str]:
     """The command line without what the guest is told anyway."""
-    told = ("--modes", "--output", "--growth", "--variants", "--sizes", "--endurance")
+    told = ("--modes", "--output", "--growth", "--variants", "--sizes", "--endurance", "--starts")
     return _without(arguments, *told)
 
 

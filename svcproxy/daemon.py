@@ -22,7 +22,14 @@ from svcproxy.leftovers.present import Present, report
 from svcproxy.leftovers.sweeper import Sweeper
 from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import Node
-from svcproxy.modes import AnyBackend, Mode, followed_kinds, make_mode, node_address
+from svcproxy.modes import (
+    AnyBackend,
+    Mode,
+    followed_kinds,
+    longest_pause,
+    make_mode,
+    node_address,
+)
 from svcproxy.node.setup import NodeParameters
 from svcproxy.observe import log as logging
 from svcproxy.observe.health import HealthState
@@ -232,7 +239,12 @@ def _loop(shared: _Shared, backend: AnyBackend, settle: Follower) -> FamilyLoop[
     return FamilyLoop(
         backend,
         DesiredState(family, shared.node_name, external_ips=config.allows_external_ips),
-        Schedule(config.min_sync_period, config.sync_period, adaptive=config.adapts_sync_pause),
+        Schedule(
+            config.min_sync_period,
+            config.sync_period,
+            adaptive=config.adapts_sync_pause,
+            longest_pause=longest_pause(config.proxy_mode),
+        ),
         Reporter(family, shared.metrics, shared.health, shared.events),
         followers=(
             flow_cleaner(StaleFlows(family), family, shared.metrics),

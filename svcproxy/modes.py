@@ -3,6 +3,7 @@
 The only place that maps modes to backends; each backend's modules are loaded only if it is used.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -53,6 +54,16 @@ def followed_kinds(mode: ProxyMode) -> frozenset[Kind]:
     if mode is ProxyMode.NFTABLES:
         return REQUIRED_KINDS | {Kind.SERVICE_CIDR}
     return REQUIRED_KINDS
+
+
+def longest_pause(mode: ProxyMode) -> float:
+    """The seconds after which a sync may follow a long one, in a storm of changes.
+
+    In nftables mode each change has its price, and waiting makes none cheaper: it makes batches
+    larger, until half of the cluster and the memory for it are in one. In the other modes a sync
+    has a price of its own, and iptables a lock that others wait for.
+    """
+    return 0.05 if mode is ProxyMode.NFTABLES else math.inf
 
 
 def make_mode(config: Config) -> Mode:

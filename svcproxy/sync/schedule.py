@@ -1,5 +1,7 @@
 """When to sync, and how thoroughly. No clock: the caller says what time it is."""
 
+import math
+
 
 class Schedule:
     """Decides when the next sync is due.
@@ -7,7 +9,7 @@ class Schedule:
     A lone change is synced at once; while changes keep coming, syncs begin a pause after the end
     of the previous one and carry all that came meanwhile. The pause is ``min_interval`` (as with
     kube-proxy's ``BoundedFrequencyRunner``); if ``adaptive``, it is as long as the previous sync
-    took and at most ``min_interval``: syncs of a millisecond then follow each other closely, and
+    took and at most ``min_interval`` and ``longest_pause``: syncs of a millisecond then follow each other closely, and
     however long they take, they leave the processor alone for half of the time. Every ``period`` the kernel is compared from
     scratch, which repairs what others changed. After a failure the comparison from scratch is
     retried after 1 s, 2 s, 4 s and so on up to ``period``; changes that come in between wait,
@@ -30,10 +32,18 @@ class Schedule:
     SHORTEST_PAUSE = 0.002
     """What comes within this time of an adaptive schedule's sync goes out together."""
 
-    def __init__(self, min_interval: float, period: float, *, adaptive: bool = False) -> None:
+    def __init__(
+        self,
+        min_interval: float,
+        period: float,
+        *,
+        adaptive: bool = False,
+        longest_pause: float = math.inf,
+    ) -> None:
         self._min_interval = min_interval
         self._period = period
         self._adaptive = adaptive
+        self._longest_pause = longest_pause
         self._pause = min_interval
         self._requested = True
         self._failures = 0
@@ -109,7 +119,8 @@ class Schedule:
             self._note_comparison(now, found=found)
         self._ended = now
         if self._adaptive:
-            self._pause = min(max(took, self.SHORTEST_PAUSE), self._min_interval)
+            self._pause = max(took, self.SHORTEST_PAUSE)
+            self._pause = min(self._pause, self._longest_pause, self._min_interval)
         self._requested = False
         self._failures = 0
 

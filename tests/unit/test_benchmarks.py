@@ -294,8 +294,8 @@ class TestCommands:
             run._kernels(["iptables"], "new")
 
     def test_the_guest_is_told_all_but_where_and_what(self) -> None:
-        given = ["--sizes", "1000x5", "--modes", "ipvs", "--output=x", "--starts", "1"]
-        assert run._for_guest(given) == ["--starts", "1"]
+        given = ["--sizes", "1000x5", "--modes", "ipvs", "--output=x", "--changes", "9"]
+        assert run._for_guest(given) == ["--changes", "9"]
 
     def test_a_guest_gets_what_its_processes_can_hold(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -91,6 +91,14 @@ def test_an_adaptive_pause_is_as_long_as_the_sync_was() -> None:
         assert schedule.due() == 100.0 + pause
 
 
+def test_an_adaptive_pause_ends_where_waiting_spares_nothing() -> None:
+    schedule = Schedule(1.0, 30.0, adaptive=True, longest_pause=0.25)
+    for took, pause in ((0.125, 0.125), (3.0, 0.25)):
+        schedule.succeeded(100.0, compared=True, took=took)
+        schedule.request()
+        assert schedule.due() == 100.0 + pause
+
+
 def test_an_adaptive_pause_never_exceeds_a_minimum_of_nothing() -> None:
     schedule = Schedule(0.0, 30.0, adaptive=True)
     schedule.succeeded(100.0, compared=True, took=0.5)
