@@ -83,8 +83,7 @@ def run(config: Config, warnings: Sequence[str] = (), file: bytes = b"") -> int:
         log.info("prepared", effect="svcproxy now runs with CAP_NET_ADMIN and CAP_NET_RAW alone")
         return 0
     stop = Stop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop.on(signal.SIGTERM, signal.SIGINT)
     node_name = config.hostname_override or socket.gethostname().lower()
     log.info("starting", version=__version__, mode=config.proxy_mode, node=node_name)
     with _Running() as running:

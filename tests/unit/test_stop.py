@@ -1,9 +1,11 @@
 """The wish to stop."""
 
 import os
+import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -11,18 +13,27 @@ from typing import Any
 import pytest
 
 from svcproxy.stop import Stop
+from testbed.waiting import eventually
 
 
 @pytest.fixture
 def stop() -> Iterator[Stop]:
+    before = signal.getsignal(signal.SIGUSR1)
     made = Stop()
-    before = signal.signal(signal.SIGUSR1, lambda *_: made.set())
+    made.on(signal.SIGUSR1)
     yield made
+    made.close()
     signal.signal(signal.SIGUSR1, before)
 
 
 def test_nothing_is_wished_at_first(stop: Stop) -> None:
     assert not stop.wait(0.01)
+
+
+def test_the_wish_need_not_be_a_signal(stop: Stop) -> None:
+    for _ in range(10_000):
+        stop.set()
+    assert stop.wait()
 
 
 def test_a_signal_ends_a_wait_and_all_later_ones(stop: Stop) -> None:
@@ -49,3 +60,32 @@ def test_a_signal_may_come_at_any_point_of_a_wait(stop: Stop) -> None:
     finally:
         sys.settrace(None)
     assert lines
+
+
+@pytest.mark.timeout(60)
+def test_a_signal_may_come_between_the_last_look_for_signals_and_the_wait() -> None:
+    """No line of Python is run there; so many processes are stopped at about that moment."""
+    chance = random.Random(1)
+    for _ in range(300):
+        ready, tell = os.pipe()
+        child = os.fork()
+        if child == 0:
+            stop = Stop()
+            stop.on(signal.SIGUSR1)
+            os.write(tell, b"!")
+            stop.wait()
+            os._exit(0)
+        os.read(ready, 1)
+        until = time.perf_counter() + chance.uniform(0, 100e-6)
+        while time.perf_counter() < until:
+            pass
+        os.kill(child, signal.SIGUSR1)
+        try:
+            eventually(lambda: os.waitpid(child, os.WNOHANG) == (child, 0), "its end", every=0.001)  # noqa: B023
+        except AssertionError:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise
+        finally:
+            os.close(ready)
+            os.close(tell)
