@@ -62,6 +62,8 @@ class Daemon:
     ) -> None:
         self.node = node
         self.program: Sequence[str] = PROGRAM
+        self.may_be_forked = True
+        """From a process that has loaded it already, where the start of a program takes long."""
         self.flags: dict[str, str | None] = {**default_flags(node.name)}
         if manifests is not None:
             self.flags["manifests"] = str(manifests)
@@ -119,8 +121,7 @@ class Daemon:
             os.close(handle)
             self._log = Path(name)
         with self._log.open("ab") as log:
-            if self.program == PROGRAM and uml.inside():
-                # A program's start takes seconds there.
+            if self.may_be_forked and self.program == PROGRAM and uml.inside():
                 self._process = daemons().start(self._arguments, self.node.netns, [log.fileno()])
             else:
                 self._process = self.node.netns.popen(self.command, output=log.fileno())
