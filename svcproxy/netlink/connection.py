@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterable, Iterator
+from struct import Struct
 from typing import NamedTuple
 
 from svcproxy.netlink.messages import (
@@ -25,7 +26,7 @@ GENERIC, ROUTE, NETFILTER = 16, 0, 12
 _SOL_NETLINK, _CAP_ACK = 270, 10
 _RCVBUFFORCE = 33
 _RECEIVE_BUFFER = 4 << 20
-_PATIENCE_SECONDS = 30.0
+_PATIENCE = Struct("@ll").pack(30, 0)  # struct timeval
 _ATTEMPTS = 5
 _LARGEST_ANSWER = 256 << 10
 """Bytes; ipset answers a failing message with all of it."""
@@ -71,7 +72,9 @@ class Connection:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
         )
         self._socket.bind((0, 0))
-        self._socket.settimeout(_PATIENCE_SECONDS)
+        # The kernel's own time-outs: Python's cost a poll for each call, and the time twice.
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, _PATIENCE)
         self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
         with contextlib.suppress(PermissionError):
             self._socket.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _RECEIVE_BUFFER)
