@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from svcproxy.backends.base import Desired
+from svcproxy.backends.iptables.settings import IptablesSettings
+from svcproxy.backends.ipvs import naming
 from svcproxy.backends.ipvs.chains import LISTS
 from svcproxy.backends.ipvs.execute import Executor
 from svcproxy.backends.ipvs.naming import SETS
@@ -22,11 +24,13 @@ from svcproxy.backends.ipvs.settings import IpvsSettings
 from svcproxy.backends.ipvs.termination import Termination
 from svcproxy.backends.ipvs.values import RealServerKey
 from svcproxy.backends.settings import LocalTraffic
+from svcproxy.backends.xtables.ruleset import NAT
 from svcproxy.model.names import IPFamily
 from svcproxy.state.desired import DesiredState
 from tests.fakes.ipvs_kernel import IpvsKernel
 from tests.property.machines import feed
 from tests.property.strategies import NODE, SYNC, events
+from tests.property.test_iptables_incremental import Tables
 
 ADDRESSES = {
     IPFamily.IPV4: ("192.168.50.1", "203.0.113.2"),
@@ -208,6 +212,42 @@ def test_damage_is_repaired(options: IpvsSettings, events: list[Any], random: Ra
     machine.apply(machine.plan())
     assert machine.contents() == before
     assert not machine.plan()
+
+
+class TakingOver(IpvsKernel):
+    """A kernel in which iptables mode's rules serve until IPVS does, whenever one looks."""
+
+    def __init__(self, former: Tables, wanted: IpvsKernel) -> None:
+        super().__init__()
+        self.tables = deepcopy(former.kernel)
+        self._dispatch = list(self.tables.tables[NAT][naming.SERVICES])
+        self._wanted = wanted
+        self.took_over = False
+
+    def restore(self, text: str) -> None:
+        super().restore(text)
+        if self.tables.tables[NAT][naming.SERVICES] != self._dispatch:
+            assert self.bound == self._wanted.bound
+            assert self.real == self._wanted.real
+            self.took_over = True
+
+
+@COMMON
+@given(settings_values, events)
+def test_taking_over_from_iptables_mode(options: IpvsSettings, events: list[Any]) -> None:
+    former, fresh = Tables(IptablesSettings(family=options.family)), Machine(options)
+    for event in events:
+        if event != SYNC:
+            former.take(event)
+            feed(fresh.state, event)
+    former.sync()
+    fresh.sync()
+    kernel = TakingOver(former, fresh.kernel)
+    machine = Machine(options, kernel)
+    machine.state = fresh.state
+    machine.sync()
+    assert kernel.took_over
+    assert not machine.plan(), "a comparison finds something to do"
 
 
 def damage(machine: Machine, random: Random) -> None:

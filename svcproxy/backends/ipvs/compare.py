@@ -104,6 +104,28 @@ def compare_table(table: str, chains: Mapping[str, Rules], found: Mapping[str, R
     )
 
 
+def handed_over(
+    plan: TablePlan, chains: Mapping[str, Rules], found: Mapping[str, Rules]
+) -> dict[str, TablePlan]:
+    """Take from nat's plan what ends the serving by iptables mode's rules, to be done later.
+
+    Both modes have KUBE-SERVICES. Between the end of iptables mode's rules in it and the addresses
+    on ``kube-ipvs0``, a packet for a cluster IP would be nobody's, and be routed away. While those
+    rules are there, it does not matter that the addresses are, too: DNAT comes first.
+
+    Args:
+        plan: the plan for nat.
+        chains: nat as it should be.
+        found: nat as it is.
+    """
+    if naming.SERVICES not in plan.write:
+        return {}
+    targets = {text.rpartition(" -j ")[2] for text in found.get(naming.SERVICES, ())}
+    if not (targets & found.keys()) - chains.keys():
+        return {}
+    return {NAT: TablePlan(write={naming.SERVICES: plan.write.pop(naming.SERVICES)})}
+
+
 def _same(chain: str, rules: Rules, found: Mapping[str, Rules], table: str) -> bool:
     """Whether the kernel holds the chain as it should be; lists may stand in any order."""
     present = found.get(chain)

@@ -30,10 +30,11 @@ from svcproxy.backends.ipvs.operations import (
     SetVirtualServer,
     UnbindAddresses,
 )
-from svcproxy.backends.ipvs.plan import Entry, Plan
+from svcproxy.backends.ipvs.plan import Entry, Plan, restore_input
 from svcproxy.backends.ipvs.planner import Planner
 from svcproxy.backends.ipvs.termination import Termination
 from svcproxy.backends.ipvs.values import Connections, RealServerKey, SetEntry, VirtualServerKey
+from svcproxy.backends.xtables.tableplan import TablePlan
 
 
 class Kernel(Protocol):
@@ -91,10 +92,11 @@ class Executor:
             self._termination.retain(plan.leaving)
         self._change_sets([*plan.create_sets, *self._entries(AddEntries, plan.enter)])
         self._change_servers(plan.serve)
-        self._restore(plan)
+        self._restore(plan.tables)
         self._change_servers(plan.node_ports)
         if plan.bind:
             self._change_addresses(BindAddresses(tuple(plan.bind)))
+        self._restore(plan.hand_over)
         self._change_servers(plan.quiesce)
         for key, real in plan.leaving.items():
             self._termination.begin(key, real, now)
@@ -139,18 +141,18 @@ class Executor:
             self._change_addresses(UnbindAddresses(tuple(plan.unbind)))
         self._change_sets(self._entries(RemoveEntries, plan.leave))
 
-    def _restore(self, plan: Plan) -> None:
-        text = plan.text()
+    def _restore(self, tables: Mapping[str, TablePlan]) -> None:
+        text = restore_input(tables)
         if not text:
             return
         self._kernel.restore(text)
-        tables = plan.tables.values()
+        plans = tables.values()
         self._done.operations.update(
             restore=1,
-            chain_written=sum(len(t.write) for t in tables),
-            chain_deleted=sum(len(t.delete) for t in tables),
-            rule_written=sum(t.rules for t in tables),
-            rule_deleted=sum(len(t.remove) for t in tables),
+            chain_written=sum(len(t.write) for t in plans),
+            chain_deleted=sum(len(t.delete) for t in plans),
+            rule_written=sum(t.rules for t in plans),
+            rule_deleted=sum(len(t.remove) for t in plans),
         )
 
     def _change_servers(self, operations: Sequence[ServerOperation]) -> None:

@@ -39,8 +39,10 @@ class Observed(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct):
     """What is to be done, in parts that are carried out in the order of the fields.
 
-    ``create_sets`` makes sets, and substitutes for those that do not serve. ``serve`` makes virtual servers and gives real ones; ``node_ports`` does so at the node's own
-    addresses, where they serve at once and therefore need the rules first. ``quiesce`` sets
+    ``create_sets`` makes sets, and substitutes for those that do not serve. ``serve`` makes
+    virtual servers and gives real ones; ``node_ports`` does so at the node's own addresses, where
+    they serve at once and therefore need the rules first. ``hand_over`` are rules that take the
+    place of iptables mode's, which lead connections past IPVS until then. ``quiesce`` sets
     weights to 0; ``leaving`` are the real servers of which that makes draining ones, or which
     were found draining. ``delete`` removes what has no connections to finish.
     """
@@ -51,6 +53,7 @@ class Plan(msgspec.Struct):
     tables: dict[str, TablePlan] = {}
     node_ports: list[ServerOperation] = []
     bind: list[str] = []
+    hand_over: dict[str, TablePlan] = {}
     quiesce: list[ServerOperation] = []
     leaving: Leaving = {}
     delete: list[ServerOperation] = []
@@ -66,18 +69,15 @@ class Plan(msgspec.Struct):
             or any(self.tables.values())
             or self.node_ports
             or self.bind
+            or any(self.hand_over.values())
             or self.quiesce
             or self.delete
             or self.unbind
             or self.leave
         )
 
-    def text(self) -> str:
-        """The restore input, or the empty text when no rule changes."""
-        lines = [
-            line
-            for table in TABLES
-            if self.tables.get(table)
-            for line in self.tables[table].lines(table)
-        ]
-        return "\n".join((*lines, "")) if lines else ""
+
+def restore_input(tables: Mapping[str, TablePlan]) -> str:
+    """The restore input, or the empty text when no rule changes."""
+    lines = [line for table in TABLES if tables.get(table) for line in tables[table].lines(table)]
+    return "\n".join((*lines, "")) if lines else ""

@@ -6,7 +6,14 @@ from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from svcproxy.backends.base import Desired
-from svcproxy.backends.ipvs.compare import Target, changed, compare_table, serve, servers
+from svcproxy.backends.ipvs.compare import (
+    Target,
+    changed,
+    compare_table,
+    handed_over,
+    serve,
+    servers,
+)
 from svcproxy.backends.ipvs.enough import fits, room, roomy, substitution
 from svcproxy.backends.ipvs.layout import NOTHING, PortState, ServerTarget, layout, ports_taken
 from svcproxy.backends.ipvs.naming import SETS
@@ -114,6 +121,8 @@ class Planner:
         for table in TABLES:
             chains, found = target.tables[table], observed.tables.get(table, {})
             plan.tables[table] = compare_table(table, chains, found)
+            if table == NAT:
+                plan.hand_over = handed_over(plan.tables[NAT], chains, found)
             self._sizes[f"{table}_rules"] = sum(map(len, chains.values()))
         self._sizes["virtual_servers"] = len(target.servers)
         self._sizes["real_servers"] = sum(len(real) for _, real in target.servers.values())
