@@ -34,7 +34,7 @@ MODULES = (
     *("ip6table_nat", "ip6table_filter", "ip6table_mangle", "ipt_REJECT", "ip6t_REJECT"),
     *("xt_addrtype", "xt_bpf", "xt_comment", "xt_conntrack", "xt_ipvs", "xt_mark", "xt_multiport"),
     *("xt_MASQUERADE", "xt_nat", "xt_physdev", "xt_recent", "xt_sctp", "xt_set", "xt_statistic"),
-    *("xt_tcpudp", "xt_LOG"),
+    *("xt_tcpudp", "xt_LOG", "nfnetlink_acct", "xt_nfacct"),
     *("ip_set", "ip_set_bitmap_port", "ip_set_hash_ip", "ip_set_hash_ipport", "ip_set_hash_net"),
     *("ip_set_hash_ipportip", "ip_set_hash_ipportnet", "ip_set_list_set"),
     *("ip_vs", "ip_vs_rr", "ip_vs_wrr", "ip_vs_lc", "ip_vs_wlc", "ip_vs_lblc", "ip_vs_lblcr"),

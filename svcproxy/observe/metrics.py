@@ -21,6 +21,7 @@ from prometheus_client import (
 from svcproxy import __version__
 from svcproxy.config import ProxyMode
 from svcproxy.model.names import Kind
+from svcproxy.observe.accounting import PacketCounts
 from svcproxy.observe.process import GoProcess, started_at
 from svcproxy.observe.slis import HealthChecks
 
@@ -75,6 +76,8 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self.registry.register(GoProcess())
+        if mode is ProxyMode.IPTABLES:
+            self.registry.register(PacketCounts())
 
     def _add_syncs(self) -> None:
         self.sync_proxy_rules_duration = self._histogram(

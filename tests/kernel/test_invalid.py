@@ -17,6 +17,7 @@ from tests.kernel.conftest import ACK, SYN, Packet, Stage, Watch, at
 
 pytestmark = pytest.mark.kernel
 
+DROPPED = "kubeproxy_iptables_ct_state_invalid_dropped_packets_total"
 _IPV6_CHECKSUM = 7
 
 
@@ -63,7 +64,8 @@ def _without_the_rule(stage: Stage, family: int) -> Iterator[None]:
         with _without_the_rule_of_nftables(stage, family):
             yield
         return
-    rule = ["KUBE-FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"]
+    listed = stage.iptables(family, "-S", "KUBE-FORWARD").splitlines()
+    (rule,) = (line.split()[1:] for line in listed if "--ctstate INVALID" in line)
     stage.iptables(family, "-D", *rule)
     try:
         yield
@@ -112,6 +114,17 @@ def test_an_answer_that_nobody_asked_for_is_dropped(stage: Stage, family: int) -
         with _without_the_rule(stage, family):
             _send(client, packet(SYN | ACK, number + 2))
             assert _arrives(watch, number + 2)  # it was the rule
+
+
+@pytest.mark.iptables_only
+def test_what_is_dropped_is_counted(stage: Stage, family: int) -> None:
+    def dropped() -> float:
+        return stage.daemon.metrics().value(DROPPED)
+
+    before, client, pod = dropped(), stage.client, stage.here[0]
+    port = random.randrange(20000, 60000)
+    _send(client, Packet(client.ip(family), pod.ip(family), port, 8080, SYN | ACK, 1))
+    eventually(lambda: dropped() == before + 1, "one more packet")
 
 
 def test_an_answer_out_of_its_window_is_dropped(stage: Stage, family: int) -> None:

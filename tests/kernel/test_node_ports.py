@@ -86,6 +86,22 @@ def test_node_ports_answer_on_localhost_of_ipv4(stage: Stage) -> None:
         assert ask(stage.node, proto, "127.0.0.2", port) == stage.masqueraded(pods, 4)
 
 
+@pytest.mark.iptables_only
+def test_connections_to_localhost_are_counted(stage: Stage) -> None:
+    def accepted() -> float:
+        name = "kubeproxy_iptables_localhost_nodeports_accepted_packets_total"
+        return stage.daemon.metrics().value(name)
+
+    offer = stage.offer(4, all_at([stage.here[0], stage.there[0]], 4), type="NodePort")
+    before = accepted()
+    for proto, port in offer.node_ports:
+        ask(stage.node, proto, stage.node.ip(4), port, n=3)
+        assert accepted() == before
+    for number, (proto, port) in enumerate(offer.node_ports, start=1):
+        ask(stage.node, proto, "127.0.0.1", port, n=3)
+        assert accepted() == before + 3 * number
+
+
 def test_node_ports_do_not_answer_on_localhost_of_ipv6(stage: Stage) -> None:
     offer = stage.offer(6, [at(stage.here[0], 6)], type="NodePort")
     for proto, port in offer.node_ports:

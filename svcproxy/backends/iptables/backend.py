@@ -6,12 +6,12 @@ import structlog
 from msgspec import structs
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
-from svcproxy.backends.iptables.naming import POSTROUTING
+from svcproxy.backends.iptables.naming import FORWARD, POSTROUTING
 from svcproxy.backends.iptables.plan import Observed, Plan, Planner
 from svcproxy.backends.iptables.sets import AffinitySets
 from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.staging import staged
-from svcproxy.backends.iptables.static import hairpin
+from svcproxy.backends.iptables.static import counted, hairpin
 from svcproxy.backends.iptables.sweep import sweep
 from svcproxy.backends.localnet import allow_localnet
 from svcproxy.backends.settings import Settings
@@ -19,11 +19,13 @@ from svcproxy.backends.window import is_liberal
 from svcproxy.backends.xtables.commands import Announced, Iptables, Variant
 from svcproxy.backends.xtables.fingerprint import Fingerprint
 from svcproxy.backends.xtables.generation import Watermark
-from svcproxy.backends.xtables.ruleset import NAT, TABLES
+from svcproxy.backends.xtables.ruleset import FILTER, NAT, TABLES
 from svcproxy.backends.xtables.savefile import parse
+from svcproxy.model.counters import COUNTERS, INVALID_DROPPED
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import Node
 from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink import accounting
 from svcproxy.state.desired import Changes
 
 _PROBE_SET = "KUBE-SEP-PROBE"
@@ -42,6 +44,7 @@ class IptablesBackend:
         self._programs = programs
         self._settings_for = settings_for
         self._hairpin_match = True
+        self._accounting = False
         self._drop_invalid = True
         self._sets = AffinitySets(programs.family)
         self._affinity_sets: bool | None = None
@@ -65,11 +68,7 @@ class IptablesBackend:
             BackendUnavailable: the programs are missing or may not touch the kernel.
         """
         try:
-            # A rule of a former run proves it without touching the table.
-            former = self._programs.chain(NAT, POSTROUTING)
-            self._hairpin_match = "-m bpf " in former or self._programs.accepts(
-                NAT, hairpin(self.family)
-            )
+            self._probe_matches()
         except BackendError as error:
             raise BackendUnavailable(
                 f"cannot use the {self.family} tables: {error}"
@@ -80,6 +79,36 @@ class IptablesBackend:
             log.info("iptables.no_bpf_match", family=self.family, effect="a chain per endpoint")
         if settings.family is IPFamily.IPV4 and settings.localhost_node_ports:
             allow_localnet()
+
+    def _probe_matches(self) -> None:
+        """Find out which matches there are.
+
+        A rule of a former run proves it without touching the table.
+
+        Raises:
+            BackendError: the table cannot be written.
+        """
+        accepts, chain = self._programs.accepts, self._programs.chain
+        own, count = hairpin(self.family), counted(INVALID_DROPPED)
+        accountable = self._make_counters()
+        if "-m bpf " in chain(NAT, POSTROUTING):
+            self._hairpin_match = True
+        elif accountable and accepts(NAT, f"{own} {count}"):
+            self._hairpin_match = self._accounting = True
+            return
+        else:
+            self._hairpin_match = accepts(NAT, own)
+        self._accounting = accountable and (
+            "-m nfacct " in chain(FILTER, FORWARD) or accepts(FILTER, count)
+        )
+
+    def _make_counters(self) -> bool:
+        """Make the accounting objects that rules count in; whether they are there."""
+        try:
+            accounting.ensure(COUNTERS)
+        except OSError:
+            return False
+        return True
 
     def untouched(self) -> bool:
         """Whether nobody else has changed the tables since they were found to be right.
@@ -99,6 +128,7 @@ class IptablesBackend:
     def plan(self, desired: Desired, observed: Observed) -> Plan:
         """Compare everything."""
         self._drop_invalid = not is_liberal()
+        self._accounting = self._accounting and self._make_counters()
         self._consider_affinity(desired.ports.values())
         return self._planner.plan(desired, self._settings(desired.node), observed)
 
@@ -155,6 +185,7 @@ class IptablesBackend:
             **structs.asdict(self._settings_for(node)),
             drop_invalid=self._drop_invalid,
             hairpin_match=self._hairpin_match,
+            accounting=self._accounting,
             affinity_sets=self._affinity_sets is not False,
         )
 

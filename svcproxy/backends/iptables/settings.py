@@ -12,8 +12,11 @@ class IptablesSettings(Settings, frozen=True, gc=False):
             packets to itself; without it every endpoint needs a chain of its own.
         affinity_sets: the kernel has ipset's ``hash:ip`` and ``xt_set``, with which an endpoint
             remembers 65,536 clients; without them ``xt_recent`` does it for kube-proxy's 100.
+        accounting: the kernel has ``xt_nfacct``, and the accounting objects of
+            ``svcproxy.model.counters`` are there.
     """
 
     drop_invalid: bool = True
     hairpin_match: bool = True
     affinity_sets: bool = True
+    accounting: bool = False

@@ -11,6 +11,7 @@ from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.xtables.masquerade import forwarded, marked, masqueraded
 from svcproxy.backends.xtables.ruleset import FILTER, NAT, Rules, comment, rule
 from svcproxy.backends.xtables.tableplan import Jump
+from svcproxy.model.counters import INVALID_DROPPED, LOCALHOST_ACCEPTED
 from svcproxy.model.names import IPFamily
 
 LISTS = (
@@ -57,7 +58,7 @@ KUBELET_JUMPS = (
 def static_chains(settings: IptablesSettings) -> dict[str, dict[str, Rules]]:
     """The chains that depend on settings alone, by table."""
     filters: dict[str, Rules] = {naming.FORWARD: tuple(_forward(settings))}
-    if settings.family is IPFamily.IPV4 and settings.localhost_node_ports:
+    if _serves_localhost(settings):
         # Without it, route_localnet would let neighbours reach what listens on 127.0.0.1
         # (CVE-2020-8558). Kubelet keeps the same rule.
         note = comment("block incoming localnet connections")
@@ -80,7 +81,8 @@ def static_chains(settings: IptablesSettings) -> dict[str, dict[str, Rules]]:
 
 
 def _forward(settings: IptablesSettings) -> Iterator[str]:
-    yield from forwarded(settings.mark, drop_invalid=settings.drop_invalid)
+    count = counted(INVALID_DROPPED) if settings.accounting else ""
+    yield from forwarded(settings.mark, drop_invalid=settings.drop_invalid, count=count)
     if settings.hairpin_match:
         # kube-proxy marks an endpoint's packets to itself and so lets them pass above; ours
         # are recognised by their addresses.
@@ -91,7 +93,22 @@ def _postrouting(settings: IptablesSettings) -> Iterator[str]:
     if settings.hairpin_match:
         # An endpoint that was balanced to itself must see another source than itself.
         yield f"{hairpin(settings.family)} -j {naming.MARK_MASQ}"
+    if settings.accounting and _serves_localhost(settings):
+        # kube-proxy counts with a rule for each node port. What comes from a loopback address and
+        # was sent to an endpoint is always masqueraded, and nothing else that was sent there is.
+        marked_packets = f"-m mark --mark {settings.mark}/{settings.mark}"
+        first = "-m conntrack --ctorigdst 127.0.0.0/8"
+        yield f"{marked_packets} {first} {counted(LOCALHOST_ACCEPTED)}"
     yield from masqueraded(settings.mark)
+
+
+def counted(name: str) -> str:
+    """The match that counts a packet in an accounting object, and always matches."""
+    return f"-m nfacct --nfacct-name {name}"
+
+
+def _serves_localhost(settings: IptablesSettings) -> bool:
+    return settings.family is IPFamily.IPV4 and settings.localhost_node_ports
 
 
 def _masquerades_from_outside(settings: IptablesSettings) -> bool:
@@ -129,7 +146,7 @@ def node_port_rules(settings: IptablesSettings) -> Rules:
     note = comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain")
     tail = f"{note} -m addrtype --dst-type LOCAL -j {naming.NODE_PORTS}"
     loopback = "127.0.0.0/8" if settings.family is IPFamily.IPV4 else "::1/128"
-    served = settings.family is IPFamily.IPV4 and settings.localhost_node_ports
+    served = _serves_localhost(settings)
     if not settings.node_port_ranges:
         return (tail if served else f"! -d {loopback} {tail}",)
     ranges = [r for r in settings.node_port_ranges if served or not _is_loopback(r)]

@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator
 
-from svcproxy.backends.xtables.ruleset import Rules, comment
+from svcproxy.backends.xtables.ruleset import Rules, comment, rule
 
 
 def marked(mark: str) -> Rules:
@@ -23,13 +23,14 @@ def masqueraded(mark: str) -> Iterator[str]:
     yield f"{note} -j MASQUERADE --random-fully"
 
 
-def forwarded(mark: str, *, drop_invalid: bool) -> Iterator[str]:
+def forwarded(mark: str, *, drop_invalid: bool, count: str = "") -> Iterator[str]:
     """The begin of KUBE-FORWARD: Services' packets pass whatever the policy of FORWARD is.
 
-    ``drop_invalid`` drops what conntrack calls INVALID (kubernetes#74839).
+    ``drop_invalid`` drops what conntrack calls INVALID (kubernetes#74839); ``count`` is a match
+    that counts it.
     """
     if drop_invalid:
-        yield "-m conntrack --ctstate INVALID -j DROP"
+        yield rule("-m conntrack --ctstate INVALID", count, "-j DROP")
     note = comment("kubernetes forwarding rules")
     yield f"{note} -m mark --mark {mark}/{mark} -j ACCEPT"
     note = comment("kubernetes forwarding conntrack rule")

@@ -2,6 +2,9 @@
 
 from svcproxy.backends.xtables.ruleset import Rules
 
+_TWO_SPACES = ("--nfacct-name  ", "--nfacct-name ")
+"""How iptables 1.8.9 prints it."""
+
 Saved = dict[str, dict[str, Rules]]
 """Rules by table and chain, without the leading ``-A CHAIN``."""
 
@@ -17,7 +20,7 @@ def parse(text: str) -> Saved:
     for line in text.split("\n"):
         if line.startswith("-A "):
             chain, _, rule = line[3:].partition(" ")
-            current.setdefault(chain, []).append(rule.rstrip())
+            current.setdefault(chain, []).append(rule.rstrip().replace(*_TWO_SPACES))
         elif line.startswith(":"):
             current.setdefault(line[1:].partition(" ")[0], [])
         elif line.startswith("*"):

@@ -1,0 +1,39 @@
+"""kube-proxy's two metrics that the kernel counts itself, in accounting objects (nfacct)."""
+
+from collections.abc import Iterator
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from svcproxy.model.counters import INVALID_DROPPED, LOCALHOST_ACCEPTED
+from svcproxy.netlink import accounting
+
+_METRICS = {
+    INVALID_DROPPED: (
+        "kubeproxy_iptables_ct_state_invalid_dropped_packets",
+        "[ALPHA] Forwarded packets dropped because conntrack calls them INVALID.",
+    ),
+    LOCALHOST_ACCEPTED: (
+        "kubeproxy_iptables_localhost_nodeports_accepted_packets",
+        "[ALPHA] First packets of connections to node ports on a loopback address.",
+    ),
+}
+
+
+class PacketCounts(Collector):
+    """Collects what the accounting objects say when it is asked; nothing where there are none."""
+
+    def describe(self) -> Iterator[Metric]:
+        """Yield the metrics without values, which the registry wants to know beforehand."""
+        return (CounterMetricFamily(name, text) for name, text in _METRICS.values())
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics."""
+        try:
+            found = accounting.packets(_METRICS)
+        except OSError:
+            return  # a kernel without accounting
+        for counter, value in found.items():
+            name, text = _METRICS[counter]
+            yield CounterMetricFamily(name, text, value)
