@@ -61,8 +61,6 @@ class Servers:
         with contextlib.suppress(OSError):  # none left, or gone before we looked
             while True:
                 sock, peer = listener.accept()
-                sock.settimeout(0.0)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._connections.setdefault(port, set()).add(sock)
                 prefix = f"{self._name}|{peer[0]}|{peer[1]}|".encode()
                 self._watch(sock, prefix, port)
@@ -72,12 +70,12 @@ class Servers:
 
         def read() -> None:
             try:
-                chunk = sock.recv(65536)
+                chunk = sock.recv(65536, socket.MSG_DONTWAIT)
                 pending.extend(chunk)
                 *lines, rest = bytes(pending).split(b"\n")
                 pending[:] = rest
                 for line in lines:
-                    sock.send(prefix + line + b"\n")
+                    sock.send(prefix + line + b"\n", socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError:

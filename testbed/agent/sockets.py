@@ -36,12 +36,13 @@ _udp_ports = itertools.cycle(range(10240, 65000))
 _udp_lock = threading.Lock()
 
 
-def open_socket(target: Target) -> socket.socket:
+def open_socket(target: Target, *, blocking: bool = True) -> socket.socket:
     """Make the socket for a target, bound to its source if it names one."""
     address = str(target["address"])
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     udp = target["proto"] == "udp"
-    sock = socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
+    kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
+    sock = socket.socket(family, kind if blocking else kind | socket.SOCK_NONBLOCK)
     try:
         _bind(sock, str(target.get("source_address", "")), int(target.get("source_port", 0)), udp)
         if not udp and not target.get("hold"):
