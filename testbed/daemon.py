@@ -20,6 +20,7 @@ from testbed.waiting import eventually
 
 PROGRAM = (sys.executable, "-m", "svcproxy")
 METRICS_PORT, HEALTHZ_PORT = 10249, 10256
+_PATIENCE = 90.0 if uml.inside() else 30.0
 _LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
 
 
@@ -126,7 +127,7 @@ class Daemon:
             else:
                 self._process = self.node.netns.popen(self.command, output=log.fileno())
 
-    def wait_ready(self, timeout: float = 30.0, *, families: int = 2) -> float:
+    def wait_ready(self, timeout: float = _PATIENCE, *, families: int = 2) -> float:
         """Wait until it has synced this many IP families; return the seconds waited.
 
         Raises:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from svcproxy.backends.iptables import naming
 from svcproxy.backends.xtables.hashing import port_hash
+from svcproxy.backends.xtables.savefile import parse
 from svcproxy.model.names import Protocol, ServicePortName
 from testbed.cluster import CLUSTER_CIDRS
 from testbed.netns import NetNS
@@ -111,14 +112,18 @@ def restore(space: NetNS, family: int, variant: str, text: str, jumps: Jumps) ->
     """
     program = f"{_program(family)}-{variant}"
     space.run(f"{program}-restore", "--noflush", stdin=text)
+    # kube-proxy starts a program for each chain and jump; in User Mode Linux that takes too long.
+    present = parse(space.run(f"{program}-save").stdout)
+    lines = []
     for table in ("mangle", "nat", "filter"):
-        space.run(program, "-t", table, "-N", naming.CANARY, check=False)
-    for table, jumping in jumps.items():
-        for source, new, note, target in jumping:
-            state = ["-m", "conntrack", "--ctstate", "NEW"] if new else []
-            rule = [source, *state, "-m", "comment", "--comment", note, "-j", target]
-            if space.run(program, "-t", table, "-C", *rule, check=False).returncode:
-                space.run(program, "-t", table, "-I", *rule)
+        lines += [f"*{table}", f":{naming.CANARY} - [0:0]"]
+        for source, new, note, target in jumps.get(table, ()):
+            state = "-m conntrack --ctstate NEW " if new else ""
+            rule = f'{state}-m comment --comment "{note}" -j {target}'
+            if rule not in present.get(table, {}).get(source, ()):
+                lines.append(f"-I {source} {rule}")
+        lines.append("COMMIT")
+    space.run(f"{program}-restore", "--noflush", stdin="\n".join((*lines, "")))
 
 
 def _program(family: int) -> str:

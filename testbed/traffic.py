@@ -158,10 +158,11 @@ class Traffic:
         *,
         timeout: float = 1.0,
         source_port: int = 0,
+        source_address: str = "",
     ) -> Held:
         """Open a connection (or a UDP socket) that stays open for later checks."""
         target = _target(proto, address, port, timeout)
-        target.update(source_port=source_port)
+        target.update(source_port=source_port, source_address=source_address)
         handle, first = self.request("hold", timeout, target=target)
         return Held(self, handle, decode(first))
 
@@ -174,9 +175,11 @@ class Traffic:
         rate: float = 300.0,
         duration: float = 3600.0,
         timeout: float = 1.0,
+        source_address: str = "",
     ) -> Load:
         """Begin to make ``rate`` new connections a second, in the background."""
         target = _target(proto, address, port, timeout)
+        target.update(source_address=source_address)
         handle = self.request("load", target=target, rate=rate, duration=duration)
         return Load(self, handle, duration + timeout)
 

@@ -4,6 +4,7 @@ Rules may name the sets, so those have to go first. Modules of the kernel are no
 where one is missing, there is nothing of it.
 """
 
+import contextlib
 import errno
 import socket
 from collections.abc import Callable, Collection
@@ -20,7 +21,11 @@ from svcproxy.model.names import IPFamily
 
 _SERVERS = Path("/proc/thread-self/net/ip_vs")
 _CONNECTIONS = Path("/proc/thread-self/net/ip_vs_conn")
-_OVER = frozenset({"NONE", "TIME_WAIT", "CLOSE", "ERR!"})
+_EXPIRE = Path("/proc/sys/net/ipv4/vs/expire_nodest_conn")
+_OVER = frozenset({"NONE", "TIME_WAIT", "CLOSE", "ERR!", "SYN_SENT"})
+"""A client's connection through IPVS begins with SYN_RECV. SYN_SENT is what becomes of one in
+TIME_WAIT when rules of ours lead a new connection from the same client's port to the same endpoint:
+IPVS sees the answer only. On a busy node that never ends."""
 _NO_IPSET = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 
@@ -70,12 +75,24 @@ def remove_servers(spared: Collection[str], *, now: bool) -> dict[str, int]:
         raise BackendError(f"{DUMMY_INTERFACE} stays: connections still go through IPVS")
     deleted = 0
     if _SERVERS.exists():
+        _keep_entries()
         deleted = sum(_remove_servers(family, spared) for family in IPFamily)
     links = Links(IPFamily.IPV4)
     try:
         return {"virtual_server_deleted": deleted, "link_deleted": int(links.remove())}
     finally:
         links.close()
+
+
+def _keep_entries() -> None:
+    """Let IPVS forget connections in its own time, not as soon as their virtual server is gone.
+
+    With an entry, also of a connection long closed, IPVS deletes what connection tracking has of
+    the client's port and the virtual server (``ip_vs_conn_drop_conntrack``). That may be a new
+    connection by now, which rules lead to an endpoint, and it would break.
+    """
+    with contextlib.suppress(OSError):
+        _EXPIRE.write_text("0", encoding="ascii")
 
 
 def _has_interface() -> bool:

@@ -18,6 +18,7 @@ Target = dict[str, Any]
 
 PING = b"ping\n"
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
+_IP_BIND_ADDRESS_NO_PORT = 24
 _UNREACHABLE = {
     errno.EHOSTUNREACH,
     errno.ENETUNREACH,
@@ -63,6 +64,9 @@ def open_socket(target: Target, *, blocking: bool = True) -> socket.socket:
 def _bind(sock: socket.socket, address: str, port: int, udp: bool) -> None:  # noqa: FBT001
     if port or (address and not udp):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if not port:
+            # A port taken now might be one that an earlier connection to the target still has.
+            sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
         sock.bind((address, port))
     elif udp:
         while True:

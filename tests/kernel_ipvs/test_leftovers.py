@@ -70,7 +70,8 @@ def test_connections_keep_it_all(
     with pytest.raises(BackendError, match="connections"):
         served.call(lambda: leftovers.remove_servers((), now=False))
     assert servers(served) == sorted(SERVERS)
-    listing.write_text(head + line.format("TIME_WAIT"))
+    over = ("TIME_WAIT", "SYN_SENT")
+    listing.write_text(head + "".join(map(line.format, over)))
     assert served.call(lambda: leftovers.remove_servers((), now=False))["link_deleted"] == 1
 
 
