@@ -261,13 +261,14 @@ def test_takeover_and_rollback(machine: Machine, theirs: str, ours: str) -> None
     rules = machine.kube_proxy(theirs)
     rules.lay()
     with machine.traffic() as held:
-        with machine.daemon(ours):
-            machine.wait_only(ours)
+        with machine.daemon(ours) as daemon:
             if theirs == "ipvs" != ours:
-                # IPVS itself stays for the connections that it carries.
+                # IPVS itself stays for the connections that it carries, with what guards it.
+                daemon.wait_log("leftovers.not_removed", timeout=LONG)
                 assert machine.ipvs_remains()
                 held.renew()
                 machine.wait_no_ipvs()
+            machine.wait_only(ours)
         rules.lay()
         if ours == "nftables":
             # kube-proxy knows nothing of our table: docs say to delete it once kube-proxy serves.
