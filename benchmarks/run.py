@@ -214,8 +214,8 @@ def _report(arguments: argparse.Namespace) -> Report:
 
 def _for_guest(arguments: Sequence[str]) -> list[str]:
     """The command line without what the guest is told anyway."""
-    told = ("--modes", "--output", "--growth", "--variants", "--sizes", "--endurance", "--starts")
-    return _without(arguments, *told)
+    told = ("modes", "output", "growth", "variants", "sizes", "endurance", "starts", "connections")
+    return _without(arguments, *(f"--{name}" for name in told))
 
 
 def _without(arguments: Sequence[str], *names: str) -> list[str]:
