@@ -1,6 +1,7 @@
 """A netlink socket: batches of requests, whose errors are told one by one, and dumps."""
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -166,7 +167,7 @@ class Connection:
         """What was refused of the requests with these sequence numbers."""
         sequence = 0
         while sequence != last:
-            size = self._socket.recv_into(self._buffer)
+            size = self._receive()
             _, kind, _, sequence, _ = HEADER.unpack_from(self._buffer)
             if kind != ERROR or not first <= sequence <= last:
                 continue  # the late answer to something that was given up
@@ -175,9 +176,17 @@ class Connection:
                 body = bytes(self._buffer[HEADER.size + CODE.size : size])
                 yield Refusal(start + sequence - first, -code, body)
 
+    def _receive(self) -> int:
+        """Wait for a datagram and put it into the buffer; return its size."""
+        try:
+            return self._socket.recv_into(self._buffer)
+        except BlockingIOError:
+            # The kernel's word for "too late" would read "temporarily unavailable".
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+
     def _answers(self, sequence: int) -> Iterator[Message]:
         while True:
-            size = self._socket.recv_into(self._buffer)
+            size = self._receive()
             for message in messages(bytes(self._buffer[:size])):
                 if message.sequence == sequence:
                     yield message
