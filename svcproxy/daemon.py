@@ -12,7 +12,7 @@ import structlog
 
 from svcproxy import __version__
 from svcproxy.backends.base import BackendError, BackendUnavailable, Foreign
-from svcproxy.config import Config
+from svcproxy.config import Config, LocalMode
 from svcproxy.conntrack.cleaner import StaleFlows
 from svcproxy.garbage import collect_rarely, collector
 from svcproxy.heap import share_one_heap
@@ -160,6 +160,7 @@ def _start(
 ) -> None:
     mode = _prepare(config)
     _doubt_node_ports(config)
+    _doubt_local_traffic(config)
     metrics = Metrics(config.proxy_mode)
     source, events = _source(config, node_name, metrics)
     running.add(events.stop)
@@ -199,6 +200,16 @@ def _doubt_node_ports(config: Config) -> None:
                 reason="no address of this node is in the ranges for node ports",
                 remedy="give a range with one (--nodeport-addresses, nodePortAddresses)",
             )
+
+
+def _doubt_local_traffic(config: Config) -> None:
+    """Tell if pods cannot be told from others; without any flags that is so, as in kube-proxy."""
+    if config.detect_local_mode is LocalMode.CLUSTER_CIDR and not config.cluster_cidrs:
+        log.info(
+            "local_traffic.unknown",
+            effect="traffic from outside the cluster to cluster IPs is not masqueraded",
+            remedy="give the range of the pods' addresses (--cluster-cidr, clusterCIDR)",
+        )
 
 
 def _sweeper(config: Config, mode: Mode) -> Sweeper:

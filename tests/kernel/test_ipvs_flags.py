@@ -13,6 +13,7 @@ from tests.kernel.virtual_servers import Servers
 pytestmark = pytest.mark.kernel
 
 VARIANTS = ("ipvs",)
+COMPARISONS = "kubeproxy_sync_full_proxy_rules_duration_seconds_count"
 
 
 def test_a_limit_ends_connections_to_endpoints_that_left(
@@ -101,3 +102,23 @@ def test_damage_is_repaired_within_a_sync_period(
     with capsys.disabled():
         sys.stdout.write(f" [{what}: {time.monotonic() - began:.1f} s]")
     assert servers(stage.client, "tcp", offer.vip, 80, 3) == {stage.here[0].name}
+
+
+def test_what_a_start_has_written_is_not_read_again(stage_with: StageWith) -> None:
+    """Reading everything takes long, and changes wait meanwhile: its outcome is counted at once."""
+    stage = stage_with(ipvs_sync_period="1s")
+    for family in (4, 6):
+        stage.offer(family, [at(stage.here[0], family)], type="NodePort")
+    stage.daemon.stop()
+    stage.node.netns.run("ipvsadm", "--clear")
+    stage.daemon.start()
+    stage.daemon.wait_ready()
+
+    def value(name: str) -> float:
+        return stage.daemon.metrics().value(name)
+
+    assert value("svcproxy_kernel_operations_total") > 0
+    comparisons = value(COMPARISONS)
+    assert comparisons == 2  # one for each family
+    time.sleep(3.5)  # three periods, in which nothing may happen
+    assert value(COMPARISONS) == comparisons

@@ -202,13 +202,27 @@ class IpvsBackend:
         """Keep what is known of the kernel in step with what has been done."""
         if compared:
             # What was read is right if nothing had to be changed.
-            right = self._found if not done.operations else None
+            right = self._found if not done.operations else self._outcome(done)
             self._right = right and (right, self._counts())
             self._exact, self._found = True, None
         elif done.failures or done.unscheduled or done.operations["restore"]:
             self._right = None
         elif done.operations:
             self._exact = False
+
+    def _outcome(self, done: Done) -> Fingerprint | None:
+        """What a comparison has made of the kernel, if there is as much of all as there should be.
+
+        Otherwise the next comparison would read everything again, a period after each start.
+        """
+        if done.failures or done.unscheduled:
+            return None
+        counts = self._counts()
+        try:
+            found = self._kernel.fingerprint(servers=bool(counts["virtual_servers"]))
+        except BackendError:
+            return None
+        return found if not _grown(found.counts, counts) else None
 
     def clean_up(self) -> None:
         """Remove what is a Service's, ours or kube-proxy's: virtual servers, rules and ipsets."""
