@@ -76,6 +76,7 @@ class IpvsBackend:
         self._found: Fingerprint | None = None
         self._right: tuple[Fingerprint, Counter[str]] | None = None
         self._exact = False
+        self._others = 0
         self._told: dict[ServicePortName, str] = {}
 
     @property
@@ -153,6 +154,7 @@ class IpvsBackend:
         """Read everything that may be ours, and the node's addresses."""
         observed, addresses, self._found = self._kernel.read()
         self._addresses, self._networks = addresses.node, addresses.networks
+        self._others = self._found.counts["addresses"] - len(addresses.bound)
         return observed
 
     def plan(self, desired: Desired, observed: Observed) -> Plan:
@@ -222,7 +224,8 @@ class IpvsBackend:
             found = self._kernel.fingerprint(servers=bool(counts["virtual_servers"]))
         except BackendError:
             return None
-        return found if not _grown(found.counts, counts) else None
+        counts["addresses"] += self._others
+        return None if _grown(found.counts, counts) else found
 
     def clean_up(self) -> None:
         """Remove what is a Service's, ours or kube-proxy's: virtual servers, rules and ipsets."""
