@@ -22,11 +22,11 @@ class Options(msgspec.Struct, frozen=True):
         timeout: the seconds to wait for a cold start.
     """
 
-    starts: int = 2
+    starts: int = 1
     changes: int = 50
     spacing: float = 0.4
     churn: float = 50.0
-    churned: int = 100
+    churned: int = 80
     endurance: int = 100_000
     connections: int = 1000
     idle: float = 30.0
