@@ -87,6 +87,7 @@ def run(config: Config, warnings: Sequence[str] = (), file: bytes = b"") -> int:
     node_name = config.hostname_override or socket.gethostname().lower()
     log.info("starting", version=__version__, mode=config.proxy_mode, node=node_name)
     with _Running() as running:
+        running.add(stop.close)
         _start(config, node_name, running, verbosity)
         start_anew = _wait(config, file, stop)
         log.info("stopping", rules="left in place")

@@ -1,6 +1,5 @@
 """The wish to stop, which a signal may express at any moment."""
 
-import contextlib
 import select
 import signal
 import socket
@@ -28,11 +27,6 @@ class Stop:
         signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         for number in numbers:
             signal.signal(number, _ignore)
-
-    def set(self) -> None:
-        """Wish to stop."""
-        with contextlib.suppress(BlockingIOError):
-            self._write.send(b"\0")
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait for the wish, so long or for ever; tell whether there is one."""

@@ -129,23 +129,9 @@ def test_a_thousand_services_in_nftables_mode(
 
     And one hairpin for another, as these endpoints do not say which node they are on.
     """
-    flags = {
-        "kubeconfig": str(api.write_kubeconfig(tmp_path / "kubeconfig")),
-        "proxy-mode": "nftables",
-    }
-    node = cluster.nodes[0]
-    with Daemon(node, flags=flags) as daemon:
-        before = daemon.metrics()
-        written = sum(operations(before, Metrics()).values())
-        assert written > SERVICES * ENDPOINTS
-        api.put(piece(PROBE, [node.pods[0].ipv4, *addresses(PROBE)[1:]]))
-
-        def counted() -> bool:
-            changed = operations(daemon.metrics(), before)
-            assert changed == {"element_added": 2, "element_deleted": 2}
-            return True
-
-        eventually(counted, "the operations of one partial sync")
+    flags = {"proxy-mode": "nftables"}
+    wanted = {"element_added": 2, "element_deleted": 2}
+    one_changed_endpoint_takes(wanted, cluster, api, tmp_path, flags)
 
 
 @pytest.mark.uml
@@ -157,27 +143,35 @@ def test_a_thousand_services_in_ipvs_mode(
     The old one gets no more connections first, and goes as it has none; the set by which an
     endpoint's connections to itself are known has one entry for another.
     """
-    flags = {
-        "kubeconfig": str(api.write_kubeconfig(tmp_path / "kubeconfig")),
-        "proxy-mode": "ipvs",
-        "svcproxy-iptables-variant": "legacy",
+    flags = {"proxy-mode": "ipvs", "svcproxy-iptables-variant": "legacy"}
+    wanted = {
+        "real_server_written": 2,
+        "real_server_deleted": 1,
+        "set_entry_added": 1,
+        "set_entry_deleted": 1,
+        "message": 6,
     }
+    one_changed_endpoint_takes(wanted, cluster, api, tmp_path, flags)
+
+
+def one_changed_endpoint_takes(
+    wanted: dict[str, int],
+    cluster: Cluster,
+    api: FakeApiServer,
+    folder: Path,
+    flags: dict[str, str],
+) -> None:
+    """Change an endpoint among all Services, and compare what that took in the kernel."""
+    kubeconfig = str(api.write_kubeconfig(folder / "kubeconfig"))
     node = cluster.nodes[0]
-    with Daemon(node, flags=flags) as daemon:
+    with Daemon(node, flags={"kubeconfig": kubeconfig, **flags}) as daemon:
         before = daemon.metrics()
         written = sum(operations(before, Metrics()).values())
         assert written > SERVICES * ENDPOINTS
         api.put(piece(PROBE, [node.pods[0].ipv4, *addresses(PROBE)[1:]]))
 
         def counted() -> bool:
-            changed = operations(daemon.metrics(), before)
-            assert changed == {
-                "real_server_written": 2,
-                "real_server_deleted": 1,
-                "set_entry_added": 1,
-                "set_entry_deleted": 1,
-                "message": 6,
-            }
+            assert operations(daemon.metrics(), before) == wanted
             return True
 
         eventually(counted, "the operations of one partial sync")

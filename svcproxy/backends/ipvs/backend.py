@@ -126,9 +126,8 @@ class IpvsBackend:
         if self._right is None:
             return False
         counts = self._counts()
-        try:
-            found = self._kernel.fingerprint(servers=bool(counts["virtual_servers"]))
-        except BackendError:
+        found = self._look(counts)
+        if found is None:
             return False
         right, former = self._right
         if not counts["virtual_servers"]:
@@ -220,12 +219,16 @@ class IpvsBackend:
         if done.failures or done.unscheduled:
             return None
         counts = self._counts()
+        found = self._look(counts)
+        counts["addresses"] += self._others
+        return None if found is None or _grown(found.counts, counts) else found
+
+    def _look(self, counts: Counter[str]) -> Fingerprint | None:
+        """The kernel's fingerprint at a time when it should hold so much; ``None`` if unreadable."""
         try:
-            found = self._kernel.fingerprint(servers=bool(counts["virtual_servers"]))
+            return self._kernel.fingerprint(servers=bool(counts["virtual_servers"]))
         except BackendError:
             return None
-        counts["addresses"] += self._others
-        return None if _grown(found.counts, counts) else found
 
     def clean_up(self) -> None:
         """Remove what is a Service's, ours or kube-proxy's: virtual servers, rules and ipsets."""

@@ -190,7 +190,7 @@ class Planner:
             if tier is not None:
                 self._edit_tier(plan, tier)
                 rewrite[str(tier.balance)] = lists.tiers(tier.balance)
-            elif sets.is_on_demand(name):
+            elif sets.parse_source_set(name):
                 rewrite[SOURCES] = lists.sources()
             else:
                 continue
