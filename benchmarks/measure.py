@@ -30,6 +30,7 @@ _PARTS = 10  # of an endurance run; memory is looked at after each
 _QUIET_SECONDS = 1.0
 _QUIET_PATIENCE = 600.0
 _OPERATIONS = "svcproxy_kernel_operations_total"
+_CHANGES = "svcproxy_change_duration_seconds"
 _SYNCS = "kubeproxy_sync_partial_proxy_rules_duration_seconds"
 
 Say = Callable[[str], None]
@@ -181,10 +182,8 @@ class _Run:
         ]
         after = self.running.metrics()
         result.change_operations = _operations(before, after, options.changes)
-        syncs = after.value(f"{_SYNCS}_count") - before.value(f"{_SYNCS}_count")
-        if syncs:
-            taken = after.value(f"{_SYNCS}_sum") - before.value(f"{_SYNCS}_sum")
-            result.change_sync = taken / syncs
+        result.change_sync = _mean(_SYNCS, before, after)
+        result.change_applied = _mean(_CHANGES, before, after, ip_family="IPv4", stage="total")
 
     def _change(self, number: int, options: Options, spacing: float) -> Change:
         """Move the probe's endpoint between two pods, and wait for the new one's answer."""
@@ -272,6 +271,15 @@ class _Run:
         result.restart.append(self.running.first_sync(result.options.timeout))
         self._settled()
         result.restart_operations = _operations(Metrics(), self.running.metrics(), 1)
+
+
+def _mean(name: str, before: Metrics, after: Metrics, **labels: str) -> float | None:
+    """The mean of what a histogram has counted between two scrapes; ``None`` if nothing."""
+    grown = [
+        after.value(f"{name}_{part}", **labels) - before.value(f"{name}_{part}", **labels)
+        for part in ("sum", "count")
+    ]
+    return grown[0] / grown[1] if grown[1] else None
 
 
 def _operations(before: Metrics, after: Metrics, changes: int) -> dict[str, float] | None:

@@ -177,8 +177,7 @@ def _restart_rules(result: Result) -> str:
 
 
 def _change_cpu(result: Result) -> str:
-    # The mean would have the periodic comparison in it; that is under idle CPU.
-    return _median([change.cpu for change in result.changes])
+    return "" if result.change_cpu is None else seconds(result.change_cpu)
 
 
 _ROWS: tuple[tuple[str, Callable[[Result], str]], ...] = (
@@ -198,7 +197,11 @@ _ROWS: tuple[tuple[str, Callable[[Result], str]], ...] = (
         "a change: duration of the sync, mean",
         lambda r: seconds(r.change_sync) if r.change_sync else "",
     ),
-    ("  CPU, median", _change_cpu),
+    (
+        "  arrival of the event to kernel, mean",
+        lambda r: seconds(r.change_applied) if r.change_applied else "",
+    ),
+    ("  CPU", _change_cpu),
     ("  kernel operations", _per_change),
     ("idle CPU, of one core", lambda r: f"{r.idle_cpu:.1%}"),
     ("memory after cold start", lambda r: megabytes(r.memory.started) if r.memory else ""),

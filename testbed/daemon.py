@@ -12,15 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from testbed import uml
 from testbed.cluster import CLUSTER_CIDRS, Host
 from testbed.metrics import Metrics
 from testbed.nursery import Child, daemons
-from testbed.waiting import eventually
+from testbed.waiting import SLOW, eventually
 
 PROGRAM = (sys.executable, "-m", "svcproxy")
 METRICS_PORT, HEALTHZ_PORT = 10249, 10256
-_PATIENCE = 90.0 if uml.inside() else 30.0
+_PATIENCE = 90.0 if SLOW else 30.0
 _LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
 
 
@@ -122,7 +121,7 @@ class Daemon:
             os.close(handle)
             self._log = Path(name)
         with self._log.open("ab") as log:
-            if self.may_be_forked and self.program == PROGRAM and uml.inside():
+            if self.may_be_forked and self.program == PROGRAM and SLOW:
                 self._process = daemons().start(self._arguments, self.node.netns, [log.fileno()])
             else:
                 self._process = self.node.netns.popen(self.command, output=log.fileno())

@@ -6,10 +6,12 @@ no disk image and no KVM. The processor is emulated, and the guest's clock count
 however slow or busy this machine is, time-outs in the guest mean what they mean on a real one.
 """
 
+import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from testbed.machines import Finished, MachineError, read, read_finished, write_start
@@ -21,6 +23,16 @@ CLOCK = "shift=1"
 one processor: with two that take turns under such a clock, the guest was not up after 90 s."""
 MODULES = ("virtio_pci", "9pnet_virtio", "9p")
 """What it takes to reach the root file system; all others are loaded from there."""
+
+
+_MARK = "svcproxy.vm"
+"""Stands on the guest kernel's command line; the kernel takes no notice of it."""
+
+
+@cache
+def inside() -> bool:
+    """Whether this process runs in such a machine."""
+    return _MARK in read(Path("/proc/cmdline")).split()
 
 
 def find_kernel(pattern: str) -> Path:
@@ -35,7 +47,14 @@ def find_kernel(pattern: str) -> Path:
     return found[-1]
 
 
-def run(kernel: Path, command: Sequence[str], *, folder: Path, timeout: float) -> Finished:
+def run(
+    kernel: Path,
+    command: Sequence[str],
+    *,
+    folder: Path,
+    timeout: float,
+    modules: Sequence[str] = (),
+) -> Finished:
     """Boot a kernel, run a command there as root, and switch the machine off.
 
     Args:
@@ -43,6 +62,7 @@ def run(kernel: Path, command: Sequence[str], *, folder: Path, timeout: float) -
         command: the command line.
         folder: the working folder; not below ``/run``, which the guest does not share.
         timeout: seconds that all of it may take.
+        modules: the kernel modules to load first, other than those that it finds by itself.
 
     Raises:
         MachineError: a tool is missing, or the command did not come to its end; the message ends
@@ -51,7 +71,8 @@ def run(kernel: Path, command: Sequence[str], *, folder: Path, timeout: float) -
     with tempfile.TemporaryDirectory(prefix="svcproxy-vm-") as name:
         share = Path(name, "share")
         share.mkdir()
-        write_start(share, command, folder)
+        preparation = f"modprobe -a {shlex.join(modules)}" if modules else ""
+        write_start(share, command, folder, preparation)
         initramfs = _initramfs(Path(name), kernel.name.removeprefix("vmlinuz-"))
         reason = _boot(_machine(kernel, initramfs, share), Path(name, "console"), timeout)
         finished = read_finished(share)
@@ -122,7 +143,7 @@ def _modules(release: str) -> list[Path]:
 
 
 def _machine(kernel: Path, initramfs: Path, share: Path) -> list[str]:
-    boot = "console=ttyS0 quiet panic=-1 mitigations=off audit=0"
+    boot = f"console=ttyS0 quiet panic=-1 mitigations=off audit=0 {_MARK}"
     return [
         *(_tool("qemu-system-x86_64"), "-nodefaults", "-no-reboot", "-display", "none"),
         *("-accel", "tcg", "-icount", CLOCK, "-cpu", "max", "-smp", "1", "-m", "2G"),

@@ -4,13 +4,15 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from testbed import uml
+from testbed import uml, vm
 
 T = TypeVar("T")
 
-PATIENCE = 4.0 if uml.inside() else 1.0
+SLOW = uml.inside() or vm.inside()
+"""Whether this is a guest, where programs take seconds to start."""
+PATIENCE = 4.0 if SLOW else 1.0
 """By how much to multiply what something may take here; it may wait for the start of programs,
-and in User Mode Linux that takes long, the more so as this machine is busy with other tests."""
+and in a guest that takes long, the more so as this machine is busy with other tests."""
 
 
 def eventually(

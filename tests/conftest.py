@@ -5,7 +5,7 @@ import os
 import pytest
 from hypothesis import settings
 
-from testbed import uml
+from testbed.waiting import SLOW
 from tests import guests
 
 # CI decides about a change, so it tries the same examples each time; everybody else explores.
@@ -24,5 +24,5 @@ def pytest_configure(config: pytest.Config) -> None:
         plugins.register(guests.Selection(config.option.variants))
     if config.option.report_to:
         plugins.register(guests.ReportWriter(config, config.option.report_to))
-    if not uml.inside():
+    if not SLOW:
         plugins.register(guests.Guests(config.option.uml_variants))

@@ -1,8 +1,8 @@
 """kube-proxy leaves, svcproxy comes, and back: in every pair of modes, without a failed connection.
 
 kube-proxy is played by its rules (``testbed.kube_proxy``); leaving them in place is what it does
-when it ends. The pairs with IPVS mode run in User Mode Linux. It has no nf_tables, so that
-they are those with legacy iptables.
+when it ends. The pairs of IPVS mode with itself and with legacy iptables run in User Mode Linux,
+which has no nf_tables; those with the nft variant and with nftables mode in a virtual machine.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from testbed import manifests, uml
+from testbed import manifests, uml, vm
 from testbed.cluster import Cluster
 from testbed.daemon import Daemon
 from testbed.kube_proxy import KubeProxyRules, Offered
@@ -25,25 +25,30 @@ from testbed.netns import ip_batch
 from testbed.nursery import daemons
 from testbed.outcomes import Answer
 from testbed.traffic import Held, Traffic
-from testbed.waiting import eventually
+from testbed.waiting import SLOW, eventually
 from tests.kernel.conftest import mode_flags, period_flags
 
 pytestmark = pytest.mark.kernel
 
 RATE = 300
 """Connections a second."""
-PATIENCE = 10.0 if uml.inside() else 1.0
+PATIENCE = 10.0 if SLOW else 1.0
 """Seconds that a connection may take: the load shares the guest's only CPU with the daemon, and
 waits for it. That no packet is lost is told there by the kernel, which sends none again."""
 MODES = ("nft", "legacy", "nftables")
 PROGRAMS = ("iptables", "ip6tables")
 VARIANTS = ("legacy",) if uml.inside() else ("nft", "legacy")
-LONG = 60.0 if uml.inside() else 5.0
+LONG = 60.0 if SLOW else 5.0
 """Seconds until the leftovers are gone; it takes many programs, which start slowly in the guest."""
 IPVS_PAIRS = [
     pytest.param(*pair, marks=pytest.mark.uml)
     for pair in (("ipvs", "ipvs"), ("ipvs", "legacy"), ("legacy", "ipvs"))
+] + [
+    pytest.param(*pair, marks=pytest.mark.vm)
+    for pair in (("ipvs", "nft"), ("nft", "ipvs"), ("ipvs", "nftables"), ("nftables", "ipvs"))
 ]
+IPVS_VARIANT = "nft" if vm.inside() else "legacy"
+"""Of iptables, for what IPVS mode needs of it."""
 VIPS = {4: "10.96.0.10", 6: "fd00:10:96::10"}
 NODE_PORT = 30080
 SECOND = {4: "192.168.50.101", 6: "fd00:192:168:50::101"}
@@ -59,7 +64,7 @@ def cluster() -> Iterator[Cluster]:
         lengths = ((SECOND[4], "/24"), (SECOND[6], "/64 nodad"))
         changes = (f"addr add {address}{length} dev eth0" for address, length in lengths)
         ip_batch(changes, built.client.netns.name)
-        if uml.inside():
+        if SLOW:
             daemons()  # what starts them takes seconds to start, more so under load
         yield built
 
@@ -134,7 +139,7 @@ class Machine:
             self.kube_proxy_ipvs() if how == "ipvs" else KubeProxyRules(self.space, how, self._web)
         )
 
-    def kube_proxy_ipvs(self, variant: str = "legacy", *more: Offered) -> KubeProxyIpvs:
+    def kube_proxy_ipvs(self, variant: str = IPVS_VARIANT, *more: Offered) -> KubeProxyIpvs:
         """kube-proxy's IPVS mode, for ``web`` and more Services."""
         addresses = (*self.node.bridge_ips, *(self.node.ip(family) for family in VIPS))
         return KubeProxyIpvs(self.space, variant, (*self._web, *more), addresses)
@@ -148,9 +153,10 @@ class Machine:
         ]
 
     def daemon(self, mode: str) -> Daemon:
+        variant = {"svcproxy-iptables-variant": IPVS_VARIANT} if mode == "ipvs" else {}
         # What open connections keep in place is looked at again after this time.
-        again = period_flags(mode, longest="1s") if uml.inside() else {}
-        return Daemon(self.node, self._folder, flags={**mode_flags(mode), **again})
+        again = period_flags(mode, longest="1s") if SLOW else {}
+        return Daemon(self.node, self._folder, flags={**mode_flags(mode), **variant, **again})
 
     @contextlib.contextmanager
     def traffic(self) -> Iterator["Open"]:
@@ -178,7 +184,7 @@ class Machine:
             assert not result.failures, (target, result.labels)
             assert result.total >= target.rate / 4, (target, result.total)
         held.close()
-        if uml.inside():
+        if SLOW:
             assert self._sent_again() == before, "a connection had to be asked for again"
 
     def _sent_again(self) -> int:
@@ -213,20 +219,36 @@ class Machine:
         found = {
             "tables": self.tables() - ours,
             "sets": {name for name in self.sets() if not _is_set_of(mode, name)},
-            **{v: self.chains(v) for v in VARIANTS if v != ("legacy" if mode == "ipvs" else mode)},
+            **{
+                v: self.chains(v)
+                for v in VARIANTS
+                if v != (IPVS_VARIANT if mode == "ipvs" else mode)
+            },
         }
         if mode in VARIANTS:
             strange = ("KUBE-IPVS", "KUBE-NODE-PORT", "KUBE-LOAD", "KUBE-SOURCE", "KUBE-PROXY-CAN")
             found[mode] = {c for c in self.chains(mode) if c.startswith(strange)}
         if mode == "ipvs":
             strange = ("KUBE-SVC", "KUBE-SEP", "KUBE-EXT", "KUBE-NODEPORTS", "KUBE-PROXY-CAN")
-            found["legacy"] = {c for c in self.chains("legacy") if c.startswith(strange)}
+            found[IPVS_VARIANT] = {c for c in self.chains(IPVS_VARIANT) if c.startswith(strange)}
             # Both modes have a chain of this name, but not in this table.
-            filters = [self.space.run(f"{p}-legacy-save", "-t", "filter").stdout for p in PROGRAMS]
+            filters = [
+                self.space.run(f"{p}-{IPVS_VARIANT}-save", "-t", "filter").stdout for p in PROGRAMS
+            ]
             found["filter"] = {"KUBE-SERVICES" for saved in filters if "KUBE-SERVICES" in saved}
         return {what: names for what, names in found.items() if names}
 
-    def wait_only(self, mode: str) -> None:
+    def wait_only(self, mode: str, daemon: Daemon | None = None, held: Open | None = None) -> None:
+        """Wait until there is nothing of other modes.
+
+        If IPVS carries connections, the ``held`` ones, it stays with what guards it; they are
+        closed when that has been seen, and others opened.
+        """
+        if daemon and held and mode != "ipvs":
+            daemon.wait_log("leftovers.not_removed", timeout=LONG)
+            assert self.ipvs_remains()
+            held.renew()
+            self.wait_no_ipvs()
         eventually(lambda: not self.remains_of_others(mode), f"nothing but {mode}", timeout=LONG)
 
     def ipvs_remains(self) -> str:
@@ -262,13 +284,7 @@ def test_takeover_and_rollback(machine: Machine, theirs: str, ours: str) -> None
     rules.lay()
     with machine.traffic() as held:
         with machine.daemon(ours) as daemon:
-            if theirs == "ipvs" != ours:
-                # IPVS itself stays for the connections that it carries, with what guards it.
-                daemon.wait_log("leftovers.not_removed", timeout=LONG)
-                assert machine.ipvs_remains()
-                held.renew()
-                machine.wait_no_ipvs()
-            machine.wait_only(ours)
+            machine.wait_only(ours, daemon, held if theirs == "ipvs" else None)
         rules.lay()
         if ours == "nftables":
             # kube-proxy knows nothing of our table: docs say to delete it once kube-proxy serves.
@@ -302,6 +318,20 @@ def test_every_change_of_our_own_mode(machine: Machine) -> None:
         for mode in others:
             with machine.daemon(mode):
                 machine.wait_only(mode)
+
+
+@pytest.mark.vm
+def test_every_change_of_our_own_mode_with_ipvs(machine: Machine) -> None:
+    """From IPVS to all others and back, also on the ports that it still remembers."""
+    modes = ("ipvs", "nft", "ipvs", "legacy", "ipvs", "nftables", "ipvs")
+    with machine.daemon(modes[0]) as daemon:
+        daemon.stop()
+    with machine.traffic() as held:
+        for former, mode in itertools.pairwise(modes):
+            with machine.daemon(mode) as daemon:
+                machine.wait_only(mode, daemon, held if former == "ipvs" else None)
+                if mode == "ipvs":
+                    held.renew()  # so that IPVS has something to carry
 
 
 @pytest.mark.parametrize("mode", MODES)

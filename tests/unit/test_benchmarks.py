@@ -384,3 +384,17 @@ class TestReport:
     def test_a_busy_machine_is_mentioned(self) -> None:
         busy = msgspec.structs.replace(self.machine, load=1.5)
         assert "busy with something else (load 1.5" in Report(busy, []).text()
+
+
+@pytest.mark.parametrize(
+    ("spent", "wanted"),
+    [
+        pytest.param([0.0018, 0.0017, 0.0900], 0.0018, id="exact: a comparison among them"),
+        pytest.param([0.0, 0.01, 0.0, 0.02, 0.0], 0.006, id="ticks"),
+        pytest.param([], None, id="none"),
+    ],
+)
+def test_what_a_change_costs(spent: list[float], wanted: float | None) -> None:
+    result = Result("svcproxy", "ipvs", "", LARGE, Shape(), Options())
+    result.changes = [Change(0.01, cpu) for cpu in spent]
+    assert result.change_cpu == (None if wanted is None else pytest.approx(wanted))
