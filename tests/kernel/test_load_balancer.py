@@ -19,6 +19,7 @@ from tests.kernel.conftest import (
     another_address,
     ask,
     assert_dropped,
+    assert_refused,
     at,
     client_addresses,
     servers,
@@ -138,6 +139,17 @@ def test_only_clients_in_the_ranges_are_served(stage: Stage, family: int) -> Non
             }
         assert_dropped(stage.client, proto, address, port, source=third)
         assert_dropped(stage.here[1], proto, address, port)
+
+
+def test_ranges_of_a_service_without_endpoints(stage: Stage, family: int) -> None:
+    """In kube-proxy's nftables mode they hold; else everybody is told that nobody serves."""
+    first, second = client_addresses(stage.cluster, family)[:2]
+    offer, address, _ = _balanced(stage, family, [_only(first)])
+    offer.endpoints()
+    assert_refused(stage.client, "tcp", address, 80, source=first)
+    others = assert_dropped if stage.variant == "nftables" else assert_refused
+    others(stage.client, "tcp", address, 80, source=second)
+    others(stage.here[1], "tcp", address, 80)
 
 
 def test_a_refused_packet_goes_nowhere(stage: Stage, family: int) -> None:

@@ -303,13 +303,10 @@ class Expected:
                 outside = bool(self.options.local_traffic) and not self._from_pod
                 self._serve(lists[not frontend.local], self.options.masquerade_all or outside)
             return
-        if frontend.verdict is Verdict.REJECT:
-            # The node's own packets to other machines' addresses go out.
-            leaves = self.packet.source in self.own and frontend.address not in ("", *self.own)
-            if not leaves or self._is_cluster_ip():
-                self.verdict = "reject"
-        elif frontend.kind is FrontendKind.LOAD_BALANCER and not self._admitted(port):
+        if frontend.kind is FrontendKind.LOAD_BALANCER and not self._admitted(port):
             self.verdict = "drop"
+        elif frontend.verdict is Verdict.REJECT:
+            self.verdict = "reject"
         elif not frontend.local:
             self._serve(port.cluster_endpoints, masquerade=True)
         elif self._from_pod:

@@ -45,7 +45,7 @@ def shared_chains(settings: Settings) -> dict[str, ChainSpec]:
         ChainSpec(
             "filter-forward", (*made.invalid(), refuse, check), Hook("filter", _FORWARD, _FILTER)
         ),
-        ChainSpec("filter-output", (made.output(), check), Hook("filter", _OUTPUT, _FILTER)),
+        ChainSpec("filter-output", (refuse, check), Hook("filter", _OUTPUT, _FILTER)),
         ChainSpec(_SERVICES, tuple(made.services())),
         ChainSpec(_NODE_PORTS, made.external(sets.OF_NODE_PORTS)),
         ChainSpec(_FIREWALL, (_rule(made.frontend, ex.contained(sets.GUARDED, 0), _go(SOURCES)),)),
@@ -215,14 +215,6 @@ class _Chains:
         """Drop packets of no connection: they would leave untranslated (kubernetes#74839)."""
         if isinstance(self.settings, NftablesSettings) and self.settings.drop_invalid:
             yield _rule(on.in_state(ex.STATE_INVALID), ex.verdict(Code.DROP))
-
-    def output(self) -> Rule:
-        """Refusals for what the node itself sends: to cluster IPs only, as with iptables.
-
-        Other addresses may be served by a machine outside.
-        """
-        cluster = ex.contained(sets.CLUSTER_ADDRESSES, 0)
-        return _rule(_NEW, *self.layout.load_destination(0), cluster, _jump(_REFUSE))
 
     def refuse(self, prefix: str) -> tuple[Rule, ...]:
         """Answer or ignore what has no endpoint."""

@@ -108,7 +108,7 @@ class _Renderer:
                 self._refuse(frontend, key)
             return
         if frontend.kind is FrontendKind.LOAD_BALANCER and self.port.source_ranges:
-            self._guard(frontend, key)
+            self._guard(key)
         self._external(frontend, sets.EXTERNAL_IPS, key)
 
     def _external(self, frontend: Frontend, kind: str, key: bytes) -> None:
@@ -156,13 +156,12 @@ class _Renderer:
         node_port = frontend.kind is FrontendKind.NODE_PORT
         self._put((sets.OF_NODE_PORTS if node_port else "") + verdict, key, self.comment)
 
-    def _guard(self, frontend: Frontend, key: bytes) -> None:
-        """Restrict a load balancer to its source ranges.
+    def _guard(self, key: bytes) -> None:
+        """Restrict a load balancer to its source ranges, whether or not it has endpoints.
 
-        A Service without any endpoint rejects everybody alike, as with iptables.
+        As in kube-proxy's nftables mode: in its others a Service without any endpoint rejects
+        everybody alike.
         """
-        if frontend.verdict is Verdict.REJECT:
-            return
         self._put(sets.GUARDED, key, self.comment)
         for network in self._sources():
             name = sets.source_set(network.prefixlen)

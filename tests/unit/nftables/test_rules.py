@@ -250,8 +250,13 @@ def test_pods_are_told_by_interface(family: IPFamily, interface: str, *, pod: bo
     assert packet.masqueraded is not pod
 
 
-def test_without_endpoints_a_guarded_load_balancer_rejects_everybody(family: IPFamily) -> None:
+def test_without_endpoints_a_guarded_load_balancer_rejects_who_is_admitted(
+    family: IPFamily,
+) -> None:
+    """Others are dropped, as in kube-proxy's nftables mode and unlike its iptables mode."""
     ranges = ("10.9.0.0/16",) if family is IPFamily.IPV4 else ("fd00:9::/32",)
     port = service_port(family, external=True, ranges=ranges, verdict=Verdict.REJECT)
     bench = Bench(options(family), port)
-    assert bench.reach(bench.client(1), BALANCER[family], 80) == "reject"
+    admitted = "10.9.1.1" if family is IPFamily.IPV4 else "fd00:9::1"
+    assert bench.reach(admitted, BALANCER[family], 80) == "reject"
+    assert bench.reach(bench.client(1), BALANCER[family], 80) == "drop"
