@@ -11,6 +11,7 @@ from svcproxy.backends.ipvs.probing import probe, scheduler_is_missing
 from svcproxy.backends.ipvs.sysctls import ensure, wanted
 from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.backends.xtables.ruleset import FILTER
+from svcproxy.backends.xtables.variant import detect
 from svcproxy.model.names import IPFamily
 from testbed.netns import NetNS
 
@@ -44,6 +45,12 @@ def test_a_refused_rule_is_told_by_its_module(
     programs = Iptables(Variant.LEGACY, family)
     with pytest.raises(BackendUnavailable, match=r"xt_set xt_ipvs; load them \(modprobe"):
         alone.call(lambda: probe(programs))
+
+
+def test_the_variant_is_one_that_the_kernel_has(alone: NetNS) -> None:
+    """There is no nf_tables here, which the program of the nft variant does not tell."""
+    assert alone.run("iptables-nft-save").stdout == ""
+    assert alone.call(detect) is Variant.LEGACY
 
 
 def test_schedulers_are_there_or_missing(ipvs: Ipvs) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from svcproxy.backends.base import BackendError, BackendUnavailable
 from svcproxy.backends.xtables.commands import Iptables, Variant
+from svcproxy.backends.xtables.generation import generation
 from svcproxy.model.names import IPFamily
 
 _HINTS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
@@ -19,6 +20,8 @@ _LEGACY_TABLES = {
 
 def detect() -> Variant:
     """Find the variant in use: by kubelet's hint, else by who holds more rules, else nft.
+
+    The nft variant can be used only where the kernel has nf_tables.
 
     Only the mangle table is read where that decides: on a busy node, saving everything takes
     seconds.
@@ -50,7 +53,9 @@ def _saved_family(variant: Variant, family: IPFamily, tables: tuple[str, ...]) -
     try:
         programs = Iptables(variant, family)
         if variant is Variant.NFT:
-            return programs.save(*tables)
+            text = programs.save(*tables)
+            # Where the kernel has no nf_tables, it says nothing and ends well.
+            return text if text.strip() or generation() is not None else None
         existing = legacy_tables(family)
         wanted = [table for table in existing if not tables or table in tables]
         return programs.save(*wanted) if wanted else ""
