@@ -128,6 +128,7 @@ def _ipvs(config: Config) -> Mode:
                 int(config.ipvs_udp_timeout),
             ),
             graceful_limit=config.ipvs_graceful_termination_limit,
+            period=config.ipvs_sync_period,
         )
         return IpvsBackend(Iptables(variant, family), SettingsOf(config, family), options)
 

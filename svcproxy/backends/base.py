@@ -1,6 +1,6 @@
 """What the sync loop asks of a backend, whichever part of the kernel it programs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -44,7 +44,8 @@ class Foreign(msgspec.Struct, frozen=True):
     """A change that somebody else has made to what we may have programmed.
 
     Attributes:
-        process: the name of the process, as the kernel has it (up to 15 characters).
+        process: the name of the process, as the kernel has it (up to 15 characters); empty when
+            nobody knows.
         pid: its number in the initial pid namespace; 0 when unknown.
         sure: whether it was ours for sure that was changed; otherwise it may have been.
         families: of which families.
@@ -71,6 +72,13 @@ class Backend(Protocol[Observed, Plan]):
     @property
     def family(self) -> IPFamily:
         """The family that this backend programs."""
+
+    @property
+    def spares(self) -> int:
+        """How many periodic comparisons may be spared in a row while ``untouched`` says so.
+
+        What it cannot see is found by the one after them.
+        """
 
     def probe(self) -> None:
         """Check that the kernel and the tools can do the job, and prepare what must exist.
@@ -111,11 +119,16 @@ class Backend(Protocol[Observed, Plan]):
             BackendError: the kernel refused; nothing can be assumed about its state.
         """
 
-    def tend(self) -> float | None:
+    def tend(self, hurry: Callable[[], bool]) -> float | Foreign | None:
         """Do what only passing time calls for; called after each sync, and when time is up.
 
+        Args:
+            hurry: whether something has come that is more important, so that what takes long had
+                better go on at the next call.
+
         Returns:
-            Seconds until it wants to be called again, ``None`` for not before the next sync.
+            Seconds until it wants to be called again, ``None`` for not before the next sync; or
+            what others have done, if it came upon such a thing, which calls for a comparison.
 
         Raises:
             BackendError: the kernel did not do what was asked.

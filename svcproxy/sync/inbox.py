@@ -70,13 +70,15 @@ class Inbox:
         """Whether the reader should end."""
         return self._closed
 
+    @property
+    def filled(self) -> bool:
+        """Whether there is something to read, or the inbox is closed; asking costs no lock."""
+        return self._closed or bool(self._doubt or self._objects or self._synced)
+
     def wait(self, seconds: float | None) -> None:
         """Wait until there is something to read, the inbox is closed, or time is up."""
         with self._condition:
-            self._condition.wait_for(
-                lambda: self._closed or bool(self._doubt or self._objects or self._synced),
-                seconds,
-            )
+            self._condition.wait_for(lambda: self.filled, seconds)
 
     def wait_for_lists(self) -> None:
         """Wait until another first list is complete, or the inbox is closed.

@@ -130,8 +130,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         for key, obj in batch.objects.items():
             _store(self._state, key, obj)
         if batch.doubt is not None:
-            self._schedule.doubt(sure=batch.doubt.sure)
-            self._doubt = batch.doubt
+            self._suspect(batch.doubt)
         if self._missing:
             self._missing -= batch.synced
             if not self._missing:
@@ -140,6 +139,11 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._schedule.request()
         elif batch.objects and not self._schedule.requested:
             self._reporter.idle()
+
+    def _suspect(self, change: Foreign) -> None:
+        """Have the kernel compared, for somebody else has, or may have, changed it."""
+        self._schedule.doubt(sure=change.sure)
+        self._doubt = change
 
     def _sync(self) -> None:
         begin = self._clock()
@@ -184,12 +188,15 @@ class FamilyLoop(Generic[Observed, Plan]):
         if self._schedule.failing:
             return
         try:
-            pause = self._backend.tend()
+            wish = self._backend.tend(lambda: self.inbox.filled)
         except BackendError as error:
             self._failed(error, thorough=False)
             return
-        if pause is not None:
-            self._tend_at = self._clock() + pause
+        if isinstance(wish, Foreign):
+            self._suspect(wish)
+            self._tend_at = self._clock()  # for whatever else it has to do until then
+        elif wish is not None:
+            self._tend_at = self._clock() + wish
 
     def _follow(self, settled: Settled) -> None:
         """Do what comes after a sync; its failure is not the sync's."""
@@ -202,13 +209,13 @@ class FamilyLoop(Generic[Observed, Plan]):
     def _spared(self) -> bool:
         """Whether the kernel tells at no cost that a comparison would find nothing.
 
-        Every tenth comparison is made all the same: a foreign change in the very moment of our
-        own would go unnoticed otherwise.
+        After ``Backend.spares`` of them a comparison is made all the same: a foreign change in the
+        very moment of our own would go unnoticed otherwise.
         """
         if self._doubt or self._first or self._schedule.failing or not self._backend.untouched():
             self._spares = 0
             return False
-        self._spares = (self._spares + 1) % 10
+        self._spares = (self._spares + 1) % (self._backend.spares + 1)
         return self._spares > 0
 
     def _program(self, changes: Changes, *, thorough: bool) -> tuple[Outcome, float, bool]:

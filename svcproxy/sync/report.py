@@ -144,7 +144,9 @@ class Reporter:
     def repaired(self, change: Foreign | None) -> None:
         """Note that the sync undid what others had done to the kernel, and who, if that is known."""
         self._series.repairs.inc()
-        culprit = {"process": change.process, "pid": change.pid} if change else {}
+        culprit = {}
+        if change is not None and change.process:
+            culprit = {"process": change.process, "pid": change.pid}
         log.warning("kernel.repaired", family=self._family, **culprit)
 
     def failed(self, error: Exception, *, thorough: bool, retry: float) -> None:

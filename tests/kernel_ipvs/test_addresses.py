@@ -66,6 +66,23 @@ def test_addresses_are_bound_and_unbound(
         assert links.read() == Addresses(frozenset(wanted[:1]), (), ())
 
 
+def test_addresses_are_counted(host: NetNS, links: Links, address: Address) -> None:
+    """Those of all interfaces: it must not cost a list of them."""
+    links.read()
+    before = host.call(links.count)
+    assert before == host.run("ip", "-o", "addr").stdout.count(f"{_word(links.family)} ")
+    links.execute([BindAddresses(tuple(address(n) for n in range(1, 301)))])
+    assert host.call(links.count) == before + 300
+    netns.ip_batch([f"addr add {address(999)} dev {OTHER}"], host.name)
+    assert host.call(links.count) == before + 301
+    links.execute([UnbindAddresses((address(1),))])
+    assert host.call(links.count) == before + 300
+
+
+def _word(family: IPFamily) -> str:
+    return "inet" if family is IPFamily.IPV4 else "inet6"
+
+
 def test_an_address_is_connected_to_while_the_interface_is_down(
     namespace: NetNS, links: Links, address: Address
 ) -> None:

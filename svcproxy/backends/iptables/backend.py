@@ -40,6 +40,8 @@ class IptablesBackend:
     are computed anew.
     """
 
+    spares = 9
+
     def __init__(self, programs: Iptables, settings_for: Callable[[Node | None], Settings]) -> None:
         self._programs = programs
         self._settings_for = settings_for
@@ -170,7 +172,7 @@ class IptablesBackend:
             written={table: t.rules for table, t in tables.items()},
         )
 
-    def tend(self) -> float | None:
+    def tend(self, _hurry: Callable[[], bool]) -> float | None:
         """Nothing: rules do not depend on time."""
         return None
 

@@ -4,15 +4,18 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import msgspec
 import structlog
 from msgspec import structs
 
-from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
+from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Foreign, Outcome
 from svcproxy.backends.ipvs import probing, sysctls
+from svcproxy.backends.ipvs.audit import Audit, Difference
+from svcproxy.backends.ipvs.auditor import Auditor
 from svcproxy.backends.ipvs.execute import Done, Executor
-from svcproxy.backends.ipvs.kernel import Fingerprint, IpvsKernel
+from svcproxy.backends.ipvs.kernel import Fingerprint, IpvsKernel, ticks_per_second
 from svcproxy.backends.ipvs.messages import Timeouts
 from svcproxy.backends.ipvs.operations import Failure
 from svcproxy.backends.ipvs.plan import Observed, Plan
@@ -34,11 +37,19 @@ _MOST_FAILURES = 5
 log = structlog.get_logger()
 
 
+class _Opened(NamedTuple):
+    """What belongs to the thread of the loop."""
+
+    kernel: IpvsKernel
+    executor: Executor
+    auditor: Auditor
+
+
 class IpvsOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What the flags say of IPVS.
 
     ``timeouts`` are in seconds, 0 leaves the kernel's own. ``graceful_limit`` is how many seconds
-    a real server may drain, 0 for as long as it takes.
+    a real server may drain, 0 for as long as it takes. ``period`` is the sync period in seconds.
     """
 
     scheduler: str = "rr"
@@ -46,6 +57,7 @@ class IpvsOptions(msgspec.Struct, frozen=True, kw_only=True):
     strict_arp: bool = False
     timeouts: Timeouts = Timeouts(0, 0, 0)
     graceful_limit: float = 0.0
+    period: float = 30.0
 
 
 class IpvsBackend:
@@ -54,6 +66,10 @@ class IpvsBackend:
     ``settings_for`` gives the settings for the present Node object; when they change, or the
     node's own addresses, everything is compared from scratch.
     """
+
+    spares = 59
+    """Virtual servers are checked all the time, entries, addresses and rules by their numbers; a
+    comparison takes long."""
 
     def __init__(
         self,
@@ -71,11 +87,11 @@ class IpvsBackend:
         self._drop_invalid = True
         self._planner = Planner(self._settings(None))
         self._termination = Termination(options.graceful_limit)
-        self._open: tuple[IpvsKernel, Executor] | None = None
+        self._audit = Audit(self._planner, self._termination, ticks_per_second())
+        self._open: _Opened | None = None
         self._look_at = 0.0
         self._found: Fingerprint | None = None
         self._right: tuple[Fingerprint, Counter[str]] | None = None
-        self._exact = False
         self._others = 0
         self._told: dict[ServicePortName, str] = {}
 
@@ -86,16 +102,22 @@ class IpvsBackend:
 
     @property
     def _kernel(self) -> IpvsKernel:
-        return self._opened()[0]
+        return self._opened().kernel
 
     @property
     def _executor(self) -> Executor:
-        return self._opened()[1]
+        return self._opened().executor
 
-    def _opened(self) -> tuple[IpvsKernel, Executor]:
+    @property
+    def _auditor(self) -> Auditor:
+        return self._opened().auditor
+
+    def _opened(self) -> "_Opened":
         if self._open is None:
             kernel = IpvsKernel(self._programs)
-            self._open = kernel, Executor(self._planner, self._termination, kernel)
+            executor = Executor(self._planner, self._termination, kernel)
+            auditor = Auditor(self._audit, kernel.ipvs, self._options.period, self._clock)
+            self._open = _Opened(kernel, executor, auditor)
         return self._open
 
     def probe(self) -> None:
@@ -122,32 +144,20 @@ class IpvsBackend:
             log.warning("sysctl.not_set", sysctl=problem.sysctl.name, error=str(problem))
 
     def untouched(self) -> bool:
-        """Whether nobody else has changed anything since it was found to be right."""
-        if self._right is None:
+        """Whether nobody else has changed anything since it was found to be right.
+
+        Of virtual servers, ``tend`` knows.
+        """
+        if self._right is None or not self._auditor.current:
             return False
-        counts = self._counts()
-        found = self._look(counts)
+        found = self._look()
         if found is None:
             return False
         right, former = self._right
-        if not counts["virtual_servers"]:
-            right = right._replace(servers=found.servers)
-        if self._exact:
-            return found == right
-        # We have changed servers, entries and addresses since. Nobody else has if there is as
-        # much more or less of each as there should be; the loop makes up for what hides in that.
-        if found.rules != right.rules or _grown(found.counts, right.counts) != _grown(
-            counts, former
-        ):
-            return False
-        self._right, self._exact = (found, counts), True
-        return True
-
-    def _counts(self) -> Counter[str]:
-        """How much the kernel should hold."""
-        counts = self._planner.counts
-        counts["real_servers"] += self._termination.number
-        return counts
+        # We have changed entries and addresses since. Nobody else has if there is as much more or
+        # less of each as there should be; the loop makes up for what hides in that.
+        grown = _grown(self._planner.counts, former)
+        return found.rules == right.rules and _grown(found.counts, right.counts) == grown
 
     def read(self) -> Observed:
         """Read everything that may be ours, and the node's addresses."""
@@ -177,7 +187,11 @@ class IpvsBackend:
         now, before = self._clock(), self._kernel.sent
         done = self._executor.apply(plan, now)
         self._look_at = now + (self._termination.pause() or 0.0)
-        self._note(done, compared=plan.compared)
+        if plan.compared:
+            self._compared(done)
+        else:
+            self._audit.changed(plan)
+            self._changed(done)
         self._report(done)
         operations = {kind: count for kind, count in done.operations.items() if count}
         if operations:
@@ -185,48 +199,61 @@ class IpvsBackend:
         rules = {table: each.rules for table, each in plan.tables.items()}
         return Outcome(operations=operations, sizes=self._planner.sizes, written=rules)
 
-    def tend(self) -> float | None:
-        """Look at the real servers that drain, if it is time."""
+    def tend(self, hurry: Callable[[], bool]) -> float | Foreign | None:
+        """Look at the real servers that drain, if it is time, and at some virtual servers."""
+        pause, found = self._tend_draining(), self._auditor.step(hurry)
+        if isinstance(found, Difference):
+            log.info("ipvs.foreign_change", family=self.family, virtual_server=str(found))
+            return Foreign("", 0, sure=False)
+        return found if pause is None else pause if found is None else min(pause, found)
+
+    def _tend_draining(self) -> float | None:
         now = self._clock()
         if self._termination.pause() is None:
             return None
         if now < self._look_at:
             return self._look_at - now
         done = self._executor.tend(now)
-        self._note(done, compared=False)
+        self._audit.written()
+        self._changed(done)
         self._report(done)
         pause = self._termination.pause()
         self._look_at = now + (pause or 0.0)
         return pause
 
-    def _note(self, done: Done, *, compared: bool) -> None:
+    def _compared(self, done: Done) -> None:
+        """Keep what is known of the kernel after a comparison."""
+        # What was read is right if nothing had to be changed.
+        right = self._found if not done.operations else self._outcome(done)
+        self._right, self._found = right and (right, self._planner.counts), None
+        if self._right is None:
+            self._auditor.stop()
+        else:
+            self._auditor.start()
+
+    def _changed(self, done: Done) -> None:
         """Keep what is known of the kernel in step with what has been done."""
-        if compared:
-            # What was read is right if nothing had to be changed.
-            right = self._found if not done.operations else self._outcome(done)
-            self._right = right and (right, self._counts())
-            self._exact, self._found = True, None
-        elif done.failures or done.unscheduled or done.operations["restore"]:
+        if done.failures or done.unscheduled or done.operations["restore"]:
             self._right = None
-        elif done.operations:
-            self._exact = False
+            self._auditor.stop()
 
     def _outcome(self, done: Done) -> Fingerprint | None:
         """What a comparison has made of the kernel, if there is as much of all as there should be.
 
         Otherwise the next comparison would read everything again, a period after each start.
+        Whether the virtual servers are right is seen soon enough.
         """
         if done.failures or done.unscheduled:
             return None
-        counts = self._counts()
-        found = self._look(counts)
+        counts = self._planner.counts
+        found = self._look()
         counts["addresses"] += self._others
         return None if found is None or _grown(found.counts, counts) else found
 
-    def _look(self, counts: Counter[str]) -> Fingerprint | None:
-        """The kernel's fingerprint at a time when it should hold so much; ``None`` if unreadable."""
+    def _look(self) -> Fingerprint | None:
+        """The kernel's fingerprint; ``None`` if it is unreadable."""
         try:
-            return self._kernel.fingerprint(servers=bool(counts["virtual_servers"]))
+            return self._kernel.fingerprint()
         except BackendError:
             return None
 

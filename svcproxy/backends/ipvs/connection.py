@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from errno import ESRCH
 from pathlib import Path
 
 from svcproxy.backends.ipvs import messages
@@ -11,6 +12,7 @@ from svcproxy.backends.ipvs.operations import Failure, ServerOperation
 from svcproxy.backends.ipvs.values import (
     Connections,
     RealServerKey,
+    RealServers,
     VirtualServer,
     VirtualServerKey,
 )
@@ -18,7 +20,7 @@ from svcproxy.model.names import IPFamily
 from svcproxy.netlink.connection import GENERIC, Connection, Refusal
 from svcproxy.netlink.messages import Message, Request
 
-_PIECE = 1 << 16
+_PIECE = 1 << 14
 _LISTING = Path("/proc/thread-self/net/ip_vs")
 
 
@@ -100,6 +102,32 @@ class Ipvs:
         bodies = self._dump(what, messages.real_servers_request(self._kind, key))
         return dict(messages.decode_real_servers(bodies, self.family))
 
+    def virtual_server(self, key: VirtualServerKey) -> VirtualServer | None:
+        """The properties of one virtual server; ``None`` if there is none.
+
+        Raises:
+            BackendError: the kernel would not tell.
+        """
+        try:
+            answer = self._connection.ask(messages.virtual_server_request(self._kind, key))
+        except OSError as error:
+            if error.errno == ESRCH:
+                return None
+            raise failed(f"ask for the virtual server {key.address}", error) from error
+        return dict(messages.decode_virtual_servers([answer.body], self.family)).get(key)
+
+    def weights(self, key: VirtualServerKey) -> RealServers:
+        """The real servers of one virtual server with their weights; empty if there is none.
+
+        Raises:
+            BackendError: the kernel would not list them.
+        """
+        return {real: weight for real, (weight, _) in self.real_servers(key).items()}
+
+    def listing(self) -> Iterator[bytes]:
+        """What ``listing_pieces`` gives: it is of all families."""
+        return listing_pieces()
+
     def timeouts(self) -> Timeouts:
         """The time-outs of connections in this network namespace.
 
@@ -154,18 +182,26 @@ def read_listing() -> bytes:
     Raises:
         BackendError: it cannot be read: ``ip_vs`` is not loaded.
     """
-    return b"".join(listing_pieces())
+    try:
+        return _LISTING.read_bytes()
+    except OSError as error:
+        raise failed(f"read {_LISTING}", error) from error
 
 
 def listing_pieces() -> Iterator[bytes]:
-    """The same, piece by piece.
+    """The same, piece by piece; they may end anywhere.
+
+    Each is of one moment, whatever is changed between them: the kernel finds the place of a piece
+    by counting virtual servers from the start.
 
     Raises:
         BackendError: as above.
     """
+    # New memory for each piece would cost more than many of the pieces do.
+    buffer = memoryview(bytearray(_PIECE))
     try:
         with _LISTING.open("rb", buffering=0) as file:
-            while piece := file.read(_PIECE):
-                yield piece
+            while size := file.readinto(buffer):
+                yield bytes(buffer[:size])
     except OSError as error:
         raise failed(f"read {_LISTING}", error) from error

@@ -1,13 +1,14 @@
 """The parts of the kernel that IPVS mode uses, in this network namespace, as one."""
 
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from hashlib import blake2b
 from typing import NamedTuple
 
 from svcproxy.backends.ipvs import procfile
-from svcproxy.backends.ipvs.connection import Ipvs, listing_pieces, read_listing
+from svcproxy.backends.ipvs.connection import Ipvs, read_listing
 from svcproxy.backends.ipvs.ipset import Sets
 from svcproxy.backends.ipvs.links import Links
 from svcproxy.backends.ipvs.naming import SETS
@@ -32,26 +33,20 @@ from svcproxy.backends.xtables.generation import generation
 from svcproxy.backends.xtables.ruleset import TABLES
 from svcproxy.backends.xtables.savefile import parse
 
+_CLOCK_MONOTONIC_COARSE = 6
+
 
 class Fingerprint(NamedTuple):
-    """What tells that something has changed: digests of virtual servers and rules, and counts."""
+    """What tells that something else than a virtual server has changed."""
 
-    servers: procfile.ServersFingerprint
     rules: bytes
     set_sizes: tuple[tuple[str, int], ...]
-    addresses: tuple[tuple[tuple[int, int], int], ...]
+    addresses: int
 
     @property
     def counts(self) -> Counter[str]:
-        """How much there is of everything, as the planner counts it."""
-        return Counter(
-            {
-                "virtual_servers": self.servers.virtual,
-                "real_servers": self.servers.real,
-                "addresses": sum(number for _, number in self.addresses),
-                **dict(self.set_sizes),
-            }
-        )
+        """How much there is of what the planner counts."""
+        return Counter({"addresses": self.addresses, **dict(self.set_sizes)})
 
 
 class IpvsKernel:
@@ -84,21 +79,20 @@ class IpvsKernel:
         """
         addresses = self.links.read()
         known = self._version_of_rules()
-        listing, rules = read_listing(), self._programs.save(*TABLES)
+        rules = self._programs.save(*TABLES)
         self._rules = known, _digest(rules)
-        real = procfile.parse(listing, self._family)
+        servers = self.ipvs.virtual_servers()
+        # It has both families' servers, and is long: not for a family that has none.
+        real = procfile.parse(read_listing(), self._family) if servers else {}
         # The two lists are not of the same moment; what only one has is as good as not there.
-        servers = {k: s for k, s in self.ipvs.virtual_servers().items() if k in real}
+        servers = {key: server for key, server in servers.items() if key in real}
         sets = self._sets()
         observed = Observed(parse(rules), servers, real, sets, addresses.bound)
         sizes = {name: len(entries) for name, (_, entries) in sets.items()}
-        return observed, addresses, self._fingerprint((listing,), sizes)
+        return observed, addresses, self._fingerprint(sizes)
 
-    def fingerprint(self, *, servers: bool) -> Fingerprint:
+    def fingerprint(self) -> Fingerprint:
         """What changes when anybody changes something, made from less than ``read`` needs.
-
-        Args:
-            servers: whether to look at virtual servers, which costs more than all else.
 
         Raises:
             BackendError: something could not be read.
@@ -109,7 +103,7 @@ class IpvsKernel:
         if version is None or version != self._rules[0]:
             # Perhaps only others' rules have changed, or the kernel does not tell.
             self._rules = version, _digest(self._programs.save(*TABLES))
-        return self._fingerprint(listing_pieces() if servers else (), sizes)
+        return self._fingerprint(sizes)
 
     def _version_of_rules(self) -> bytes | None:
         """What hardly stays the same when rules change; ``None`` if the kernel does not tell."""
@@ -118,10 +112,8 @@ class IpvsKernel:
         number = generation()
         return None if number is None else str(number).encode()
 
-    def _fingerprint(self, listing: Iterable[bytes], sizes: Mapping[str, int]) -> Fingerprint:
-        servers = procfile.fingerprint(listing, self._family)
-        counts = tuple(sorted(self.links.count().items()))
-        return Fingerprint(servers, self._rules[1], tuple(sorted(sizes.items())), counts)
+    def _fingerprint(self, sizes: Mapping[str, int]) -> Fingerprint:
+        return Fingerprint(self._rules[1], tuple(sorted(sizes.items())), self.links.count())
 
     def _sets(self) -> dict[str, tuple[SetKind, AbstractSet[SetEntry]]]:
         found: dict[str, tuple[SetKind, AbstractSet[SetEntry]]] = {}
@@ -154,6 +146,14 @@ class IpvsKernel:
     def connections(self, key: VirtualServerKey) -> Mapping[RealServerKey, Connections]:
         """The connections of each real server of a virtual server."""
         return {real: found for real, (_, found) in self.ipvs.real_servers(key).items()}
+
+
+def ticks_per_second() -> int:
+    """The kernel's own ticks (CONFIG_HZ), in which it lists time-outs.
+
+    They are as long as what its coarse clocks count in; no other call tells.
+    """
+    return round(1 / time.clock_getres(_CLOCK_MONOTONIC_COARSE))
 
 
 def _digest(rules: str) -> bytes:

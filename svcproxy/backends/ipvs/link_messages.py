@@ -4,8 +4,7 @@ Pure. The numbers are those of ``linux/rtnetlink.h``, ``linux/if_link.h`` and ``
 in host byte order.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_interface
 from struct import Struct
 from typing import NamedTuple
@@ -123,13 +122,6 @@ def arrange(links: Iterable[Link], bound: Iterable[BoundAddress], name: str) -> 
         bound=frozenset(ours),
         node=tuple(sorted(own, key=packed)),
         networks=tuple(sorted(map(str, subnets))),
-    )
-
-
-def count_addresses(bodies: Iterable[bytes]) -> Mapping[tuple[int, int], int]:
-    """How many addresses there are by interface and prefix length; costs less than reading them."""
-    return Counter(
-        (index, bits) for _, bits, _, _, index in (_ADDRESS.unpack_from(body) for body in bodies)
     )
 
 

@@ -1,8 +1,11 @@
 """The addresses of this node, and those of virtual servers on ``kube-ipvs0``, for one family."""
 
 import errno
+import fcntl
 import os
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Sequence
+from struct import Struct
 
 from svcproxy.backends.ipvs import link_messages as messages
 from svcproxy.backends.ipvs.failing import failed
@@ -12,6 +15,10 @@ from svcproxy.backends.ipvs.values import DUMMY_INTERFACE, Addresses
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.connection import ROUTE, Connection
 from svcproxy.netlink.messages import Request
+
+_SIOCGIFCONF = 0x8912
+_IFCONF = Struct("@iP")
+_IFREQ = 16 + Struct("@LLH3B0L").size  # a name and, as the largest of several, a struct ifmap
 
 
 class Links:
@@ -56,14 +63,26 @@ class Links:
         bound = messages.decode_addresses(self._dump("list addresses", request), self.family)
         return messages.arrange(links, bound, DUMMY_INTERFACE)
 
-    def count(self) -> Mapping[tuple[int, int], int]:
-        """How many addresses there are by interface and prefix length, in a fraction of the time.
+    def count(self) -> int:
+        """How many addresses all interfaces have.
 
         Raises:
-            BackendError: the kernel would not list them.
+            BackendError: the kernel would not tell.
         """
-        request = messages.addresses_request(self.family)
-        return messages.count_addresses(self._dump("list addresses", request))
+        if self.family is IPFamily.IPV4:
+            return self._count_ipv4()
+        return len(self._dump("list addresses", messages.addresses_request(self.family)))
+
+    def _count_ipv4(self) -> int:
+        """The size of the list that it would give: the kernel counts them in no time."""
+        request = bytearray(_IFCONF.pack(0, 0))
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as made:
+                fcntl.ioctl(made, _SIOCGIFCONF, request)
+        except OSError as error:
+            raise failed("count addresses", error) from error
+        size: int = _IFCONF.unpack(request)[0]
+        return size // _IFREQ
 
     def execute(self, operations: Sequence[AddressOperation]) -> list[Failure]:
         """Bind and unbind addresses in order; one that fails stops none of the others.

@@ -147,6 +147,11 @@ def virtual_servers_request(kind: int) -> Request:
     return Request(kind, 0, _command(_GET_SERVICE))
 
 
+def virtual_server_request(kind: int, key: VirtualServerKey) -> Request:
+    """Ask for one virtual server; ESRCH says that there is none."""
+    return Request(kind, 0, _command(_GET_SERVICE) + nest(_SERVICE, _identity(key)))
+
+
 def real_servers_request(kind: int, key: VirtualServerKey) -> Request:
     """List the real servers of one virtual server; of one that is gone there are none."""
     return Request(kind, 0, _command(_GET_DESTINATION) + nest(_SERVICE, _identity(key)))

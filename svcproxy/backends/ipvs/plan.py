@@ -1,6 +1,6 @@
 """What was read from the kernel, and what is to be done to it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 
 import msgspec
@@ -17,6 +17,7 @@ from svcproxy.backends.ipvs.values import (
 from svcproxy.backends.xtables.ruleset import TABLES
 from svcproxy.backends.xtables.savefile import Saved
 from svcproxy.backends.xtables.tableplan import TablePlan
+from svcproxy.model.names import ServicePortName
 
 Entry = tuple[str, SetEntry]
 Leaving = dict[VirtualServerKey, list[RealServerKey]]
@@ -35,6 +36,11 @@ class Observed(msgspec.Struct, frozen=True):
     sets: Mapping[str, tuple[SetKind, AbstractSet[SetEntry]]]
     bound: AbstractSet[str]
 
+    def holds(self, entry: Entry) -> bool:
+        """Whether there is such a set and it has the entry."""
+        name, member = entry
+        return name in self.sets and member in self.sets[name][1]
+
 
 class Plan(msgspec.Struct):
     """What is to be done, in parts that are carried out in the order of the fields.
@@ -45,6 +51,9 @@ class Plan(msgspec.Struct):
     place of iptables mode's, which lead connections past IPVS until then. ``quiesce`` sets
     weights to 0; ``leaving`` are the real servers of which that makes draining ones, or which
     were found draining. ``delete`` removes what has no connections to finish.
+
+    ``ports`` are the Service ports that the plan concerns and ``former`` the virtual servers that
+    they had before, unless everything was ``compared``.
     """
 
     create_sets: list[SetOperation] = []
@@ -60,6 +69,8 @@ class Plan(msgspec.Struct):
     unbind: list[str] = []
     leave: list[Entry] = []
     compared: bool = False
+    ports: Collection[ServicePortName] = ()
+    former: Collection[VirtualServerKey] = ()
 
     def __bool__(self) -> bool:
         return bool(

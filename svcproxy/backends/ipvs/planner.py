@@ -1,7 +1,7 @@
 """From the desired state to steps, whole or for what changed."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
@@ -81,15 +81,15 @@ class Planner:
 
     @property
     def counts(self) -> Counter[str]:
-        """How much of what can be counted the kernel should hold, but for draining real servers.
-
-        Sets go by their names.
-        """
+        """How many set entries, by the names of the sets, and addresses there should be."""
         counts = +self._held
-        counts["virtual_servers"] = self._sizes["virtual_servers"] + len(self._lingering)
-        counts["real_servers"] = self._sizes["real_servers"]
         counts["addresses"] = len(self._claims.addresses)
         return counts
+
+    @property
+    def ports(self) -> AbstractSet[ServicePortName]:
+        """The Service ports."""
+        return self._ports.keys()
 
     def layout(self, name: ServicePortName) -> PortState:
         """What a port means at present; nothing if there is no such port."""
@@ -138,7 +138,7 @@ class Planner:
             if found is not None:
                 self._retire(plan, key, target[1], observed.real.get(key, {}))
         for key in observed.servers.keys() - wanted.keys():
-            if self._is_ours(key, observed):
+            if self._is_ours(key, observed.bound, observed.holds):
                 found_real = observed.real.get(key, {})
                 bound = key.address in observed.bound
                 for state in self._dismiss(plan, key, found_real, bound=bound):
@@ -148,7 +148,16 @@ class Planner:
     def _is_node_port(self, key: VirtualServerKey) -> bool:
         return key.address in self._settings.addresses
 
-    def _is_ours(self, key: VirtualServerKey, observed: Observed) -> bool:
+    def owns(self, key: VirtualServerKey) -> bool:
+        """Whether a comparison would take a virtual server for a Service's, wanted or not."""
+        return self._is_ours(key, self._claims.addresses, self._claims.entries.__contains__)
+
+    def _is_ours(
+        self,
+        key: VirtualServerKey,
+        bound: Container[str],
+        holds: Callable[[Entry], bool],
+    ) -> bool:
         """Whether a virtual server that no Service has was made for one.
 
         IPVS keeps no mark of who made a virtual server. Its address tells: on ``kube-ipvs0`` are
@@ -156,10 +165,7 @@ class Planner:
         """
         if self._settings.is_excluded(key.address):
             return False
-        if key.address in observed.bound:
-            return True
-        name, entry = self._node_port_entry(key)
-        return name in observed.sets and entry in observed.sets[name][1]
+        return key.address in bound or holds(self._node_port_entry(key))
 
     def _node_port_entry(self, key: VirtualServerKey) -> Entry:
         sets = SETS[self._settings.family]
@@ -229,6 +235,7 @@ class Planner:
         self._claim(plan, old, new)
         self._edit_rules(plan, old, new)
         self._count(former, wanted)
+        plan.ports, plan.former = concerned, former.keys()
         return None if self._overfull else plan
 
     def _concerned(

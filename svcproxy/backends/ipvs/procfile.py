@@ -9,19 +9,21 @@ netlink dump of the virtual servers. The format is the one of Linux 6.1 and the 
     TCP  [fd00:0010:0000:0000:0000:0000:0000:0001]:0050 rr
 """
 
-import itertools
 import re
-from collections.abc import Iterable
-from hashlib import blake2b
-from typing import NamedTuple
 
-from svcproxy.backends.ipvs.values import RealServerKey, VirtualServerKey
+from svcproxy.backends.ipvs.values import (
+    RealServerKey,
+    ServerFlag,
+    VirtualServer,
+    VirtualServerKey,
+)
 from svcproxy.model.names import IPFamily, Protocol
-from svcproxy.netlink.addresses import text
+from svcproxy.netlink.addresses import packed, text
 
 RealServersByKey = dict[VirtualServerKey, dict[RealServerKey, int]]
 
 _PROTOCOLS = {protocol.value.encode(): protocol for protocol in Protocol}
+_MASKS = {IPFamily.IPV4: b"FFFFFFFF", IPFamily.IPV6: b"80000000"}
 _ADDRESSES = {
     IPFamily.IPV4: rb"[0-9A-F]{8}:[0-9A-F]{4}",
     IPFamily.IPV6: rb"\[[0-9a-f:]{39}\]:[0-9A-F]{4}",
@@ -33,12 +35,10 @@ _SERVERS = {
     )
     for family, address in _ADDRESSES.items()
 }
-_STABLE = {
-    family: re.compile(
-        rb"^(?:  -> %b +\S+ +\d+|(?:TCP|UDP|SCTP) +%b .*)" % (address, address), re.MULTILINE
-    )
-    for family, address in _ADDRESSES.items()
-}
+LINES = re.compile(rb"^(?:  -> (\S+ +\S+ +\d+)|((?:TCP|UDP|SCTP|FWM) +\S+) (.*))", re.MULTILINE)
+"""Its lines: a real server's without counters, or a virtual server's key and its properties."""
+Line = tuple[bytes, bytes, bytes]
+"""What ``LINES`` finds: the first is empty, or the other two are."""
 
 
 def parse(listing: bytes, family: IPFamily) -> RealServersByKey:
@@ -62,33 +62,63 @@ def parse(listing: bytes, family: IPFamily) -> RealServersByKey:
     return found
 
 
-class ServersFingerprint(NamedTuple):
-    """A digest of virtual and real servers, and how many there are of both."""
-
-    digest: bytes
-    virtual: int
-    real: int
+def written(key: VirtualServerKey) -> bytes:
+    """How the line of a virtual server begins."""
+    return b"%b  %b" % (key.protocol.value.encode(), _written(key.address, key.port))
 
 
-def fingerprint(pieces: Iterable[bytes], family: IPFamily) -> ServersFingerprint:
-    """A digest of a family's part that connections do not change, but everything else does.
+def identified(written: bytes) -> VirtualServerKey | None:
+    """Whose line begins like that; ``None`` for one that selects by firewall mark."""
+    protocol, target = written.split()
+    if protocol not in _PROTOCOLS:
+        return None
+    return VirtualServerKey(_PROTOCOLS[protocol], *_target(target))
 
-    It takes the file as it is read, for as a whole it is large and not needed.
+
+def properties(server: VirtualServer, family: IPFamily, ticks: int) -> bytes:
+    """How the line of a virtual server goes on.
+
+    Args:
+        server: its properties; of its flags, the file tells ``PERSISTENT`` and, for IPv4,
+            ``ONE_PACKET`` only.
+        family: its family.
+        ticks: how many of the kernel's ticks there are in a second (CONFIG_HZ).
     """
-    digest = blake2b(digest_size=16)
-    virtual = real = 0
-    rest = b""
-    for piece in itertools.chain(pieces, (b"\n",)):
-        lines, newline, rest_of_piece = piece.rpartition(b"\n")
-        if newline:
-            found = _STABLE[family].findall(rest + lines)
-            text_of_all = b"".join(found)
-            digest.update(text_of_all)
-            arrows = text_of_all.count(b"  -> ")
-            virtual, real = virtual + len(found) - arrows, real + arrows
-            rest = b""
-        rest += rest_of_piece
-    return ServersFingerprint(digest.digest(), virtual, real)
+    text = b"%b " % server.scheduler.encode()
+    if family is IPFamily.IPV4:
+        text += b"ops  " if server.flags & ServerFlag.ONE_PACKET else b" "
+    if server.flags & ServerFlag.PERSISTENT:
+        text += b"persistent %d %b" % (server.timeout * ticks, _MASKS[family])
+    return text
+
+
+def in_usual_form(properties: bytes, family: IPFamily) -> bytes:
+    """The same without what is never compared: blanks, and the mask of persistence."""
+    scheduler, *rest = properties.split()
+    text = scheduler + b" "
+    if family is IPFamily.IPV4:
+        text += b"ops  " if b"ops" in rest else b" "
+    if b"persistent" in rest:
+        text += b"persistent %b %b" % (rest[rest.index(b"persistent") + 1], _MASKS[family])
+    return text
+
+
+def written_real(key: RealServerKey, weight: int) -> bytes:
+    """The line of a real server as ``LINES`` finds it."""
+    return b"%b      Masq    %d" % (_written(*key), weight)
+
+
+def identified_real(line: bytes) -> tuple[RealServerKey, int]:
+    """Whose line that is, and the weight."""
+    target, _, weight = line.split()
+    return RealServerKey(*_target(target)), int(weight)
+
+
+def _written(address: str, port: int) -> bytes:
+    digits = packed(address)
+    if len(digits) == 4:
+        return b"%b:%04X" % (digits.hex().upper().encode(), port)
+    return b"[%b]:%04X" % (digits.hex(":", 2).encode(), port)
 
 
 def _target(written: bytes) -> tuple[str, int]:

@@ -31,11 +31,6 @@ class Termination:
         """The virtual servers that have a draining real server."""
         return self._since.keys()
 
-    @property
-    def number(self) -> int:
-        """How many real servers drain."""
-        return sum(map(len, self._since.values()))
-
     def draining(self, virtual: VirtualServerKey) -> AbstractSet[RealServerKey]:
         """The real servers of a virtual server that drain."""
         return self._since.get(virtual, {}).keys()

@@ -37,6 +37,8 @@ class NftablesBackend:
     is compared from scratch.
     """
 
+    spares = 9
+
     def __init__(
         self, family: IPFamily, settings_for: Callable[[Node | None], Settings], table: str = TABLE
     ) -> None:
@@ -173,7 +175,7 @@ class NftablesBackend:
         planner = self._planner
         return planner.plan(Desired(planner.ports, None), planner.settings, self._table.read())
 
-    def tend(self) -> float | None:
+    def tend(self, _hurry: Callable[[], bool]) -> float | None:
         """Nothing: rules do not depend on time."""
         return None
 

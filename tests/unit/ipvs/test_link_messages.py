@@ -80,8 +80,3 @@ def test_link_local_addresses_do_not_count() -> None:
     assert not follower.concerns([address_event(NEW, 2, family=10, scope=253)])
     assert follower.concerns([address_event(NEW, 2, family=10)])
     assert follower.concerns([address_event(NEW, 2, family=2, scope=253)])
-
-
-def test_addresses_are_counted_by_interface_and_length() -> None:
-    bodies = [pack("=BBBBI", 2, bits, 0, 0, link) for link, bits in ((3, 32), (3, 32), (2, 24))]
-    assert messages.count_addresses(bodies) == {(3, 32): 2, (2, 24): 1}

@@ -1,13 +1,28 @@
 """Reading ``/proc/net/ip_vs``."""
 
-from ipaddress import ip_address
-
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from svcproxy.backends.ipvs.procfile import fingerprint, parse
-from svcproxy.backends.ipvs.values import RealServerKey, VirtualServerKey
+from svcproxy.backends.ipvs.procfile import (
+    LINES,
+    Line,
+    identified,
+    identified_real,
+    in_usual_form,
+    parse,
+    properties,
+    written,
+    written_real,
+)
+from svcproxy.backends.ipvs.values import (
+    RealServerKey,
+    ServerFlag,
+    VirtualServer,
+    VirtualServerKey,
+)
 from svcproxy.model.names import IPFamily, Protocol
+from tests.fakes.ipvs_listing import PREAMBLE, TICKS, record
 from tests.unit.ipvs.values import addresses, ports
 
 LISTING = b"""\
@@ -46,56 +61,49 @@ def servers_of(family: IPFamily) -> st.SearchStrategy[Servers]:
     return st.dictionaries(virtual, st.dictionaries(real, st.integers(0, 1 << 30), max_size=4))
 
 
-def written(address: str, port: int) -> str:
-    packed = ip_address(address).packed
-    if len(packed) == 4:
-        return f"{packed.hex().upper()}:{port:04X}"
-    return f"[{packed.hex(':', 2)}]:{port:04X}"
-
-
-def listing(servers: Servers, counter: int) -> bytes:
-    """As ``ip_vs_info_seq_show`` writes it."""
-    lines = LISTING.decode().splitlines()[:3]
-    for (protocol, address, port), real in servers.items():
-        lines.append(f"{protocol}  {written(address, port)} rr ")
-        lines += (
-            f"  -> {written(*key)}      {'Masq':<7} {weight:<6} {counter:<10} {counter:<10}"
-            for key, weight in real.items()
-        )
-    return "\n".join([*lines, ""]).encode()
+def listing(servers: Servers, server: VirtualServer, counter: int) -> bytes:
+    return PREAMBLE + b"".join(record(key, server, real, counter) for key, real in servers.items())
 
 
 @given(st.data())
 def test_all_is_read(data: st.DataObject) -> None:
     ipv4, ipv6 = data.draw(servers_of(V4)), data.draw(servers_of(V6))
-    both = listing(ipv4 | ipv6, 5)
+    server = VirtualServer("lc", data.draw(st.sampled_from([0, 1, 4, 5, 8])), 60)
+    both = listing(ipv4 | ipv6, server, data.draw(st.integers(0, 4_000_000_000)))
     assert parse(both, V4) == ipv4
     assert parse(both, V6) == ipv6
-    assert fingerprint([both], V4) == fingerprint([listing(ipv4, 4_000_000_000)], V4)
-    assert fingerprint([both], V6) == fingerprint([listing(ipv6, 0)], V6)
 
 
-def test_the_fingerprint_is_of_all_but_counters() -> None:
-    for family, old, new in (
-        (V4, b"wlc ", b"rr  "),
-        (V4, b" 123456789 ", b" 123456788 "),
-        (V4, b"wlc ops", b"wlc    "),
-        (V4, b"0A000002:1F90      Masq    123", b"0A000002:1F91      Masq    123"),
-        (V6, b"persistent 6000", b"persistent 6001"),
-        (V6, b"0002]:0051", b"0003]:0051"),
+@given(st.data())
+def test_lines_are_known_by_their_text(data: st.DataObject) -> None:
+    family = data.draw(st.sampled_from(IPFamily))
+    servers = data.draw(servers_of(family))
+    server = VirtualServer("lc", data.draw(st.sampled_from([0, 1, 4, 5, 8])), 60)
+    text = listing(servers, server, data.draw(st.integers(0, 4_000_000_000)))
+    once = 0 if family is V6 else server.flags & ServerFlag.ONE_PACKET
+    told = replace(server, flags=server.flags & ServerFlag.PERSISTENT | once)
+    expected: list[Line] = []
+    for key, real in servers.items():
+        expected.append((b"", written(key), properties(told, family, TICKS)))
+        expected += ((written_real(each, weight), b"", b"") for each, weight in real.items())
+    assert LINES.findall(text) == expected
+    assert [identified(line) for _, line, _ in expected if line] == list(servers)
+    real_servers = [item for real in servers.values() for item in real.items()]
+    assert [identified_real(line) for line, _, _ in expected if line] == real_servers
+    for _, _, form in expected:
+        assert not form or in_usual_form(form, family) == form
+
+
+def test_what_is_never_compared_has_a_usual_form() -> None:
+    for family, given_form, usual in (
+        (V4, b"rr", b"rr  "),
+        (V4, b"rr ops", b"rr ops  "),
+        (V4, b"rr  persistent 6000 FFFFFF00", b"rr  persistent 6000 FFFFFFFF"),
+        (V6, b"rr persistent 6000 40000000", b"rr persistent 6000 80000000"),
+        (V6, b"rr  ", b"rr "),
     ):
-        other = V4 if family is V6 else V6
-        changed = LISTING.replace(old, new)
-        assert fingerprint([changed], family) != fingerprint([LISTING], family), old
-        assert fingerprint([changed], other) == fingerprint([LISTING], other), old
-    counted = LISTING.replace(b" 7          12 ", b" 8          13 ")
-    assert counted != LISTING
-    assert fingerprint([counted], V4) == fingerprint([LISTING], V4)
+        assert in_usual_form(given_form, family) == usual
 
 
-@given(st.lists(st.integers(0, len(LISTING)), max_size=5))
-def test_the_fingerprint_does_not_depend_on_how_much_was_read_at_a_time(cuts: list[int]) -> None:
-    ends = sorted(cuts)
-    pieces = [LISTING[a:b] for a, b in zip([0, *ends], [*ends, len(LISTING)], strict=True)]
-    for family in IPFamily:
-        assert fingerprint(pieces, family) == fingerprint([LISTING], family)
+def test_a_firewall_mark_is_nobodys() -> None:
+    assert [identified(line) for _, line, _ in LINES.findall(LISTING) if line][-1] is None

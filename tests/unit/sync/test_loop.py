@@ -25,6 +25,7 @@ class DictBackend:
     """A kernel of one dict: Service port names and how many frontends they have."""
 
     family = IPFamily.IPV4
+    spares = 9
 
     def __init__(self) -> None:
         self.kernel: Content = {}
@@ -66,7 +67,7 @@ class DictBackend:
         self.kernel = plan
         return Outcome(operations={"written": len(plan)})
 
-    def tend(self) -> float | None:
+    def tend(self, _hurry: Callable[[], bool]) -> float | None:
         self.tended += 1
         return self.pauses.pop(0) if self.pauses else None
 
