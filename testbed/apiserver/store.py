@@ -132,10 +132,7 @@ class Store:
             version = self._version
             with table.changed:
                 before = table.objects.pop((namespace, name))
-                metadata = {**before.obj["metadata"], "resourceVersion": str(version)}
-                gone = {**before.obj, "metadata": metadata}
-                last = Stored(gone, version, json.dumps(gone).encode())
-                table.events.append(Event(version, last, None))
+                table.events.append(Event(version, _at(before, version), None))
                 table.changed.notify_all()
         return version
 
@@ -182,8 +179,16 @@ def translate(event: Event, selector: Selector) -> tuple[str, Stored] | None:
     if matches and event.after is not None:
         return ("MODIFIED" if was else "ADDED"), event.after
     if was and event.before is not None:
-        return "DELETED", event.after or event.before
+        # As the API server has it: the object as the watch knew it, at the version of the change.
+        return "DELETED", event.before if event.after is None else _at(event.before, event.version)
     return None
+
+
+def _at(stored: Stored, version: int) -> Stored:
+    """The same object with another resource version."""
+    metadata = {**stored.obj["metadata"], "resourceVersion": str(version)}
+    obj = {**stored.obj, "metadata": metadata}
+    return Stored(obj, version, json.dumps(obj).encode())
 
 
 def _lookup(obj: dict[str, Any], path: str) -> object:
