@@ -6,8 +6,12 @@ import time
 
 import pytest
 
+from svcproxy.backends.ipvs.connection import Ipvs
+from svcproxy.backends.ipvs.operations import SetRealServer
+from svcproxy.backends.ipvs.values import VirtualServerKey
+from svcproxy.model.names import Protocol
 from testbed.waiting import eventually
-from tests.kernel.conftest import PORTS, StageWith, at, servers
+from tests.kernel.conftest import PORTS, StageWith, all_at, at, servers
 from tests.kernel.virtual_servers import Servers
 
 pytestmark = pytest.mark.kernel
@@ -102,6 +106,30 @@ def test_damage_is_repaired_within_a_sync_period(
     with capsys.disabled():
         sys.stdout.write(f" [{what}: {time.monotonic() - began:.1f} s]")
     assert servers(stage.client, "tcp", offer.vip, 80, 3) == {stage.here[0].name}
+
+
+def test_damage_does_not_hide_behind_our_own_changes(stage_with: StageWith, family: int) -> None:
+    """There are as many virtual servers and real servers as there should be all the time."""
+    period = 1.0
+    stage = stage_with(ipvs_sync_period=f"{period:g}s")
+    node = Servers(stage.node, family)
+    damaged = stage.offer(family, all_at(stage.here, family), ports=PORTS[:1])
+    other = stage.offer(family, all_at(stage.here, family), ports=PORTS[:1])
+    right = dict.fromkeys((pod.ip(family) for pod in stage.here), 1)
+    assert node.weights(damaged.vip) == right
+    key = VirtualServerKey(Protocol.TCP, damaged.vip, 80)
+
+    def damage(ipvs: Ipvs) -> object:
+        return ipvs.execute([SetRealServer(key, real, 7) for real in ipvs.real_servers(key)])
+
+    assert node.ask(damage) == []
+
+    def repaired() -> bool:
+        other.endpoints(at(stage.here[0], family))
+        other.endpoints(*all_at(stage.here, family))
+        return node.weights(damaged.vip) == right
+
+    eventually(repaired, "the weights again", timeout=period + 5.0)
 
 
 def test_what_a_start_has_written_is_not_read_again(stage_with: StageWith) -> None:

@@ -59,8 +59,7 @@ class _Wanted:
         return written in self._sums
 
     def put(self, written: bytes, total: int) -> None:
-        """Want something; we have just written it, so that it counts as seen."""
-        self.remove(written)
+        """Want something new; we have just written it, so that it counts as seen."""
         self._sums[written] = (total & _MASK) << 1 | self._mark
 
     def remove(self, written: bytes) -> None:

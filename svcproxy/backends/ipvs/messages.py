@@ -186,7 +186,10 @@ def decode_virtual_servers(
     Virtual servers that select by firewall mark have no address and are left out.
     """
     number = _FAMILIES[family]
+    sign = attribute(_FAMILY, _U16.pack(number))[: 4 + _U16.size]
     for body in bodies:
+        if sign not in body:
+            continue  # there may be 10,000 of the other family
         found = collect(_attributes(body)[_SERVICE])
         if _ADDRESS not in found or _U16.unpack(found[_FAMILY])[0] != number:
             continue

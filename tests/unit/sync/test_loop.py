@@ -33,7 +33,8 @@ class DictBackend:
         self.broken = False
         self.untouched_for_sure = False
         self.takes: dict[str, float] = {}
-        self.pauses: list[float] = []
+        self.pauses: list[float | Foreign] = []
+        self.hurry: Callable[[], bool] = lambda: False
         self.tended = 0
         self.pass_time: Callable[[float], None] = lambda _: None
 
@@ -67,8 +68,9 @@ class DictBackend:
         self.kernel = plan
         return Outcome(operations={"written": len(plan)})
 
-    def tend(self, _hurry: Callable[[], bool]) -> float | None:
+    def tend(self, hurry: Callable[[], bool]) -> float | Foreign | None:
         self.tended += 1
+        self.hurry = hurry
         return self.pauses.pop(0) if self.pauses else None
 
     def clean_up(self) -> None:
@@ -392,3 +394,41 @@ def test_a_backend_that_failed_is_not_called_for_passing_time(running: Stage) ->
     running.backend.broken = False
     running.step(later=1.1)
     assert running.backend.tended == tended + 1
+
+
+def test_what_a_backend_comes_upon_is_compared_soon_and_counts_as_a_repair(
+    running: Stage,
+) -> None:
+    running.backend.untouched_for_sure = True
+    running.backend.pauses = [3.0, Foreign("", 0, sure=False), 4.0]
+    running.put(service("b", 2))
+    running.step(later=1.0)
+    assert running.step(later=3.1) == []
+    tended = running.backend.tended
+    assert running.step(later=0.1) == ["read", "apply"]
+    assert running.backend.tended > tended
+    assert running.value("svcproxy_drift_repairs_total", {"ip_family": "IPv4"}) == 1
+
+
+def test_a_backend_that_comes_upon_something_is_asked_again_at_once(running: Stage) -> None:
+    """It may have something else to do before the comparison, which may have to wait."""
+    running.backend.pauses = [3.0, Foreign("", 0, sure=False), 0.02]
+    running.put(service("b", 2))
+    running.step(later=1.0)
+    tended = running.backend.tended
+    running.step(later=3.1)
+    running.step()
+    running.step(later=0.05)
+    assert running.backend.tended == tended + 3
+
+
+def test_a_backend_is_told_when_something_has_come(running: Stage) -> None:
+    running.put(service("b", 2))
+    running.step(later=1.0)
+    assert not running.backend.hurry()
+    running.put(service("c", 3))
+    assert running.backend.hurry()
+    running.step(later=1.0)
+    assert not running.backend.hurry()
+    running.loop.inbox.close()
+    assert running.backend.hurry()
