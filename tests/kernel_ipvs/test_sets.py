@@ -223,6 +223,7 @@ def test_other_failures_are_named(alone: NetNS, family: IPFamily, address: Addre
     assert reasons[1] == "No such file or directory"
     assert "second name" in reasons[2]
     assert "different types" in reasons[4]
+    assert "ipset destroy odd" in reasons[4]
     assert sets.headers()["used"].references == 1
     sets.close()
     sets.close()

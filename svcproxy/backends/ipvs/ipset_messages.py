@@ -70,6 +70,7 @@ _REASONS = {
     4104: "the prefix length is not possible",
     4106: "the set is of the other IP family",
 }
+_UNLIKE = {4102, 4106}
 _HASH_REASONS = {
     4352: "it is full",
     4353: "the entry is all zero",
@@ -147,7 +148,11 @@ def explanation(operation: SetOperation, number: int) -> str:
         hash_type = operation.kind.type.startswith("hash:")
         reasons = _HASH_REASONS if hash_type else _BITMAP_REASONS
         return reasons.get(number, f"ipset error {number}")
-    return _REASONS.get(number, "" if number < 4096 else f"ipset error {number}")
+    reason = _REASONS.get(number, "" if number < 4096 else f"ipset error {number}")
+    if number in _UNLIKE and isinstance(operation, SwapSets):
+        name = operation.other
+        reason += f"; remove the rules that refer to {name}, then: ipset destroy {name}"
+    return reason
 
 
 def headers_request(family: IPFamily) -> Request:
