@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from svcproxy.backends.xtables.generation import Watermark, generation
+from svcproxy.backends.xtables.generation import Watermark, generation, has_tables
+from svcproxy.model.names import IPFamily
 from testbed import netns
 from testbed.netns import NetNS
 
@@ -75,3 +76,12 @@ def test_a_foreign_change_cannot_hide_behind_ours(here: Namespace) -> None:
     here.commit()
     here.write(1)
     assert not here.untouched, "it came between reading and writing"
+
+
+@pytest.mark.parametrize("family", IPFamily)
+def test_asking_for_tables_leaves_nothing(here: Namespace, family: IPFamily) -> None:
+    space = here.space
+    before = space.call(generation)
+    assert space.call(lambda: has_tables(family))
+    assert space.call(generation) == before
+    assert space.run("nft", "list", "ruleset").stdout == ""

@@ -10,6 +10,7 @@ from svcproxy.backends.ipvs.ipset import Sets
 from svcproxy.backends.ipvs.probing import probe, scheduler_is_missing
 from svcproxy.backends.ipvs.sysctls import ensure, wanted
 from svcproxy.backends.xtables.commands import Iptables, Variant
+from svcproxy.backends.xtables.generation import has_tables
 from svcproxy.backends.xtables.ruleset import FILTER
 from svcproxy.backends.xtables.variant import detect
 from svcproxy.model.names import IPFamily
@@ -47,9 +48,10 @@ def test_a_refused_rule_is_told_by_its_module(
         alone.call(lambda: probe(programs))
 
 
-def test_the_variant_is_one_that_the_kernel_has(alone: NetNS) -> None:
-    """There is no nf_tables here, which the program of the nft variant does not tell."""
+def test_the_variant_is_one_that_the_kernel_has(alone: NetNS, family: IPFamily) -> None:
+    """nf_tables is built without tables for IP here, which the nft variant's program does not tell."""
     assert alone.run("iptables-nft-save").stdout == ""
+    assert not alone.call(lambda: has_tables(family))
     assert alone.call(detect) is Variant.LEGACY
 
 

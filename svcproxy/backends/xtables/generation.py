@@ -5,13 +5,19 @@ one number (``NFT_MSG_GETGEN``, Linux 4.10). Asking for it takes some 10 µs; re
 Services' rules back to compare them takes a second.
 """
 
+import errno
 import socket
 import struct
 
+from svcproxy.model.names import IPFamily
+
 _NETLINK_NETFILTER = 12
 _NFNL_SUBSYS_NFTABLES = 10
+_NFNL_MSG_BATCH_BEGIN = 16
+_NEWTABLE = _NFNL_SUBSYS_NFTABLES << 8
+_FAMILIES = {IPFamily.IPV4: socket.AF_INET, IPFamily.IPV6: socket.AF_INET6}
 _GETGEN = _NFNL_SUBSYS_NFTABLES << 8 | 16
-_NLM_F_REQUEST = 1
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE = 1, 4, 0x400
 _NLMSG_ERROR = 2
 _NFTA_GEN_ID = 1
 
@@ -58,6 +64,33 @@ def generation() -> int | None:
             return _identifier(sock.recv(4096))
     except OSError:
         return None
+
+
+def has_tables(family: IPFamily) -> bool:
+    """Whether the kernel's nf_tables, if there is one, can have tables for a family.
+
+    It may be built without, and iptables-nft-save then finds nothing and ends well. A batch
+    without an end is carried out and taken back (Linux 3.18), so that asking leaves nothing behind.
+    Where the kernel does not say (because it is forbidden to ask), it is taken to be able to.
+    """
+    begin = _message(_NFNL_MSG_BATCH_BEGIN, 0, struct.pack(">BBH", 0, 0, _NFNL_SUBSYS_NFTABLES))
+    name = struct.pack("=HH", 4 + 16, 1) + b"svcproxy-asking\0"
+    table = struct.pack(">BBH", _FAMILIES[family], 0, 0) + name
+    batch = begin + _message(_NEWTABLE, _NLM_F_CREATE | _NLM_F_ACK, table)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as sock:
+            sock.settimeout(1.0)
+            sock.sendto(batch, (0, 0))
+            answer = sock.recv(4096)
+    except OSError as error:
+        return error.errno != errno.EPROTONOSUPPORT
+    (kind,) = struct.unpack_from("=4xH", answer)
+    (number,) = struct.unpack_from("=i", answer, 16)
+    return kind != _NLMSG_ERROR or -number not in {errno.EOPNOTSUPP, errno.EAFNOSUPPORT}
+
+
+def _message(kind: int, flags: int, body: bytes) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, flags | _NLM_F_REQUEST, 1, 0) + body
 
 
 def _identifier(answer: bytes) -> int | None:

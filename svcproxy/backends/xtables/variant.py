@@ -8,7 +8,7 @@ from pathlib import Path
 
 from svcproxy.backends.base import BackendError, BackendUnavailable
 from svcproxy.backends.xtables.commands import Iptables, Variant
-from svcproxy.backends.xtables.generation import generation
+from svcproxy.backends.xtables.generation import has_tables
 from svcproxy.model.names import IPFamily
 
 _HINTS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
@@ -53,9 +53,7 @@ def _saved_family(variant: Variant, family: IPFamily, tables: tuple[str, ...]) -
     try:
         programs = Iptables(variant, family)
         if variant is Variant.NFT:
-            text = programs.save(*tables)
-            # Where the kernel has no nf_tables, it says nothing and ends well.
-            return text if text.strip() or generation() is not None else None
+            return programs.save(*tables) if has_tables(family) else None
         existing = legacy_tables(family)
         wanted = [table for table in existing if not tables or table in tables]
         return programs.save(*wanted) if wanted else ""
