@@ -154,12 +154,13 @@ class Result(msgspec.Struct):
     def change_cpu(self) -> float | None:
         """Seconds of CPU time that a change costs: the median, which no periodic comparison shifts.
 
-        User Mode Linux counts in ticks, of which most changes take one or none: there the mean.
+        User Mode Linux counts in ticks, of which a lone change takes one or two or none, whatever
+        it costs: there it is the time used under churn, for each of its changes.
         """
         if not self.changes:
             return None
         spent = [change.cpu for change in self.changes]
         ticks = [each / _TICK for each in spent]
         if all(abs(number - round(number)) < 0.001 for number in ticks):
-            return sum(spent) / len(spent)
+            return self.churned_cpu / self.options.churn if self.churned_cpu else None
         return median(spent)

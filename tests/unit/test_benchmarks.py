@@ -390,11 +390,12 @@ class TestReport:
     ("spent", "wanted"),
     [
         pytest.param([0.0018, 0.0017, 0.0900], 0.0018, id="exact: a comparison among them"),
-        pytest.param([0.0, 0.01, 0.0, 0.02, 0.0], 0.006, id="ticks"),
+        pytest.param([0.0, 0.01, 0.0, 0.02, 0.0], 0.0025, id="ticks: as under churn"),
         pytest.param([], None, id="none"),
     ],
 )
 def test_what_a_change_costs(spent: list[float], wanted: float | None) -> None:
     result = Result("svcproxy", "ipvs", "", LARGE, Shape(), Options())
     result.changes = [Change(0.01, cpu) for cpu in spent]
+    result.churned_cpu = 0.125
     assert result.change_cpu == (None if wanted is None else pytest.approx(wanted))
