@@ -2,7 +2,7 @@
 
 kube-proxy is played by its rules (``testbed.kube_proxy``); leaving them in place is what it does
 when it ends. The pairs of IPVS mode with itself and with legacy iptables run in User Mode Linux,
-which has no nf_tables; those with the nft variant and with nftables mode in a virtual machine.
+whose nf_tables has no tables for IP; those with the nft variant and with nftables mode in a virtual machine.
 """
 
 import contextlib

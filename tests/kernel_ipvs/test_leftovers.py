@@ -76,7 +76,7 @@ def test_connections_keep_it_all(
 
 
 def test_cleanup_removes_it_and_the_rules(served: NetNS) -> None:
-    """This kernel has no nf_tables, which is no reason to fail."""
+    """This kernel has no nf_tables for IP, which is no reason to fail."""
     make_interface(served)
     rules = "*nat\n:KUBE-IPVS-NODE-PORTS - [0:0]\n:KUBE-SERVICES - [0:0]\nCOMMIT\n"
     served.run("iptables-legacy-restore", "--noflush", stdin=rules)

@@ -7,19 +7,27 @@ Services' rules back to compare them takes a second.
 
 import errno
 import socket
-import struct
+from struct import Struct
 
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.attributes import collect, text
+from svcproxy.netlink.connection import NETFILTER
+from svcproxy.netlink.messages import (
+    ERROR,
+    FLAG_ACK,
+    FLAG_CREATE,
+    Message,
+    Request,
+    encode,
+    messages,
+)
 
-_NETLINK_NETFILTER = 12
+_NFGENMSG = Struct(">BBH")
 _NFNL_SUBSYS_NFTABLES = 10
 _NFNL_MSG_BATCH_BEGIN = 16
-_NEWTABLE = _NFNL_SUBSYS_NFTABLES << 8
+_NEWTABLE, _GETGEN = _NFNL_SUBSYS_NFTABLES << 8, _NFNL_SUBSYS_NFTABLES << 8 | 16
+_NFTA_GEN_ID = _NFTA_TABLE_NAME = 1
 _FAMILIES = {IPFamily.IPV4: socket.AF_INET, IPFamily.IPV6: socket.AF_INET6}
-_GETGEN = _NFNL_SUBSYS_NFTABLES << 8 | 16
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE = 1, 4, 0x400
-_NLMSG_ERROR = 2
-_NFTA_GEN_ID = 1
 
 
 class Watermark:
@@ -56,14 +64,14 @@ class Watermark:
 
 def generation() -> int | None:
     """The present generation of this network namespace; ``None`` if the kernel does not tell."""
-    header = struct.pack("=IHHII", 20, _GETGEN, _NLM_F_REQUEST, 1, 0)
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as sock:
-            sock.settimeout(1.0)
-            sock.sendto(header + bytes(4), (0, 0))
-            return _identifier(sock.recv(4096))
+        answer = _answer(encode(Request(_GETGEN, 0, bytes(4)), 1))
     except OSError:
         return None
+    if answer.kind == ERROR:
+        return None
+    found = collect(answer.body, _NFGENMSG.size).get(_NFTA_GEN_ID)
+    return None if found is None else int.from_bytes(found, "big")
 
 
 def has_tables(family: IPFamily) -> bool:
@@ -73,35 +81,26 @@ def has_tables(family: IPFamily) -> bool:
     without an end is carried out and taken back (Linux 3.18), so that asking leaves nothing behind.
     Where the kernel does not say (because it is forbidden to ask), it is taken to be able to.
     """
-    begin = _message(_NFNL_MSG_BATCH_BEGIN, 0, struct.pack(">BBH", 0, 0, _NFNL_SUBSYS_NFTABLES))
-    name = struct.pack("=HH", 4 + 16, 1) + b"svcproxy-asking\0"
-    table = struct.pack(">BBH", _FAMILIES[family], 0, 0) + name
-    batch = begin + _message(_NEWTABLE, _NLM_F_CREATE | _NLM_F_ACK, table)
+    begin = Request(_NFNL_MSG_BATCH_BEGIN, 0, _NFGENMSG.pack(0, 0, _NFNL_SUBSYS_NFTABLES))
+    header, name = (
+        _NFGENMSG.pack(_FAMILIES[family], 0, 0),
+        text(_NFTA_TABLE_NAME, "svcproxy-asking"),
+    )
+    table = Request(_NEWTABLE, FLAG_CREATE, header + name)
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as sock:
-            sock.settimeout(1.0)
-            sock.sendto(batch, (0, 0))
-            answer = sock.recv(4096)
+        answer = _answer(encode(begin, 1) + encode(table, 1, FLAG_ACK))
     except OSError as error:
         return error.errno != errno.EPROTONOSUPPORT
-    (kind,) = struct.unpack_from("=4xH", answer)
-    (number,) = struct.unpack_from("=i", answer, 16)
-    return kind != _NLMSG_ERROR or -number not in {errno.EOPNOTSUPP, errno.EAFNOSUPPORT}
+    return answer.kind != ERROR or answer.error not in {errno.EOPNOTSUPP, errno.EAFNOSUPPORT}
 
 
-def _message(kind: int, flags: int, body: bytes) -> bytes:
-    return struct.pack("=IHHII", 16 + len(body), kind, flags | _NLM_F_REQUEST, 1, 0) + body
+def _answer(data: bytes) -> Message:
+    """Send something to the kernel's netfilter; return the first message that it answers.
 
-
-def _identifier(answer: bytes) -> int | None:
-    length, kind = struct.unpack_from("=IH", answer)
-    if kind == _NLMSG_ERROR:
-        return None
-    position = 20  # behind the headers of netlink and nfnetlink
-    while position + 4 <= min(length, len(answer)):
-        size, attribute = struct.unpack_from("=HH", answer, position)
-        if attribute == _NFTA_GEN_ID and size == 8:
-            (number,) = struct.unpack_from(">I", answer, position + 4)
-            return int(number)
-        position += max(4, size + 3 & ~3)
-    return None
+    Raises:
+        OSError: there is no netfilter, or no answer within a second.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETFILTER) as sock:
+        sock.settimeout(1.0)
+        sock.sendto(data, (0, 0))
+        return next(messages(sock.recv(4096)))
