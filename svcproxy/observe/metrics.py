@@ -23,7 +23,9 @@ from svcproxy.config import ProxyMode
 from svcproxy.model.names import Kind
 from svcproxy.observe.accounting import PacketCounts
 from svcproxy.observe.process import GoProcess, started_at
+from svcproxy.observe.refused import RefusedInputs
 from svcproxy.observe.slis import HealthChecks
+from svcproxy.refusals import REFUSALS
 
 _SYNC_BUCKETS = tuple(0.001 * 2**power for power in range(15))
 _PROGRAMMING_BUCKETS = tuple(
@@ -76,6 +78,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self.registry.register(GoProcess())
+        self.registry.register(RefusedInputs(REFUSALS))
         if mode is ProxyMode.IPTABLES:
             self.registry.register(PacketCounts())
 

@@ -1,0 +1,41 @@
+"""How often an input was refused because it exceeded a limit.
+
+One counter for the whole process, because inputs are refused in layers that know no metrics. It is
+shown as ``svcproxy_refused_inputs_total{input,limit}``. Both labels come from the code, never from
+the input, so the number of series is fixed.
+"""
+
+from collections.abc import Mapping
+from threading import Lock
+
+KNOWN: tuple[tuple[str, str], ...] = (
+    # input, limit; docs/limits.md explains each
+    ("http", "header_bytes"),
+)
+"""Every pair of labels; each is shown from 0, so that the first refusal is an increase."""
+
+
+class Refusals:
+    """Counts refusals by the pairs in ``KNOWN``; any thread may call it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._counts = dict.fromkeys(KNOWN, 0)
+
+    def count(self, source: str, limit: str, number: int = 1) -> None:
+        """Count ``number`` inputs of a source, such as ``watch``, refused by a limit.
+
+        Raises:
+            KeyError: the pair is not in ``KNOWN``.
+        """
+        with self._lock:
+            self._counts[source, limit] += number
+
+    def totals(self) -> Mapping[tuple[str, str], int]:
+        """Return the totals so far, by source and limit."""
+        with self._lock:
+            return dict(self._counts)
+
+
+REFUSALS = Refusals()
+"""The counter of this process."""
