@@ -12,7 +12,7 @@ speaks it.
 
 # The log: svcproxy.observe.log
 
-# Threads: svcproxy.threads
+# The threads of the daemon, in svcproxy.threads
 
 # Files: manifests, kubeconfig, KubeProxyConfiguration
 
