@@ -70,6 +70,7 @@ def series() -> dict[str, set[str]]:
             for suffix in _SUFFIXES.get(family.type, ("",)):
                 name = f"{family.name}{suffix}"
                 labels = set(getattr(known.get(name), "_labelnames", ()))
+                labels |= {n for s in family.samples if s.name == name for n in s.labels}
                 found[name] = labels | ({"le"} if suffix == "_bucket" else set())
     return found
 
