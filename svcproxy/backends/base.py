@@ -33,11 +33,17 @@ class Outcome(msgspec.Struct, frozen=True):
     ``chain_written``); it is empty when there was nothing to do. ``sizes`` tells how much the
     kernel holds now by kind, for example rules by table. ``written`` counts what this sync
     sent, by the same kinds.
+
+    ``refused`` are the Service ports that the kernel refused in this sync, with the reason in
+    words. The backend left each as it was before and applied everything else. The loop reports
+    each once and passes it to ``plan_changes`` again, with back-off, until the kernel takes it;
+    for that the backend must remember the state that the kernel still holds, not the refused one.
     """
 
     operations: Mapping[str, int]
     sizes: Mapping[str, int] = {}
     written: Mapping[str, int] = {}
+    refused: Mapping[ServicePortName, str] = {}
 
 
 class Foreign(msgspec.Struct, frozen=True):
@@ -106,7 +112,8 @@ class Backend(Protocol[Observed, Plan]):
     def plan_changes(self, changes: Changes, node: Node | None) -> Plan | None:
         """Compute what ``changes`` mean for the kernel as of the last ``apply``.
 
-        ``node`` is the present Node object, for when ``changes`` say that it changed.
+        ``node`` is the present Node object, for when ``changes`` say that it changed. A Service
+        port that was refused before may be among ``changes`` without having changed since.
 
         Returns:
             The plan, or ``None`` when only a comparison from scratch will do.

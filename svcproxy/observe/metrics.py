@@ -237,6 +237,12 @@ class Metrics:
             ("ip_family", "kind"),
             registry=registry,
         )
+        self.refused_service_ports = Gauge(
+            "svcproxy_refused_service_ports",
+            "Service ports that the kernel refuses; each is retried on its own.",
+            _FAMILY,
+            registry=registry,
+        )
         self.drift_repairs = Counter(
             "svcproxy_drift_repairs",
             "Comparisons that found and undid changes of others in the kernel.",

@@ -1,6 +1,6 @@
 """The desired state of one IP family: API objects in, finished Service ports out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -50,6 +50,28 @@ class Changes(msgspec.Struct, frozen=True):
             triggered=self.triggered + later.triggered,
             conflicts=self.conflicts + later.conflicts,
         )
+
+    def including(self, retried: Mapping[ServicePortName, ServicePort | None]) -> "Changes":
+        """These changes, and Service ports that are to be tried again as they are."""
+        if not retried:
+            return self
+        return msgspec.structs.replace(self, ports={**retried, **self.ports})
+
+    def split(self, held: Collection[ServicePortName]) -> tuple["Changes", "Changes"]:
+        """Divide into what is in force now and what the ports ``held`` back still wait for."""
+        kept = self.ports.keys() & held if held else set()
+        if not kept:
+            return self, Changes({})
+        waiting = Changes(
+            {name: self.ports[name] for name in kept},
+            {name: self.previous[name] for name in kept & self.previous.keys()},
+        )
+        settled = msgspec.structs.replace(
+            self,
+            ports={name: port for name, port in self.ports.items() if name not in kept},
+            previous={name: port for name, port in self.previous.items() if name not in kept},
+        )
+        return settled, waiting
 
 
 class DesiredState:

@@ -21,6 +21,7 @@ from svcproxy.model.objects import (
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes, DesiredState
 from svcproxy.sync.inbox import Batch, Inbox
+from svcproxy.sync.quarantine import Quarantine
 from svcproxy.sync.report import Reporter, Times
 from svcproxy.sync.schedule import Schedule
 
@@ -75,6 +76,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._clock = clock
         self._missing = set(kinds)
         self._followers = followers
+        self._refused = Quarantine(schedule.FIRST_RETRY, schedule.period)
         self._unsettled = Changes({})
         self._first = True
         self._spares = 0
@@ -109,15 +111,22 @@ class FamilyLoop(Generic[Observed, Plan]):
             if self._missing:
                 self.inbox.wait_for_lists()
             else:
-                due = self._schedule.due()
-                until = due if self._tend_at is None else min(due, self._tend_at)
-                self.inbox.wait(max(0.0, until - self._clock()))
+                self.inbox.wait(max(0.0, self._wake_at() - self._clock()))
             self.step()
+
+    def _wake_at(self) -> float:
+        """When there is something to do, even if nothing comes in."""
+        due = self._schedule.due()
+        if not self._schedule.requested:
+            due = min(due, self._refused.next_due)
+        return due if self._tend_at is None else min(due, self._tend_at)
 
     def step(self) -> None:
         """Take in what has come, and sync if it is time; never raises."""
         try:
             self._take(self.inbox.drain())
+            if self._clock() >= self._refused.next_due:
+                self._schedule.request()
             if not self._missing and self._clock() >= self._schedule.due():
                 self._sync()
             if self._tend_at is not None and self._clock() >= self._tend_at:
@@ -150,9 +159,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         due = self._schedule.thorough(begin)
         # Nobody has touched the kernel: a comparison would find what is about to be changed.
         thorough = due and not self._spared()
-        changes = self._state.checkout()
-        self._reporter.changes(changes, self._state.conflicts)
-        self._unsettled = self._unsettled.then(changes)
+        changes = self._checkout(begin)
         if not changes and not thorough:
             # What had changed had changed back, if anything had.
             self._schedule.succeeded(begin, compared=due)
@@ -172,8 +179,10 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._reporter.repaired(self._doubt)
         if thorough:
             self._doubt = None
-        settled = Settled(self._unsettled, self._state.ports, self._state.node, self._first)
-        self._unsettled, self._first = Changes({}), False
+        self._hold(outcome, end, None if thorough else changes)
+        in_force, self._unsettled = self._unsettled.split(self._refused.names)
+        settled = Settled(in_force, self._state.ports, self._state.node, self._first)
+        self._first = False
         self._reporter.done(
             outcome,
             Times(begin, planned, end),
@@ -181,6 +190,24 @@ class FamilyLoop(Generic[Observed, Plan]):
             triggered=settled.changes.triggered,
         )
         self._follow(settled)
+
+    def _checkout(self, now: float) -> Changes:
+        """What changed, and the Service ports that are due for another attempt."""
+        changes = self._state.checkout()
+        self._reporter.changes(changes, self._state.conflicts)
+        self._unsettled = self._unsettled.then(changes)
+        if self._refused.names:
+            self._refused.release(changes.ports)
+            self._reporter.refused((), len(self._refused))
+        due = self._refused.due(now)
+        return changes.including({name: self._state.ports.get(name) for name in due})
+
+    def _hold(self, outcome: Outcome, now: float, tried: Changes | None) -> None:
+        """Hold back what the kernel refused; ``tried`` is ``None`` after a sync from scratch."""
+        if not (outcome.refused or self._refused.names):
+            return
+        news = self._refused.note(now, outcome.refused, None if tried is None else tried.ports)
+        self._reporter.refused(news, len(self._refused))
 
     def _tend(self) -> None:
         """Let the backend do what only time calls for, if it knows what the kernel holds."""

@@ -1,7 +1,7 @@
 """Telling people and Prometheus what the sync loops do."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import structlog
 
 from svcproxy.backends.base import Foreign, Outcome
 from svcproxy.kube.recorder import EventRecorder
-from svcproxy.model.names import IPFamily, ServicePortName
+from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
 from svcproxy.model.serviceport import FrontendKind, ServicePort, Verdict
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
@@ -149,6 +149,29 @@ class Reporter:
             culprit = {"process": change.process, "pid": change.pid}
         log.warning("kernel.repaired", family=self._family, **culprit)
 
+    def refused(self, news: Sequence[tuple[ServicePortName, str]], held: int) -> None:
+        """Report the Service ports that the kernel refused for the first time.
+
+        Args:
+            news: those that nothing was said of yet, with the reason.
+            held: how many are held back now.
+        """
+        self._series.refused.set(held)
+        for name, reason in news:
+            log.warning(
+                "service_port.refused",
+                family=self._family,
+                service_port=str(name),
+                reason=reason,
+                effect="it stays as it was and is retried; all others are served",
+            )
+            self._events.service(
+                NamespacedName(name.namespace, name.name),
+                "ServicePortRefused",
+                f"the kernel refused port {name.port or name.protocol}: {reason}; it stays as it"
+                " was and is retried",
+            )
+
     def failed(self, error: Exception, *, thorough: bool, retry: float) -> None:
         """Note a failed sync; the next attempt is in ``retry`` seconds."""
         series = self._series
@@ -184,6 +207,7 @@ class _Series:
             policy: metrics.no_local_endpoints.labels(policy, family)
             for policy in ("internal", "external")
         }
+        self.refused = metrics.refused_service_ports.labels(family)
         self.repairs = metrics.drift_repairs.labels(family)
         self.failures = {
             kind: metrics.sync_failures.labels(family, kind) for kind in ("full", "partial")

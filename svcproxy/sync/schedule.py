@@ -54,6 +54,11 @@ class Schedule:
         self._contested = 0
         self._doubted: float | None = None
 
+    @property
+    def period(self) -> float:
+        """Seconds between two comparisons from scratch, and the longest back-off."""
+        return self._period
+
     def request(self) -> None:
         """Ask for a sync as soon as allowed."""
         self._requested = True
