@@ -142,15 +142,19 @@ class RealApiServer:
     def ask(
         connection: http.client.HTTPSConnection, method: str, path: str, body: Any = None
     ) -> tuple[int, Any]:
-        """Make a request on a connection; return status and decoded body."""
+        """Make a request on a connection; return status and decoded body.
+
+        A ``body`` that is text is sent as it is; anything else is encoded as JSON.
+        """
         headers = {"Authorization": f"Bearer {ADMIN}"}
         headers["Content-Type"] = (
             "application/merge-patch+json" if method == "PATCH" else "application/json"
         )
-        connection.request(method, path, json.dumps(body) if body else None, headers)
+        text = body if isinstance(body, str) or body is None else json.dumps(body)
+        connection.request(method, path, text, headers)
         with connection.getresponse() as response:
-            text = response.read()
-        return response.status, json.loads(text) if text.startswith(b"{") else text.decode()
+            answer = response.read()
+        return response.status, json.loads(answer) if answer.startswith(b"{") else answer.decode()
 
     @staticmethod
     def _connection() -> http.client.HTTPSConnection:
