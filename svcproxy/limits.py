@@ -12,7 +12,55 @@ speaks it.
 
 # The log: svcproxy.observe.log
 
+LOG_VALUE_CHARS = 1024
+"""Characters of one value of a log line."""
+
+LOG_LINE_BYTES = 16384
+"""Bytes of one log line with its traceback; container runtimes split longer ones."""
+
+LOG_TRACE_FRAMES = 20
+"""Innermost frames of a traceback in the log."""
+
+LOG_TRACE_CHARS = 6000
+"""Characters of a traceback in the log."""
+
+LOG_BURST_LINES = 100
+"""Lines of one event name that may come at once."""
+
+LOG_LINES_PER_SECOND = 10.0
+"""Lines of one event name per second after the burst."""
+
+LOG_EVENT_NAMES = 512
+"""Event names whose rate is counted on its own; further ones share one count."""
+
+LOG_CALM_SECONDS = 5.0
+"""Seconds without a suppressed line after which the number of suppressed lines is reported."""
+
+LOG_REPORT_SECONDS = 60.0
+"""Seconds after which the number of suppressed lines is reported although more are coming."""
+
+LOG_QUEUE_LINES = 2000
+"""Lines that wait for a slow reader of stderr."""
+
+LOG_QUEUE_BYTES = 1 << 20
+"""Bytes of the lines that wait for a slow reader of stderr."""
+
+LOG_FLUSH_SECONDS = 0.5
+"""Seconds that the end of the process waits for a slow reader of stderr."""
+
 # The threads of the daemon, in svcproxy.threads
+
+THREAD_STEP_SECONDS = 60.0
+"""Seconds that one step of a thread may take if it has no time-out of its own."""
+
+THREAD_SYNC_SECONDS = 360.0
+"""Seconds that one sync may take: the time-out of iptables-restore (300 s) and a margin."""
+
+THREAD_SWEEP_SECONDS = 1800.0
+"""Seconds that the removal of another mode's rules may take; it runs several programs."""
+
+THREAD_STOP_SECONDS = 5.0
+"""Seconds after SIGTERM after which the process ends although a thread of it hangs."""
 
 # Files: manifests, kubeconfig, KubeProxyConfiguration
 

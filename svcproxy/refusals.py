@@ -11,6 +11,9 @@ from threading import Lock
 KNOWN: tuple[tuple[str, str], ...] = (
     # input, limit; docs/limits.md explains each
     ("http", "header_bytes"),
+    ("log", "length"),
+    ("log", "rate"),
+    ("log", "full"),
 )
 """Every pair of labels; each is shown from 0, so that the first refusal is an increase."""
 

@@ -1,33 +1,40 @@
 """The log: one line per event on stderr, for people (text) or for machines (JSON).
 
 Events are short names such as ``sync.done`` with key-value pairs; use
-``structlog.get_logger()``. Lines go straight to the file descriptor: a reader that went away
-costs the lines, never the daemon.
+``structlog.get_logger()``. A log call never blocks: ``log_writer`` has the queue and the thread. It
+never fails either, and what outsiders can cause is limited: the length of a line and what it can
+contain in ``log_text``, the number of lines of each event in ``log_rate``.
 """
 
-import json
+import atexit
 import logging
-import os
-import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from svcproxy import limits, threads
 from svcproxy.config import LogFormat
+from svcproxy.observe.log_rate import Rates
+from svcproxy.observe.log_text import Line, format_exception, render_json, render_text
+from svcproxy.observe.log_writer import QueuedWriter
+from svcproxy.refusals import REFUSALS
 
-_STDERR = 2
 # Like kube-proxy's klog: the details of single steps appear from -v=2 on
 _DEBUG_FROM = 2
-_LABELS = {"warning": "warn", "critical": "fatal"}
-_JSON_TYPES = frozenset({str, int, float, bool, list, dict, type(None)})
-_PLAIN = re.compile(r"[^\s\"=\x00-\x1f\x7f]+")
+_LEVELS = {"warn": "warning", "exception": "error"}
 
 Write = Callable[[bytes], object]
+
+
+class _Sink(Protocol):
+    def __call__(self, line: bytes, *, urgent: bool = False) -> object: ...
 
 
 class Verbosity:
@@ -60,98 +67,163 @@ def configure(
     Args:
         log_format: ``text`` or ``json``.
         verbosity: the ``-v`` number; from 2 on debug events are shown.
-        write: where finished lines go, stderr if not given; called from any thread.
+        write: where finished lines go; called from any thread. Without it they go to stderr, from
+            a thread of their own.
         adjustable: decides instead of ``verbosity``, event by event; that has its price even for
             events that are not shown.
     """
     shown = adjustable is not None or verbosity >= _DEBUG_FROM
     level = logging.DEBUG if shown else logging.INFO
     as_json = LogFormat(log_format) is LogFormat.JSON
-    sink = write or _stderr_writer()
+    lines = _Lines(render_json if as_json else render_text)
+    lines.sink = _to_stderr(lines) if write is None else _Direct(write)
     structlog.configure(
-        processors=[
-            *([adjustable] if adjustable else []),
-            structlog.processors.add_log_level,
-            _add_time,
-            structlog.processors.format_exc_info,
-            _render_json if as_json else _render_text,
-        ],
+        processors=[*([adjustable] if adjustable else []), lines],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_: _LineLogger(sink),
+        logger_factory=lambda *_: _LineLogger(lines.sink),
         cache_logger_on_first_use=True,
     )
     _adopt_libraries()
 
 
-def _stderr_writer() -> Write:
+def flush() -> None:
+    """Wait until what was logged is written; at most ``limits.LOG_FLUSH_SECONDS``."""
+    for writer, lines in _writers:
+        lines.report(last=True)
+        writer.flush()
+
+
+_writers: list[tuple[QueuedWriter, "_Lines"]] = []
+
+
+def _to_stderr(lines: "_Lines") -> _Sink:
     # With descriptor 2 closed by whoever started us, that number may by now be any other file
-    return _StderrWriter() if sys.__stderr__ is not None else len
+    if sys.__stderr__ is None:
+        return _Direct(len)
+    writer = QueuedWriter(lines.lost, lines.report)
+    writer.start()
+    if not _writers:
+        atexit.register(flush)
+    _writers[:] = [(writer, lines)]
+    threads.before_death(_flush_queue)
+    return writer
 
 
-class _StderrWriter:
-    """Writes whole lines to file descriptor 2, and gives up in silence."""
+def _flush_queue() -> None:
+    """What ``threads.die`` calls: no locks, no new lines."""
+    for writer, _ in _writers:
+        writer.flush()
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
 
-    def __call__(self, line: bytes) -> None:
-        # sys.stderr is not used: what it could not flush would make the exit fail as well
-        try:
-            with self._lock:
-                while line:
-                    line = line[os.write(_STDERR, line) :]
-        except OSError:  # closed, or full and non-blocking
-            return
+class _Direct:
+    """Hands lines to a function in the caller's thread."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+
+    def __call__(self, line: bytes, *, urgent: bool = False) -> None:  # noqa: ARG002 - no queue
+        self._write(line)
 
 
 class _LineLogger:
     """What structlog hands finished lines to: any level, one place."""
 
-    def __init__(self, write: Write) -> None:
-        self._write = write
+    def __init__(self, sink: _Sink) -> None:
+        self._sink = sink
 
     def msg(self, line: bytes) -> None:
-        self._write(line)
+        self._sink(line)
 
-    debug = info = warning = error = critical = exception = msg
+    def urgent(self, line: bytes) -> None:
+        self._sink(line, urgent=True)
 
-
-def _add_time(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    event["ts"] = datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
-    return event
-
-
-def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
-    line = {key: event.pop(key) for key in ("ts", "level", "event")}
-    for key, value in event.items():
-        # Named tuples and enums are told as in the text format, not as lists
-        line[key] = value if type(value) in _JSON_TYPES else str(value)
-    return json.dumps(line, default=str, separators=(",", ":")).encode() + b"\n"
+    debug = info = msg
+    warning = error = critical = exception = urgent
 
 
-def _render_text(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
-    level = event.pop("level")
-    head = f"{event.pop('ts')} {_LABELS.get(level, level):<5} {_one_line(event.pop('event'))}"
-    trace = event.pop("exception", None)
-    pairs = "".join(f" {key}={_value(value)}" for key, value in event.items())
-    # A traceback is for people: it stays readable, set off from the lines of the log
-    lines = trace.splitlines() if isinstance(trace, str) else ()
-    return "\n".join([head + pairs, *(f"    {line}" for line in lines), ""]).encode(
-        errors="backslashreplace"
-    )
+class _Lines:
+    """Makes finished lines of events: the last structlog processor. Any thread may call it."""
+
+    def __init__(self, render: Callable[[EventDict], Line]) -> None:
+        self._render = render
+        # Reentrant: the garbage collector may run a finalizer that logs while we hold it.
+        self._lock = threading.RLock()
+        self._rates = Rates()
+        self.sink: _Sink = _Direct(len)
+
+    def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> bytes:
+        """Return the line of an event, unless there were too many lines of it."""
+        with self._lock:
+            admitted = self._rates.admit(str(event["event"])[: limits.LOG_VALUE_CHARS], _now())
+        if not admitted:
+            REFUSALS.count("log", "rate")
+            raise structlog.DropEvent
+        event["level"] = _LEVELS.get(method, method)
+        if "exc_info" in event:
+            error = _exception(event.pop("exc_info"))
+            if error is not None:
+                event["exception"] = format_exception(error)
+        return self._line(event)
+
+    def _line(self, event: EventDict) -> bytes:
+        event["ts"] = datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+        try:
+            line, cut = self._render(event)
+        except Exception as error:  # noqa: BLE001 - no value may make a log call fail
+            told = {key: event.get(key, "") for key in ("ts", "level", "event")}
+            line, cut = self._render({**told, "not_shown": type(error).__name__})
+        if cut:
+            REFUSALS.count("log", "length")
+        return line
+
+    def report(self, *, last: bool = False) -> bool:
+        """Say which lines were suppressed; return whether there is more to say later."""
+        if self._rates.suppressing:
+            with self._lock:
+                found = self._rates.reports(_now(), all_of_them=last)
+            for event, lines in found:
+                self.sink(self._note("log.suppressed", of=event, lines=lines), urgent=True)
+        return self._rates.suppressing
+
+    def lost(self, lines: int) -> bytes:
+        """Return the line that says how many lines stderr did not take in time."""
+        return self._note("log.lost", lines=lines, reason="stderr was not read")
+
+    def _note(self, name: str, **values: object) -> bytes:
+        return self._line({"event": name, "level": "warning", **values})
 
 
-def _one_line(text: Any) -> str:
-    text = str(text)
-    return text if text.isprintable() else json.dumps(text)
+_now = time.monotonic
 
 
-def _value(value: Any) -> str:
-    """Return ``value`` as logfmt has it; foreign text can neither end a line nor fake a pair."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+def _exception(info: Any) -> BaseException | None:
+    """Return the exception that ``exc_info`` stands for."""
+    if isinstance(info, BaseException):
+        return info
+    if isinstance(info, tuple) and len(info) > 1 and isinstance(info[1], BaseException):
+        return info[1]
+    return sys.exc_info()[1] if info and not isinstance(info, tuple) else None
+
+
+def catch_uncaught() -> None:
+    """Have the log tell of exceptions that nobody catches; Python itself would block on stderr."""
+    log = structlog.get_logger()
+
+    def uncaught(
+        _kind: type[BaseException], error: BaseException, _trace: TracebackType | None
+    ) -> None:
+        log.critical("uncaught", exc_info=error)
+
+    def in_thread(args: threading.ExceptHookArgs) -> None:
+        name = args.thread.name if args.thread else ""
+        log.critical("uncaught", thread=name, exc_info=args.exc_value)
+
+    def unraisable(args: Any) -> None:
+        log.error("unraisable", where=repr(args.object), exc_info=args.exc_value)
+
+    sys.excepthook = uncaught
+    threading.excepthook = in_thread
+    sys.unraisablehook = unraisable
 
 
 class _ToStructlog(logging.Handler):

@@ -108,7 +108,7 @@ def test_text_values_stay_on_their_line(configure: Configure, value: object, sho
 def test_text_survives_what_is_no_unicode(configure: Configure) -> None:
     lines = configure()
     structlog.get_logger().info("event\n", key="\udcff")
-    assert lines.take() == 'info  "event\\n" key=\\udcff'
+    assert lines.take() == 'info  "event\\n" key="\\udcff"'
 
 
 def test_text_shows_a_traceback_below_its_line(configure: Configure) -> None:
@@ -214,6 +214,7 @@ def test_lines_go_to_stderr(configure: Configure, capfd: pytest.CaptureFixture[s
     configure()
     log.configure("text", 0)
     structlog.get_logger().info("hello", to="stderr")
+    log.flush()
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err.endswith(" info  hello to=stderr\n")

@@ -1,0 +1,134 @@
+"""Writes log lines to stderr from a thread of its own, so that no caller ever waits for a reader.
+
+stderr is often a pipe. When its reader stops reading, a write blocks, and who logs must not.
+Lines wait in a queue with a bounded number of lines and bytes. When it is full, new lines are
+dropped: those already in it show how the trouble began, and the report of the loss then stands
+where the lost lines would be. A quarter of the queue is kept for warnings and errors.
+
+``O_NONBLOCK`` is no way out: it belongs to the open file, which other processes share.
+"""
+
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from svcproxy import limits, threads
+from svcproxy.refusals import REFUSALS
+
+_STDERR = 2
+_TICK_SECONDS = 1.0
+_FLUSH_STEP_SECONDS = 0.002
+
+
+class QueuedWriter:
+    """A bounded queue of finished lines, and the thread that writes them.
+
+    Args:
+        lost_line: makes the line that says how many lines were lost.
+        tick: called about once a second while it returns true, after lines were written.
+    """
+
+    def __init__(self, lost_line: Callable[[int], bytes], tick: Callable[[], bool]) -> None:
+        self._lost_line = lost_line
+        self._tick = tick
+        # Reentrant: the garbage collector may run a finalizer that logs while we hold it.
+        self._lock = threading.RLock()
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self._asleep = False
+        self._queue: deque[bytes | int] = deque()
+        self._bytes = 0
+        self._lost = 0
+        self._busy = False
+        self._hopeless = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threads.spawn(self._run, "log")
+
+    def __call__(self, line: bytes, *, urgent: bool = False) -> None:
+        """Have ``line`` written; drop it if too much is waiting. Never blocks.
+
+        Args:
+            line: a finished line with its line end.
+            urgent: whether it may use the part of the queue that is kept for warnings.
+        """
+        size = len(line)
+        part = 1.0 if urgent else 0.75
+        with self._lock:
+            if (
+                len(self._queue) >= part * limits.LOG_QUEUE_LINES
+                or self._bytes + size > part * limits.LOG_QUEUE_BYTES
+            ):
+                self._lost += 1
+                REFUSALS.count("log", "full")
+                return
+            if self._lost:
+                self._queue.append(self._lost)
+                self._lost = 0
+            self._queue.append(line)
+            self._bytes += size
+            if self._asleep:
+                self._asleep = False
+                self._wake.release()
+
+    def flush(self, seconds: float = limits.LOG_FLUSH_SECONDS) -> None:
+        """Wait until all lines are written, but not longer than this. Uses no locks."""
+        if self._thread is None or threading.current_thread() is self._thread or self._hopeless:
+            return
+        until = time.monotonic() + seconds
+        while (self._queue or self._busy or self._lost) and self._thread.is_alive():
+            if time.monotonic() >= until:
+                self._hopeless = True  # a second call would only delay the end further
+                return
+            time.sleep(_FLUSH_STEP_SECONDS)
+
+    def _run(self) -> None:
+        ticking = False
+        while True:
+            item = self._next()
+            if item is None:
+                self._sleep(_TICK_SECONDS if ticking else -1.0)
+                ticking = self._tick()
+                continue
+            _write(item if isinstance(item, bytes) else self._lost_line(item))
+            with self._lock:
+                self._bytes -= len(item) if isinstance(item, bytes) else 0
+                self._busy = False
+
+    def _next(self) -> bytes | int | None:
+        """Take the next line, or the number of lines lost; nothing if there is nothing to do."""
+        with self._lock:
+            if self._queue:
+                self._busy = True
+                return self._queue.popleft()
+            if self._lost:
+                lost, self._lost, self._busy = self._lost, 0, True
+                return lost
+            self._asleep = True
+            return None
+
+    def _sleep(self, seconds: float) -> None:
+        if not self._wake.acquire(timeout=seconds):
+            with self._lock:
+                if not self._asleep:  # somebody has just woken us
+                    self._wake.acquire()
+                self._asleep = False
+
+
+def _write(line: bytes) -> None:
+    """Write a whole line to file descriptor 2; a reader that went away costs the line."""
+    # sys.stderr is not used: what it could not flush would make the exit fail as well
+    while line:
+        try:
+            line = line[os.write(_STDERR, line) :]
+        except BlockingIOError:  # whoever started us has made it non-blocking
+            poll = select.poll()
+            poll.register(_STDERR, select.POLLOUT)
+            poll.poll()
+        except OSError:
+            return
