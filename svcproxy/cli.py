@@ -10,6 +10,7 @@ import argparse
 import difflib
 import gc
 import os
+import select
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -240,8 +241,15 @@ def _counting_as_missing(library: str) -> Iterator[None]:
             del modules[library]
 
 
+def _readable() -> bool:
+    """Whether stderr takes a few lines now; a pipe that nobody reads would keep us from ending."""
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
+    return bool(poll.poll(500))
+
+
 def _fail(*lines: str, code: int = 1) -> int:
-    if sys.stderr is not None:  # else it was closed before we came
+    if sys.stderr is not None and _readable():  # else it was closed before we came
         try:
             sys.stderr.write("".join(f"svcproxy: {line}\n" for line in lines))
             sys.stderr.flush()

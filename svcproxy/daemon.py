@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 
 import structlog
 
-from svcproxy import __version__
+from svcproxy import __version__, limits, threads
 from svcproxy.backends.base import BackendError, BackendUnavailable, Foreign
 from svcproxy.config import Config, LocalMode
 from svcproxy.conntrack.cleaner import StaleFlows
@@ -74,6 +74,16 @@ def run(config: Config, warnings: Sequence[str] = (), file: bytes = b"") -> int:
     share_one_heap()
     verbosity = logging.Verbosity(config.verbosity) if config.profiling else None
     logging.configure(config.logging_format, config.verbosity, adjustable=verbosity)
+    logging.catch_uncaught()
+    try:
+        return _run(config, warnings, file, verbosity)
+    finally:
+        logging.flush()
+
+
+def _run(
+    config: Config, warnings: Sequence[str], file: bytes, verbosity: logging.Verbosity | None
+) -> int:
     for warning in warnings:
         log.warning("settings", note=warning)
     if config.cleanup:
@@ -91,8 +101,15 @@ def run(config: Config, warnings: Sequence[str] = (), file: bytes = b"") -> int:
         _start(config, node_name, running, verbosity)
         start_anew = _wait(config, file, stop)
         log.info("stopping", rules="left in place")
+        threads.spawn(_end_in_time, "stop")
     # As with kube-proxy, that is for a supervisor that starts again only what has failed
     return 1 if start_anew else 0
+
+
+def _end_in_time() -> None:
+    """End the process if it does not end by itself: a thread that hangs must not keep it."""
+    time.sleep(limits.THREAD_STOP_SECONDS)
+    threads.die(f"did not stop within {limits.THREAD_STOP_SECONDS:g} s")
 
 
 def _wait(config: Config, file: bytes, stop: Stop) -> bool:
@@ -170,6 +187,7 @@ def _start(
         clock=time.monotonic,
         wall=time.time,
         needs_node=config.manifests is None,
+        stalled=threads.stalled,
     )
     servers = Servers(config, metrics, health, events, verbosity)
     running.add(servers.stop)

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
+from svcproxy import limits, threads
 from svcproxy.kube.backoff import Backoff
 from svcproxy.kube.client import Client, TransportError
 from svcproxy.kube.credentials import ConnectionSettings
@@ -145,8 +146,7 @@ class KubernetesEvents:
                 self._lost(self._queue.popleft()[0])
             self._queue.append((occurrence, datetime.now(UTC)))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="events", daemon=True)
-                self._thread.start()
+                self._thread = threads.spawn(self._run, "events")
             self._changed.notify_all()
 
     def _fold(self, occurrence: _Occurrence) -> bool:
@@ -184,6 +184,7 @@ class KubernetesEvents:
         """Wait for something to send; nothing means the end."""
         with self._changed:
             while not (self._queue or self._stopped):
+                threads.waiting()
                 self._changed.wait()
             return None if self._stopped else self._queue.popleft()
 
@@ -216,6 +217,8 @@ class _Sender:
         for attempt in range(self._limits.attempts):
             if attempt and self.pause(pauses.next()):
                 return False
+            # One attempt is two requests, each with a time-out for each of its steps.
+            threads.working(4 * self._limits.request_seconds + limits.THREAD_STEP_SECONDS)
             try:
                 status = self._attempt(occurrence, when)
             except (TransportError, SourceError) as error:

@@ -3,9 +3,11 @@
 import random
 import threading
 import time
+from functools import partial
 
 import structlog
 
+from svcproxy import limits, threads
 from svcproxy.kube.backoff import Backoff
 from svcproxy.kube.client import Client, IdleError, Response, TransportError
 from svcproxy.kube.credentials import ConnectionSettings
@@ -36,6 +38,8 @@ _HASTY_STEPS = 3
 
 class Follower:
     """Lists and watches one kind until it is stopped; nothing but that ends its thread.
+
+    The thread reports progress: each of its waits has a time-out, and a step of its own a bound.
 
     Args:
         kind: the kind of the objects.
@@ -73,10 +77,7 @@ class Follower:
     def start(self, sink: Sink) -> None:
         """Start the thread."""
         delivery = Delivery(self._kind, sink)
-        self._thread = threading.Thread(
-            target=self._run, args=(sink, delivery), name=f"watch-{self._kind}", daemon=True
-        )
-        self._thread.start()
+        self._thread = threads.spawn(partial(self._run, sink, delivery), f"watch-{self._kind}")
 
     def stop(self) -> None:
         """Ask the thread to end; its requests are ended by closing the client."""
@@ -93,8 +94,8 @@ class Follower:
         while not self._stopping.is_set():
             try:
                 step = self._attempt(sink, delivery)
-            except Exception:  # noqa: BLE001 - this thread must not die silently
-                # A defect of ours or of the sink: what it lost comes again with a new list.
+            except Exception:  # noqa: BLE001 - what it lost comes again with a new list
+                # A defect of ours or of the sink. If this handler fails, the process ends.
                 _log.exception("watch.crashed", kind=self._kind)
                 self._reflector.forget()
                 step = Step.BACK_OFF
@@ -106,6 +107,7 @@ class Follower:
             return
         self._hasty += 1
         if step is Step.BACK_OFF or self._hasty > _HASTY_STEPS:
+            threads.waiting()
             self._stopping.wait(self._backoff.next())
 
     def _attempt(self, sink: Sink, delivery: Delivery) -> Step:
@@ -135,6 +137,7 @@ class Follower:
             idle = self._settings.idle_seconds
         if request.initial:
             idle = min(idle, self._settings.initial_seconds)
+        self._progress()
         return self._client.get(self._path, query, stream=request.watch, idle_seconds=idle)
 
     def _answer(
@@ -162,6 +165,7 @@ class Follower:
         pending = b""
         listed = not request.initial
         for chunk in response.chunks():
+            self._progress()
             *lines, pending = (pending + chunk).split(b"\n")
             if not lines:
                 continue
@@ -175,6 +179,11 @@ class Follower:
                 # From here on it is a watch like any other, with a bookmark every minute.
                 response.be_patient(self._settings.idle_seconds)
         return self._reflector.broken(Cause.CLOSED)
+
+    def _progress(self) -> None:
+        """Report that the next step is bounded by the time-outs of the requests."""
+        slowest = max(self._settings.list_seconds, self._settings.idle_seconds)
+        threads.working(slowest + limits.THREAD_STEP_SECONDS)
 
     def _renew_credentials(self) -> None:
         try:

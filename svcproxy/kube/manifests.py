@@ -8,11 +8,13 @@ it had when it was last good.
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from svcproxy import limits, threads
 from svcproxy.kube.manifest_files import Manifest, ManifestError, read_manifest
 from svcproxy.kube.source import Sink, SourceError
 from svcproxy.model.names import Kind, NamespacedName
@@ -74,10 +76,7 @@ class ManifestSource:
             raise SourceError(f"manifest folder {self._directory} {what}: create it")
         if not os.access(self._directory, os.R_OK | os.X_OK):
             raise SourceError(f"manifest folder {self._directory} is not readable: change its mode")
-        self._thread = threading.Thread(
-            target=self._run, args=(sink,), name="manifests", daemon=True
-        )
-        self._thread.start()
+        self._thread = threads.spawn(partial(self._run, sink), "manifests")
 
     def stop(self) -> None:
         """Stop watching, and wait at most a second for the thread."""
@@ -88,6 +87,7 @@ class ManifestSource:
     def _run(self, sink: Sink) -> None:
         synced = False
         while not self._stopping.is_set():
+            threads.working(limits.THREAD_STEP_SECONDS)
             try:
                 self._scan(sink)
                 if not synced:
@@ -123,6 +123,7 @@ class ManifestSource:
             stop_event=self._stopping,
             raise_interrupt=False,
         ):
+            threads.working(limits.THREAD_STEP_SECONDS)  # we are woken much more often
             if changes or time.monotonic() - scanned >= self._rescan_seconds:
                 scanned = time.monotonic()
                 if _identity(self._directory) != identity:

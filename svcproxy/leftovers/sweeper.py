@@ -5,6 +5,7 @@ from threading import Condition, Thread
 
 import structlog
 
+from svcproxy import limits, threads
 from svcproxy.leftovers.present import Present, Swept, report
 from svcproxy.model.names import IPFamily
 from svcproxy.sync.loop import Settled
@@ -31,18 +32,19 @@ class Sweeper:
         self._failed: list[IPFamily | None] = []
         self._told: dict[IPFamily | None, tuple[str, ...]] = {}
         self._stopped = False
-        self._thread = Thread(target=self._run, name="leftovers", daemon=True)
+        self._thread: Thread | None = None
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self._thread = threads.spawn(self._run, "leftovers")
 
     def stop(self, seconds: float) -> None:
         """End the thread; wait at most ``seconds`` for the step that is under way."""
         with self._condition:
             self._stopped = True
             self._condition.notify()
-        self._thread.join(seconds)
+        if self._thread is not None:
+            self._thread.join(seconds)
 
     def follower(self, family: IPFamily) -> Callable[[Settled], None]:
         """What a family's loop has to call after its syncs."""
@@ -66,6 +68,7 @@ class Sweeper:
             for part in parts:
                 if self._stopped:
                     return
+                threads.working(limits.THREAD_SWEEP_SECONDS)
                 swept = self._sweep(part)
                 # What is told once need not be told again every sync period.
                 told, self._told[part] = self._told.get(part, ()), swept.problems
@@ -76,6 +79,7 @@ class Sweeper:
 
     def _next(self) -> list[IPFamily | None]:
         """Wait for something to do; nothing when all is done, or the thread has to end."""
+        threads.waiting()
         with self._condition:
             if self._waiting or self._failed:
                 patience = self._period if self._failed else None

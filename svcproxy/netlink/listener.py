@@ -4,16 +4,19 @@ import contextlib
 import errno
 import selectors
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from threading import Thread
 
 import structlog
+
+from svcproxy import limits, threads
 
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _RCVBUFFORCE = 33
 _BUFFER = 32 << 20
 """Bytes; ten thousand Services' worth of events fits, should they all come at once."""
 _RECEIVE = 1 << 20
+_STOP_SECONDS = 1.0
 
 log = structlog.get_logger()
 
@@ -62,19 +65,25 @@ class Listener:
         self._read = read
         self._wake, self._woken = socket.socketpair()
         self._stopped = False
-        self._thread = Thread(target=self._run, name=name, daemon=True)
+        self._name = name
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread; what has come before is read first."""
-        self._thread.start()
+        self._thread = threads.spawn(self._run, self._name)
 
     def stop(self) -> None:
-        """End the thread and close the socket."""
+        """End the thread and close the socket; wait at most a second.
+
+        A thread that hangs keeps its socket: a number that is in use again would be read by it.
+        """
         self._stopped = True
         with contextlib.suppress(OSError):
             self._wake.send(b"\0")
-        if self._thread.is_alive():
-            self._thread.join()
+        if self._thread is not None:
+            self._thread.join(_STOP_SECONDS)
+            if self._thread.is_alive():
+                return
         for used in (self._socket, self._wake, self._woken):
             used.close()
 
@@ -95,10 +104,12 @@ class Listener:
             selector.register(self._socket, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
             while not self._stopped:
+                threads.waiting()
                 selector.select()
+                threads.working(limits.THREAD_STEP_SECONDS)
                 if self._stopped:
                     return
                 try:
                     self._read()
                 except Exception:
-                    log.exception("netlink.listener_failed", listener=self._thread.name)
+                    log.exception("netlink.listener_failed", listener=self._name)

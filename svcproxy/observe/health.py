@@ -6,7 +6,7 @@ means healthy, however long ago the last sync was.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Lock
@@ -39,6 +39,7 @@ class HealthState:
         wall: seconds since the epoch, for telling.
         needs_node: whether the node is ineligible until its Node object is known. False where no
             API server is followed, so that no Node will ever come.
+        stalled: names the threads that make no progress; with any, /livez answers 503.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class HealthState:
         clock: Callable[[], float],
         wall: Callable[[], float],
         needs_node: bool = True,
+        stalled: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._timeout = 2 * sync_period
         self._clock = clock
@@ -59,6 +61,7 @@ class HealthState:
         self._synced: set[IPFamily] = set()
         self._eligible = not needs_node
         self._needs_node = needs_node
+        self._stalled = stalled
 
     def started(self, family: IPFamily) -> None:
         """Begin to watch over ``family``: a first sync that never succeeds will be noticed.
@@ -140,7 +143,9 @@ class HealthState:
             status, last_updated = self._families(self._clock())
             eligible = self._eligible
         now = _rfc3339(self._wall())
-        working = all(family["healthy"] for family in status.values())
+        # /healthz keeps kube-proxy's meaning: it steers load balancers, not the kubelet.
+        stalled = () if with_node else sorted(self._stalled())
+        working = all(family["healthy"] for family in status.values()) and not stalled
         fit = working and (eligible or not with_node)
         body: dict[str, Any] = {
             # While all is well this is "now", as for kube-proxy: its readers take an old time
@@ -151,6 +156,8 @@ class HealthState:
         if with_node:
             body["nodeEligible"] = eligible
         body["healthy"] = working
+        if stalled:
+            body["stalledThreads"] = stalled
         if status:
             body["status"] = status
         return Answer(200 if fit else 503, json.dumps(body, separators=(",", ":")).encode())

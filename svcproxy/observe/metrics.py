@@ -18,7 +18,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 
-from svcproxy import __version__
+from svcproxy import __version__, threads
 from svcproxy.config import ProxyMode
 from svcproxy.model.names import Kind
 from svcproxy.observe.accounting import PacketCounts
@@ -279,6 +279,12 @@ class Metrics:
             _FAMILY,
             registry=registry,
         )
+        self.stalled_threads = Gauge(
+            "svcproxy_stalled_threads",
+            "Threads that should have reported progress by now; /livez names them.",
+            registry=registry,
+        )
+        self.stalled_threads.set_function(lambda: len(threads.stalled()))
         self.build_info = Gauge(
             "svcproxy_build_info",
             "Always 1; the labels tell.",

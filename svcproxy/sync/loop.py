@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import msgspec
 import structlog
 
+from svcproxy import limits, threads
 from svcproxy.backends.base import Backend, BackendError, Desired, Foreign, Outcome
 from svcproxy.model.names import REQUIRED_KINDS, IPFamily, Kind, ServicePortName
 from svcproxy.model.objects import (
@@ -82,8 +83,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._spares = 0
         self._doubt: Foreign | None = None
         self._tend_at: float | None = None
-        name = f"sync-{backend.family}"
-        self._thread = Thread(target=self._run, name=name, daemon=True)
+        self._thread: Thread | None = None
 
     @property
     def family(self) -> IPFamily:
@@ -92,7 +92,7 @@ class FamilyLoop(Generic[Observed, Plan]):
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self._thread = threads.spawn(self._run, f"sync-{self._backend.family}")
 
     def stop(self, seconds: float) -> None:
         """End the thread; wait at most ``seconds`` for a sync that is under way.
@@ -100,7 +100,8 @@ class FamilyLoop(Generic[Observed, Plan]):
         A restore that is still running then completes or fails as a whole without us.
         """
         self.inbox.close()
-        self._thread.join(seconds)
+        if self._thread is not None:
+            self._thread.join(seconds)
 
     def _on_put(self) -> None:
         if not self._missing:
@@ -108,10 +109,12 @@ class FamilyLoop(Generic[Observed, Plan]):
 
     def _run(self) -> None:
         while not self.inbox.closed:
+            threads.waiting()
             if self._missing:
                 self.inbox.wait_for_lists()
             else:
                 self.inbox.wait(max(0.0, self._wake_at() - self._clock()))
+            threads.working(limits.THREAD_SYNC_SECONDS)
             self.step()
 
     def _wake_at(self) -> float:

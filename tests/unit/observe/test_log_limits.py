@@ -187,13 +187,15 @@ for name in range(100):
     logger.error(f"error{name}")
 print(round(time.monotonic() - begin, 3), flush=True)
 sys.stdin.read()
+(writer, _), = log._writers
+writer.flush(float(sys.argv[1]))
 logger.info("the.end")
 """
 
 
-def popen(script: str, stderr: int) -> "subprocess.Popen[str]":
+def popen(script: str, stderr: int, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
@@ -203,7 +205,7 @@ def popen(script: str, stderr: int) -> "subprocess.Popen[str]":
 
 def test_a_full_pipe_blocks_no_log_call_and_the_loss_is_told() -> None:
     reading, writing = os.pipe()
-    with popen(FLOOD, writing) as process:
+    with popen(FLOOD, writing, "60") as process:
         os.close(writing)
         assert process.stdin is not None
         assert process.stdout is not None
@@ -223,7 +225,7 @@ def test_a_full_pipe_blocks_no_log_call_and_the_loss_is_told() -> None:
 
 def test_a_reader_that_never_comes_back_delays_the_end_by_half_a_second() -> None:
     reading, writing = os.pipe()
-    with popen(FLOOD, writing) as process:
+    with popen(FLOOD, writing, "0.1") as process:
         os.close(writing)
         assert process.stdin is not None
         assert process.stdout is not None
