@@ -1,0 +1,163 @@
+"""Threads that die or hang, and a log that nobody reads: the real daemon, its ports and its rules."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed import manifests
+from testbed.cluster import Cluster
+from testbed.daemon import Daemon
+from testbed.manifests import ManifestFolder
+from testbed.outcomes import Answer
+from testbed.waiting import PATIENCE, eventually
+from tests.kernel.conftest import mode_flags
+
+pytestmark = pytest.mark.kernel
+
+RUNNER = """
+import importlib, sys, time
+from pathlib import Path
+from svcproxy import cli, limits
+
+place, fault, trigger = sys.argv[1:4]
+del sys.argv[1:4]
+limits.THREAD_SYNC_SECONDS = limits.THREAD_STEP_SECONDS = limits.THREAD_SWEEP_SECONDS = 1.5
+cli.load_daemon()
+module, owner, name = place.split(":")
+module = importlib.import_module(module)
+owner = getattr(module, owner) if owner else module
+inner = getattr(owner, name)
+
+class Mute:
+    def __getattr__(self, _):
+        raise MemoryError("the handler has no memory either")
+
+def faulty(*args, **kwargs):
+    if Path(trigger).exists():
+        if fault == "hang":
+            time.sleep(1000)
+        if hasattr(module, "log"):
+            module.log = Mute()
+        if hasattr(module, "_log"):
+            module._log = Mute()
+        raise MemoryError("injected")
+    return inner(*args, **kwargs)
+
+setattr(owner, name, faulty)
+sys.exit(cli.main())
+"""
+THREADS = [
+    ("sync-IPv4", "svcproxy.sync.loop:FamilyLoop:_sync"),
+    ("manifests", "svcproxy.kube.manifests:ManifestSource:_scan"),
+    ("nftables-watcher", "svcproxy.netlink.listener:Listener:received"),
+]
+WEB = manifests.service("web", ["10.96.0.10"], [manifests.port(80, target=8080)])
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with Cluster(nodes=1, pods=1) as built:
+        built.serve(tcp=(8080,))
+        yield built
+
+
+@pytest.fixture
+def folder(cluster: Cluster) -> Iterator[ManifestFolder]:
+    with tempfile.TemporaryDirectory() as path:
+        made = ManifestFolder(Path(path))
+        made.put(WEB, manifests.endpoint_slice(WEB, [cluster.nodes[0].pods[0].ipv4]))
+        yield made
+
+
+def is_served(cluster: Cluster, address: str = "10.96.0.10") -> bool:
+    return isinstance(cluster.nodes[0].traffic.connect("tcp", address, 80), Answer)
+
+
+def put_another(cluster: Cluster, folder: ManifestFolder, number: int) -> str:
+    """Make one more Service; return its address."""
+    address = f"10.96.1.{number}"
+    made = manifests.service(f"more{number}", [address], [manifests.port(80, target=8080)])
+    folder.put(made, manifests.endpoint_slice(made, [cluster.nodes[0].pods[0].ipv4]))
+    return address
+
+
+def faulty(
+    cluster: Cluster, folder: ManifestFolder, place: str, fault: str, trigger: Path
+) -> Daemon:
+    daemon = Daemon(cluster.nodes[0], folder.path, flags=mode_flags("nftables"))
+    daemon.program = (sys.executable, "-c", RUNNER, place, fault, str(trigger))
+    return daemon
+
+
+@pytest.mark.parametrize(("thread", "place"), THREADS)
+def test_a_thread_that_fails_ends_the_process_and_leaves_the_rules(
+    cluster: Cluster, folder: ManifestFolder, tmp_path: Path, thread: str, place: str
+) -> None:
+    trigger = tmp_path / "now"
+    with faulty(cluster, folder, place, "die", trigger) as daemon:
+        assert is_served(cluster)
+        trigger.touch()
+        put_another(cluster, folder, 1)
+        cluster.nodes[0].netns.run("nft", "add", "table", "ip", "foreign")
+        assert eventually(lambda: daemon.returncode, "its end", timeout=30.0 * PATIENCE) == 1
+        assert any(f"fatal: thread {thread}" in line for line in daemon.logs())
+        assert is_served(cluster)
+
+
+@pytest.mark.parametrize(("thread", "place"), THREADS)
+def test_livez_names_a_thread_that_hangs(
+    cluster: Cluster, folder: ManifestFolder, tmp_path: Path, thread: str, place: str
+) -> None:
+    trigger = tmp_path / "now"
+    with faulty(cluster, folder, place, "hang", trigger) as daemon:
+        assert daemon.healthz("/livez")[0] == 200
+        trigger.touch()
+        put_another(cluster, folder, 1)
+        cluster.nodes[0].netns.run("nft", "add", "table", "ip", "foreign")
+        eventually(lambda: daemon.healthz("/livez")[0] == 503, timeout=30.0 * PATIENCE)
+        assert thread in json.loads(daemon.healthz("/livez")[1])["stalledThreads"]
+        (stalled,) = daemon.metrics()["svcproxy_stalled_threads"]
+        assert stalled.value >= 1
+        assert daemon.stop(10.0 * PATIENCE) < 8.0 * PATIENCE
+        assert is_served(cluster)
+
+
+def fill(pipe: int) -> None:
+    while True:
+        try:
+            os.write(pipe, b"x" * 512)
+        except BlockingIOError:
+            return
+
+
+def test_a_log_that_nobody_reads_stops_nothing(
+    cluster: Cluster, folder: ManifestFolder, tmp_path: Path
+) -> None:
+    fifo = tmp_path / "stderr"
+    os.mkfifo(fifo)
+    # An open file of our own: what is not blocking here does block for the daemon.
+    pipe = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    daemon = Daemon(cluster.nodes[0], folder.path, flags=mode_flags("nftables"))
+    daemon.program = ("/bin/sh", "-c", 'exec "$@" 2>"$0"', str(fifo), *daemon.program)
+    with daemon:
+        fill(pipe)
+        for number in range(1, 4):
+            address = put_another(cluster, folder, number)
+            eventually(lambda a=address: is_served(cluster, a), timeout=20.0 * PATIENCE)
+        folder.write("broken.yaml", "{")
+        assert daemon.healthz("/livez")[0] == 200
+        said = b""
+        while said.count(b" sync.done ") < 3:
+            try:
+                said += os.read(pipe, 65536)
+            except BlockingIOError:
+                eventually(lambda: daemon.running)
+        fill(pipe)
+        assert daemon.stop(10.0 * PATIENCE) < 5.0 * PATIENCE
+        assert is_served(cluster, "10.96.1.3")
+    os.close(pipe)
