@@ -153,5 +153,12 @@ class BackendError(Exception):
     """The kernel could not be read or written; the sync is retried from scratch."""
 
 
+class TransactionError(BackendError):
+    """The kernel refused a transaction: iptables-restore failed, or nftables' commit.
+
+    kube-proxy counts these, and only these, as failures to restore.
+    """
+
+
 class BackendUnavailable(Exception):  # noqa: N818 - it states a condition, not a fault
     """This node cannot run the backend; the message is one line that names the remedy."""

@@ -214,7 +214,6 @@ class Follower:
             if output.trouble:
                 self._complain(output.trouble)
             if output.restarted:
-                _log.info("watch.restarted", kind=self._kind, cause=output.restarted)
                 sink.restarted(self._kind, output.restarted)
         return listed
 

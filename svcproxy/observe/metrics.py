@@ -38,6 +38,9 @@ _REQUEST_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0
 _FAMILY = ("ip_family",)
 _FOREIGN_NAMES = 20
 
+DEFECT_PLACES = ("object", "service", "planning", "sync", "after_sync", "source")
+"""Where a defect of svcproxy itself may be met: the label of ``svcproxy_defects_total``."""
+
 _ALL = frozenset(ProxyMode)
 _IPTABLES = frozenset({ProxyMode.IPTABLES})
 _NFTABLES = frozenset({ProxyMode.NFTABLES})
@@ -279,6 +282,14 @@ class Metrics:
             _FAMILY,
             registry=registry,
         )
+        self.defects = Counter(
+            "svcproxy_defects",
+            "Unexpected exceptions in svcproxy itself, by what it was doing; please report them.",
+            ("where",),
+            registry=registry,
+        )
+        for where in DEFECT_PLACES:
+            self.defects.labels(where)
         self.stalled_threads = Gauge(
             "svcproxy_stalled_threads",
             "Threads that should have reported progress by now; /livez names them.",

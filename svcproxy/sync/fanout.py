@@ -60,6 +60,6 @@ class Fanout:
         )
 
     def restarted(self, kind: Kind, reason: str) -> None:
-        """Count a watch that had to be started anew."""
+        """Count and log a watch that had to be started anew."""
         self._metrics.watch_restarts.labels(kind).inc()
         log.info("watch.restarted", kind=kind, reason=reason)

@@ -10,6 +10,7 @@ import structlog
 
 from svcproxy import limits, threads
 from svcproxy.backends.base import Backend, BackendError, Desired, Foreign, Outcome
+from svcproxy.conntrack.table import ConntrackError
 from svcproxy.model.names import REQUIRED_KINDS, IPFamily, Kind, ServicePortName
 from svcproxy.model.objects import (
     ApiObject,
@@ -134,8 +135,8 @@ class FamilyLoop(Generic[Observed, Plan]):
                 self._sync()
             if self._tend_at is not None and self._clock() >= self._tend_at:
                 self._tend()
-        except Exception as error:  # a defect must not end the loop: the old rules still work
-            log.exception("sync.defect", family=self._backend.family)
+        except Exception as error:  # noqa: BLE001 - the old rules still work; it is logged
+            self._reporter.defect("sync", error)
             self._failed(error, thorough=True)
 
     def _take(self, batch: Batch) -> None:
@@ -233,8 +234,10 @@ class FamilyLoop(Generic[Observed, Plan]):
         for follower in self._followers:
             try:
                 follower(settled)
-            except Exception as error:
-                log.exception("after_sync.failed", family=self._backend.family, error=str(error))
+            except (OSError, ConntrackError) as error:
+                log.warning("after_sync.failed", family=self._backend.family, error=str(error))
+            except Exception as error:  # noqa: BLE001 - it is logged
+                self._reporter.defect("after_sync", error)
 
     def _spared(self) -> bool:
         """Whether the kernel tells at no cost that a comparison would find nothing.

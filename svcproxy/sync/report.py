@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
-from svcproxy.backends.base import Foreign, Outcome
+from svcproxy.backends.base import Foreign, Outcome, TransactionError
 from svcproxy.kube.recorder import EventRecorder
 from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
 from svcproxy.model.serviceport import FrontendKind, ServicePort, Verdict
@@ -149,6 +149,17 @@ class Reporter:
             culprit = {"process": change.process, "pid": change.pid}
         log.warning("kernel.repaired", family=self._family, **culprit)
 
+    def defect(self, where: str, error: Exception, **about: str) -> None:
+        """Log an unexpected exception, and count it as a defect of svcproxy itself.
+
+        Args:
+            where: what was being done, one of ``DEFECT_PLACES`` in ``observe/metrics.py``.
+            error: the exception.
+            about: what it was about, for the log.
+        """
+        self._metrics.defects.labels(where).inc()
+        log.error("sync.defect", family=self._family, where=where, **about, exc_info=error)
+
     def refused(self, news: Sequence[tuple[ServicePortName, str]], held: int) -> None:
         """Report the Service ports that the kernel refused for the first time.
 
@@ -173,13 +184,18 @@ class Reporter:
             )
 
     def failed(self, error: Exception, *, thorough: bool, retry: float) -> None:
-        """Note a failed sync; the next attempt is in ``retry`` seconds."""
+        """Note a failed sync; the next attempt is in ``retry`` seconds.
+
+        kube-proxy's failures are those of iptables-restore and of nftables' transactions: neither
+        a kernel that cannot be read nor a defect of our own is one.
+        """
         series = self._series
         series.failures["full" if thorough else "partial"].inc()
-        series.restore_failures.inc()
-        series.transaction_failures.inc()
-        if not thorough:
-            series.partial_restore_failures.inc()
+        if isinstance(error, TransactionError):
+            series.restore_failures.inc()
+            series.transaction_failures.inc()
+            if not thorough:
+                series.partial_restore_failures.inc()
         log.error("sync.failed", family=self._family, error=str(error), retry_in_s=retry)
 
 

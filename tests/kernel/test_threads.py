@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,7 @@ def test_a_log_that_nobody_reads_stops_nothing(
         fill(pipe)
         for number in range(1, 4):
             address = put_another(cluster, folder, number)
-            eventually(lambda a=address: is_served(cluster, a), timeout=20.0 * PATIENCE)
+            eventually(partial(is_served, cluster, address), timeout=20.0 * PATIENCE)
         folder.write("broken.yaml", "{")
         assert daemon.healthz("/livez")[0] == 200
         said = b""

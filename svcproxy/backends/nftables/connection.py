@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from struct import Struct
 
-from svcproxy.backends.base import BackendError
+from svcproxy.backends.base import BackendError, TransactionError
 from svcproxy.backends.nftables import protocol as nft
 from svcproxy.backends.nftables.dump import generation
 from svcproxy.backends.nftables.protocol import MESSAGE_HEADER
@@ -27,11 +27,11 @@ _CODE = Struct("=i")
 _FLAG_ACK_TLVS = 0x200
 
 
-class StaleGenerationError(BackendError):
+class StaleGenerationError(TransactionError):
     """Something in nf_tables changed after the generation that a transaction starts from."""
 
 
-class RefusedError(BackendError):
+class RefusedError(TransactionError):
     """The kernel refused a transaction; nothing of it was done.
 
     Attributes:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
 
-from svcproxy.backends.base import BackendError, BackendUnavailable
+from svcproxy.backends.base import BackendError, BackendUnavailable, TransactionError
 from svcproxy.model.names import IPFamily
 
 _PROBE_CHAIN = "KUBE-SVC-PROBE"
@@ -76,13 +76,13 @@ class Iptables:
         its transactions need no lock.
 
         Raises:
-            BackendError: nothing of the failing table was applied; the message holds the line
+            TransactionError: nothing of the failing table was applied; the message holds the line
                 that iptables complains about.
         """
         command = [self._restore, "--noflush", "-w", str(_LOCK_WAIT_SECONDS)]
         done = _run(command, text, check=False, announced=self.announced)
         if done.returncode:
-            raise BackendError(_explain(self._restore, done.stderr, text))
+            raise TransactionError(_explain(self._restore, done.stderr, text))
 
     def accepts(self, table: str, *matches: str) -> bool:
         """Try a rule with each match in a chain that nothing refers to, and remove it again.

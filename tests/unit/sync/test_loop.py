@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from svcproxy.backends.base import Backend, BackendError, Desired, Foreign, Outcome
+from svcproxy.backends.base import (
+    Backend,
+    BackendError,
+    Desired,
+    Foreign,
+    Outcome,
+    TransactionError,
+)
 from svcproxy.kube.recorder import LogOnly
 from svcproxy.model.names import IPFamily, Kind, NamespacedName, Protocol
 from svcproxy.model.objects import EndpointSlice, Node, Service, ServicePortSpec
@@ -78,7 +85,7 @@ class DictBackend:
 
     def _step(self, name: str) -> None:
         if self.broken:
-            raise BackendError("the kernel says no")
+            raise TransactionError("the kernel says no")
         self.steps.append(name)
 
 
@@ -350,6 +357,36 @@ def test_a_defect_does_not_end_the_loop(running: Stage, monkeypatch: pytest.Monk
         running.step(5.0)
     assert running.step(2.0) == ["read", "apply"]
     assert len(running.backend.kernel) == 2
+
+
+RESTORES = "kubeproxy_sync_proxy_rules_iptables_restore_failures_total"
+
+
+def test_a_defect_is_no_failure_to_restore(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(*_: object) -> Outcome:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(running.backend, "apply", defect)
+    running.put(service("b", 2))
+    running.step(5.0)
+    assert running.value(RESTORES, {"ip_family": "IPv4"}) == 0
+    assert running.value("svcproxy_defects_total", {"where": "sync"}) == 1
+    failures = {"ip_family": "IPv4", "kind": "full"}
+    assert running.value("svcproxy_sync_failures_total", failures) == 1
+
+
+def test_a_kernel_that_cannot_be_read_is_no_failure_to_restore(
+    running: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable() -> Content:
+        raise BackendError("iptables-save failed")
+
+    monkeypatch.setattr(running.backend, "read", unreadable)
+    running.step(31.0)
+    assert running.value(RESTORES, {"ip_family": "IPv4"}) == 0
+    assert running.value("svcproxy_defects_total", {"where": "sync"}) == 0
+    failures = {"ip_family": "IPv4", "kind": "full"}
+    assert running.value("svcproxy_sync_failures_total", failures) == 1
 
 
 def test_merged_changes_keep_what_was_before_the_first(running: Stage) -> None:
