@@ -1,18 +1,19 @@
-"""Whether the proxy is healthy: the logic behind /healthz and /livez, without any HTTP.
+"""Whether the proxy is healthy and ready: the logic of /healthz, /livez and /readyz, without HTTP.
 
-The rules are those of pkg/proxy/healthcheck/proxy_health.go in Kubernetes 1.36: the proxy is
-unhealthy while a change it learnt of has been waiting for the kernel too long. Nothing waiting
-means healthy, however long ago the last sync was.
+The rules of health are those of pkg/proxy/healthcheck/proxy_health.go in Kubernetes 1.36: the proxy
+is unhealthy while a change it learnt of has been waiting for the kernel too long. Nothing waiting
+means healthy, however long ago the last sync was, and so does nothing learnt at all. Readiness is
+ours: every family has been synced once, and none is unhealthy.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
 
-from svcproxy.model.names import IPFamily
+from svcproxy.model.names import IPFamily, Kind
 from svcproxy.model.objects import Node
 
 # Cluster Autoscaler sets this taint before it removes a node; load balancers that probe
@@ -39,7 +40,9 @@ class HealthState:
         wall: seconds since the epoch, for telling.
         needs_node: whether the node is ineligible until its Node object is known. False where no
             API server is followed, so that no Node will ever come.
-        stalled: names the threads that make no progress; with any, /livez answers 503.
+        families: the families that the mode serves; not ready before each has been synced.
+        kinds: the kinds of objects that are followed, to say which list is missing.
+        stalled: gives the names of threads that make no progress; /livez and /readyz fail then.
     """
 
     def __init__(
@@ -49,7 +52,9 @@ class HealthState:
         clock: Callable[[], float],
         wall: Callable[[], float],
         needs_node: bool = True,
-        stalled: Callable[[], Sequence[str]] = tuple,
+        families: Collection[IPFamily] = (),
+        kinds: Collection[Kind] = (),
+        stalled: Callable[[], Sequence[str]] | None = None,
     ) -> None:
         self._timeout = 2 * sync_period
         self._clock = clock
@@ -61,7 +66,14 @@ class HealthState:
         self._synced: set[IPFamily] = set()
         self._eligible = not needs_node
         self._needs_node = needs_node
-        self._stalled = stalled
+        self._served = frozenset(families)
+        self._unlisted = set(kinds)
+        self._stalled = stalled or (lambda: ())
+
+    def listed(self, kind: Kind) -> None:
+        """Learn that the first list of ``kind`` is complete."""
+        with self._lock:
+            self._unlisted.discard(kind)
 
     def started(self, family: IPFamily) -> None:
         """Begin to watch over ``family``: a first sync that never succeeds will be noticed.
@@ -132,19 +144,55 @@ class HealthState:
 
     def healthz(self) -> Answer:
         """Answer /healthz: fit to receive traffic, as load balancers ask."""
-        return self._answer(with_node=True)
+        return self._answer(with_node=True, stalled=())
 
     def livez(self) -> Answer:
         """Answer /livez: working, whatever becomes of the node, as the kubelet asks."""
-        return self._answer(with_node=False)
+        return self._answer(with_node=False, stalled=self._stalled())
 
-    def _answer(self, *, with_node: bool) -> Answer:
+    def readyz(self) -> Answer:
+        """Answer /readyz: the rules of every family are written, and up to date.
+
+        The node does not matter, and neither does how long ago the last sync was.
+        """
+        stalled = self._stalled()
+        with self._lock:
+            status, _ = self._families(self._clock())
+            unlisted = sorted(self._unlisted)
+            families = {
+                family.value: self._reasons(family, unlisted, status)
+                for family in sorted(self._served | self._last_updated.keys())
+            }
+        ready = bool(families) and not any(families.values()) and not stalled
+        body: dict[str, Any] = {
+            "ready": ready,
+            "currentTime": _rfc3339(self._wall()),
+            "unlisted": unlisted,
+            "status": {
+                family: {"ready": not reasons, "reasons": reasons}
+                for family, reasons in families.items()
+            },
+        }
+        return _encoded(body, stalled, fit=ready)
+
+    def _reasons(
+        self, family: IPFamily, unlisted: Sequence[Kind], status: dict[str, dict[str, Any]]
+    ) -> list[str]:
+        """Say why a family is not ready; the caller holds the lock."""
+        reasons: list[str] = []
+        if family not in self._synced:
+            reasons += [f"waiting for the first list of {kind}s" for kind in unlisted]
+            if not unlisted:
+                reasons.append("waiting for the first sync to succeed")
+        if not status.get(family.value, {"healthy": True})["healthy"]:
+            reasons.append(f"a change has waited for the kernel for {self._timeout:g} s or more")
+        return reasons
+
+    def _answer(self, *, with_node: bool, stalled: Sequence[str]) -> Answer:
         with self._lock:
             status, last_updated = self._families(self._clock())
             eligible = self._eligible
         now = _rfc3339(self._wall())
-        # /healthz keeps kube-proxy's meaning: it steers load balancers, not the kubelet.
-        stalled = () if with_node else sorted(self._stalled())
         working = all(family["healthy"] for family in status.values()) and not stalled
         fit = working and (eligible or not with_node)
         body: dict[str, Any] = {
@@ -156,11 +204,9 @@ class HealthState:
         if with_node:
             body["nodeEligible"] = eligible
         body["healthy"] = working
-        if stalled:
-            body["stalledThreads"] = stalled
         if status:
             body["status"] = status
-        return Answer(200 if fit else 503, json.dumps(body, separators=(",", ":")).encode())
+        return _encoded(body, stalled, fit=fit)
 
     def _oldest(self, family: IPFamily, none: float) -> float:
         """When the oldest waiting change came, ``none`` if there is none; under the lock."""
@@ -177,6 +223,12 @@ class HealthState:
         }
         latest = max(self._last_updated.values(), default=None)
         return status, _NEVER if latest is None else _rfc3339(latest)
+
+
+def _encoded(body: dict[str, Any], stalled: Sequence[str], *, fit: bool) -> Answer:
+    if stalled:
+        body["stalledThreads"] = list(stalled)
+    return Answer(200 if fit else 503, json.dumps(body, separators=(",", ":")).encode())
 
 
 def _rfc3339(seconds: float) -> str:

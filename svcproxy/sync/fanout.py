@@ -43,6 +43,7 @@ class Fanout:
         """Pass on that the first list of a kind is complete."""
         if kind is Kind.NODE and not self._node_seen:
             self._health.node_changed(None)
+        self._health.listed(kind)
         log.info("source.synced", kind=kind)
         for inbox in self._inboxes:
             inbox.synced(kind)
