@@ -10,6 +10,45 @@ speaks it.
 
 # HTTP: the metrics, health and health-check node port servers, svcproxy.observe
 
+HTTP_REQUEST_LINE_BYTES = 4096
+"""The longest request line, with the empty lines before it."""
+
+HTTP_HEADER_BYTES = 8192
+"""The longest header section of a request: all lines after the request line."""
+
+HTTP_HEADERS = 64
+"""The most header lines of a request."""
+
+HTTP_BODY_BYTES = 4096
+"""The longest body of a PUT request; other bodies are not read."""
+
+HTTP_REQUEST_SECONDS = 60.0
+"""The longest time from the start of a connection, or its last answer, to the end of an answer."""
+
+HTTP_IDLE_SECONDS = 30.0
+"""The longest time without a byte to or from a client of the metrics or health port."""
+
+HTTP_CONNECTIONS = 64
+"""The most connections of the metrics port, and of the health port."""
+
+HTTP_CONNECTIONS_PER_PEER = 16
+"""The most connections of one client address to the metrics port, and to the health port."""
+
+HTTP_PAGE_THREADS = 2
+"""The most pages of a port that are rendered at once; others wait, quick answers do not."""
+
+HEALTH_CHECK_REQUEST_SECONDS = 10.0
+"""The longest time of a connection to a health-check node port."""
+
+HEALTH_CHECK_CONNECTIONS = 256
+"""The most connections to the health-check node ports of one IP family."""
+
+HEALTH_CHECK_CONNECTIONS_PER_PEER = 64
+"""The most connections of one client address to the health-check node ports of one IP family."""
+
+DESCRIPTORS_RESERVED = 64
+"""File descriptors kept for the API client, netlink sockets and child processes."""
+
 # The log: svcproxy.observe.log
 
 LOG_VALUE_CHARS = 1024

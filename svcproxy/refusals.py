@@ -10,10 +10,19 @@ from threading import Lock
 
 KNOWN: tuple[tuple[str, str], ...] = (
     # input, limit; docs/limits.md explains each
+    ("http", "body_bytes"),
+    ("http", "connections"),
+    ("http", "connections_per_peer"),
+    ("http", "descriptors"),
     ("http", "header_bytes"),
     ("log", "length"),
     ("log", "rate"),
     ("log", "full"),
+    ("http", "headers"),
+    ("http", "malformed"),
+    ("http", "request_line_bytes"),
+    ("http", "request_seconds"),
+    ("http", "unsupported"),
 )
 """Every pair of labels; each is shown from 0, so that the first refusal is an increase."""
 

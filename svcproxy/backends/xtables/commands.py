@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, TransactionError
+from svcproxy.descriptors import LIMIT
 from svcproxy.model.names import IPFamily
 
 _PROBE_CHAIN = "KUBE-SVC-PROBE"
@@ -139,6 +140,7 @@ def _run(
             stderr=subprocess.PIPE,
             text=True,
         )
+        LIMIT.restore_in(process.pid)
         return process.pid
 
     try:
