@@ -4,6 +4,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -14,6 +15,7 @@ from svcproxy import __version__, limits, threads
 from svcproxy.backends.base import BackendError, BackendUnavailable, Foreign
 from svcproxy.config import Config, LocalMode
 from svcproxy.conntrack.cleaner import StaleFlows
+from svcproxy.descriptors import LIMIT, Share, shares
 from svcproxy.garbage import collect_rarely, collector
 from svcproxy.heap import share_one_heap
 from svcproxy.kube.recorder import EventRecorder, LogOnly
@@ -32,9 +34,10 @@ from svcproxy.modes import (
 )
 from svcproxy.node.setup import NodeParameters
 from svcproxy.observe import log as logging
+from svcproxy.observe.connections import Limits
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
-from svcproxy.observe.service_health import ServiceHealthServers
+from svcproxy.observe.service_health import CHECK_LIMITS, ServiceHealthServers
 from svcproxy.servers import Servers
 from svcproxy.state.desired import DesiredState
 from svcproxy.stop import Stop
@@ -171,6 +174,8 @@ class _Shared(NamedTuple):
     events: EventRecorder
     running: _Running
     sweeper: Sweeper
+    checks: Limits
+    listeners: Share
 
 
 def _start(
@@ -188,12 +193,20 @@ def _start(
         wall=time.time,
         needs_node=config.manifests is None,
         stalled=threads.stalled,
+        families=[backend.family for backend in mode.backends],
+        kinds=followed_kinds(config.proxy_mode),
     )
-    servers = Servers(config, metrics, health, events, verbosity)
+    limit = LIMIT.raise_soft()
+    descriptors = shares(limit)
+    servers = Servers(config, metrics, health, events, verbosity, connections=descriptors.pages)
     running.add(servers.stop)
     servers.start()
     sweeper = _sweeper(config, mode)
-    shared = _Shared(config, node_name, metrics, health, events, running, sweeper)
+    checks = replace(CHECK_LIMITS, connections=descriptors.health_checks)
+    listeners = Share(descriptors.listeners, limit)
+    shared = _Shared(
+        config, node_name, metrics, health, events, running, sweeper, checks, listeners
+    )
     settle = collector(len(mode.backends))
     loops = [_loop(shared, backend, settle) for backend in mode.backends]
     for loop in loops:
@@ -291,7 +304,14 @@ def _health_check_servers(shared: _Shared, family: IPFamily) -> ServiceHealthSer
         note = f"node {shared.node_name} failed to start healthcheck on port {port}: {reason}"
         shared.events.service(service, "FailedToStartServiceHealthcheck", note, action="Listen")
 
-    return ServiceHealthServers(family, (), lambda: shared.health.healthy, failed)
+    return ServiceHealthServers(
+        family,
+        (),
+        lambda: shared.health.healthy,
+        failed,
+        limits=shared.checks,
+        share=shared.listeners,
+    )
 
 
 def _health_check_addresses(config: Config, family: IPFamily, node: Node | None) -> tuple[str, ...]:

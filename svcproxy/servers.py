@@ -8,6 +8,8 @@ import structlog
 
 from svcproxy.config import Config, flags_of
 from svcproxy.kube.recorder import EventRecorder
+from svcproxy.limits import HTTP_CONNECTIONS
+from svcproxy.observe.connections import Limits
 from svcproxy.observe.exchange import Route
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.http import BindError, Server
@@ -29,6 +31,7 @@ class Servers:
         health: what is told to probes.
         events: where failures to listen are told, besides the log.
         verbosity: what ``PUT /debug/flags/v`` changes; without it there are no debug pages.
+        connections: the most connections of each server.
     """
 
     def __init__(
@@ -38,12 +41,15 @@ class Servers:
         health: HealthState,
         events: EventRecorder,
         verbosity: Verbosity | None,
+        *,
+        connections: int = HTTP_CONNECTIONS,
     ) -> None:
+        limits = Limits(connections=connections)
         self._hard_fail = config.bind_address_hard_fail
         self._events = events
         self._servers: list[tuple[Server, str]] = []
         if config.healthz_bind_address is not None:
-            server = health_server(config.healthz_bind_address, health, metrics)
+            server = health_server(config.healthz_bind_address, health, metrics, limits=limits)
             self._servers.append((server, "FailedToStartProxierHealthcheck"))
         if config.metrics_bind_address is not None:
             server = metrics_server(
@@ -52,6 +58,7 @@ class Servers:
                 config.proxy_mode,
                 effective=Effective(lambda: flags_of(config), lambda: _document(config)),
                 debug=_debug_routes(verbosity),
+                limits=limits,
             )
             self._servers.append((server, "FailedToStartMetricServer"))
 

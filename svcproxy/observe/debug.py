@@ -21,6 +21,8 @@ from svcproxy.observe.exchange import TEXT, Reply, Request, Route, not_found
 _HTML = "text/html; charset=utf-8"
 _SAMPLES_PER_SECOND = 50
 _LONGEST_PROFILE = 30.0
+# One at a time, as in Go: others would take every thread that renders pages
+_PROFILING = threading.Lock()
 _PROFILES = {
     "cmdline": "the command line, its arguments parted by NUL",
     "goroutine": "the stacks of all threads",
@@ -71,7 +73,13 @@ def _profile(request: Request) -> Reply:
         seconds = float(request.query.get("seconds", "") or _LONGEST_PROFILE)
     except ValueError:
         return Reply(HTTPStatus.BAD_REQUEST, TEXT, b"seconds must be a number\n")
-    stacks = _sample(min(max(seconds, 0.0), _LONGEST_PROFILE))
+    if not _PROFILING.acquire(blocking=False):
+        text = "a profile is being taken already; try again when it is done"
+        return Reply(HTTPStatus.INTERNAL_SERVER_ERROR, TEXT, f"{text}\n".encode())
+    try:
+        stacks = _sample(min(max(seconds, 0.0), _LONGEST_PROFILE))
+    finally:
+        _PROFILING.release()
     lines = "".join(f"{stack} {count}\n" for stack, count in stacks.most_common())
     return Reply(HTTPStatus.OK, TEXT, lines.encode(errors="replace"))
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from email.message import Message
 from http import HTTPStatus
 
 
@@ -10,18 +9,19 @@ from http import HTTPStatus
 class Request:
     """What a client asks: the path without the query, the query's fields, and the body of a PUT.
 
-    A field that occurs twice keeps its first value.
+    A field that occurs twice keeps its first value. ``headers`` have names in lower case; the
+    values of a repeated header are joined by commas.
     """
 
     method: str
     path: str
     query: Mapping[str, str]
-    headers: Message
+    headers: Mapping[str, str]
     body: bytes = b""
 
     def header(self, name: str) -> str:
         """Return all values of a header as one list; empty if it was not sent."""
-        return ", ".join(self.headers.get_all(name, ()))
+        return self.headers.get(name.lower(), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Reply:
 
 
 Route = Callable[[Request], Reply]
-"""Answers a request; it is called in the connection's thread and may take its time."""
+"""Answers a request. Quick ones run in the server's thread, all others in a worker's."""
 
 TEXT = "text/plain; charset=utf-8"
 

@@ -14,10 +14,11 @@ from typing import Any
 
 from svcproxy import __version__
 from svcproxy.config import ProxyMode
+from svcproxy.observe.connections import Limits
 from svcproxy.observe.exchange import TEXT, Reply, Request, Route
 from svcproxy.observe.exposition import Exposition, render
 from svcproxy.observe.health import Answer, HealthState
-from svcproxy.observe.http import Limits, Server
+from svcproxy.observe.http import Server
 from svcproxy.observe.metrics import Metrics
 from svcproxy.observe.zpages import Status, flagz, statusz
 from svcproxy.values import Bind
@@ -25,6 +26,8 @@ from svcproxy.values import Bind
 CONFIG_GROUP = "kubeproxy.config.k8s.io"
 # The kube-proxy whose place is taken
 _COMPATIBLE = "1.36"
+# They take no time, so they are answered even while a worker renders a slow page
+_QUICK = ("/healthz", "/healthz/ping", "/livez", "/readyz", "/proxyMode")
 # What the real one does not list on /statusz either
 _UNLISTED = ("/metrics/slis", "/statusz", "/debug/", "/healthz/")
 
@@ -83,18 +86,23 @@ def metrics_server(
         ),
         request.header("Accept"),
     )
-    return Server("metrics", "metrics-bind-address", bind, routes, limits=limits)
+    return Server("metrics", "metrics-bind-address", bind, routes, quick=_QUICK, limits=limits)
 
 
 def health_server(
     bind: Bind, health: HealthState, metrics: Metrics, *, limits: Limits | None = None
 ) -> Server:
-    """Make the server of /healthz (shall this node get traffic?) and /livez (does it work?)."""
+    """Make the server of the health port.
 
-    def probe(answer: Callable[[], Answer], counter: Any) -> Route:
+    /healthz says whether this node shall get traffic, /livez whether the proxy works, /readyz
+    whether its rules are written.
+    """
+
+    def probe(answer: Callable[[], Answer], counter: Any = None) -> Route:
         def route(_request: Request) -> Reply:
             result = answer()
-            counter.labels(code=str(result.status)).inc()
+            if counter is not None:
+                counter.labels(code=str(result.status)).inc()
             return Reply(result.status, "application/json", result.body)
 
         return route
@@ -102,8 +110,11 @@ def health_server(
     routes = {
         "/healthz": probe(health.healthz, metrics.proxy_healthz),
         "/livez": probe(health.livez, metrics.proxy_livez),
+        "/readyz": probe(health.readyz),
     }
-    return Server("health checks", "healthz-bind-address", bind, routes, limits=limits)
+    return Server(
+        "health checks", "healthz-bind-address", bind, routes, quick=_QUICK, limits=limits
+    )
 
 
 def _metrics(request: Request, metrics: Metrics) -> Reply:

@@ -5,36 +5,49 @@ Questions and answers are those of pkg/proxy/healthcheck/service_health.go in Ku
 
 Goals:
 
-1. One thread serves all Services, hundreds of them, and owns every socket; it waits for no
-   client.
-2. The sync thread only leaves word; opening and closing is the server thread's work.
+1. One HTTP engine serves all Services of a family, thousands of them; it waits for no client.
+2. The sync thread only leaves word; opening and closing is the engine thread's work.
 3. A port that cannot be opened is tried again until it can.
+4. Listening sockets take no more file descriptors than their share (``svcproxy.descriptors``).
 """
 
 import json
 import math
-import selectors
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
+from socket import socket
 from typing import NamedTuple
 
 import structlog
 
+from svcproxy import limits
+from svcproxy.descriptors import Share
 from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
 from svcproxy.model.serviceport import ServicePort
-from svcproxy.observe.clients import Answer, ClientLimits, Connection, Connections
+from svcproxy.observe.connections import Limits, Site
+from svcproxy.observe.engine import Engine
+from svcproxy.observe.exchange import Reply
+from svcproxy.observe.http1 import Ask
+from svcproxy.observe.listening import listening
+from svcproxy.observe.seldom import Seldom
+from svcproxy.refusals import REFUSALS
 
 _log = structlog.get_logger()
 
 _STOP_SECONDS = 1.0
-_BACKLOG = 128
-_RINGS = 1 << 12
 
 OnFailure = Callable[[NamespacedName, int, str], None]
+
+CHECK_LIMITS = Limits(
+    connections=limits.HEALTH_CHECK_CONNECTIONS,
+    per_peer=limits.HEALTH_CHECK_CONNECTIONS_PER_PEER,
+    idle=limits.HEALTH_CHECK_REQUEST_SECONDS,
+    request=limits.HEALTH_CHECK_REQUEST_SECONDS,
+)
+"""What the clients of one family's health-check node ports may take."""
 
 
 class _Place(NamedTuple):
@@ -57,6 +70,7 @@ class ServiceHealthServers:
         on_failure: told of the Service, its port and the reason when a server cannot listen;
             once for each distinct reason, from the server thread, which it must not hold up.
         limits: what clients may take.
+        share: the file descriptors for listening sockets; other families may have the same.
         retry_seconds: how often to try what could not be opened.
     """
 
@@ -67,7 +81,8 @@ class ServiceHealthServers:
         healthy: Callable[[], bool],
         on_failure: OnFailure,
         *,
-        limits: ClientLimits | None = None,
+        limits: Limits = CHECK_LIMITS,
+        share: Share | None = None,
         retry_seconds: float = 10.0,
     ) -> None:
         self._everywhere = ("0.0.0.0",) if family is IPFamily.IPV4 else ("::",)
@@ -75,10 +90,14 @@ class ServiceHealthServers:
         self._healthy = healthy
         self._lock = threading.Lock()
         self._ports: dict[NamespacedName, dict[ServicePortName, ServicePort]] = {}
-        self._server = _Server(f"service-health-{family}", self._wanted, self._open)
+        self._name = f"service-health-{family}"
+        self._engine: Engine | None = None
+        self._stopped = False
         self._on_failure = on_failure
-        self._limits = limits or ClientLimits()
+        self._limits = limits
+        self._share = share or Share(math.inf)
         self._retry_seconds = retry_seconds
+        self._defects = Seldom()
 
     def apply(self, ports: Mapping[ServicePortName, ServicePort | None]) -> None:
         """Take what some Service ports mean now, ``None`` for those that are gone.
@@ -98,7 +117,7 @@ class ServiceHealthServers:
                     self._ports.pop(name.service, None)
                 moved |= number != (before.health_check_node_port if before is not None else 0)
         if moved:
-            self._server.reconcile()
+            self._reconcile()
 
     def move(self, addresses: tuple[str, ...]) -> None:
         """Listen on other addresses of the node from now on; empty means all."""
@@ -107,22 +126,40 @@ class ServiceHealthServers:
             self._addresses = addresses or self._everywhere
             idle = not self._ports
         if not (unchanged or idle):
-            self._server.reconcile()
+            self._reconcile()
 
     def retry(self) -> None:
         """Try at once to open what could not be opened; it is also tried from time to time."""
         with self._lock:
             idle = not self._ports
         if not idle:
-            self._server.reconcile()
+            self._reconcile()
 
     def stop(self) -> None:
         """Close everything, within a second; nothing is opened any more."""
-        self._server.stop()
+        with self._lock:
+            self._stopped = True
+            engine = self._engine
+        if engine is not None:
+            engine.stop(_STOP_SECONDS)
 
-    def _open(self, selector: selectors.BaseSelector) -> "_Listeners":
-        connections = Connections(selector, self._answer, self._limits)
-        return _Listeners(selector, connections, self._on_failure, self._retry_seconds)
+    def _reconcile(self) -> None:
+        """Have the listeners compared with what is wanted, soon."""
+        with self._lock:
+            if self._stopped:
+                return
+            if self._engine is None:
+                self._engine = self._start()
+            engine = self._engine
+        engine.wake()
+
+    def _start(self) -> Engine:
+        engine = Engine(self._name, self._limits, lambda: listeners.reconcile(self._wanted()))
+        listeners = _Listeners(
+            engine, self._answer, self._on_failure, self._share, self._retry_seconds
+        )
+        engine.start()
+        return engine
 
     def _wanted(self) -> dict[NamespacedName, _Place]:
         with self._lock:
@@ -132,7 +169,15 @@ class ServiceHealthServers:
                 for port in ports.values()
             }
 
-    def _answer(self, service: NamespacedName) -> Answer:
+    def _answer(self, service: NamespacedName, _ask: Ask) -> Reply | None:
+        try:
+            return self._reply(service)
+        except Exception:  # noqa: BLE001 - a fault in one answer is no reason to stop serving
+            if self._defects.due("answer"):
+                _log.exception("health_check.defect", service=str(service))
+            return None
+
+    def _reply(self, service: NamespacedName) -> Reply:
         with self._lock:
             ports = self._ports.get(service, {}).values()
             count = len({address for port in ports for address in port.local_ready})
@@ -142,148 +187,81 @@ class ServiceHealthServers:
             "localEndpoints": count,
             "serviceProxyHealthy": healthy,
         }
-        headers = {
-            "Content-Type": "application/json",
-            "X-Content-Type-Options": "nosniff",
-            "X-Load-Balancing-Endpoint-Weight": str(count),
-        }
-        status = HTTPStatus.OK if count and healthy else HTTPStatus.SERVICE_UNAVAILABLE
-        return status, headers, json.dumps(body, indent="\t").encode()
+        return Reply(
+            HTTPStatus.OK if count and healthy else HTTPStatus.SERVICE_UNAVAILABLE,
+            "application/json",
+            json.dumps(body, indent="\t").encode(),
+            {"X-Load-Balancing-Endpoint-Weight": str(count)},
+        )
 
 
-class _Server:
-    """The thread that owns the sockets of all Services."""
+class _Open(NamedTuple):
+    """The listening sockets of a Service."""
 
-    def __init__(
-        self,
-        name: str,
-        wanted: Callable[[], dict[NamespacedName, _Place]],
-        start: Callable[[selectors.BaseSelector], "_Listeners"],
-    ) -> None:
-        self._name = name
-        self._wanted = wanted
-        self._start = start
-        self._lock = threading.Lock()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._bell: socket.socket | None = None
-
-    def reconcile(self) -> None:
-        """Have the listeners compared with what is wanted, soon."""
-        with self._lock:
-            if self._stopping.is_set():
-                return
-            if self._bell is None:
-                self._bell, ear = socket.socketpair()
-                self._bell.settimeout(0)
-                self._thread = threading.Thread(
-                    target=self._run, args=(ear,), name=self._name, daemon=True
-                )
-                self._thread.start()
-            with suppress(OSError):  # it is full of rings that are yet to be heard
-                self._bell.send(b"!")
-
-    def stop(self) -> None:
-        """End the thread, which closes all sockets."""
-        with self._lock:
-            self._stopping.set()
-            bell, self._bell = self._bell, None
-        if bell is not None:
-            bell.close()  # wakes the thread as a ring does
-        if self._thread is not None:
-            self._thread.join(_STOP_SECONDS)
-
-    def _run(self, ear: socket.socket) -> None:
-        with ear, selectors.DefaultSelector() as selector:
-            listeners = self._start(selector)
-            ear.settimeout(0)
-            selector.register(ear, selectors.EVENT_READ, ear)
-            while not self._stopping.is_set():
-                try:
-                    self._turn(selector, listeners)
-                except Exception:  # noqa: BLE001 - a defect must not end all health checks
-                    _log.exception("health_check.defect")
-                    self._stopping.wait(1.0)
-            listeners.reconcile({})
-
-    def _turn(self, selector: selectors.BaseSelector, listeners: "_Listeners") -> None:
-        connections = listeners.connections
-        until = min(listeners.retry_at, connections.deadline())
-        timeout = None if until == math.inf else max(0.0, until - time.monotonic())
-        for key, _ in selector.select(timeout):
-            match key.data:
-                case Connection() as connection:
-                    connections.serve(connection)
-                case _Listener() as listener:
-                    connections.accept(listener.sock, listener.service)
-                case socket.socket() as ear:
-                    with suppress(BlockingIOError):
-                        ear.recv(_RINGS)
-                    listeners.retry_at = -math.inf
-        connections.expire()
-        if time.monotonic() >= listeners.retry_at and not self._stopping.is_set():
-            listeners.reconcile(self._wanted())
-
-
-class _Listener(NamedTuple):
-    """A listening socket of a Service."""
-
-    service: NamespacedName
-    sock: socket.socket
+    place: _Place
+    socks: list[socket]
+    site: Site
 
 
 class _Listeners:
-    """The listening sockets; ``retry_at`` is when to compare them with what is wanted again."""
+    """The listening sockets of all Services; used by the engine's thread only."""
 
     def __init__(
         self,
-        selector: selectors.BaseSelector,
-        connections: Connections,
+        engine: Engine,
+        answer: Callable[[NamespacedName, Ask], Reply | None],
         on_failure: OnFailure,
+        share: Share,
         retry_seconds: float,
     ) -> None:
-        self.connections = connections
-        self.retry_at = math.inf
-        self._selector = selector
+        self._engine = engine
+        self._answer = answer
         self._on_failure = on_failure
+        self._share = share
         self._retry_seconds = retry_seconds
-        self._open: dict[NamespacedName, tuple[_Place, list[_Listener]]] = {}
+        self._open: dict[NamespacedName, _Open] = {}
         self._failures: dict[NamespacedName, tuple[_Place, str]] = {}
 
-    def reconcile(self, wanted: Mapping[NamespacedName, _Place]) -> None:
-        """Close what is not wanted, open what is missing."""
-        self.retry_at = time.monotonic() + self._retry_seconds  # should this fail midway
+    def reconcile(self, wanted: Mapping[NamespacedName, _Place]) -> float:
+        """Close what is not wanted, open what is missing; return when to try again."""
         # Closing comes first: a port may go from one Service to another.
-        for service in [s for s, (place, _) in self._open.items() if wanted.get(s) != place]:
+        for service in [s for s, found in self._open.items() if wanted.get(s) != found.place]:
             self._close(service)
         for service in self._failures.keys() - wanted.keys():
             del self._failures[service]
         for service, place in wanted.items():
             if service not in self._open:
                 self._listen(service, place)
-        if not self._failures:
-            self.retry_at = math.inf
+        return time.monotonic() + self._retry_seconds if self._failures else math.inf
 
     def _listen(self, service: NamespacedName, place: _Place) -> None:
-        listeners: list[_Listener] = []
+        if not self._share.take(len(place.addresses)):
+            if self._failed(service, place, self._share.reason):
+                REFUSALS.count("http", "descriptors")
+            return
+        socks: list[socket] = []
         for address in place.addresses:
             try:
-                listeners.append(_Listener(service, _bound(address, place.port)))
+                # [::] leaves IPv4 to the other family's server
+                socks.append(listening(address, place.port, only_v6=True))
             except OSError as error:
-                for listener in listeners:
-                    listener.sock.close()
+                for sock in socks:
+                    sock.close()
+                self._share.give(len(place.addresses))
                 where = f"[{address}]" if ":" in address else address
                 self._failed(service, place, f"{where}:{place.port}: {error.strerror or error}")
                 return
-        for listener in listeners:
-            self._selector.register(listener.sock, selectors.EVENT_READ, listener)
-        self._open[service] = place, listeners
+        site = Site(partial(self._answer, service), keeps=False)
+        for sock in socks:
+            self._engine.listen(sock, site)
+        self._open[service] = _Open(place, socks, site)
         say = _log.info if self._failures.pop(service, None) else _log.debug
         say("health_check.opened", service=str(service), port=place.port)
 
-    def _failed(self, service: NamespacedName, place: _Place, reason: str) -> None:
+    def _failed(self, service: NamespacedName, place: _Place, reason: str) -> bool:
+        """Report a failure; whether it is another one than the last time."""
         if self._failures.get(service) == (place, reason):
-            return
+            return False
         self._failures[service] = place, reason
         _log.warning(
             "health_check.failed",
@@ -296,28 +274,12 @@ class _Listeners:
             self._on_failure(service, place.port, reason)
         except Exception:  # noqa: BLE001 - the other Services' ports are still to be opened
             _log.exception("health_check.defect")
+        return True
 
     def _close(self, service: NamespacedName) -> None:
-        place, listeners = self._open.pop(service)
-        for listener in listeners:
-            self._selector.unregister(listener.sock)
-            listener.sock.close()
-        self.connections.close(service)
+        place, socks, site = self._open.pop(service)
+        for sock in socks:
+            self._engine.unlisten(sock)
+        self._share.give(len(socks))
+        self._engine.hang_up(site)
         _log.debug("health_check.closed", service=str(service), port=place.port)
-
-
-def _bound(address: str, port: int) -> socket.socket:
-    """Listen on one address; ``[::]`` leaves IPv4 to the other family's server."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.settimeout(0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((address, port))
-        sock.listen(_BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock

@@ -13,9 +13,10 @@ from svcproxy.config import ProxyMode
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import Node
 from svcproxy.observe import http as observe_http
+from svcproxy.observe.connections import Limits
 from svcproxy.observe.exposition import render
 from svcproxy.observe.health import HealthState
-from svcproxy.observe.http import BindError, Limits, Server
+from svcproxy.observe.http import BindError, Server
 from svcproxy.observe.metrics import Metrics
 from svcproxy.observe.pages import health_server as make_health_server
 from svcproxy.observe.pages import metrics_server
@@ -61,7 +62,7 @@ def get(
 
 
 def server_threads() -> int:
-    return sum("process_request_thread" in thread.name for thread in threading.enumerate())
+    return sum(thread.name.startswith("http-") for thread in threading.enumerate())
 
 
 def wait_until_hung_up(client: socket.socket) -> float:
@@ -277,10 +278,10 @@ def test_an_address_of_another_node(health: HealthState, metrics: Metrics) -> No
 def test_any_other_reason_is_told_in_the_system_s_words(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(observe_http, "_Listener", refuse)
+    monkeypatch.setattr(observe_http, "listening", refuse)
     with pytest.raises(BindError, match=r"Too many open files; or choose another"):
         metrics_server(ANY, metrics, "iptables").start()
 

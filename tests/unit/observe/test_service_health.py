@@ -16,8 +16,9 @@ from structlog.testing import capture_logs
 
 from svcproxy.model.names import IPFamily, NamespacedName, Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
-from svcproxy.observe.clients import Answer, ClientLimits, Connections, Request
+from svcproxy.observe.connections import Connections, Limits, Site
 from svcproxy.observe.health import HealthState
+from svcproxy.observe.http1 import Bounds, Parser
 from svcproxy.observe.service_health import ServiceHealthServers
 
 V4, V6 = IPFamily.IPV4, IPFamily.IPV6
@@ -353,7 +354,7 @@ def closed(client: socket.socket) -> float:
 
 
 def test_slow_clients_hold_nobody_up_and_are_hung_up_on(make: Make) -> None:
-    servers = make(limits=ClientLimits(request_seconds=0.4))
+    servers = make(limits=Limits(request=0.4))
     port = open_port(servers, "10.0.0.1")
     with ExitStack() as stack:
         clients = [
@@ -381,7 +382,7 @@ def test_a_request_in_small_pieces(make: Make) -> None:
 
 
 def test_too_many_connections_the_oldest_makes_room(make: Make) -> None:
-    servers = make(limits=ClientLimits(connections=3))
+    servers = make(limits=Limits(connections=3))
     port = open_port(servers, "10.0.0.1")
     with ExitStack() as stack:
         clients = []
@@ -437,10 +438,14 @@ def test_a_request_can_be_cut_anywhere() -> None:
     whole = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
     for first in range(len(whole)):
         for second in range(first, len(whole)):
-            request = Request(100)
-            pieces = (whole[:first], whole[first:second], whole[second:])
-            assert [request.feed(piece) for piece in pieces] == [None, None, 200]
-            assert request.method == b"GET"
+            parser = Parser(Bounds())
+            heads = []
+            for piece in (whole[:first], whole[first:second], whole[second:]):
+                parser.feed(piece)
+                heads.append(parser.head())
+            assert heads[:2] == [None, None]
+            assert heads[2] is not None
+            assert heads[2].method == "GET"
 
 
 def test_clients_that_break_off(make: Make) -> None:
@@ -532,19 +537,17 @@ def test_without_file_descriptors_the_oldest_makes_room() -> None:
         def accept(self) -> tuple[socket.socket, Any]:
             raise OSError(errno.EMFILE, "Too many open files")
 
-    def answer(_name: NamespacedName) -> Answer:
-        raise AssertionError
-
+    site = Site(lambda _ask: None)
     with ExitStack() as stack:
         selector = stack.enter_context(selectors.DefaultSelector())
         listener = stack.enter_context(taken())
-        connections = Connections(selector, answer, ClientLimits())
+        connections = Connections(selector, Limits())
         client = stack.enter_context(socket.create_connection(listener.getsockname()))
         listener.settimeout(0)
-        connections.accept(listener, WEB)
+        connections.accept(listener, site)
         assert connections.deadline() < math.inf
         starved = stack.enter_context(Starved())
-        connections.accept(starved, WEB)
+        connections.accept(starved, site)
         assert connections.deadline() == math.inf
         assert closed(client) < 1
-        connections.accept(starved, WEB)
+        connections.accept(starved, site)
