@@ -1,0 +1,182 @@
+"""What clients that nobody asked for cost: the servers in a process of their own, over real HTTP."""
+
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from svcproxy.limits import HTTP_CONNECTIONS_PER_PEER
+from testbed.waiting import eventually
+
+PROGRAM = """
+import json, signal, threading, time
+from svcproxy.observe import debug
+from svcproxy.observe.health import HealthState
+from svcproxy.observe.metrics import Metrics
+from svcproxy.observe.pages import health_server, metrics_server
+from svcproxy.values import Bind
+
+metrics = Metrics()
+health = HealthState(sync_period=30.0, clock=time.monotonic, wall=time.time, needs_node=False)
+servers = [
+    health_server(Bind("0.0.0.0", 0), health, metrics),
+    metrics_server(Bind("0.0.0.0", 0), metrics, "nftables", debug=debug.routes(print)),
+]
+for server in servers:
+    server.start()
+print(json.dumps([server.address.port for server in servers]), flush=True)
+signal.pause()
+"""
+MB = 1 << 20
+
+
+class Victim:
+    """A process with the health and the metrics server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.stderr = folder / "stderr"
+        with self.stderr.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=stderr
+            )
+        assert self.process.stdout is not None
+        self.health, self.metrics = json.loads(self.process.stdout.readline())
+        self.get(self.metrics, "/metrics")  # imports what a page needs
+
+    def get(self, port: int, path: str, timeout: float = 10.0) -> tuple[int, bytes]:
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)) as client:
+            client.request("GET", path)
+            response = client.getresponse()
+            return response.status, response.read()
+
+    def refused(self, limit: str) -> float:
+        name = f'svcproxy_refused_inputs_total{{input="http",limit="{limit}"}} '
+        text = self.get(self.metrics, "/metrics")[1].decode()
+        return next(float(line[len(name) :]) for line in text.splitlines() if name in line)
+
+    @property
+    def peak(self) -> int:
+        """The most memory that it has had, in bytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line) * 1024
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Victim]:
+    with closing(Victim(tmp_path)) as made:
+        yield made
+
+
+def stranger(port: int, source: str = "127.0.0.2") -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), 10, source_address=(source, 0))
+
+
+def send_all(client: socket.socket, pieces: list[bytes]) -> None:
+    try:
+        for piece in pieces:
+            client.sendall(piece)
+    except OSError:
+        return
+
+
+@pytest.mark.parametrize("number", [64, 1000])
+def test_unfinished_requests_with_6_mb_of_headers(victim: Victim, number: int) -> None:
+    before = victim.peak
+    line = b"a" * 60_000 + b": b\r\n"
+    pieces = [b"GET /healthz HTTP/1.1\r\n", *[line] * 100]
+    longest = 0.0
+    with ExitStack() as stack:
+        clients = []
+        for index in range(number):
+            client = stranger(victim.health, f"127.0.{1 + index % 50}.2")
+            clients.append(stack.enter_context(client))
+            send_all(client, pieces[:2])
+        threads = [threading.Thread(target=send_all, args=(c, pieces[2:])) for c in clients[-64:]]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            begin = time.monotonic()
+            assert victim.get(victim.health, "/livez")[0] == 200
+            longest = max(longest, time.monotonic() - begin)
+        for thread in threads:
+            thread.join()
+        assert victim.peak - before < 6 * MB
+        assert longest < 2.0
+    assert victim.refused("header_bytes") >= 64
+    assert victim.stderr.read_bytes() == b""
+
+
+def test_a_length_of_5000_digits_is_counted_and_not_logged(victim: Victim) -> None:
+    request = b"PUT /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"
+    for _ in range(100):
+        with stranger(victim.metrics) as client:
+            client.sendall(request)
+            assert client.recv(64).startswith(b"HTTP/1.1 400 ")
+    assert victim.refused("malformed") == 100
+    assert victim.stderr.read_bytes() == b""
+
+
+def test_one_address_does_not_push_out_another(victim: Victim) -> None:
+    with (
+        ExitStack() as stack,
+        closing(http.client.HTTPConnection("127.0.0.1", victim.health, timeout=10)) as kept,
+    ):
+        kept.request("GET", "/livez")
+        assert kept.getresponse().read()
+        local = kept.sock.getsockname()
+        for _ in range(200):
+            stack.enter_context(stranger(victim.health))
+        eventually(
+            lambda: victim.refused("connections_per_peer") == 200 - HTTP_CONNECTIONS_PER_PEER,
+            "the end of all but the stranger's share",
+        )
+        kept.request("GET", "/livez")
+        assert kept.getresponse().read()
+        assert kept.sock.getsockname() == local
+
+
+def test_probes_do_not_wait_for_slow_pages(victim: Victim) -> None:
+    profile = threading.Thread(
+        target=victim.get, args=(victim.metrics, "/debug/pprof/profile?seconds=2")
+    )
+    profile.start()
+    busy = "a profile is being taken"
+    eventually(
+        lambda: busy in victim.get(victim.metrics, "/debug/pprof/profile?seconds=0")[1].decode(),
+        "the profile",
+    )
+    scrapes = [
+        threading.Thread(target=victim.get, args=(victim.metrics, "/metrics")) for _ in range(10)
+    ]
+    for thread in scrapes:
+        thread.start()
+    for _ in range(20):
+        assert victim.get(victim.metrics, "/healthz", timeout=1.5)[0] == 200
+    assert profile.is_alive()
+    for thread in (profile, *scrapes):
+        thread.join()
+
+
+def test_many_requests_at_once_hold_up_nobody(victim: Victim) -> None:
+    with stranger(victim.health) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        assert victim.get(victim.health, "/livez", timeout=2.0)[0] == 200
+        answers = b""
+        while answers.count(b"HTTP/1.1 200 OK") < 100:
+            piece = client.recv(65536)
+            assert piece
+            answers += piece
