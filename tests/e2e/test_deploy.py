@@ -60,7 +60,9 @@ def test_every_overlay_is_built_and_taken(api: RealApiServer, mode: str) -> None
     assert len(done.splitlines()) == len(built)
 
 
-def test_kubeadms_daemonset_gets_another_image_and_nothing_else(api: RealApiServer) -> None:
+def test_kubeadms_daemonset_gets_another_image_and_a_probe_and_nothing_else(
+    api: RealApiServer,
+) -> None:
     api.kubectl("create", "--filename=-", stdin=KUBE_PROXY)
     before = daemon_set(api, "kube-proxy")
     overlay = f"--kustomize={DEPLOY / 'overlays/kubeadm'}"
@@ -70,6 +72,8 @@ def test_kubeadms_daemonset_gets_another_image_and_nothing_else(api: RealApiServ
     (former,) = before["template"]["spec"]["containers"]
     assert container["image"].startswith("svcproxy:")
     container["image"] = former["image"]
+    probe = container.pop("readinessProbe")["httpGet"]
+    assert (probe["path"], probe["port"]) == ("/readyz", 10256)
     assert after["updateStrategy"].pop("type") == "OnDelete"
     assert before["updateStrategy"].pop("type") == "RollingUpdate"
     assert after == before

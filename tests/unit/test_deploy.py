@@ -139,7 +139,7 @@ def test_the_api_server_is_named_by_a_file_that_needs_no_service(pod: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("probe", "path"), [("startup", "/livez"), ("liveness", "/livez"), ("readiness", "/healthz")]
+    ("probe", "path"), [("startup", "/livez"), ("liveness", "/livez"), ("readiness", "/readyz")]
 )
 def test_probes_ask_where_the_daemon_answers(container: Any, probe: str, path: str) -> None:
     config = Config()
