@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from svcproxy.model.names import IPFamily
+from svcproxy.model.names import IPFamily, Kind
 from svcproxy.model.objects import Node
 from svcproxy.observe.health import Answer, HealthState
 
@@ -215,3 +215,94 @@ def test_synced_waits_for_the_first_sync_of_all_begun_families(health: HealthSta
     assert health.synced
     health.queued(V4)
     assert health.synced
+
+
+KINDS = [Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE]
+
+
+def serving(clock: Clock, *, stalled: tuple[str, ...] = ()) -> HealthState:
+    return HealthState(
+        sync_period=30.0,
+        clock=clock.monotonic,
+        wall=clock.wall,
+        families=(V4, V6),
+        kinds=KINDS,
+        stalled=lambda: stalled,
+    )
+
+
+def reasons(health: HealthState) -> dict[str, list[str]]:
+    status = body(health.readyz())["status"]
+    return {family: status[family]["reasons"] for family in status}
+
+
+def test_ready_when_every_family_has_been_synced(clock: Clock) -> None:
+    health = serving(clock)
+    assert health.readyz().status == 503
+    for kind in (Kind.SERVICE, Kind.NODE):
+        health.listed(kind)
+    waiting = ["waiting for the first list of EndpointSlices"]
+    assert reasons(health) == {"IPv4": waiting, "IPv6": waiting}
+    assert body(health.readyz())["unlisted"] == ["EndpointSlice"]
+    health.node_changed(Node(name="n1"))
+    assert codes(health) == (200, 200)
+    health.listed(Kind.ENDPOINT_SLICE)
+    for family in (V4, V6):
+        health.started(family)
+    health.updated(V4)
+    assert reasons(health) == {"IPv4": [], "IPv6": ["waiting for the first sync to succeed"]}
+    assert health.readyz().status == 503
+    health.updated(V6)
+    assert health.readyz() == Answer(
+        200,
+        b'{"ready":true,"currentTime":"2027-01-15T08:00:00.000000Z","unlisted":[],"status":'
+        b'{"IPv4":{"ready":true,"reasons":[]},"IPv6":{"ready":true,"reasons":[]}}}',
+    )
+
+
+def test_ready_as_long_as_no_change_waits_too_long(clock: Clock) -> None:
+    health = serving(clock)
+    for kind in KINDS:
+        health.listed(kind)
+    for family in (V4, V6):
+        health.updated(family)
+    clock.elapsed = 1000.0
+    assert health.readyz().status == 200
+    health.queued(V4)
+    clock.elapsed = 1059.9
+    assert health.readyz().status == 200
+    clock.elapsed = 1060.0
+    assert health.readyz().status == 503
+    assert reasons(health) == {
+        "IPv4": ["a change has waited for the kernel for 60 s or more"],
+        "IPv6": [],
+    }
+    health.taken(V4)
+    health.updated(V4)
+    assert health.readyz().status == 200
+
+
+def test_not_ready_before_a_family_is_known(health: HealthState) -> None:
+    assert health.readyz().status == 503
+    health.updated(V4)
+    assert health.readyz().status == 200
+
+
+def test_the_node_does_not_matter_to_readiness(clock: Clock) -> None:
+    health = serving(clock)
+    for family in (V4, V6):
+        health.updated(family)
+    assert health.healthz().status == 503
+    assert health.readyz().status == 200
+
+
+def test_stalled_threads_are_named_and_concern_healthz_not(clock: Clock) -> None:
+    health = serving(clock, stalled=("watch-Service",))
+    health.node_changed(Node(name="n1"))
+    for family in (V4, V6):
+        health.updated(family)
+    assert codes(health) == (200, 503)
+    assert body(health.livez())["stalled"] == ["watch-Service"]
+    assert body(health.livez())["healthy"] is False
+    assert "stalled" not in body(health.healthz())
+    assert health.readyz().status == 503

@@ -1,0 +1,154 @@
+"""Who gets a connection, and who has to make room, over socket pairs."""
+
+import selectors
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+import pytest
+from structlog.testing import capture_logs
+
+from svcproxy.observe.connections import Connections, Limits, Site, _peer
+from svcproxy.observe.exchange import TEXT, Reply
+from svcproxy.observe.http1 import Ask
+from svcproxy.refusals import REFUSALS
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+class Room:
+    """Connections whose clients are at the other ends of socket pairs."""
+
+    def __init__(self, stack: ExitStack, limits: Limits) -> None:
+        self._stack = stack
+        self.selector = stack.enter_context(selectors.DefaultSelector())
+        self.connections = Connections(self.selector, limits)
+        self.site = Site(lambda _ask: Reply(200, TEXT, b"ok"))
+        stack.callback(self.connections.close)
+
+    def enter(self, peer: bytes, sent: bytes = b"", site: Site | None = None) -> socket.socket:
+        """Come in as a client of this address that has sent something already."""
+        ours, theirs = socket.socketpair()
+        self._stack.enter_context(theirs)
+        theirs.settimeout(0)
+        if sent:
+            theirs.sendall(sent)
+        self.connections.add(ours, peer, site or self.site)
+        return theirs
+
+    def turn(self) -> None:
+        for key, _ in self.selector.select(0):
+            self.connections.serve(key.data)
+        self.connections.go_on()
+        self.connections.expire()
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as made:
+        yield made
+
+
+def count(limit: str) -> int:
+    return REFUSALS.totals()["http", limit]
+
+
+def is_open(client: socket.socket) -> bool:
+    try:
+        return client.recv(1) != b""
+    except BlockingIOError:
+        return True
+
+
+def test_what_has_come_already_is_answered_at_once(stack: ExitStack) -> None:
+    client = Room(stack, Limits()).enter(b"a", REQUEST)
+    assert client.recv(4096).startswith(OK)
+
+
+def test_one_address_gives_way_to_itself_only(stack: ExitStack) -> None:
+    room = Room(stack, Limits(connections=10, per_peer=3))
+    before = count("connections_per_peer")
+    kept = room.enter(b"kubelet")
+    greedy = [room.enter(b"stranger") for _ in range(20)]
+    assert [is_open(client) for client in greedy] == [False] * 17 + [True] * 3
+    assert is_open(kept)
+    assert count("connections_per_peer") - before == 17
+
+
+def test_the_address_with_the_most_connections_gives_way(stack: ExitStack) -> None:
+    room = Room(stack, Limits(connections=4, per_peer=3))
+    before = count("connections")
+    kept = room.enter(b"kubelet")
+    greedy = [room.enter(b"stranger") for _ in range(3)]
+    late = room.enter(b"prober", REQUEST)
+    assert late.recv(4096).startswith(OK)
+    assert [is_open(client) for client in greedy] == [False, True, True]
+    assert is_open(kept)
+    assert count("connections") - before == 1
+
+
+def test_of_equals_the_oldest_gives_way(stack: ExitStack) -> None:
+    room = Room(stack, Limits(connections=3))
+    clients = [room.enter(bytes([number])) for number in range(4)]
+    assert [is_open(client) for client in clients] == [False, True, True, True]
+
+
+def test_an_unfinished_request_is_counted_when_its_time_is_over(stack: ExitStack) -> None:
+    room = Room(stack, Limits(request=0.0))
+    before = count("request_seconds")
+    client = room.enter(b"a", b"GET /")
+    silent = room.enter(b"b")
+    room.turn()
+    assert not is_open(client)
+    assert not is_open(silent)
+    assert count("request_seconds") - before == 1
+
+
+def test_one_of_several_requests_is_answered_in_a_turn(stack: ExitStack) -> None:
+    room = Room(stack, Limits())
+    client = room.enter(b"a", REQUEST * 3)
+    seen: list[int] = []
+    for _ in range(4):
+        seen.append(client.recv(4096).count(OK) if len(seen) < 3 else 0)
+        room.turn()
+    assert seen == [1, 1, 1, 0]
+    assert room.connections.deadline() > time.monotonic()
+
+
+def test_a_client_that_reads_nothing_is_not_read_from(stack: ExitStack) -> None:
+    room = Room(stack, Limits())
+    site = Site(lambda _ask: Reply(200, TEXT, bytes(8_000_000)))
+    client = room.enter(b"a", REQUEST, site)
+    sent = 0
+    with suppress(BlockingIOError):
+        while sent < 10_000_000:
+            sent += client.send(bytes(65536))
+            room.turn()
+    assert sent < 10_000_000
+
+
+def test_a_defect_ends_its_connection_and_is_logged_once(stack: ExitStack) -> None:
+    def broken(_ask: Ask) -> Reply:
+        raise ZeroDivisionError
+
+    room = Room(stack, Limits())
+    with capture_logs() as lines:
+        clients = [room.enter(b"a", REQUEST, Site(broken)) for _ in range(10)]
+    assert not any(is_open(client) for client in clients)
+    assert [line["event"] for line in lines] == ["http.defect"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("2001:db8::1", "2001:db8::ffff:0:0:2", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::1", True),
+    ],
+)
+def test_who_counts_as_one_client(one: str, other: str, *, same: bool) -> None:
+    assert (_peer((one, 1)) == _peer((other, 2))) is same
