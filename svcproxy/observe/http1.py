@@ -86,6 +86,11 @@ class Parser:
         """Whether a part of a head has come and its end has not."""
         return bool(self._pending or self._spent or self._request)
 
+    @property
+    def held(self) -> int:
+        """How many bytes are kept: at most one head or body, and what was fed at once."""
+        return len(self._pending) + sum(map(len, (*self._headers, *self._headers.values())))
+
     def feed(self, data: bytes) -> None:
         """Take what came."""
         self._pending += data
@@ -216,6 +221,11 @@ class Conversation:
     def begun(self) -> bool:
         """Whether a part of a request has come and its end has not."""
         return not self._answering and (self._head is not None or self._parser.begun)
+
+    @property
+    def held(self) -> int:
+        """How many bytes of unfinished requests are kept."""
+        return self._parser.held
 
     def feed(self, data: bytes) -> None:
         """Take what the client sent; after the last answer it is dropped."""
