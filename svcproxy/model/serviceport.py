@@ -40,6 +40,10 @@ class Frontend(msgspec.Struct, frozen=True, gc=False):
 
     ``address`` is empty for node ports: they are served on the node's addresses, which the
     backend knows. ``local`` is true when the frontend's traffic policy is Local.
+
+    An address that a Service names more than once has one frontend, whose kind is the first of
+    cluster IP, external IP and load-balancer IP. ``also_load_balancer`` says that it is one of the
+    Service's load-balancer IPs as well.
     """
 
     kind: FrontendKind
@@ -47,6 +51,16 @@ class Frontend(msgspec.Struct, frozen=True, gc=False):
     port: int
     local: bool
     verdict: Verdict
+    also_load_balancer: bool = False
+
+    @property
+    def is_load_balancer(self) -> bool:
+        """Whether the address is a load-balancer IP of the Service, whatever else it is.
+
+        kube-proxy's nftables and IPVS modes apply the source ranges to every such address; its
+        iptables mode does so only if the address is not also a cluster IP or external IP.
+        """
+        return self.also_load_balancer or self.kind is FrontendKind.LOAD_BALANCER
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False, order=True):

@@ -230,7 +230,11 @@ class DesiredState:
     def _addresses(
         self, service: Service, spec: ServicePortSpec
     ) -> list[tuple[FrontendKind, Address]]:
-        """The addresses of one Service port in this family."""
+        """The addresses of one Service port in this family, each with its first role.
+
+        Cluster IP goes before external IP and external IP before load-balancer IP, the order of
+        the rules in kube-proxy's iptables mode.
+        """
         kinds = {self._ours(service.cluster_ips)[0]: FrontendKind.CLUSTER_IP}
         for address in self._ours(service.external_ips) if self._external_ips else ():
             kinds.setdefault(address, FrontendKind.EXTERNAL_IP)
@@ -330,4 +334,7 @@ def _frontend(
         verdict = Verdict.DROP
     else:
         verdict = Verdict.FORWARD
-    return Frontend(kind, address.address, address.port, local, verdict)
+    also_load_balancer = (
+        kind is not FrontendKind.LOAD_BALANCER and address.address in service.load_balancer_ips
+    )
+    return Frontend(kind, address.address, address.port, local, verdict, also_load_balancer)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from testbed import manifests as m
 from testbed.waiting import eventually
 from tests.kernel.conftest import Offer, Stage, all_at, at, servers
 
@@ -103,3 +104,16 @@ def test_a_firewall_has_to_open_the_port_for_nftables_mode(
         stage.iptables(family, "-D", *rule)
     # Services are no concern of INPUT.
     assert servers(stage.client, "tcp", offer.vip, 80, n=3)
+
+
+def test_endpoints_of_a_port_that_the_service_lacks_do_not_count(stage: Stage, family: int) -> None:
+    """Nothing is served to them. kube-proxy counts them, and answers 200."""
+    offer, port = _checked(stage, family)
+    endpoints = [at(stage.here[0], family)]
+    renamed = m.endpoint_slice(offer.service, endpoints)
+    for entry in renamed["ports"]:
+        entry["name"] = f"no-{entry['name']}"
+    offer.put_slices(renamed=renamed)
+    _says(stage, family, port, 503, 0)
+    offer.endpoints(*endpoints)
+    _says(stage, family, port, 200, 1)

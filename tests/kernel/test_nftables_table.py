@@ -179,6 +179,19 @@ def test_a_restart_changes_nothing(programmed: Programmed, family: IPFamily) -> 
     assert programmed.listed() == before
 
 
+def test_a_restart_changes_nothing_at_ipv4_compatible_addresses(space: NetNS) -> None:
+    """Of such an address the kernel's tools and ``ipaddress`` have different texts."""
+    family = IPFamily.IPV6
+    ports = [
+        service_port(family, (1, 2), name="written", vip="::1.2.3.4", external=True),
+        service_port(family, (1, 2), name="canonical", vip="::102:305"),
+    ]
+    with contextlib.closing(Programmed(space, family)) as programmed:
+        programmed.compare(*ports)
+        assert "::1.2.3.4 . tcp . 80" in programmed.listed()
+        assert programmed.restart() == {}
+
+
 def test_a_restart_changes_what_changed_meanwhile(programmed: Programmed, family: IPFamily) -> None:
     first, *rest = one_of_each(family)
     programmed.compare(first, *rest)

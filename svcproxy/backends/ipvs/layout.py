@@ -112,7 +112,11 @@ class _Layout:
                     self._serve(frontend.address, frontend.port, local=frontend.local)
                     self._bind(frontend.address)
                     self._enter(self.sets.cluster_ip, frontend)
+                    if frontend.also_load_balancer:
+                        self._guard_bound(frontend)
                 case FrontendKind.EXTERNAL_IP:
+                    if frontend.also_load_balancer:
+                        self._guard(frontend)
                     self._redirect(frontend)
                 case FrontendKind.LOAD_BALANCER:
                     self._load_balancer(frontend)
@@ -148,13 +152,11 @@ class _Layout:
 
     def _load_balancer(self, frontend: Frontend) -> None:
         refused = frontend.verdict is Verdict.REJECT
-        if self.port.source_ranges and not refused:
-            self._guard(frontend)
         if self.settings.is_near(frontend.address):
+            self._guard(frontend)
             self._redirect(frontend)
             return
-        if self.port.source_ranges and not self._admits_node():
-            self.rules.add((FILTER, naming.NODE_SOURCES, self._node_refusal(frontend)))
+        self._guard_bound(frontend)
         if frontend.local:
             self._dispatch(naming.EXTERNAL, frontend, self._short_circuit())
         if refused:
@@ -167,8 +169,16 @@ class _Layout:
         if frontend.local:
             self._enter(self.sets.load_balancer_local, frontend)
 
+    def _guard_bound(self, frontend: Frontend) -> None:
+        """Guard an address that the node has: its own packets come from that very address."""
+        self._guard(frontend)
+        if self.port.source_ranges and not self._admits_node():
+            self.rules.add((FILTER, naming.NODE_SOURCES, self._node_refusal(frontend)))
+
     def _guard(self, frontend: Frontend) -> None:
-        """Name the sources that a load balancer admits."""
+        """Restrict an address to the source ranges; without endpoints everybody is rejected."""
+        if not self.port.source_ranges or frontend.verdict is Verdict.REJECT:
+            return
         self._enter(self.sets.firewall, frontend)
         for cidr in self.port.source_ranges:
             self._enter(self.sets.source_cidr, frontend, cidr)

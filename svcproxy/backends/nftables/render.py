@@ -99,6 +99,8 @@ class _Renderer:
             return
         address = address_key(frontend.address)
         key = address + key
+        if frontend.is_load_balancer and self.port.source_ranges:
+            self._guard(key)
         if frontend.kind is FrontendKind.CLUSTER_IP:
             self.cluster_addresses.append(address)
             if frontend.verdict is Verdict.FORWARD:
@@ -107,8 +109,6 @@ class _Renderer:
             else:
                 self._refuse(frontend, key)
             return
-        if frontend.kind is FrontendKind.LOAD_BALANCER and self.port.source_ranges:
-            self._guard(key)
         self._external(frontend, sets.EXTERNAL_IPS, key)
 
     def _external(self, frontend: Frontend, kind: str, key: bytes) -> None:
@@ -157,9 +157,9 @@ class _Renderer:
         self._put((sets.OF_NODE_PORTS if node_port else "") + verdict, key, self.comment)
 
     def _guard(self, key: bytes) -> None:
-        """Restrict a load balancer to its source ranges, whether or not it has endpoints.
+        """Restrict a load-balancer IP to the source ranges, whether or not it has endpoints.
 
-        As in kube-proxy's nftables mode: in its others a Service without any endpoint rejects
+        The address is restricted even if it is an external IP or the cluster IP as well. Both as in kube-proxy's nftables mode: in its others a Service without any endpoint rejects
         everybody alike.
         """
         self._put(sets.GUARDED, key, self.comment)
@@ -173,8 +173,7 @@ class _Renderer:
         if node and any(ip_address(node) in network for network in networks):
             # A load-balancer address is often added to the node itself; the node then reaches
             # it with that very address as its source.
-            kind = FrontendKind.LOAD_BALANCER
-            networks += (ip_network(f.address) for f in self.port.frontends if f.kind is kind)
+            networks += (ip_network(f.address) for f in self.port.frontends if f.is_load_balancer)
         return networks
 
 

@@ -21,3 +21,9 @@ def test_there_and_back(address: str) -> None:
 def test_what_is_none_is_refused(wrong: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         packed(wrong)
+
+
+def test_an_ipv4_compatible_address_has_one_form_here() -> None:
+    """The kernel's tools print ``::1.2.3.4``, ``ipaddress`` prints ``::102:304``."""
+    assert packed("::1.2.3.4") == packed("::102:304")
+    assert text(packed("::1.2.3.4")) == "::102:304"
