@@ -104,3 +104,16 @@ THREAD_STOP_SECONDS = 5.0
 # Files: manifests, kubeconfig, KubeProxyConfiguration
 
 # Kernel: netlink, proc files, output of iptables-save
+
+NETLINK_PATIENCE_SECONDS = 30
+"""How long the kernel may take to answer on a netlink socket, and to take what is sent."""
+
+NETLINK_EVENT_BUFFER_BYTES = 32 << 20
+"""How many bytes of events may wait; ten thousand Services' worth fits, should all come at once."""
+
+NETLINK_DATAGRAM_BYTES = 256 << 10
+"""The longest datagram. The kernel sends dumps in pieces of 32 KiB; ipset answers a message that
+fails with all of it."""
+
+NETLINK_DEPTH = 16
+"""Levels of nested attributes that are looked into; nf_tables needs 6."""

@@ -23,6 +23,8 @@ KNOWN: tuple[tuple[str, str], ...] = (
     ("http", "request_line_bytes"),
     ("http", "request_seconds"),
     ("http", "unsupported"),
+    ("netlink", "enobufs"),
+    ("netlink", "malformed"),
 )
 """Every pair of labels; each is shown from 0, so that the first refusal is an increase."""
 

@@ -6,11 +6,12 @@ kernel's ``net/netfilter/nf_internals.h`` (since 5.8). Headers are in host byte 
 describes packets is in network byte order.
 """
 
+from collections.abc import Iterator, Mapping
 from struct import Struct
 
 from svcproxy.conntrack.stale import Flow, Key, Target
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.attributes import HEADER, attribute, nest
+from svcproxy.netlink.attributes import HEADER, MalformedError, attribute, nest
 from svcproxy.netlink.messages import FLAG_ACK, FLAG_DUMP, Message, Request, encode
 
 CT_NEW, CT_GET, CT_DELETE = 0x100, 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK << 8 | message
@@ -133,9 +134,13 @@ _LAYOUTS = {2: _Layout(4), 10: _Layout(16)}
 
 
 def decode_flow(body: bytes) -> Flow | None:
-    """Decode the entry in a message's body; ``None`` if it has no ports (ICMP, GRE, ...)."""
+    """Decode the entry in a message's body; ``None`` if it has no ports (ICMP, GRE, ...).
+
+    Raises:
+        MalformedError: a length does not fit.
+    """
     layout = _LAYOUTS.get(body[0]) if body else None
-    if layout is not None:
+    if layout is not None and len(body) >= layout.end:
         headers = int.from_bytes(body[layout.start : layout.end], "big") & layout.mask
         if headers == layout.expected:
             address, protocol, port, source, source_port = layout.fields.unpack_from(body)
@@ -169,9 +174,19 @@ def _ends(body: bytes, start: int, end: int) -> tuple[int, Target, Target] | Non
         return None
     source, destination = (body[slice(*ip[kind])] for kind in kinds)
     ports = (_SOURCE_PORT, _DESTINATION_PORT)
+    if (len(source), len(destination)) not in {(4, 4), (16, 16)}:
+        raise MalformedError(f"address of {len(source)} bytes")
+    if any(end - begin < size for begin, end, size in _numbers(proto)):
+        raise MalformedError("half a number in a tuple")
     from_port, to_port = (_U16.unpack_from(body, proto[kind][0])[0] for kind in ports)
     number = body[proto[_PROTO_NUMBER][0]]
     return number, Target(source, from_port), Target(destination, to_port)
+
+
+def _numbers(proto: Mapping[int, tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Where the numbers of a tuple begin and end, and how many bytes each needs."""
+    for kind, size in ((_PROTO_NUMBER, 1), (_SOURCE_PORT, 2), (_DESTINATION_PORT, 2)):
+        yield *proto[kind], size
 
 
 def _attributes(data: bytes, start: int, end: int) -> dict[int, tuple[int, int]]:
@@ -180,7 +195,7 @@ def _attributes(data: bytes, start: int, end: int) -> dict[int, tuple[int, int]]
     while start + HEADER.size <= end:
         size, kind = HEADER.unpack_from(data, start)
         if size < HEADER.size or start + size > end:
-            break
+            raise MalformedError(f"attribute of {size} bytes at byte {start} of {end}")
         found[kind & _TYPE_MASK] = (start + HEADER.size, start + size)
         start += (size + 3) & ~3
     return found

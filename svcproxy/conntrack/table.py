@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from svcproxy.conntrack import netlink
 from svcproxy.conntrack.stale import Flow, Key
+from svcproxy.limits import NETLINK_PATIENCE_SECONDS
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.attributes import MalformedError
+from svcproxy.netlink.connection import only_from_kernel
 from svcproxy.netlink.messages import DONE, ERROR, FLAG_INTERRUPTED, Message, messages
+from svcproxy.refusals import REFUSALS
 
 _NETFILTER = 12  # NETLINK_NETFILTER
 _READ_BYTES = 65536  # the kernel fills at most 32 KiB at a time
-_PATIENCE_SECONDS = 10.0
 _ATTEMPTS = 5
 _BATCH = 100  # so that the answers to one batch fit into the smallest usual receive buffer
 _NO_FILTERS = {errno.EOPNOTSUPP, errno.EINVAL}
@@ -58,6 +61,10 @@ class Table:
                     self.filtering = False
                 elif error.errno != errno.ENOBUFS:
                     raise _explained(what, error) from error
+                else:
+                    REFUSALS.count("netlink", "enobufs")
+            except MalformedError as error:
+                raise _explained(what, error) from error
             else:
                 if whole:
                     return found
@@ -95,7 +102,7 @@ class Table:
                     for code in self._delete(sock, flows[start : start + _BATCH]):
                         deleted += code == 0
                         failure = code if code not in (0, errno.ENOENT) else failure
-        except OSError as error:
+        except (OSError, MalformedError) as error:
             raise _explained("delete connection tracking entries", error) from error
         if failure:
             reason = OSError(failure, os.strerror(failure))
@@ -124,7 +131,7 @@ class Table:
                 sock.send(netlink.route_request(self.family, address, 1))
                 # No route at all is an answer too: an error message.
                 return netlink.is_local_route(next(_answers(sock)))
-        except OSError as error:
+        except (OSError, MalformedError) as error:
             raise _explained("look up a route", error) from error
 
 
@@ -137,12 +144,15 @@ def _matches(query: Key, flow: Flow) -> bool:
 
 def _opened(protocol: int) -> socket.socket:
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-    sock.settimeout(_PATIENCE_SECONDS)
+    sock.bind((0, 0))
+    only_from_kernel(sock)
+    sock.settimeout(NETLINK_PATIENCE_SECONDS)
     return sock
 
 
 def _answers(sock: socket.socket) -> Iterator[Message]:
     while True:
+        # What does not fit is cut off, and so ends in a message that is malformed.
         yield from messages(sock.recv(_READ_BYTES))
 
 
@@ -151,9 +161,12 @@ def _check(message: Message) -> None:
         raise OSError(message.error, os.strerror(message.error))
 
 
-def _explained(what: str, error: OSError) -> ConntrackError:
+def _explained(what: str, error: OSError | MalformedError) -> ConntrackError:
+    if isinstance(error, MalformedError):
+        REFUSALS.count("netlink", "malformed")
+        return ConntrackError(f"cannot {what}: the kernel's answer is malformed: {error}")
     if isinstance(error, TimeoutError):
-        return ConntrackError(f"cannot {what}: no answer within {_PATIENCE_SECONDS:.0f} s")
+        return ConntrackError(f"cannot {what}: no answer within {NETLINK_PATIENCE_SECONDS} s")
     hint = _HINTS.get(error.errno or 0)
     reason = f"{error.strerror} ({hint})" if hint else error.strerror
     return ConntrackError(f"cannot {what}: {reason}")

@@ -7,9 +7,9 @@ they are deleted.
 import errno
 import os
 from collections.abc import Iterable
-from struct import Struct
+from struct import Struct, error
 
-from svcproxy.netlink.attributes import U64, collect, text
+from svcproxy.netlink.attributes import U64, MalformedError, collect, text
 from svcproxy.netlink.connection import NETFILTER, Connection
 from svcproxy.netlink.messages import FLAG_CREATE, FLAG_EXCLUSIVE, Request
 
@@ -49,14 +49,22 @@ def packets(names: Iterable[str]) -> dict[str, int]:
         for name in names:
             try:
                 body = connection.ask(_request(_GET, 0, name)).body
-            except OSError as error:
-                if error.errno != errno.ENOENT:
+            except OSError as refused:
+                if refused.errno != errno.ENOENT:
                     raise
             else:
-                (found[name],) = U64.unpack(collect(body, _HEADER.size)[_PACKETS])
+                found[name] = _count_in(body)
     finally:
         connection.close()
     return found
+
+
+def _count_in(body: bytes) -> int:
+    try:
+        number: int = U64.unpack(collect(body, _HEADER.size)[_PACKETS])[0]
+    except (MalformedError, KeyError, error) as wrong:
+        raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG)) from wrong
+    return number
 
 
 def _request(command: int, flags: int, name: str) -> Request:

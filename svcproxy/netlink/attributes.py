@@ -8,6 +8,8 @@ netfilter are big-endian (``u32``, ``u64``); those of others are in host byte or
 from collections.abc import Iterator
 from struct import Struct, error
 
+from svcproxy.limits import NETLINK_DEPTH
+
 HEADER = Struct("=HH")
 U16 = Struct("!H")
 U32 = Struct("!I")
@@ -84,12 +86,20 @@ def string(value: bytes) -> str:
     return value.rstrip(b"\0").decode(errors="replace")
 
 
-def holds(dumped: bytes, sent: bytes) -> bool:
+def holds(dumped: bytes, sent: bytes, depth: int = NETLINK_DEPTH) -> bool:
     """Whether attributes that the kernel dumps say all that was once sent.
 
     The kernel adds attributes (defaults, handles, statistics), which differ between versions and
     are passed over; of what was sent nothing may be missing or different.
+
+    Args:
+        dumped: what the kernel dumps.
+        sent: what was sent.
+        depth: how many levels of nested attributes are compared; what is nested deeper counts as
+            different.
     """
+    if not depth:
+        return False
     try:
         theirs = collect(dumped)
         for kind, value, position in walk(sent):
@@ -97,7 +107,7 @@ def holds(dumped: bytes, sent: bytes) -> bool:
             if found is None:
                 return False
             nested = HEADER.unpack_from(sent, position)[1] & NESTED
-            if not (holds(found, value) if nested else found == value):
+            if not (holds(found, value, depth - 1) if nested else found == value):
                 return False
     except MalformedError:
         return False

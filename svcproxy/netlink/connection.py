@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import NamedTuple
 
+from svcproxy.limits import NETLINK_DATAGRAM_BYTES, NETLINK_PATIENCE_SECONDS
+from svcproxy.netlink.attributes import MalformedError
 from svcproxy.netlink.messages import (
     CODE,
     DONE,
@@ -21,22 +23,29 @@ from svcproxy.netlink.messages import (
     encode,
     messages,
 )
+from svcproxy.refusals import REFUSALS
 
 GENERIC, ROUTE, NETFILTER = 16, 0, 12
 
 _SOL_NETLINK, _CAP_ACK = 270, 10
 _RCVBUFFORCE = 33
 _RECEIVE_BUFFER = 4 << 20
-_PATIENCE = Struct("@ll").pack(30, 0)  # struct timeval
+PATIENCE = Struct("@ll").pack(NETLINK_PATIENCE_SECONDS, 0)
+"""The kernel's time-out of a netlink socket, as ``SO_RCVTIMEO`` wants it (``struct timeval``)."""
+TIMED_OUT = frozenset({errno.EAGAIN, errno.ETIMEDOUT})
+"""The error numbers that say so: the kernel's own is EAGAIN."""
 _ATTEMPTS = 5
-_LARGEST_ANSWER = 256 << 10
-"""Bytes; ipset answers a failing message with all of it."""
 MAX_MESSAGES = 200
 """In one send: if all fail, each answer takes some 0.8 kB of the receive buffer, and 208 KiB is what
 a socket has where its size cannot be set."""
 MAX_BYTES = 96 << 10
 """In one send, unless a single message is longer; half of the usual send buffer."""
 _LAST_SEQUENCE = (1 << 32) - 1
+
+
+def only_from_kernel(made: socket.socket) -> None:
+    """Have a socket take messages of the kernel only: other processes may send it some, too."""
+    made.connect((0, 0))
 
 
 class Refusal(NamedTuple):
@@ -59,7 +68,9 @@ class Connection:
     """A socket for one netlink protocol, in the network namespace of the thread that makes it.
 
     It is for one thread. Sequence numbers are never used twice in its life, so that the answer
-    to a request that was given up cannot be taken for another's.
+    to a request that was given up cannot be taken for another's. After a failure of the
+    conversation itself the socket is replaced: the kernel may still be in the middle of a dump,
+    and begins no other on the same socket.
 
     Args:
         protocol: ``GENERIC``, ``ROUTE`` or ``NETFILTER``.
@@ -69,20 +80,47 @@ class Connection:
     """
 
     def __init__(self, protocol: int) -> None:
+        self._protocol = protocol
+        self._sequence = 0
+        self._buffer = bytearray(NETLINK_DATAGRAM_BYTES)
+        self.sent = 0
+        """How many messages have been sent."""
+        self._open()
+
+    def _open(self) -> None:
         self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, self._protocol
         )
         self._socket.bind((0, 0))
+        only_from_kernel(self._socket)
         # The kernel's own time-outs: Python's cost a poll for each call, and the time twice.
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self._socket.setsockopt(socket.SOL_SOCKET, option, _PATIENCE)
+            self._socket.setsockopt(socket.SOL_SOCKET, option, PATIENCE)
         self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
         with contextlib.suppress(PermissionError):
             self._socket.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _RECEIVE_BUFFER)
-        self._sequence = 0
-        self._buffer = bytearray(_LARGEST_ANSWER)
-        self.sent = 0
-        """How many messages have been sent."""
+
+    @contextlib.contextmanager
+    def _conversation(self) -> Iterator[None]:
+        """Replace the socket if sending or receiving fails; raise an ``OSError``."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                REFUSALS.count("netlink", "enobufs")
+            self._renew()
+            if error.errno in TIMED_OUT:
+                # The kernel's EAGAIN would read "temporarily unavailable".
+                raise _refused(errno.ETIMEDOUT) from error
+            raise
+        except MalformedError as error:
+            REFUSALS.count("netlink", "malformed")
+            self._renew()
+            raise OSError(errno.EBADMSG, str(error)) from error
+
+    def _renew(self) -> None:
+        self._socket.close()
+        self._open()
 
     def close(self) -> None:
         """Close the socket."""
@@ -109,8 +147,9 @@ class Connection:
             # Errors are always answered, and the kernel is done with one before it begins the
             # next: the answer to the last says that there are no more.
             encoded.append(encode(batch[-1], last, FLAG_ACK))
-            self._socket.send(b"".join(encoded))
-            refusals += self._refused_among(first, last, start)
+            with self._conversation():
+                self._socket.send(b"".join(encoded))
+                refusals += self._refused_among(first, last, start)
             start += len(batch)
         return refusals
 
@@ -121,8 +160,9 @@ class Connection:
             OSError: the kernel refused, with its error number, or did not answer.
         """
         sequence = self._reserve(1)
-        self._socket.send(encode(request, sequence))
-        message = next(self._answers(sequence))
+        with self._conversation():
+            self._socket.send(encode(request, sequence))
+            message = next(self._answers(sequence))
         if message.kind == ERROR and message.error:
             raise _refused(message.error)
         return message
@@ -134,24 +174,31 @@ class Connection:
             InterruptedDumpError: no attempt gave a consistent list.
             OSError: the kernel refused, with its error number, or did not answer.
         """
-        for _ in range(_ATTEMPTS):
-            found, whole = self._dump(request)
-            if whole:
-                return found
+        for attempt in range(_ATTEMPTS):
+            try:
+                found, whole = self._dump(request)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS or attempt == _ATTEMPTS - 1:
+                    raise
+            else:
+                if whole:
+                    return found
         raise InterruptedDumpError(f"interrupted {_ATTEMPTS} times")
 
     def _dump(self, request: Request) -> tuple[list[bytes], bool]:
         sequence = self._reserve(1)
-        self._socket.send(encode(request, sequence, FLAG_DUMP))
         found: list[bytes] = []
-        whole = True
-        for message in self._answers(sequence):
-            whole = whole and not message.flags & FLAG_INTERRUPTED
-            if message.kind in {ERROR, DONE}:
-                if message.error:
-                    raise _refused(message.error)
-                break
-            found.append(message.body)
+        whole, number = True, 0
+        with self._conversation():
+            self._socket.send(encode(request, sequence, FLAG_DUMP))
+            for message in self._answers(sequence):
+                whole = whole and not message.flags & FLAG_INTERRUPTED
+                if message.kind in {ERROR, DONE}:
+                    number = message.error
+                    break
+                found.append(message.body)
+        if number:
+            raise _refused(number)
         return found, whole
 
     def _reserve(self, count: int) -> int:
@@ -168,6 +215,8 @@ class Connection:
         sequence = 0
         while sequence != last:
             size = self._receive()
+            if size < HEADER.size + CODE.size:
+                raise MalformedError(f"answer of {size} bytes")
             _, kind, _, sequence, _ = HEADER.unpack_from(self._buffer)
             if kind != ERROR or not first <= sequence <= last:
                 continue  # the late answer to something that was given up
@@ -177,12 +226,17 @@ class Connection:
                 yield Refusal(start + sequence - first, -code, body)
 
     def _receive(self) -> int:
-        """Wait for a datagram and put it into the buffer; return its size."""
-        try:
-            return self._socket.recv_into(self._buffer)
-        except BlockingIOError:
-            # The kernel's word for "too late" would read "temporarily unavailable".
-            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+        """Wait for a datagram and put it into the buffer; return its size.
+
+        Raises:
+            OSError: none came in time, or the kernel had to drop some.
+            MalformedError: it is longer than the buffer.
+        """
+        # With MSG_TRUNC the result is the length of the datagram, also of one that does not fit.
+        size = self._socket.recv_into(self._buffer, 0, socket.MSG_TRUNC)
+        if size > len(self._buffer):
+            raise MalformedError(f"datagram of {size} bytes")
+        return size
 
     def _answers(self, sequence: int) -> Iterator[Message]:
         while True:

@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 
 import structlog
 
-from svcproxy import limits, threads
+from svcproxy import threads
+from svcproxy.limits import (
+    NETLINK_DATAGRAM_BYTES,
+    NETLINK_EVENT_BUFFER_BYTES,
+    THREAD_STEP_SECONDS,
+)
+from svcproxy.netlink.connection import only_from_kernel
+from svcproxy.refusals import REFUSALS
 
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _RCVBUFFORCE = 33
-_BUFFER = 32 << 20
-"""Bytes; ten thousand Services' worth of events fits, should they all come at once."""
-_RECEIVE = 1 << 20
 _STOP_SECONDS = 1.0
 
 log = structlog.get_logger()
@@ -37,10 +41,11 @@ def listening_socket(
     made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     try:
         made.bind((0, 0))
+        only_from_kernel(made)
         try:
-            made.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _BUFFER)
+            made.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, NETLINK_EVENT_BUFFER_BYTES)
         except PermissionError:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NETLINK_EVENT_BUFFER_BYTES)
         if prepare is not None:
             prepare(made)
         for group in groups:
@@ -62,6 +67,7 @@ class Listener:
 
     def __init__(self, listening: socket.socket, read: Callable[[], None], name: str) -> None:
         self._socket = listening
+        self._buffer = bytearray(NETLINK_DATAGRAM_BYTES)
         self._read = read
         self._wake, self._woken = socket.socketpair()
         self._stopped = False
@@ -88,16 +94,29 @@ class Listener:
             used.close()
 
     def received(self) -> Iterator[bytes | None]:
-        """What has come, datagram by datagram; ``None`` where the kernel had to drop some."""
+        """What has come, datagram by datagram; ``None`` where some were lost.
+
+        The kernel drops events that do not fit the socket's buffer. One that is longer than any
+        that the kernel should send is lost as well.
+        """
+        flags = socket.MSG_DONTWAIT | socket.MSG_TRUNC
         while not self._stopped:
             try:
-                yield self._socket.recv(_RECEIVE, socket.MSG_DONTWAIT)
+                # With MSG_TRUNC the result is the length of the datagram, also if it does not fit.
+                size = self._socket.recv_into(self._buffer, 0, flags)
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
+                REFUSALS.count("netlink", "enobufs")
                 yield None
+                continue
+            if size > len(self._buffer):
+                REFUSALS.count("netlink", "malformed")
+                yield None
+            else:
+                yield bytes(memoryview(self._buffer)[:size])
 
     def _run(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -106,7 +125,7 @@ class Listener:
             while not self._stopped:
                 threads.waiting()
                 selector.select()
-                threads.working(limits.THREAD_STEP_SECONDS)
+                threads.working(THREAD_STEP_SECONDS)
                 if self._stopped:
                     return
                 try:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
+from svcproxy.netlink.attributes import MalformedError
+
 HEADER = Struct("=IHHII")
 """Length, type, flags, sequence number, port id (``struct nlmsghdr``)."""
 CODE = Struct("=i")
@@ -45,11 +47,17 @@ def encode(request: Request, sequence: int, flags: int = 0) -> bytes:
 
 
 def messages(data: bytes) -> Iterator[Message]:
-    """Take apart what one read from a netlink socket returned."""
-    start = 0
-    while start + HEADER.size <= len(data):
+    """Take apart what one read from a netlink socket returned.
+
+    Raises:
+        MalformedError: a length does not fit.
+    """
+    start, end = 0, len(data)
+    while start < end:
+        if start + HEADER.size > end:
+            raise MalformedError(f"half a message at byte {start}")
         size, kind, flags, sequence, _ = HEADER.unpack_from(data, start)
-        if size < HEADER.size:
-            return
+        if size < HEADER.size or start + size > end:
+            raise MalformedError(f"message of {size} bytes at byte {start} of {end}")
         yield Message(kind, flags, sequence, data[start + HEADER.size : start + size])
         start += (size + 3) & ~3

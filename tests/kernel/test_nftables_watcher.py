@@ -136,7 +136,7 @@ def test_our_own_changes_are_not_seen(scene: Scene) -> None:
 def test_a_large_load_of_ours_overflows_nothing(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("svcproxy.netlink.listener._BUFFER", 1 << 16)
+    monkeypatch.setattr("svcproxy.netlink.listener.NETLINK_EVENT_BUFFER_BYTES", 1 << 16)
     scene.watch()
     ports = [service_port(V4, name=f"s{n}", vip=f"10.97.{n // 250}.{n % 250}") for n in range(2000)]
     plan = scene.backend.plan_changes(Changes({port.name: port for port in ports}), None)
@@ -157,7 +157,7 @@ def test_other_tables_are_not_seen(scene: Scene) -> None:
 
 
 def test_lost_events_are_told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svcproxy.netlink.listener._BUFFER", 2304)
+    monkeypatch.setattr("svcproxy.netlink.listener.NETLINK_EVENT_BUFFER_BYTES", 2304)
     blocked = threading.Event()
     seen: list[str] = []
 

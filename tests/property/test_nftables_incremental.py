@@ -296,6 +296,9 @@ class Expected:
         return bool(local.interface) and interface.startswith("cni")
 
     def _frontend(self, port: ServicePort, frontend: Frontend) -> None:
+        if frontend.is_load_balancer and not self._admitted(port):
+            self.verdict = "drop"
+            return
         if frontend.kind is FrontendKind.CLUSTER_IP:
             self._refuse(frontend)
             if frontend.verdict is Verdict.FORWARD:
@@ -303,9 +306,7 @@ class Expected:
                 outside = bool(self.options.local_traffic) and not self._from_pod
                 self._serve(lists[not frontend.local], self.options.masquerade_all or outside)
             return
-        if frontend.kind is FrontendKind.LOAD_BALANCER and not self._admitted(port):
-            self.verdict = "drop"
-        elif frontend.verdict is Verdict.REJECT:
+        if frontend.verdict is Verdict.REJECT:
             self.verdict = "reject"
         elif not frontend.local:
             self._serve(port.cluster_endpoints, masquerade=True)
@@ -322,8 +323,7 @@ class Expected:
         ranges = list(port.source_ranges)
         node = self.options.node_address
         if node and any(ip_address(node) in ip_network(r) for r in ranges):
-            kind = FrontendKind.LOAD_BALANCER
-            ranges += [f.address for f in port.frontends if f.kind is kind]
+            ranges += [f.address for f in port.frontends if f.is_load_balancer]
         source = ip_address(self.packet.source)
         return not port.source_ranges or any(source in ip_network(r) for r in ranges)
 

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from svcproxy.backends.ipvs import link_messages
 from svcproxy.backends.ipvs.failing import failed
 from svcproxy.backends.ipvs.values import DUMMY_INTERFACE
+from svcproxy.netlink.attributes import MalformedError
 from svcproxy.netlink.connection import ROUTE, Connection
 from svcproxy.netlink.listener import Listener, listening_socket
 from svcproxy.netlink.messages import messages
+from svcproxy.refusals import REFUSALS
 
 _GROUPS = (link_messages.LINK_GROUP, link_messages.IPV4_GROUP, link_messages.IPV6_GROUP)
 
@@ -54,12 +56,19 @@ class AddressWatcher:
         self._follower.know(link_messages.decode_links(links))
 
     def _read(self) -> None:
-        changed = False
+        changed = lost = False
         for data in self._listener.received():
-            if data is None:
+            try:
+                if data is None:
+                    lost = True
+                else:
+                    changed = self._follower.concerns(messages(data)) or changed
+            except MalformedError:
+                REFUSALS.count("netlink", "malformed")
+                lost = True
+        try:
+            if lost:
                 self._look_around()
-                changed = True
-            else:
-                changed = self._follower.concerns(messages(data)) or changed
-        if changed:
-            self._on_change()
+        finally:
+            if changed or lost:
+                self._on_change()

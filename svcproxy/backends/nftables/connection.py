@@ -1,25 +1,29 @@
 """The netlink socket: transactions and dumps."""
 
+import contextlib
 import errno
 import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
 from struct import Struct
+from typing import NamedTuple
 
 from svcproxy.backends.base import BackendError, TransactionError
 from svcproxy.backends.nftables import protocol as nft
 from svcproxy.backends.nftables.dump import generation
 from svcproxy.backends.nftables.protocol import MESSAGE_HEADER
 from svcproxy.backends.nftables.transaction import Message, batch, request
+from svcproxy.limits import NETLINK_DATAGRAM_BYTES
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.attributes import MalformedError, collect, string
+from svcproxy.netlink.connection import PATIENCE, TIMED_OUT, only_from_kernel
+from svcproxy.refusals import REFUSALS
 
 _NETFILTER = 12
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
 _NAMESPACE_COOKIE = 71
 _FAMILY_HEADER = 4
-_RECEIVE = 1 << 20
 _BUFFER = 4 << 20
 _MAX_BUFFER = (1 << 31) - 1
 _TEXT, _OFFSET = 1, 2
@@ -31,20 +35,43 @@ class StaleGenerationError(TransactionError):
     """Something in nf_tables changed after the generation that a transaction starts from."""
 
 
+class Refusal(NamedTuple):
+    """One message of a transaction that the kernel refused.
+
+    Attributes:
+        reason: the kernel's words, or the text of the error number.
+        number: the error number.
+        message: the message, ``None`` if it is not known.
+        offset: where in it the offending attribute is, 0 if unknown.
+    """
+
+    reason: str
+    number: int
+    message: Message | None
+    offset: int
+
+
 class RefusedError(TransactionError):
     """The kernel refused a transaction; nothing of it was done.
 
     Attributes:
+        refusals: every message that was refused, in order; the first is the one described by
+            ``message``, ``offset`` and ``number``. Of the elements in one message, the kernel
+            looks at none behind the first that it refuses.
         message: the message that was refused, ``None`` if it is not known.
         offset: where in it the offending attribute is, 0 if unknown.
         number: the error number.
+        partial: an earlier stage of the same plan was carried out.
     """
 
-    def __init__(self, reason: str, number: int, message: Message | None, offset: int) -> None:
-        super().__init__(reason)
-        self.number = number
-        self.message = message
-        self.offset = offset
+    def __init__(self, *refusals: Refusal) -> None:
+        first = refusals[0]
+        super().__init__(first.reason)
+        self.refusals = refusals
+        self.partial = False
+        self.number = first.number
+        self.message = first.message
+        self.offset = first.offset
 
 
 class InterruptedDumpError(Exception):
@@ -60,14 +87,58 @@ class Connection:
 
     def __init__(self, family: IPFamily) -> None:
         self.family = family
+        self._sending = 0
+        self._buffer = bytearray(NETLINK_DATAGRAM_BYTES)
+        self._open()
+
+    def _open(self, port: int = 0) -> None:
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETFILTER
         )
-        self._socket.bind((0, 0))
+        try:
+            self._socket.bind((port, 0))
+        except OSError:
+            # Somebody else has the address by now: events of ours then look like others'.
+            self._socket.bind((0, 0))
+        only_from_kernel(self._socket)
         for option in (_CAP_ACK, _EXT_ACK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, PATIENCE)
         self._sending = 0
         self._grow(socket.SO_RCVBUF, _BUFFER)
+
+    def _renew(self) -> None:
+        """Replace the socket, so that late answers cannot be taken for those to later questions.
+
+        The new one has the same netlink address: by that the kernel's events tell our changes
+        from others'.
+
+        Raises:
+            BackendError: the calling thread is in another network namespace by now.
+        """
+        port, namespace = self.port_id, self.namespace
+        self._socket.close()
+        self._open(port)
+        # Before Linux 5.14 there is no cookie, and the number is that of the address itself.
+        if namespace > 0 and self.namespace != namespace:
+            self._socket.close()
+            raise BackendError("the network namespace is another one by now")
+
+    @contextlib.contextmanager
+    def _conversation(self, what: str) -> Iterator[None]:
+        """Replace the socket after any failure but a refusal; raise a ``BackendError``."""
+        try:
+            yield
+        except OSError as error:
+            late = error.errno in TIMED_OUT
+            reason = os.strerror(errno.ETIMEDOUT if late else error.errno or 0)
+            self._renew()
+            raise BackendError(f"{what}: {reason}") from error
+        except MalformedError as error:
+            REFUSALS.count("netlink", "malformed")
+            self._renew()
+            raise BackendError(f"{what}: {error}") from error
 
     @property
     def port_id(self) -> int:
@@ -115,21 +186,18 @@ class Connection:
             # A transaction is one datagram, and has to fit into the buffer with its overhead.
             self._sending = len(data) + (64 << 10)
             self._grow(socket.SO_SNDBUF, self._sending)
-        self._discard()
-        try:
+        with self._conversation(f"nf_tables transaction of {len(data)} bytes"):
+            self._discard()
             self._socket.send(data)
-        except OSError as error:
-            raise BackendError(
-                f"nf_tables transaction of {len(data)} bytes: {os.strerror(error.errno or 0)}"
-            ) from error
-        self._raise_first_error(messages)
+            refusals = self._refusals(messages)
+        if refusals:
+            raise RefusedError(*refusals)
 
-    def _raise_first_error(self, messages: Sequence[Message]) -> None:
+    def _refusals(self, messages: Sequence[Message]) -> list[Refusal]:
         """The kernel has answered by the time that it has taken the transaction."""
-        for body, kind, sequence, flags in self._pending():
-            if kind != nft.ERROR:
-                continue
-            number = -_CODE.unpack_from(body)[0]
+        found: list[Refusal] = []
+        for body, kind, sequence, flags in self._pending(found):
+            number = _error(body) if kind == nft.ERROR else 0
             if not number:
                 continue
             if number == errno.ERESTART:
@@ -137,24 +205,55 @@ class Connection:
             message = messages[sequence - 1] if 0 < sequence <= len(messages) else None
             said, offset = _extended(body, flags)
             reason = f"{os.strerror(number)}: {said}" if said else os.strerror(number)
-            raise RefusedError(reason, number, message, offset)
+            found.append(Refusal(reason, number, message, offset))
+        return found
 
-    def _pending(self) -> Iterator[tuple[bytes, int, int, int]]:
+    def _receive(self, flags: int = 0) -> bytes:
+        """Wait for a datagram.
+
+        Raises:
+            OSError: none came in time, or the kernel had to drop some.
+            MalformedError: it is longer than any that the kernel should send.
+        """
+        # With MSG_TRUNC the result is the length of the datagram, also of one that does not fit.
+        size = self._socket.recv_into(self._buffer, 0, flags | socket.MSG_TRUNC)
+        if size > len(self._buffer):
+            raise MalformedError(f"datagram of {size} bytes")
+        return bytes(memoryview(self._buffer)[:size])
+
+    def _pending(self, known: Sequence[Refusal]) -> Iterator[tuple[bytes, int, int, int]]:
+        """The answers that are there.
+
+        If they overflow the receive buffer, the first ones are enough: the next attempt leaves
+        their causes out and gets to the others. ``known`` are the refusals among them so far.
+        """
+        lost: OSError | None = None
         while True:
             try:
-                data = self._socket.recv(_RECEIVE, socket.MSG_DONTWAIT)
+                data = self._receive(socket.MSG_DONTWAIT)
             except BlockingIOError:
-                return
+                break
             except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    raise BackendError("nf_tables sent more errors than fit the buffer") from error
-                raise BackendError(f"nf_tables: {os.strerror(error.errno or 0)}") from error
-            yield from _split(data)
+                if error.errno != errno.ENOBUFS:
+                    raise
+                REFUSALS.count("netlink", "enobufs")
+                lost = error
+            else:
+                yield from _split(data)
+        if lost is not None and not known:
+            raise lost
 
     def _discard(self) -> None:
         """Forget answers that an interrupted conversation left behind."""
-        for _ in self._pending():
-            pass
+        while True:
+            try:
+                self._socket.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                REFUSALS.count("netlink", "enobufs")
 
     def generation(self) -> int:
         """The present generation; every transaction of anybody makes it another one.
@@ -163,7 +262,10 @@ class Connection:
             BackendError: the kernel did not say.
         """
         for body in self._ask(nft.GET_GENERATION, 0):
-            return generation(body)
+            try:
+                return generation(body)
+            except MalformedError as error:
+                raise BackendError(f"nf_tables generation: {error}") from error
         raise BackendError("the kernel names no nf_tables generation")
 
     def get(self, kind: int, attributes: bytes) -> bytes | None:
@@ -189,14 +291,12 @@ class Connection:
         return self._ask(kind, nft.FLAG_DUMP, attributes)
 
     def _ask(self, kind: int, flags: int, attributes: bytes = b"") -> list[bytes]:
-        self._discard()
         found: list[bytes] = []
-        try:
+        with self._conversation("nf_tables"):
+            self._discard()
             self._socket.send(request(kind, flags, self.family, attributes))
-            while not self._take_answer(self._socket.recv(_RECEIVE), found, dump=bool(flags)):
+            while not self._take_answer(self._receive(), found, dump=bool(flags)):
                 pass
-        except OSError as error:
-            raise BackendError(f"nf_tables: {os.strerror(error.errno or 0)}") from error
         return found
 
     def _take_answer(self, data: bytes, found: list[bytes], *, dump: bool) -> bool:
@@ -206,11 +306,11 @@ class Connection:
                 self._discard()
                 raise InterruptedDumpError
             if kind in {nft.ERROR, nft.DONE}:
-                number = -_CODE.unpack_from(body)[0] if len(body) >= _CODE.size else 0
+                number = _error(body)
                 if number == errno.EINTR:
                     raise InterruptedDumpError
                 if number:
-                    raise RefusedError(os.strerror(number), number, None, 0)
+                    raise RefusedError(Refusal(os.strerror(number), number, None, 0))
                 return True
             found.append(body[_FAMILY_HEADER:])
             if not dump:
@@ -219,12 +319,25 @@ class Connection:
 
 
 def _split(data: bytes) -> Iterator[tuple[bytes, int, int, int]]:
-    """The messages of a datagram: what follows the header, type, sequence number and flags."""
-    start = 0
-    while start + MESSAGE_HEADER.size <= len(data):
+    """The messages of a datagram: what follows the header, type, sequence number and flags.
+
+    Raises:
+        MalformedError: a length does not fit.
+    """
+    start, end = 0, len(data)
+    while start < end:
+        if start + MESSAGE_HEADER.size > end:
+            raise MalformedError(f"half a message at byte {start}")
         size, kind, flags, sequence, _ = MESSAGE_HEADER.unpack_from(data, start)
+        if size < MESSAGE_HEADER.size or start + size > end:
+            raise MalformedError(f"message of {size} bytes at byte {start} of {end}")
         yield data[start + MESSAGE_HEADER.size : start + size], kind, sequence, flags
-        start += (max(size, MESSAGE_HEADER.size) + 3) & ~3
+        start += (size + 3) & ~3
+
+
+def _error(body: bytes) -> int:
+    """The error number in an acknowledgement or at the end of a dump, 0 for success."""
+    return -_CODE.unpack_from(body)[0] if len(body) >= _CODE.size else 0
 
 
 def _extended(body: bytes, flags: int) -> tuple[str, int]:

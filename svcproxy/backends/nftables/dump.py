@@ -113,8 +113,15 @@ def _plain(value: bytes, kind: int) -> object:
 
 
 def generation(body: bytes) -> int:
-    """The generation in the answer to a question for it."""
-    number: int = U32.unpack(collect(body)[1])[0]
+    """The generation in the answer to a question for it.
+
+    Raises:
+        MalformedError: it is not there.
+    """
+    value = collect(body).get(1, b"")
+    if len(value) != U32.size:
+        raise MalformedError("no generation")
+    number: int = U32.unpack(value)[0]
     return number
 
 

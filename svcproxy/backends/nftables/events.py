@@ -31,6 +31,7 @@ _HOST_U32 = Struct("=I")
 _INSTRUCTION = Struct("=HBBI")
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _EVERYTHING = 0xFFFFFFFF
+_LONGEST_NAME = 15  # TASK_COMM_LEN without the final zero byte
 
 
 # Where the name of the chain is in a message about a chain or rule.
@@ -130,9 +131,15 @@ def _change(body: bytes) -> Change:
     try:
         found = collect(body)
         generation, pid = (U32.unpack(found[k])[0] for k in (GENERATION_ID, GENERATION_PROCESS))
-        return Change(string(found.get(GENERATION_NAME, b"")), pid, generation)
+        return Change(_process(found.get(GENERATION_NAME, b"")), pid, generation)
     except (MalformedError, KeyError, error):
         return Change("", 0)
+
+
+def _process(name: bytes) -> str:
+    """A process's name for logs and metrics: any process may give itself any 15 bytes."""
+    shown = string(name)[:_LONGEST_NAME]
+    return "".join(c if c.isprintable() else "?" for c in shown)
 
 
 def without(ports: Collection[int]) -> bytes:

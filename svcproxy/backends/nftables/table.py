@@ -11,15 +11,16 @@ from svcproxy.backends.nftables import protocol as nft
 from svcproxy.backends.nftables.connection import (
     Connection,
     InterruptedDumpError,
+    Refusal,
     RefusedError,
     StaleGenerationError,
 )
 from svcproxy.backends.nftables.dump import Observed
 from svcproxy.backends.nftables.ruleset import SetSpec, Tails
 from svcproxy.backends.nftables.sets import AFFINITY
-from svcproxy.backends.nftables.transaction import Message, Plan, explain, messages, stages
+from svcproxy.backends.nftables.transaction import Message, Plan, explain, messages, split, stages
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.attributes import text
+from svcproxy.netlink.attributes import MalformedError, text
 
 _READ_ATTEMPTS = 10
 _DUMP_ATTEMPTS = 5
@@ -110,7 +111,10 @@ class KernelTable:
 
     def _present_handle(self) -> int:
         found = self._connection.get(nft.GET_TABLE, self._of)
-        return dump.table_handle(found) if found is not None else 0
+        try:
+            return dump.table_handle(found) if found is not None else 0
+        except MalformedError as error:
+            raise BackendError(f"cannot understand table {self.name}: {error}") from error
 
     def read(self) -> Observed:
         """Read the table, all but the memory of clients.
@@ -123,6 +127,8 @@ class KernelTable:
                 observed = self._read()
             except InterruptedDumpError:
                 continue
+            except MalformedError as error:
+                raise BackendError(f"cannot understand table {self.name}: {error}") from error
             self._generation, self._handle = observed.generation, observed.handle
             self._trusted = self._ours.made_all(observed.generation, self._connection.generation())
             return observed
@@ -181,12 +187,17 @@ class KernelTable:
 
         Raises:
             StaleGenerationError: the table may have changed since the plan was made.
-            BackendError: the kernel refused.
+            RefusedError: the kernel refused; ``partial`` says whether something was done before.
+            BackendError: nothing is known about what was done.
         """
         for number, stage in enumerate(stages(plan)):
             if number and plan.generation:
                 stage.generation = self._generation
-            self._commit(stage, sets)
+            try:
+                self._commit(stage, sets)
+            except RefusedError as error:
+                error.partial = number > 0
+                raise
 
     def _commit(self, plan: Plan, sets: Mapping[str, SetSpec]) -> None:
         todo = list(messages(plan, self.name))
@@ -223,6 +234,33 @@ class KernelTable:
         except RefusedError as error:
             raise named(error, sets) from error
 
+    def refusals(
+        self, plan: Plan, error: RefusedError, sets: Mapping[str, SetSpec]
+    ) -> list[tuple[Message, str]]:
+        """Every message that the kernel refuses of a plan that was refused, and why.
+
+        Where a message with several elements was refused, they are checked one by one, all of
+        them in one more transaction that is not carried out.
+
+        Raises:
+            BackendError: the kernel did not answer.
+        """
+        doubtful = [r.message for r in error.refusals if r.message is not None]
+        found = error.refusals
+        if any(len(list(split(message))) > 1 for message in doubtful):
+            todo = list(messages(plan, self.name))
+            apart = [
+                m
+                for message in todo
+                for m in (split(message) if message in doubtful else [message])
+            ]
+            found = ()
+            try:
+                self._connection.transact(apart, check=True)
+            except RefusedError as refused:
+                found = refused.refusals
+        return [(r.message, _text(r, sets)) for r in found if r.message is not None]
+
     def delete(self) -> bool:
         """Delete the table if there is one; whether there was.
 
@@ -238,7 +276,11 @@ class KernelTable:
 
 def named(error: RefusedError, sets: Mapping[str, SetSpec]) -> RefusedError:
     """The same error with the object in its text."""
-    if error.message is None:
-        return error
-    text_ = f"{explain(error.message, error.offset, sets)}: {error}"
-    return RefusedError(text_, error.number, error.message, error.offset)
+    first = error.refusals[0]
+    return RefusedError(first._replace(reason=_text(first, sets)), *error.refusals[1:])
+
+
+def _text(refusal: Refusal, sets: Mapping[str, SetSpec]) -> str:
+    if refusal.message is None:
+        return refusal.reason
+    return f"{explain(refusal.message, refusal.offset, sets)}: {refusal.reason}"

@@ -21,6 +21,7 @@ from svcproxy.backends.nftables.protocol import (
     FLAG_EXCLUSIVE,
     FLAG_REQUEST,
     HEADERS,
+    LIST_ELEMENT,
     MESSAGE_HEADER,
     NEW_CHAIN,
     NEW_ELEMENT,
@@ -275,6 +276,32 @@ def request(kind: int, flags: int, family: IPFamily, body: bytes = b"") -> bytes
         HEADERS + len(body), message_type(kind), FLAG_REQUEST | flags, 1, 0
     )
     return header + FAMILY_HEADER.pack(FAMILY_NUMBERS[family], 0, 0) + body
+
+
+def split(message: Message) -> Iterator[Message]:
+    """The same as messages with one element each; one about something else is left as it is.
+
+    The kernel stops at the first element of a message that it refuses, and older ones do not say
+    which it was.
+    """
+    if message.kind not in {NEW_ELEMENT, DELETE_ELEMENT}:
+        yield message
+        return
+    for found, value, start in walk(message.body):
+        if found == _ELEMENTS:
+            for _, member, _ in walk(value):
+                listed = attribute(_ELEMENTS | NESTED, attribute(LIST_ELEMENT, member))
+                yield message._replace(body=message.body[:start] + listed)
+
+
+def element_keys(body: bytes) -> Iterator[bytes]:
+    """The keys of the elements in the body of a message.
+
+    Raises:
+        MalformedError: a length does not fit.
+    """
+    for _, member, _ in walk(collect(body).get(_ELEMENTS, b"")):
+        yield collect(collect(member).get(1, b"")).get(1, b"")
 
 
 def explain(message: Message, offset: int, sets: Mapping[str, SetSpec]) -> str:

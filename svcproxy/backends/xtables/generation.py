@@ -6,11 +6,12 @@ Services' rules back to compare them takes a second.
 """
 
 import errno
+import os
 import socket
 from struct import Struct
 
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.attributes import collect, text
+from svcproxy.netlink.attributes import MalformedError, collect, text
 from svcproxy.netlink.connection import NETFILTER
 from svcproxy.netlink.messages import (
     ERROR,
@@ -70,7 +71,10 @@ def generation() -> int | None:
         return None
     if answer.kind == ERROR:
         return None
-    found = collect(answer.body, _NFGENMSG.size).get(_NFTA_GEN_ID)
+    try:
+        found = collect(answer.body, _NFGENMSG.size).get(_NFTA_GEN_ID)
+    except MalformedError:
+        return None
     return None if found is None else int.from_bytes(found, "big")
 
 
@@ -103,4 +107,7 @@ def _answer(data: bytes) -> Message:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETFILTER) as sock:
         sock.settimeout(1.0)
         sock.sendto(data, (0, 0))
-        return next(messages(sock.recv(4096)))
+        try:
+            return next(messages(sock.recv(4096)))
+        except (MalformedError, StopIteration) as error:
+            raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG)) from error

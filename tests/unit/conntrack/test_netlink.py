@@ -8,7 +8,7 @@ from svcproxy.conntrack.netlink import CTA_TUPLE_ORIG, CTA_TUPLE_REPLY
 from svcproxy.conntrack.stale import Flow, Key, Target
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink import messages as wire
-from svcproxy.netlink.attributes import attribute, nest
+from svcproxy.netlink.attributes import MalformedError, attribute, nest
 from tests.unit.conntrack.ports import target
 
 V4, V6 = IPFamily.IPV4, IPFamily.IPV6
@@ -134,8 +134,9 @@ def test_messages_are_taken_apart() -> None:
     first, second = wire.messages(error + odd)
     assert (first.kind, first.sequence, first.error) == (wire.ERROR, 5, 2)
     assert (second.kind, second.flags, second.body, second.error) == (99, 0x10, b"x", 0)
-    assert list(wire.messages(bytes(16))) == []
-    assert list(wire.messages(b"short")) == []
+    for wrong in (bytes(16), b"short", error[:-1], error + odd[:5]):
+        with pytest.raises(MalformedError):
+            list(wire.messages(wrong))
 
 
 def test_routes_tell_local_addresses() -> None:
