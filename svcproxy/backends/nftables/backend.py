@@ -11,14 +11,14 @@ from svcproxy.backends.localnet import allow_localnet
 from svcproxy.backends.nftables.connection import RefusedError, StaleGenerationError
 from svcproxy.backends.nftables.dump import Observed
 from svcproxy.backends.nftables.plan import Planner, all_chains, all_sets
-from svcproxy.backends.nftables.ruleset import TABLE
+from svcproxy.backends.nftables.ruleset import TABLE, SetSpec
 from svcproxy.backends.nftables.sets import BALANCES, Tier, source_set
 from svcproxy.backends.nftables.settings import extended
 from svcproxy.backends.nftables.table import KernelTable
 from svcproxy.backends.nftables.transaction import Plan, messages
 from svcproxy.backends.settings import Settings
 from svcproxy.backends.window import is_liberal
-from svcproxy.model.names import IPFamily
+from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.objects import Node
 from svcproxy.state.desired import Changes
 
@@ -26,8 +26,29 @@ MINIMUM_KERNEL = (5, 13)
 """kube-proxy's nftables mode asks for the same; the expressions we use are older."""
 _PROBE_TABLE = "svcproxy-probe"
 _ATTEMPTS = 3
+_HOLDS = 8
+"""How often what the kernel refuses is left out of one sync, before the sync fails as a whole."""
 
 log = structlog.get_logger()
+
+
+class _Work:
+    """What has happened while one plan is applied.
+
+    Attributes:
+        changed: the Service ports that the plan is about; empty for a comparison.
+        comparisons: how often everything was compared again.
+        holds: how often Service ports were left out.
+        refused: those, with the reasons.
+        doubt: why the kernel was taken to hold something else than the plan starts from.
+    """
+
+    def __init__(self, changed: frozenset[ServicePortName]) -> None:
+        self.changed = changed
+        self.comparisons = 0
+        self.holds = 0
+        self.refused: dict[ServicePortName, str] = {}
+        self.doubt = ""
 
 
 class NftablesBackend:
@@ -49,6 +70,7 @@ class NftablesBackend:
         self._service_cidrs: tuple[str, ...] = ()
         self._drop_invalid = True
         self._planner = Planner(self._settings(None))
+        self._refused: frozenset[ServicePortName] = frozenset()
 
     @property
     def family(self) -> IPFamily:
@@ -146,34 +168,72 @@ class NftablesBackend:
         """Carry out the plan in one transaction.
 
         If the kernel holds something else than the plan starts from, it is read and compared
-        again at once: others changed our table, and the repair should not wait.
+        again at once: others changed our table, and the repair should not wait. What it refuses
+        even then is left out, so that one Service port does not hold up the others.
         """
-        comparisons = 0
+        work = _Work(frozenset() if plan.compared else self._planner.changed)
         while plan:
             try:
-                self._table.commit(plan, all_sets(self._planner.settings, ()))
-            except StaleGenerationError:
-                if comparisons == _ATTEMPTS:
-                    raise
+                self._table.commit(plan, self._sets())
+            except StaleGenerationError as error:
+                plan = self._compare_after(error, work)
             except RefusedError as error:
-                if plan.compared or comparisons == _ATTEMPTS:
-                    raise
-                log.warning("nftables.differs", family=self._family, error=str(error))
+                plan = self._after_refusal(plan, error, work)
             else:
                 break
-            comparisons += 1
-            plan = self._compare_again()
-            if comparisons == _ATTEMPTS:
-                # Others change other tables all the time: that must not keep us from our work.
-                plan.generation = 0
+        if work.doubt and not work.refused:
+            log.warning("nftables.differs", family=self._family, error=work.doubt)
+        strays = self._planner.settle()
+        if self._refused or work.refused:
+            # A comparison that was asked for has tried all of them again.
+            others = self._refused - work.changed if work.changed else frozenset()
+            self._refused = others | work.refused.keys() - strays
         operations = plan.operations
-        if comparisons:
-            operations["compared_again"] = comparisons
-        return Outcome(operations=operations, sizes=plan.sizes, written=plan.written)
+        if work.comparisons:
+            operations["compared_again"] = work.comparisons
+        return Outcome(operations, plan.sizes, plan.written, work.refused)
 
-    def _compare_again(self) -> Plan:
-        planner = self._planner
-        return planner.plan(Desired(planner.ports, None), planner.settings, self._table.read())
+    def _after_refusal(self, plan: Plan, error: RefusedError, work: "_Work") -> Plan:
+        """What to do instead of a plan that the kernel refused."""
+        found = {} if error.partial else self._culprits(plan, error)
+        if not plan.compared:
+            if found and found.keys() <= self._refused:
+                # It refused them after a comparison, so another one would change nothing.
+                work.refused.update(found)
+                rest = self._planner.without(found)
+                rest.generation = self._table.expected_generation()
+                return rest
+            work.doubt = str(error)
+        elif found and work.holds < _HOLDS and self._planner.hold(found):
+            work.holds += 1
+            work.refused.update(found)
+            return self._planner.plan_again(self._table.read())
+        elif not error.partial:
+            raise error
+        return self._compare_after(error, work)
+
+    def _culprits(self, plan: Plan, error: RefusedError) -> dict[ServicePortName, str]:
+        """The Service ports that the kernel refused, with the reasons."""
+        owners = self._planner.owners()
+        found: dict[ServicePortName, str] = {}
+        for message, reason in self._table.refusals(plan, error, self._sets()):
+            for name in owners.of(message):
+                found.setdefault(name, reason)
+        return found
+
+    def _compare_after(self, error: BackendError, work: "_Work") -> Plan:
+        """Compare again, because the kernel does not hold what the plan starts from."""
+        if work.comparisons == _ATTEMPTS:
+            raise error
+        work.comparisons += 1
+        plan = self._planner.plan_again(self._table.read())
+        if work.comparisons == _ATTEMPTS:
+            # Others change other tables all the time: that must not keep us from our work.
+            plan.generation = 0
+        return plan
+
+    def _sets(self) -> dict[str, SetSpec]:
+        return all_sets(self._planner.settings, ())
 
     def tend(self, _hurry: Callable[[], bool]) -> float | None:
         """Nothing: rules do not depend on time."""

@@ -9,6 +9,8 @@ from svcproxy.backends.nftables.arrange import arrange_port, with_order
 from svcproxy.backends.nftables.chains import SOURCES, shared_chains, source_chain
 from svcproxy.backends.nftables.compare import compare
 from svcproxy.backends.nftables.dump import Observed
+from svcproxy.backends.nftables.held import Held, yielding
+from svcproxy.backends.nftables.owners import Owners
 from svcproxy.backends.nftables.render import (
     NOTHING,
     EndpointList,
@@ -87,6 +89,7 @@ class Planner:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ports: dict[ServicePortName, ServicePort] = {}
+        self._held = Held()
         self._shared: dict[str, Counter[bytes]] = {}
         self._counts: Counter[str] = Counter()
         self._rules: dict[str, int] = {}
@@ -104,7 +107,18 @@ class Planner:
     def plan(self, desired: Desired, settings: Settings, observed: Observed) -> Plan:
         """Compare from scratch with what the kernel holds; the memory starts anew."""
         self._settings = settings
-        elements = self._load(desired.ports, observed)
+        self._held.begin(self._ports, desired.ports)
+        return self._compare(observed)
+
+    def plan_again(self, observed: Observed) -> Plan:
+        """Compare from scratch what the last plan was about, but for what is held back."""
+        self._held.begin(self._ports)
+        return self._compare(observed)
+
+    def _compare(self, observed: Observed) -> Plan:
+        settings = self._settings
+        ports, kept = self._held.ports(settings, observed)
+        elements = self._load(ports, observed, kept)
         chains = all_chains(settings, elements)
         self._counts = Counter({name: len(tails) for name, tails in elements.items()})
         self._rules = {name: len(chain.rules) for name, chain in chains.items()}
@@ -116,9 +130,16 @@ class Planner:
         plan.sizes = self._sizes()
         return plan
 
-    def _load(self, ports: Mapping[ServicePortName, ServicePort], observed: Observed) -> Elements:
-        """All elements, with the memory renewed as if nothing had been known."""
-        elements: Elements = {}
+    def _load(
+        self,
+        ports: Mapping[ServicePortName, ServicePort],
+        observed: Observed,
+        elements: Elements,
+    ) -> Elements:
+        """All elements, with the memory renewed as if nothing had been known.
+
+        They are added to ``elements``, which are to stay as the kernel has them.
+        """
         shared: dict[str, list[bytes]] = {sets.CLUSTER_ADDRESSES: [], sets.HAIRPINS: []}
         self._ports = {}
         for name, port in ports.items():
@@ -139,18 +160,67 @@ class Planner:
         self._shared = {set_name: Counter(keys) for set_name, keys in shared.items()}
         for set_name, counted in self._shared.items():
             if counted:
-                elements[set_name] = dict.fromkeys(counted, b"")
+                elements.setdefault(set_name, {}).update(dict.fromkeys(counted, b""))
         return elements
+
+    @property
+    def changed(self) -> frozenset[ServicePortName]:
+        """The Service ports that were given to ``plan_changes`` since the last ``settle``."""
+        return frozenset(self._held.undo)
+
+    def owners(self) -> Owners:
+        """Whom the objects of the last plan belong to."""
+        return Owners(self._held.concerned(self._ports), self._settings)
+
+    def hold(self, names: Iterable[ServicePortName]) -> bool:
+        """Have ``plan_again`` leave Service ports as they were.
+
+        Returns:
+            Whether that can be done: not if they have been left out altogether already.
+        """
+        return self._held.hold(names)
+
+    def settle(self) -> frozenset[ServicePortName]:
+        """Note that the kernel took the last plan.
+
+        Returns:
+            The Service ports whose elements in the kernel were left without knowing them; only a
+            comparison can replace these.
+        """
+        self._held.settle()
+        return frozenset(self._held.strays)
+
+    def without(self, names: Collection[ServicePortName]) -> Plan:
+        """Take back the last ``plan_changes`` and plan all of it again but for some ports."""
+        undo = dict(self._held.undo)
+        wanted = {name: self._ports.get(name) for name in undo if name not in names}
+        self._change(undo, arranged=True)
+        self._held.undo.clear()
+        taking = [port for port in wanted.values() if port is not None]
+        for name in names:
+            known = self._ports.get(name)
+            if known is not None:
+                wanted[name] = yielding(known, taking)
+        return self.plan_changes(wanted)
 
     def plan_changes(self, ports: Mapping[ServicePortName, ServicePort | None]) -> Plan:
         """Compute the difference that changed Service ports make."""
+        return self._change(ports)
+
+    def _change(
+        self, ports: Mapping[ServicePortName, ServicePort | None], *, arranged: bool = False
+    ) -> Plan:
+        """The difference; ``arranged`` ports have their endpoints in the kernel's order already."""
         delta = _Delta()
         for name, port in ports.items():
             known = self._ports.pop(name, None)
+            self._held.undo.setdefault(name, known)
             old = render(known, self._settings) if known else NOTHING
             new = NOTHING
             if port is not None:
-                self._ports[name] = port = arrange_port(port, known)  # noqa: PLW2901
+                if not arranged:
+                    port = arrange_port(port, known)  # noqa: PLW2901
+                self._ports[name] = port
                 new = render(port, self._settings)
             delta.add(old, new)
         plan = Plan()

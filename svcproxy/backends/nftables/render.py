@@ -133,23 +133,11 @@ class _Renderer:
         name = _tier_name(Balance(prefix, local), len(endpoints), port.affinity_seconds)
         owner = b""
         if port.affinity_seconds:
-            owner = self._owner()
+            owner = owner_key(port, self.settings.family)
             valid = sets.AFFINITY_ENDPOINTS + (sets.LOCAL if local else "")
             for endpoint in endpoints:
                 self._put(valid, _target(endpoint) + owner + self.protocol, b"")
         self.lists[name, key] = EndpointList(endpoints, owner)
-
-    def _owner(self) -> bytes:
-        """The address and port of the frontend that owns the endpoints.
-
-        It is the cluster IP, or else the first frontend. No two Service ports share a frontend,
-        so none have the same owner, and who lists the clients sees an address that means
-        something.
-        """
-        frontends = self.port.frontends
-        first = next((f for f in frontends if f.kind is FrontendKind.CLUSTER_IP), frontends[0])
-        address = address_key(first.address) if first.address else _ANY[self.settings.family]
-        return address + port_key(first.port)
 
     def _refuse(self, frontend: Frontend, key: bytes) -> None:
         verdict = sets.REJECTED if frontend.verdict is Verdict.REJECT else sets.DROPPED
@@ -175,6 +163,19 @@ class _Renderer:
             # it with that very address as its source.
             networks += (ip_network(f.address) for f in self.port.frontends if f.is_load_balancer)
         return networks
+
+
+def owner_key(port: ServicePort, family: IPFamily) -> bytes:
+    """The address and port of the frontend that owns a Service port's endpoints.
+
+    It is the cluster IP, or else the first frontend. No two Service ports share a frontend,
+    so none have the same owner, and who lists the clients sees an address that means
+    something.
+    """
+    frontends = port.frontends
+    first = next((f for f in frontends if f.kind is FrontendKind.CLUSTER_IP), frontends[0])
+    address = address_key(first.address) if first.address else _ANY[family]
+    return address + port_key(first.port)
 
 
 def _policy(frontend: Frontend) -> str:

@@ -1,0 +1,144 @@
+"""Service ports that the kernel refused, and what it holds of them meanwhile."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from enum import IntEnum
+
+from msgspec import structs
+
+from svcproxy.backends.nftables import sets
+from svcproxy.backends.nftables.dump import Observed
+from svcproxy.backends.nftables.owners import Owners
+from svcproxy.backends.nftables.ruleset import Elements
+from svcproxy.backends.settings import Settings
+from svcproxy.model.names import ServicePortName
+from svcproxy.model.serviceport import ServicePort
+
+
+class _Hold(IntEnum):
+    """What is planned for a refused Service port; each is tried when the one before is refused.
+
+    ``PREVIOUS``: what it was when the kernel last took it. ``FOUND``: the elements that the kernel
+    has of it, whatever they are; so after a restart, when nothing is known. ``ABSENT``: nothing.
+    """
+
+    PREVIOUS = 1
+    FOUND = 2
+    ABSENT = 3
+
+
+def yielding(port: ServicePort, others: Iterable[ServicePort]) -> ServicePort:
+    """A former Service port without the frontends that others have by now."""
+    taken = {
+        (f.address, f.port)
+        for other in others
+        if other.name != port.name and other.name.protocol is port.name.protocol
+        for f in other.frontends
+    }
+    kept = tuple(f for f in port.frontends if (f.address, f.port) not in taken)
+    return port if kept == port.frontends else structs.replace(port, frontends=kept)
+
+
+class Held:
+    """Remembers the last state that the kernel took, until it has taken the next.
+
+    Attributes:
+        undo: what the Service ports that changed since then were, ``None`` if they were not.
+        strays: Service ports of which elements in the kernel were kept, and nothing is known.
+    """
+
+    def __init__(self) -> None:
+        self.undo: dict[ServicePortName, ServicePort | None] = {}
+        self.strays: dict[ServicePortName, ServicePort] = {}
+        self._before: dict[ServicePortName, ServicePort] | None = None
+        self._wanted: Mapping[ServicePortName, ServicePort] | None = None
+        self._holds: dict[ServicePortName, _Hold] = {}
+
+    def begin(
+        self,
+        present: Mapping[ServicePortName, ServicePort],
+        wanted: Mapping[ServicePortName, ServicePort] | None = None,
+    ) -> None:
+        """Prepare a comparison.
+
+        Args:
+            present: what the planner takes the kernel to hold, or has planned that it does.
+            wanted: the desired state; without it, that of the last plan.
+        """
+        if self._before is None:
+            self._before = dict(present)
+            for name, port in self.undo.items():
+                if port is None:
+                    self._before.pop(name, None)
+                else:
+                    self._before[name] = port
+        if wanted is not None:
+            self._wanted = wanted
+            self._holds, self.strays = {}, {}
+        elif self._wanted is None:
+            self._wanted = present
+            for name in self.undo:
+                self.strays.pop(name, None)
+        self.undo = {}
+
+    def settle(self) -> None:
+        """Note that the kernel took what was planned."""
+        self.undo.clear()
+        self._before = self._wanted = None
+        self._holds.clear()
+
+    def hold(self, names: Iterable[ServicePortName]) -> bool:
+        """Plan less for some Service ports; whether there is less."""
+        before, wanted = self._before or {}, self._wanted or {}
+        for name in names:
+            hold = self._holds.get(name)
+            if hold is _Hold.ABSENT:
+                return False
+            if hold is not None:
+                self._holds[name] = _Hold(hold + 1)
+            elif name in before and before[name] != wanted.get(name):
+                self._holds[name] = _Hold.PREVIOUS
+            else:
+                self._holds[name] = _Hold.FOUND
+        return True
+
+    def concerned(self, present: Mapping[ServicePortName, ServicePort]) -> Iterator[ServicePort]:
+        """Every version of the Service ports that the last plan was about."""
+        if self._wanted is not None:
+            yield from self._wanted.values()
+            yield from (self._before or {}).values()
+            return
+        for name, port in self.undo.items():
+            yield from (p for p in (port, present.get(name)) if p is not None)
+
+    def ports(
+        self, settings: Settings, observed: Observed
+    ) -> tuple[Mapping[ServicePortName, ServicePort], Elements]:
+        """The Service ports to plan for, and the elements to keep besides theirs."""
+        wanted, before = self._wanted or {}, self._before or {}
+        if not self._holds and not self.strays:
+            return wanted, {}
+        ports = dict(wanted)
+        found = dict(self.strays)
+        for name, hold in self._holds.items():
+            port = ports.pop(name, None)
+            if hold is _Hold.PREVIOUS:
+                ports[name] = yielding(before[name], wanted.values())
+            elif hold is _Hold.FOUND and port is not None:
+                found[name] = port
+        return ports, self._kept(found, settings, observed)
+
+    def _kept(
+        self, found: Mapping[ServicePortName, ServicePort], settings: Settings, observed: Observed
+    ) -> Elements:
+        """What the kernel has of some Service ports."""
+        owners, kept = Owners(found.values(), settings), Elements()
+        self.strays = {}
+        for name, tails in observed.elements.items():
+            for key, tail in tails.items():
+                names = owners.of_element(name, key)
+                # Of former endpoints nothing is known, so all of those on this node stay.
+                if names or (found and name == sets.HAIRPINS):
+                    kept.setdefault(name, {})[key] = tail
+                if name not in {sets.HAIRPINS, sets.CLUSTER_ADDRESSES}:
+                    self.strays.update({owner: found[owner] for owner in names})
+        return kept if self.strays else Elements()

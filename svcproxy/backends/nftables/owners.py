@@ -1,0 +1,106 @@
+"""Which Service ports an object of the table belongs to.
+
+A transaction is carried out as a whole or not at all, so a single element that the kernel refuses
+would hold up every other Service. Here the messages that were refused are led back to the Service
+ports that asked for them, so that the rest can go without them.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from svcproxy.backends.nftables import sets
+from svcproxy.backends.nftables.fields import address_key, port_key, protocol_key
+from svcproxy.backends.nftables.protocol import (
+    DELETE_CHAIN,
+    DELETE_ELEMENT,
+    DELETE_RULE,
+    DELETE_SET,
+    NEW_CHAIN,
+    NEW_ELEMENT,
+    NEW_RULE,
+    NEW_SET,
+)
+from svcproxy.backends.nftables.render import owner_key, render
+from svcproxy.backends.nftables.transaction import Message, element_keys
+from svcproxy.backends.settings import Settings
+from svcproxy.model.names import ServicePortName
+from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.attributes import MalformedError, collect, string
+
+_NOBODY: frozenset[ServicePortName] = frozenset()
+_NAME_IN = {
+    NEW_SET: 2,
+    DELETE_SET: 2,
+    NEW_CHAIN: 3,
+    DELETE_CHAIN: 3,
+    NEW_RULE: 2,
+    DELETE_RULE: 2,
+    NEW_ELEMENT: 2,
+    DELETE_ELEMENT: 2,
+}
+_PORT_AND_PROTOCOL = 8
+"""The bytes of both in a key."""
+
+
+class Owners:
+    """Says which of some Service ports an element, set or chain belongs to.
+
+    Args:
+        ports: the Service ports; several may be versions of the same.
+        settings: what they are rendered with.
+    """
+
+    def __init__(self, ports: Iterable[ServicePort], settings: Settings) -> None:
+        self._ports = list(ports)
+        self._settings = settings
+        self._address = settings.family.bits // 8
+        self._by_key: dict[bytes, set[ServicePortName]] = {}
+        for port in self._ports:
+            for key in self._keys(port):
+                self._by_key.setdefault(key, set()).add(port.name)
+
+    def _keys(self, port: ServicePort) -> Iterator[bytes]:
+        """What keys of elements begin or end with; their lengths keep the kinds apart."""
+        protocol = protocol_key(port.name.protocol)
+        for frontend in port.frontends:
+            number = protocol + port_key(frontend.port)
+            if frontend.address:
+                yield address_key(frontend.address)
+                yield address_key(frontend.address) + number
+            else:
+                yield number
+        for endpoint in (*port.cluster_endpoints, *port.local_endpoints):
+            yield address_key(endpoint.address)
+        if port.affinity_seconds and port.frontends:
+            yield b"owner" + owner_key(port, self._settings.family) + protocol
+
+    def of(self, message: Message) -> frozenset[ServicePortName]:
+        """The Service ports that a message of a transaction is about; empty if none in particular."""
+        try:
+            name = string(collect(message.body).get(_NAME_IN.get(message.kind, 0), b""))
+            if message.kind in {NEW_ELEMENT, DELETE_ELEMENT}:
+                found = [self.of_element(name, key) for key in element_keys(message.body)]
+                return _NOBODY.union(*found)
+        except MalformedError:
+            return _NOBODY
+        return self._of_set(name) if sets.is_on_demand(name) else _NOBODY
+
+    def of_element(self, name: str, key: bytes) -> frozenset[ServicePortName]:
+        """The Service ports that an element of a set belongs to."""
+        if name in {sets.HAIRPINS, sets.CLUSTER_ADDRESSES}:
+            part = key[: self._address]
+        elif name.startswith(sets.AFFINITY_ENDPOINTS):
+            part = b"owner" + key[self._address + _PORT_AND_PROTOCOL // 2 :]
+        elif name.startswith((sets.NODE_PORTS, sets.OF_NODE_PORTS)):
+            part = key[:_PORT_AND_PROTOCOL]
+        else:
+            part = key[: self._address + _PORT_AND_PROTOCOL]
+        return frozenset(self._by_key.get(part, ()))
+
+    def _of_set(self, name: str) -> frozenset[ServicePortName]:
+        """The Service ports that have elements in a set on demand, which may have a chain."""
+        found = set()
+        for port in self._ports:
+            rendered = render(port, self._settings)
+            if name in rendered.elements or any(name == where for where, _ in rendered.lists):
+                found.add(port.name)
+        return frozenset(found)
