@@ -100,23 +100,17 @@ class Connection:
         with contextlib.suppress(PermissionError):
             self._socket.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _RECEIVE_BUFFER)
 
-    @contextlib.contextmanager
-    def _conversation(self) -> Iterator[None]:
-        """Replace the socket if sending or receiving fails; raise an ``OSError``."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno == errno.ENOBUFS:
-                REFUSALS.count("netlink", "enobufs")
-            self._renew()
-            if error.errno in TIMED_OUT:
-                # The kernel's EAGAIN would read "temporarily unavailable".
-                raise _refused(errno.ETIMEDOUT) from error
-            raise
-        except MalformedError as error:
+    def _broken(self, error: OSError | MalformedError) -> OSError:
+        """Replace the socket after a failure; return what to raise."""
+        self._renew()
+        if isinstance(error, MalformedError):
             REFUSALS.count("netlink", "malformed")
-            self._renew()
-            raise OSError(errno.EBADMSG, str(error)) from error
+            return OSError(errno.EBADMSG, str(error))
+        if error.errno == errno.ENOBUFS:
+            REFUSALS.count("netlink", "enobufs")
+        # The kernel's EAGAIN would read "temporarily unavailable".
+        number = error.errno or 0
+        return _refused(errno.ETIMEDOUT if number in TIMED_OUT else number)
 
     def _renew(self) -> None:
         self._socket.close()
@@ -147,9 +141,11 @@ class Connection:
             # Errors are always answered, and the kernel is done with one before it begins the
             # next: the answer to the last says that there are no more.
             encoded.append(encode(batch[-1], last, FLAG_ACK))
-            with self._conversation():
+            try:
                 self._socket.send(b"".join(encoded))
                 refusals += self._refused_among(first, last, start)
+            except (OSError, MalformedError) as error:
+                raise self._broken(error) from error
             start += len(batch)
         return refusals
 
@@ -160,9 +156,11 @@ class Connection:
             OSError: the kernel refused, with its error number, or did not answer.
         """
         sequence = self._reserve(1)
-        with self._conversation():
+        try:
             self._socket.send(encode(request, sequence))
             message = next(self._answers(sequence))
+        except (OSError, MalformedError) as error:
+            raise self._broken(error) from error
         if message.kind == ERROR and message.error:
             raise _refused(message.error)
         return message
@@ -189,7 +187,7 @@ class Connection:
         sequence = self._reserve(1)
         found: list[bytes] = []
         whole, number = True, 0
-        with self._conversation():
+        try:
             self._socket.send(encode(request, sequence, FLAG_DUMP))
             for message in self._answers(sequence):
                 whole = whole and not message.flags & FLAG_INTERRUPTED
@@ -197,6 +195,8 @@ class Connection:
                     number = message.error
                     break
                 found.append(message.body)
+        except (OSError, MalformedError) as error:
+            raise self._broken(error) from error
         if number:
             raise _refused(number)
         return found, whole

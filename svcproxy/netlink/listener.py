@@ -67,7 +67,7 @@ class Listener:
 
     def __init__(self, listening: socket.socket, read: Callable[[], None], name: str) -> None:
         self._socket = listening
-        self._buffer = bytearray(NETLINK_DATAGRAM_BYTES)
+        self._buffer = memoryview(bytearray(NETLINK_DATAGRAM_BYTES))
         self._read = read
         self._wake, self._woken = socket.socketpair()
         self._stopped = False
@@ -116,7 +116,7 @@ class Listener:
                 REFUSALS.count("netlink", "malformed")
                 yield None
             else:
-                yield bytes(memoryview(self._buffer)[:size])
+                yield self._buffer[:size].tobytes()
 
     def _run(self) -> None:
         with selectors.DefaultSelector() as selector:

@@ -1,6 +1,5 @@
 """The netlink socket: transactions and dumps."""
 
-import contextlib
 import errno
 import os
 import socket
@@ -88,7 +87,7 @@ class Connection:
     def __init__(self, family: IPFamily) -> None:
         self.family = family
         self._sending = 0
-        self._buffer = bytearray(NETLINK_DATAGRAM_BYTES)
+        self._buffer = memoryview(bytearray(NETLINK_DATAGRAM_BYTES))
         self._open()
 
     def _open(self, port: int = 0) -> None:
@@ -125,20 +124,16 @@ class Connection:
             self._socket.close()
             raise BackendError("the network namespace is another one by now")
 
-    @contextlib.contextmanager
-    def _conversation(self, what: str) -> Iterator[None]:
-        """Replace the socket after any failure but a refusal; raise a ``BackendError``."""
-        try:
-            yield
-        except OSError as error:
+    def _broken(self, what: str, error: OSError | MalformedError) -> BackendError:
+        """Replace the socket after a failure; return what to raise."""
+        if isinstance(error, MalformedError):
+            REFUSALS.count("netlink", "malformed")
+            reason = str(error)
+        else:
             late = error.errno in TIMED_OUT
             reason = os.strerror(errno.ETIMEDOUT if late else error.errno or 0)
-            self._renew()
-            raise BackendError(f"{what}: {reason}") from error
-        except MalformedError as error:
-            REFUSALS.count("netlink", "malformed")
-            self._renew()
-            raise BackendError(f"{what}: {error}") from error
+        self._renew()
+        return BackendError(f"{what}: {reason}")
 
     @property
     def port_id(self) -> int:
@@ -186,10 +181,13 @@ class Connection:
             # A transaction is one datagram, and has to fit into the buffer with its overhead.
             self._sending = len(data) + (64 << 10)
             self._grow(socket.SO_SNDBUF, self._sending)
-        with self._conversation(f"nf_tables transaction of {len(data)} bytes"):
+        try:
             self._discard()
             self._socket.send(data)
             refusals = self._refusals(messages)
+        except (OSError, MalformedError) as error:
+            what = f"nf_tables transaction of {len(data)} bytes"
+            raise self._broken(what, error) from error
         if refusals:
             raise RefusedError(*refusals)
 
@@ -219,7 +217,7 @@ class Connection:
         size = self._socket.recv_into(self._buffer, 0, flags | socket.MSG_TRUNC)
         if size > len(self._buffer):
             raise MalformedError(f"datagram of {size} bytes")
-        return bytes(memoryview(self._buffer)[:size])
+        return self._buffer[:size].tobytes()
 
     def _pending(self, known: Sequence[Refusal]) -> Iterator[tuple[bytes, int, int, int]]:
         """The answers that are there.
@@ -292,11 +290,13 @@ class Connection:
 
     def _ask(self, kind: int, flags: int, attributes: bytes = b"") -> list[bytes]:
         found: list[bytes] = []
-        with self._conversation("nf_tables"):
+        try:
             self._discard()
             self._socket.send(request(kind, flags, self.family, attributes))
             while not self._take_answer(self._receive(), found, dump=bool(flags)):
                 pass
+        except (OSError, MalformedError) as error:
+            raise self._broken("nf_tables", error) from error
         return found
 
     def _take_answer(self, data: bytes, found: list[bytes], *, dump: bool) -> bool:
