@@ -117,3 +117,11 @@ fails with all of it."""
 
 NETLINK_DEPTH = 16
 """Levels of nested attributes that are looked into; nf_tables needs 6."""
+IPTABLES_SAVE_BYTES = 512 * 1024 * 1024
+"""Output of one iptables-save. 10,000 Services make about 20 MB; the rest is other programs'."""
+
+IPTABLES_PROGRAM_SECONDS = 300.0
+"""How long one iptables program may run."""
+
+IPTABLES_ISOLATION_RESTORES = 64
+"""Restores in one sync to find out which Service ports the kernel refuses."""

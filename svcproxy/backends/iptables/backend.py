@@ -6,6 +6,7 @@ import structlog
 from msgspec import structs
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
+from svcproxy.backends.iptables.isolation import Isolation, Kernel
 from svcproxy.backends.iptables.naming import FORWARD, POSTROUTING
 from svcproxy.backends.iptables.plan import Observed, Plan, Planner
 from svcproxy.backends.iptables.sets import AffinitySets
@@ -19,6 +20,7 @@ from svcproxy.backends.window import is_liberal
 from svcproxy.backends.xtables.commands import Announced, Iptables, Variant
 from svcproxy.backends.xtables.fingerprint import Fingerprint
 from svcproxy.backends.xtables.generation import Watermark
+from svcproxy.backends.xtables.restoretext import RestoreRefused
 from svcproxy.backends.xtables.ruleset import FILTER, NAT, TABLES
 from svcproxy.backends.xtables.savefile import parse
 from svcproxy.model.counters import COUNTERS, INVALID_DROPPED
@@ -53,6 +55,7 @@ class IptablesBackend:
         nft = programs.variant is Variant.NFT
         self._watermark = Watermark() if nft else Fingerprint(programs.family)
         self._planner = Planner(self._settings(None))
+        self._asked: Desired | Changes = Changes({})
 
     @property
     def family(self) -> IPFamily:
@@ -132,6 +135,7 @@ class IptablesBackend:
         self._drop_invalid = not is_liberal()
         self._accounting = self._accounting and self._make_counters()
         self._consider_affinity(desired.ports.values())
+        self._asked = desired
         return self._planner.plan(desired, self._settings(desired.node), observed)
 
     def plan_changes(self, changes: Changes, node: Node | None) -> Plan | None:
@@ -139,38 +143,66 @@ class IptablesBackend:
         self._consider_affinity(port for port in changes.ports.values() if port is not None)
         if self._settings(node) != self._planner.settings:
             return None
+        self._asked = changes
         return self._planner.plan_changes(changes.ports)
 
     def apply(self, plan: Plan) -> Outcome:
         """Send the plan in one iptables-restore, one transaction per table.
 
-        With the nft variant, very many new chains go ahead in pieces, see ``staging``.
+        With the nft variant, very many new chains go ahead in pieces, see ``staging``. Service ports
+        of which the kernel refuses something are left as they were, see ``isolation``.
         """
+        try:
+            return self._carry_out(plan)
+        except RestoreRefused as error:
+            # What is refused may be right if others have changed what it was relative to.
+            if isinstance(self._asked, Changes) and not self._watermark.untouched:
+                self._planner.undo()
+                raise
+            return self._isolate(error)
+        except BackendError:
+            self._planner.undo()
+            raise
+
+    def _isolate(self, error: RestoreRefused) -> Outcome:
+        """Apply what was asked for but for the Service ports that are refused."""
+        kernel = Kernel(self._carry_out, self.read, self._check_tables)
+        isolation = Isolation(self._planner, kernel, error)
+        try:
+            if isinstance(self._asked, Changes):
+                return isolation.apply_changes(self._asked.ports)
+            return isolation.apply_all(self._asked, self._planner.settings)
+        except BackendError:
+            self._planner.undo()
+            raise
+
+    def _check_tables(self) -> None:
+        """Raise ``BackendError`` if a table takes no input at all."""
+        self._watermark.writing()
+        for table in TABLES:
+            self._programs.accepts(table)
+        self._watermark.written(2 * len(TABLES))
+
+    def _carry_out(self, plan: Plan) -> Outcome:
         nft = self._programs.variant is Variant.NFT
         texts = list(staged(plan)) if nft else [text for text in (plan.text(),) if text]
         self._watermark.writing()
         if plan.create_sets:
             self._sets.create(plan.create_sets)
+        commits = 0
         for text in texts:
-            self._programs.restore(text)
-        if plan.destroy_sets:
-            self._sets.destroy(plan.destroy_sets)
-        self._watermark.written(sum(text.count("\nCOMMIT") for text in texts))
-        tables = plan.tables
-        counts = {
-            "restore": len(texts),
-            "chain_written": sum(len(t.write) for t in tables.values()),
-            "chain_deleted": sum(len(t.delete) for t in tables.values()),
-            "rule_written": sum(t.rules for t in tables.values()),
-            "rule_deleted": sum(len(t.remove) for t in tables.values()),
-            "set_created": len(plan.create_sets),
-            "set_destroyed": len(plan.destroy_sets),
-        }
-        return Outcome(
-            operations={kind: count for kind, count in counts.items() if count},
-            sizes=plan.sizes,
-            written={table: t.rules for table, t in tables.items()},
-        )
+            try:
+                self._programs.restore(text)
+            except RestoreRefused as error:
+                self._watermark.written(commits + error.partial)
+                if not _changes_rules(text):
+                    raise BackendError(str(error)) from error
+                raise
+            commits += text.count("\nCOMMIT")
+        if plan.destroy_sets and (kept := self._sets.destroy(plan.destroy_sets)):
+            log.warning("iptables.set_kept", family=self.family, sets=len(kept), first=kept[0])
+        self._watermark.written(commits)
+        return _outcome(plan, len(texts))
 
     def tend(self, _hurry: Callable[[], bool]) -> float | None:
         """Nothing: rules do not depend on time."""
@@ -179,8 +211,8 @@ class IptablesBackend:
     def clean_up(self) -> None:
         """Remove our chains, jumps and ipsets, and what kube-proxy may have left."""
         sweep(self._programs.variant, self.family)
-        if names := self._sets.names():
-            self._sets.destroy(names)
+        if (names := self._sets.names()) and (kept := self._sets.destroy(names)):
+            raise BackendError(f"{kept[0]}; {len(kept)} ipsets stay")
 
     def _settings(self, node: Node | None) -> IptablesSettings:
         return IptablesSettings(
@@ -215,3 +247,30 @@ class IptablesBackend:
         works = self._programs.accepts(NAT, match)
         self._sets.destroy([name])
         return works
+
+
+def _changes_rules(text: str) -> bool:
+    """Whether an input does more than to empty and to delete chains.
+
+    That comes last: if it is refused, everything before it is in the kernel.
+    """
+    return any(f"\n-{command} " in text for command in "AID")
+
+
+def _outcome(plan: Plan, restores: int) -> Outcome:
+    tables = plan.tables
+    counts = {
+        "restore": restores,
+        "chain_written": sum(len(t.write) for t in tables.values()),
+        "chain_deleted": sum(len(t.delete) for t in tables.values()),
+        "rule_written": sum(t.rules for t in tables.values()),
+        "rule_deleted": sum(len(t.remove) for t in tables.values()),
+        "set_created": len(plan.create_sets),
+        "set_destroyed": len(plan.destroy_sets),
+    }
+    return Outcome(
+        operations={kind: count for kind, count in counts.items() if count},
+        sizes=plan.sizes,
+        written={table: t.rules for table, t in tables.items()},
+        refused=plan.refused,
+    )

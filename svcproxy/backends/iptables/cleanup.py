@@ -12,8 +12,9 @@ from enum import StrEnum
 from svcproxy.backends.iptables import naming
 from svcproxy.backends.iptables.staging import STAGE_CHAINS, deletions
 from svcproxy.backends.iptables.static import JUMPS, LISTS
+from svcproxy.backends.xtables.restoretext import joined
 from svcproxy.backends.xtables.ruleset import FILTER, NAT, Rules
-from svcproxy.backends.xtables.savefile import Saved
+from svcproxy.backends.xtables.savefile import Saved, unquoted
 from svcproxy.backends.xtables.tableplan import TablePlan
 
 MANGLE = "mangle"
@@ -104,7 +105,8 @@ def _plan(
             if _is_others_jump(table, chain, text, present):
                 remove.append((chain, text))
             elif target in doomed:
-                if chain in _BUILT_IN and _OUR_NOTE in text:
+                # No restore input can hold a newline: such a rule is not kube-proxy's either.
+                if chain in _BUILT_IN and _OUR_NOTE in text and "\n" not in text:
                     remove.append((chain, text))
                 else:
                     held.add(target)
@@ -132,7 +134,7 @@ def _is_others_jump(table: str, chain: str, text: str, present: User | None) -> 
 
 
 def _target(text: str) -> str:
-    found = _JUMP.search(text)
+    found = _JUMP.search(unquoted(text))
     return found[1] if found else ""
 
 
@@ -153,4 +155,4 @@ def inputs(plan: TablePlan, table: str, *, pieces: bool) -> Iterator[str]:
 
 
 def _input(plan: TablePlan, table: str) -> str:
-    return "\n".join((*plan.lines(table), ""))
+    return joined(plan.lines(table))

@@ -18,7 +18,7 @@ import msgspec
 
 from svcproxy.backends.iptables.naming import CLUSTER_PREFIX
 from svcproxy.backends.xtables.hashing import hash16
-from svcproxy.backends.xtables.ruleset import Rules, rule
+from svcproxy.backends.xtables.ruleset import Rules, rule, spelled
 from svcproxy.model.names import Protocol
 
 LEAF = 16
@@ -31,7 +31,13 @@ _PORT_BITS = 18
 
 
 def key(address: str, protocol: Protocol, port: int) -> int:
-    """The key of a frontend; ``address`` is empty for node ports."""
+    """The key of a frontend; ``address`` is empty for node ports.
+
+    Raises:
+        ValueError: the address or the port is none, so that the key would be another's.
+    """
+    if not 0 < port < 1 << 16:
+        raise ValueError(f"{port} is no port")
     number = int(ip_address(address)) if address else 0
     return number << _PORT_BITS | _PROTOCOLS.index(protocol) << 16 | port
 
@@ -205,6 +211,10 @@ class DispatchTree:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def get(self, number: int) -> str | None:
+        """The rule of a key."""
+        return self._texts.get(number)
+
     def chains(self) -> dict[str, Rules]:
         """All chains of the tree, by name."""
         view = _View(self._shape, self._keys, self._texts.__getitem__)
@@ -262,4 +272,4 @@ def _destination(number: int, address_bits: int, bits: int) -> str:
         return ""
     packed = number >> _PORT_BITS
     address = ip_address(packed.to_bytes(address_bits // 8, "big"))
-    return f"-d {address}/{bits}"
+    return f"-d {spelled(str(address))}/{bits}"

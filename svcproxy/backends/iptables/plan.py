@@ -1,7 +1,7 @@
 """From the desired state to the input of iptables-restore, whole or for what changed."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -18,6 +18,7 @@ from svcproxy.backends.iptables.static import (
     node_port_rules,
     static_chains,
 )
+from svcproxy.backends.xtables.restoretext import joined
 from svcproxy.backends.xtables.ruleset import FILTER, NAT, TABLES, Rules
 from svcproxy.backends.xtables.savefile import Saved
 from svcproxy.backends.xtables.tableplan import Jump, TablePlan
@@ -37,6 +38,9 @@ class Observed(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True):
     """The changes to both tables; ``sizes`` is how many of our rules each then holds.
 
+    ``refused`` are the Service ports that cannot be rendered, with the reason; they are left as they
+    were.
+
     ``create_sets`` have to exist before the rules that name them, ``destroy_sets`` can only go
     after those; ipset has no common transaction with iptables.
     """
@@ -45,6 +49,7 @@ class Plan(msgspec.Struct, frozen=True):
     sizes: dict[str, int]
     create_sets: tuple[str, ...] = ()
     destroy_sets: tuple[str, ...] = ()
+    refused: Mapping[ServicePortName, str] = {}
 
     def __bool__(self) -> bool:
         return any(self.tables.values()) or bool(self.create_sets or self.destroy_sets)
@@ -55,13 +60,26 @@ class Plan(msgspec.Struct, frozen=True):
         The filter table goes first, as with kube-proxy: what is to be refused is refused before
         its forwarding ends.
         """
-        lines = [
+        return joined(
             line
             for table in TABLES
             if self.tables[table]
             for line in self.tables[table].lines(table)
-        ]
-        return "\n".join((*lines, "")) if lines else ""
+        )
+
+
+class _Former(msgspec.Struct):
+    """What the planner knew before its last plan, to go back if that is not applied.
+
+    ``ports`` holds the Service ports that changed, ``None`` for those that did not exist; after a
+    plan from scratch all of them. ``keys`` are the changed rules of the dispatch trees. ``filters``
+    takes back what an incremental plan did to the filter table.
+    """
+
+    ports: Mapping[ServicePortName, ServicePort | None]
+    keys: dict[str, dict[int, str | None]]
+    sizes: Counter[str]
+    filters: TablePlan
 
 
 class Planner:
@@ -76,41 +94,64 @@ class Planner:
         self._ports: dict[ServicePortName, ServicePort] = {}
         self._trees = _trees(settings)
         self._sizes: Counter[str] = Counter()
+        self._former = _Former({}, {}, Counter(), TablePlan())
 
     @property
     def settings(self) -> IptablesSettings:
         """What the present rules were made with."""
         return self._settings
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many of our rules each table holds."""
+        return dict(self._sizes)
+
     def target(
         self, ports: Mapping[ServicePortName, ServicePort]
-    ) -> tuple[dict[str, dict[str, Rules]], set[str]]:
-        """Every chain of ours by table, and every ipset; the memory starts anew."""
-        settings = self._settings
-        tables = static_chains(settings)
-        lists: dict[str, list[str]] = {chain: [] for chain in LISTS}
-        entries: dict[str, dict[int, str]] = {name: {} for name in _TREES}
-        sets: set[str] = set()
-        for port in ports.values():
-            rules = render(port, settings)
-            sets |= rules.sets
-            tables[NAT].update(rules.chains)
-            for name, found in entries.items():
-                found.update(getattr(rules, name))
-            for chain, texts in rules.lists.items():
-                lists[chain].extend(texts)
-        tables[FILTER].update((chain, tuple(texts)) for chain, texts in lists.items())
-        self._trees = _trees(settings)
-        for name, tree in self._trees.items():
-            tree.load(entries[name])
-            tables[NAT].update(tree.chains())
-        self._ports = dict(ports)
-        return tables, sets
+    ) -> tuple[dict[str, dict[str, Rules]], set[str], dict[ServicePortName, str]]:
+        """Every chain of ours by table, every ipset, and what cannot be rendered.
 
-    def plan(self, desired: Desired, settings: IptablesSettings, observed: Observed) -> Plan:
-        """Compare from scratch with what the kernel holds."""
+        The memory starts anew. Of several ports with the same frontend the last one has it. A port
+        that cannot be rendered keeps its last good state, but no frontend that another has now.
+        """
+        former, self._ports = self._ports, dict(ports)
+        target = _Target()
+        refused: dict[ServicePortName, str] = {}
+        for name, port in ports.items():
+            try:
+                target.add(render(port, self._settings))
+            except ValueError as error:
+                refused[name] = str(error)
+        for name in refused:
+            del self._ports[name]
+            if name in former:
+                self._ports[name] = former[name]
+                target.add(render(former[name], self._settings), late=True)
+        self._trees = _trees(self._settings)
+        return target.tables(self._settings, self._trees), target.sets, refused
+
+    def plan(
+        self,
+        desired: Desired,
+        settings: IptablesSettings,
+        observed: Observed,
+        held: Collection[ServicePortName] = (),
+    ) -> Plan:
+        """Compare from scratch with what the kernel holds.
+
+        Args:
+            desired: all that should be there.
+            settings: what the rules depend on besides.
+            observed: what is there.
+            held: Service ports that stay as they were in the last applied plan, or absent.
+        """
         self._settings = settings
-        target, sets = self.target(desired.ports)
+        former, sizes = self._ports, self._sizes.copy()
+        ports = desired.ports
+        if held:
+            kept = {name: former[name] for name in held if name in former}
+            ports = kept | {name: port for name, port in ports.items() if name not in held}
+        target, sets, refused = self.target(ports)
         plans: dict[str, TablePlan] = {}
         for table in TABLES:
             chains, found = target[table], observed.tables.get(table, {})
@@ -123,55 +164,155 @@ class Planner:
                 delete=_stale(table, chains, found),
                 fresh=chains.keys() - found.keys(),
             )
-        return Plan(
+        plan = Plan(
             plans,
             dict(self._sizes),
             create_sets=tuple(sorted(sets - observed.sets)),
             destroy_sets=tuple(sorted(observed.sets - sets)),
+            refused=refused,
         )
+        self._former = _Former(former, {}, sizes, TablePlan())
+        return plan
 
     def plan_changes(self, ports: Mapping[ServicePortName, ServicePort | None]) -> Plan:
         """Compute the difference that changed Service ports make."""
-        nat, filters = TablePlan(), TablePlan()
-        entries: dict[str, dict[int, str | None]] = {name: {} for name in _TREES}
-        create: set[str] = set()
-        destroy: set[str] = set()
+        difference = _Difference(self._trees)
+        former: dict[ServicePortName, ServicePort | None] = {}
+        sizes = self._sizes.copy()
+        refused: dict[ServicePortName, str] = {}
         for name, port in ports.items():
             known = self._ports.get(name)
+            try:
+                new = render(port, self._settings) if port else _NOTHING
+            except ValueError as error:
+                refused[name] = str(error)
+                continue
             old = render(known, self._settings) if known else _NOTHING
-            new = render(port, self._settings) if port else _NOTHING
+            former[name] = known
             self._remember(name, port)
-            nat.delete.extend(old.chains.keys() - new.chains.keys())
-            nat.write.update((c, r) for c, r in new.chains.items() if old.chains.get(c) != r)
-            nat.fresh.update(new.chains.keys() - old.chains.keys())
+            difference.add(old, new)
             self._sizes[NAT] += _count(new.chains.values()) - _count(old.chains.values())
             self._sizes[FILTER] += _count(new.lists.values()) - _count(old.lists.values())
-            for tree, noted in entries.items():
-                _note(noted, getattr(old, tree), getattr(new, tree))
-            _edit(filters, old.lists, new.lists)
-            create |= new.sets - old.sets
-            destroy |= old.sets - new.sets
-        for tree, noted in entries.items():
-            change = self._trees[tree].change(noted)
-            self._sizes[NAT] += change.growth
-            for chain, rules in change.chains.items():
-                if rules is None:
-                    nat.delete.append(chain)
-                else:
-                    nat.write[chain] = rules
-        nat.delete.sort()
-        return Plan(
-            {FILTER: filters, NAT: nat},
-            dict(self._sizes),
-            create_sets=tuple(sorted(create)),
-            destroy_sets=tuple(sorted(destroy)),
+        keys = difference.former_keys()
+        self._sizes[NAT] += difference.change_trees()
+        plan = difference.plan(dict(self._sizes), refused)
+        filters = plan.tables[FILTER]
+        self._former = _Former(
+            former, keys, sizes, TablePlan(remove=filters.add, add=filters.remove)
         )
+        return plan
+
+    def undo(self) -> TablePlan:
+        """Forget the last plan, which was not applied; after it, ``plan_changes`` goes on.
+
+        After a plan from scratch only the Service ports are known again: ``plan`` has to follow.
+
+        Returns:
+            What takes an incremental plan's changes to the filter table back, should they be in
+            the kernel.
+        """
+        former = self._former
+        if former.keys:
+            for name, port in former.ports.items():
+                self._remember(name, port)
+            for tree, noted in former.keys.items():
+                self._trees[tree].change(noted)
+        else:
+            self._ports = {name: port for name, port in former.ports.items() if port is not None}
+        self._sizes = former.sizes
+        return former.filters
 
     def _remember(self, name: ServicePortName, port: ServicePort | None) -> None:
         if port is None:
             self._ports.pop(name, None)
         else:
             self._ports[name] = port
+
+
+class _Target:
+    """Collects the rules of all Service ports."""
+
+    def __init__(self) -> None:
+        self.sets: set[str] = set()
+        self._chains: dict[str, Rules] = {}
+        self._lists: dict[str, list[str]] = {chain: [] for chain in LISTS}
+        self._entries: dict[str, dict[int, str]] = {name: {} for name in _TREES}
+
+    def add(self, rules: PortRules, *, late: bool = False) -> None:
+        """Add one Service port; if ``late``, it gets no frontend that another has."""
+        self.sets |= rules.sets
+        self._chains.update(rules.chains)
+        for name, found in self._entries.items():
+            entries = getattr(rules, name)
+            found.update({n: t for n, t in entries.items() if n not in found} if late else entries)
+        for chain, texts in rules.lists.items():
+            self._lists[chain].extend(texts)
+
+    def tables(
+        self, settings: IptablesSettings, trees: Mapping[str, DispatchTree]
+    ) -> dict[str, dict[str, Rules]]:
+        """Every chain by table; loads the dispatch trees."""
+        tables = static_chains(settings)
+        tables[NAT].update(self._chains)
+        tables[FILTER].update((chain, tuple(texts)) for chain, texts in self._lists.items())
+        for name, tree in trees.items():
+            tree.load(self._entries[name])
+            tables[NAT].update(tree.chains())
+        return tables
+
+
+class _Difference:
+    """Collects what changed Service ports mean for both tables."""
+
+    def __init__(self, trees: Mapping[str, DispatchTree]) -> None:
+        self._trees = trees
+        self._nat, self._filters = TablePlan(), TablePlan()
+        self._entries: dict[str, dict[int, str | None]] = {name: {} for name in _TREES}
+        self._create: set[str] = set()
+        self._destroy: set[str] = set()
+
+    def add(self, old: PortRules, new: PortRules) -> None:
+        """Add one Service port."""
+        nat = self._nat
+        nat.delete.extend(old.chains.keys() - new.chains.keys())
+        nat.write.update((c, r) for c, r in new.chains.items() if old.chains.get(c) != r)
+        nat.fresh.update(new.chains.keys() - old.chains.keys())
+        for tree, noted in self._entries.items():
+            _note(noted, getattr(old, tree), getattr(new, tree), self._trees[tree])
+        _edit(self._filters, old.lists, new.lists)
+        self._create |= new.sets - old.sets
+        self._destroy |= old.sets - new.sets
+
+    def former_keys(self) -> dict[str, dict[int, str | None]]:
+        """What the dispatch trees hold now at the keys that are about to change."""
+        return {
+            name: {number: self._trees[name].get(number) for number in noted}
+            for name, noted in self._entries.items()
+        }
+
+    def change_trees(self) -> int:
+        """Change the dispatch trees; by how many rules they grew."""
+        growth = 0
+        for tree, noted in self._entries.items():
+            change = self._trees[tree].change(noted)
+            growth += change.growth
+            for chain, rules in change.chains.items():
+                if rules is None:
+                    self._nat.delete.append(chain)
+                else:
+                    self._nat.write[chain] = rules
+        return growth
+
+    def plan(self, sizes: dict[str, int], refused: Mapping[ServicePortName, str]) -> Plan:
+        """The finished plan."""
+        self._nat.delete.sort()
+        return Plan(
+            {FILTER: self._filters, NAT: self._nat},
+            sizes,
+            create_sets=tuple(sorted(self._create)),
+            destroy_sets=tuple(sorted(self._destroy)),
+            refused=refused,
+        )
 
 
 _TREES = ("cluster_ips", "external_ips", "node_ports")
@@ -192,10 +333,16 @@ def _count(rules: Iterable[Rules]) -> int:
     return sum(map(len, rules))
 
 
-def _note(into: dict[int, str | None], old: Mapping[int, str], new: Mapping[int, str]) -> None:
-    """Note set and removed keys; when a key changes hands, the new owner's rule stands."""
+def _note(
+    into: dict[int, str | None], old: Mapping[int, str], new: Mapping[int, str], tree: DispatchTree
+) -> None:
+    """Note set and removed keys; when a key changes hands, the new owner's rule stands.
+
+    A port that was refused may still think that it has a key which another one got since.
+    """
     for number in old.keys() - new.keys():
-        into.setdefault(number, None)
+        if tree.get(number) == old[number]:
+            into.setdefault(number, None)
     into.update(new)
 
 

@@ -9,7 +9,7 @@ from svcproxy.backends.iptables.balance import Branch, balance
 from svcproxy.backends.iptables.dispatch import key
 from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.xtables.hashing import port_hash
-from svcproxy.backends.xtables.ruleset import Rules, comment, rule
+from svcproxy.backends.xtables.ruleset import Rules, comment, rule, spelled, spelled_range
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 
@@ -34,15 +34,25 @@ class PortRules(msgspec.Struct, frozen=True):
 
 
 def render(port: ServicePort, settings: IptablesSettings) -> PortRules:
-    """Compute all rules of one Service port; they depend on nothing else."""
+    """Compute all rules of one Service port; they depend on nothing else.
+
+    Nothing gets into a rule as it came: names are comments or hashed, addresses are parsed, numbers
+    are formatted as numbers.
+
+    Raises:
+        ValueError: an address or a number is none.
+    """
     return _Renderer(port, settings).render()
 
 
 def endpoint_target(endpoint: Endpoint) -> str:
-    """``address:port``, or ``[address]:port`` for IPv6, as ``--to-destination`` wants it."""
-    if ":" in endpoint.address:
-        return f"[{endpoint.address}]:{endpoint.port}"
-    return f"{endpoint.address}:{endpoint.port}"
+    """``address:port``, or ``[address]:port`` for IPv6, as ``--to-destination`` wants it.
+
+    Raises:
+        ValueError: the address is none.
+    """
+    address = spelled(endpoint.address)
+    return f"[{address}]:{endpoint.port:d}" if ":" in address else f"{address}:{endpoint.port:d}"
 
 
 class _Renderer:
@@ -91,11 +101,18 @@ class _Renderer:
     def _match(self, frontend: Frontend, note: str = "") -> str:
         """The match for a frontend in the order of iptables-save; ``note`` becomes a comment."""
         return rule(
-            f"-d {frontend.address}/{self.settings.family.bits}" if frontend.address else "",
+            self._destination(frontend),
             f"-p {self.keyword}",
             comment(note) if note else "",
-            f"-m {self.keyword} --dport {frontend.port}",
+            f"-m {self.keyword} --dport {frontend.port:d}",
         )
+
+    def _destination(self, frontend: Frontend) -> str:
+        if not frontend.address:
+            return ""
+        if (":" in frontend.address) != (self.settings.family is IPFamily.IPV6):
+            raise ValueError(f"{frontend.address[:64]!r} is no {self.settings.family} address")
+        return f"-d {spelled(frontend.address)}/{self.settings.family.bits}"
 
     def _key(self, frontend: Frontend) -> int:
         return key(frontend.address, self.port.name.protocol, frontend.port)
@@ -107,11 +124,11 @@ class _Renderer:
         if verdict is Verdict.REJECT:
             target = f"REJECT --reject-with {unreachable}-port-unreachable"
         text = rule(
-            f"-d {frontend.address}/{self.settings.family.bits}" if frontend.address else "",
+            self._destination(frontend),
             f"-p {self.keyword}",
             comment(f"{self.text} {note}"),
             "" if frontend.address else "-m addrtype --dst-type LOCAL",
-            f"-m {self.keyword} --dport {frontend.port} -j {target}",
+            f"-m {self.keyword} --dport {frontend.port:d} -j {target}",
         )
         self.lists.setdefault(chain, []).append(text)
 
@@ -169,13 +186,13 @@ class _Renderer:
 
     def _guard(self, frontend: Frontend) -> None:
         """KUBE-FW: a load balancer's source ranges; KUBE-PROXY-FIREWALL drops what is left."""
-        sources = list(self.port.source_ranges)
+        sources = [spelled_range(cidr) for cidr in self.port.source_ranges]
         if self._admits_node():
             # A load-balancer address is often added to the node itself; the node then reaches
             # it with that very address as its source.
             bits = self.settings.family.bits
             sources.extend(
-                f"{f.address}/{bits}"
+                f"{spelled(f.address)}/{bits}"
                 for f in self.port.frontends
                 if f.kind is FrontendKind.LOAD_BALANCER
             )
@@ -221,13 +238,14 @@ class _Renderer:
         """KUBE-SEP, where an endpoint needs a chain: to remember clients, or for its hairpin."""
         rules = []
         if not self.settings.hairpin_match:
-            rules.append(f"-s {endpoint.address}/{self.settings.family.bits} {_MARK_MASQ}")
+            source = f"-s {spelled(endpoint.address)}/{self.settings.family.bits}"
+            rules.append(f"{source} {_MARK_MASQ}")
         remember = ""
         if self.port.affinity_seconds and self.settings.affinity_sets:
             # A client's time begins anew with each connection, as with xt_recent's --set.
             self.sets.add(chain)
             seconds = self.port.affinity_seconds
-            rules.append(f"-j SET --add-set {chain} src --exist --timeout {seconds}")
+            rules.append(f"-j SET --add-set {chain} src --exist --timeout {seconds:d}")
         elif self.port.affinity_seconds:
             remember = f"-m recent --set --name {chain} --mask {self._mask()} --rsource"
         rules.append(rule(f"-p {self.keyword}", remember, f"-j DNAT --to-destination {target}"))
@@ -237,7 +255,7 @@ class _Renderer:
         if self.settings.affinity_sets:
             return f"-m set --match-set {chain} src -j {chain}"
         seconds = self.port.affinity_seconds
-        recent = f"-m recent --rcheck --seconds {seconds} --reap --name {chain}"
+        recent = f"-m recent --rcheck --seconds {seconds:d} --reap --name {chain}"
         return f"{recent} --mask {self._mask()} --rsource -j {chain}"
 
     def _mask(self) -> str:
@@ -247,7 +265,7 @@ class _Renderer:
 
     def _health_check_port(self) -> None:
         note = comment(f"{self.text} health check node port")
-        text = f"-p tcp {note} -m tcp --dport {self.port.health_check_node_port} -j ACCEPT"
+        text = f"-p tcp {note} -m tcp --dport {self.port.health_check_node_port:d} -j ACCEPT"
         self.lists.setdefault(naming.NODE_PORTS, []).append(text)
 
 

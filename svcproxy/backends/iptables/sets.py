@@ -11,6 +11,7 @@ from typing import Any
 
 from svcproxy.backends.base import BackendError
 from svcproxy.backends.iptables.naming import ENDPOINT_PREFIX
+from svcproxy.backends.xtables.restoretext import RestoreRefused
 from svcproxy.model.names import IPFamily
 
 CLIENTS = 65536
@@ -47,30 +48,42 @@ class AffinitySets:
         """Create sets; one that exists is left as it is.
 
         Raises:
-            BackendError: the kernel refused one.
+            RestoreRefused: the kernel refused one, which stands for the chain of that name.
+            BackendError: there is no ipset.
         """
         with _ipset() as ipset:
             for name in names:
-                _checked(
-                    ipset.create,
-                    name,
-                    stype="hash:ip",
-                    family=self._family,
-                    exclusive=False,
-                    hashsize=_FIRST_BUCKETS,
-                    maxelem=CLIENTS,
-                    timeout=_DEFAULT_SECONDS,
-                )
+                try:
+                    _checked(
+                        ipset.create,
+                        name,
+                        stype="hash:ip",
+                        family=self._family,
+                        exclusive=False,
+                        hashsize=_FIRST_BUCKETS,
+                        maxelem=CLIENTS,
+                        timeout=_DEFAULT_SECONDS,
+                    )
+                except BackendError as error:
+                    raise RestoreRefused(str(error), (f":{name}",)) from error
 
-    def destroy(self, names: Iterable[str]) -> None:
-        """Destroy sets that no rule names any more.
+    def destroy(self, names: Iterable[str]) -> list[str]:
+        """Destroy sets that no rule of ours names any more.
+
+        Returns:
+            Why the kernel kept some of them, one text for each: another program's rule may name it.
 
         Raises:
-            BackendError: the kernel refused one; it may still be named in a rule.
+            BackendError: there is no ipset.
         """
+        kept: list[str] = []
         with _ipset() as ipset:
             for name in names:
-                _checked(ipset.destroy, name)
+                try:
+                    _checked(ipset.destroy, name)
+                except BackendError as error:
+                    kept.append(str(error))
+        return kept
 
 
 def _ipset() -> Any:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from svcproxy.backends.iptables.plan import Plan
+from svcproxy.backends.xtables.restoretext import joined
 from svcproxy.backends.xtables.ruleset import NAT, Rules
 from svcproxy.backends.xtables.tableplan import TablePlan
 
@@ -52,7 +53,7 @@ def _cut(chains: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 
 def _input(plan: TablePlan, table: str) -> str:
-    return "\n".join((*plan.lines(table), ""))
+    return joined(plan.lines(table))
 
 
 def _callees_first(chains: Mapping[str, Rules]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from svcproxy.backends.ipvs.values import (
     VirtualServer,
     VirtualServerKey,
 )
+from svcproxy.backends.xtables.restoretext import joined
 from svcproxy.backends.xtables.ruleset import TABLES
 from svcproxy.backends.xtables.savefile import Saved
 from svcproxy.backends.xtables.tableplan import TablePlan
@@ -91,4 +92,4 @@ class Plan(msgspec.Struct):
 def restore_input(tables: Mapping[str, TablePlan]) -> str:
     """The restore input, or the empty text when no rule changes."""
     lines = [line for table in TABLES if tables.get(table) for line in tables[table].lines(table)]
-    return "\n".join((*lines, "")) if lines else ""
+    return joined(lines)

@@ -1,20 +1,27 @@
 """Running iptables-save and iptables-restore."""
 
-import re
+import os
+import selectors
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
+from typing import IO
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, TransactionError
+from svcproxy.backends.xtables.restoretext import ENCODING, refusal
 from svcproxy.descriptors import LIMIT
+from svcproxy.limits import IPTABLES_PROGRAM_SECONDS, IPTABLES_SAVE_BYTES
 from svcproxy.model.names import IPFamily
 
 _PROBE_CHAIN = "KUBE-SVC-PROBE"
 _LOCK_WAIT_SECONDS = 5
-_TIMEOUT_SECONDS = 300
-_FAILED_LINE = re.compile(r"line:? (\d+)(?: failed)?")
+_PIECE_BYTES = 1 << 18
+_ERROR_BYTES = 1 << 16
+"""What is kept of a program's error messages."""
+_BUSY = 4  # RESOURCE_PROBLEM, also given for what the kernel refuses through nf_tables
 
 
 Announced = Callable[[Callable[[], int]], AbstractContextManager[None]]
@@ -77,13 +84,19 @@ class Iptables:
         its transactions need no lock.
 
         Raises:
-            TransactionError: nothing of the failing table was applied; the message holds the line
+            RestoreRefused: nothing of the failing table was applied; the message holds the line
                 that iptables complains about.
+            BackendError: nothing of the failing table was applied, whatever the input was: the
+                lock was not free within 5 s, or the program could not run.
         """
         command = [self._restore, "--noflush", "-w", str(_LOCK_WAIT_SECONDS)]
         done = _run(command, text, check=False, announced=self.announced)
         if done.returncode:
-            raise TransactionError(_explain(self._restore, done.stderr, text))
+            failure = refusal(self._restore, done.stderr, text)
+            # A signal ended it, or it could not get the lock: this says nothing about the input.
+            if done.returncode < 0 or (done.returncode == _BUSY and not failure.lines):
+                raise TransactionError(str(failure))
+            raise failure
 
     def accepts(self, table: str, *matches: str) -> bool:
         """Try a rule with each match in a chain that nothing refers to, and remove it again.
@@ -129,7 +142,7 @@ def _run(
     check: bool = True,
     announced: Announced = unannounced,
 ) -> subprocess.CompletedProcess[str]:
-    process: subprocess.Popen[str] | None = None
+    process: subprocess.Popen[bytes] | None = None
 
     def start() -> int:
         nonlocal process
@@ -138,7 +151,6 @@ def _run(
             stdin=subprocess.DEVNULL if text is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
         )
         LIMIT.restore_in(process.pid)
         return process.pid
@@ -150,31 +162,80 @@ def _run(
     except OSError as error:
         raise BackendError(f"{command[0]}: {error.strerror}") from error
     if check and done.returncode:
-        raise BackendError(_explain(command[0], done.stderr, ""))
+        raise BackendError(_explain(command[0], done.stderr))
     return done
 
 
 def _finish(
-    process: subprocess.Popen[str], command: list[str], text: str | None
+    process: subprocess.Popen[bytes], command: list[str], text: str | None
 ) -> subprocess.CompletedProcess[str]:
-    """Feed a process and wait for its end, which comes in any case."""
+    """Feed a process and wait for its end, which comes in any case.
+
+    Bytes are decoded here, because comments of other programs' rules need not be UTF-8, and
+    because Python's text mode would take a carriage return in one for the end of a line.
+
+    Raises:
+        BackendError: it took too long or printed too much.
+    """
+    sent = b"" if text is None else text.encode(*ENCODING)
     with process:
         try:
-            output, errors = process.communicate(text, _TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            process.kill()
-            raise BackendError(f"{command[0]} did not end within {_TIMEOUT_SECONDS} s") from error
+            output, errors = _exchange(process, command[0], sent)
         except BaseException:
             process.kill()
             raise
-    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+    return subprocess.CompletedProcess(
+        command, process.returncode, output.decode(*ENCODING), errors.decode(errors="replace")
+    )
 
 
-def _explain(program: str, stderr: str, text: str) -> str:
-    """One line: what iptables said, and the input line it said it of."""
-    said = " ".join(stderr.split())[:500] or "failed without a message"
-    found = _FAILED_LINE.search(stderr)
-    lines = text.splitlines()
-    if found and 0 < int(found[1]) <= len(lines):
-        said += f" [input line {found[1]}: {lines[int(found[1]) - 1][:300]}]"
-    return f"{program}: {said}"
+def _exchange(process: subprocess.Popen[bytes], program: str, sent: bytes) -> tuple[bytes, bytes]:
+    """Give a process its input and collect its output, within the limits on time and size."""
+    deadline = time.monotonic() + IPTABLES_PROGRAM_SECONDS
+    assert process.stdout is not None
+    assert process.stderr is not None
+    output, errors = bytearray(), bytearray()
+    rest = memoryview(sent)
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ, output)
+        selector.register(process.stderr, selectors.EVENT_READ, errors)
+        if process.stdin is not None:
+            os.set_blocking(process.stdin.fileno(), False)
+            selector.register(process.stdin, selectors.EVENT_WRITE)
+        while selector.get_map():
+            ready = selector.select(deadline - time.monotonic())
+            if not ready:
+                raise BackendError(f"{program} did not end within {IPTABLES_PROGRAM_SECONDS} s")
+            for key, _ in ready:
+                if key.fileobj is process.stdin:
+                    rest = _give(process.stdin, rest)
+                    done = not rest
+                else:
+                    done = not (piece := os.read(key.fd, _PIECE_BYTES))
+                    if key.data is output or len(errors) < _ERROR_BYTES:
+                        key.data.extend(piece)
+                if done:
+                    selector.unregister(key.fileobj)
+                    key.fileobj.close()  # type: ignore[union-attr]
+            if len(output) > IPTABLES_SAVE_BYTES:
+                raise BackendError(f"{program} printed more than {IPTABLES_SAVE_BYTES} bytes")
+    try:
+        process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired as error:
+        raise BackendError(f"{program} did not end within {IPTABLES_PROGRAM_SECONDS} s") from error
+    return bytes(output), bytes(errors)
+
+
+def _give(pipe: IO[bytes], rest: memoryview) -> memoryview:
+    """Write a piece of the input; a program that does not read to the end has said why."""
+    try:
+        return rest[os.write(pipe.fileno(), rest[:_PIECE_BYTES]) :]
+    except BlockingIOError:
+        return rest
+    except BrokenPipeError:
+        return rest[:0]
+
+
+def _explain(program: str, stderr: str) -> str:
+    """One line: what a program said."""
+    return f"{program}: {' '.join(stderr.split())[:500] or 'failed without a message'}"

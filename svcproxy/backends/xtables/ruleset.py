@@ -6,6 +6,7 @@ iptables 1.8.9, nft and legacy; ``savefile`` evens out what other versions print
 """
 
 from collections.abc import Iterable, Mapping
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 Rules = tuple[str, ...]
 Chains = Mapping[str, Rules]
@@ -20,13 +21,57 @@ def rule(*parts: str) -> str:
     return " ".join(part for part in parts if part)
 
 
-def comment(text: str) -> str:
-    """A comment match; names in the API hold no quotes, so none need escaping.
+COMMENT_BYTES = 255
+"""What the kernel keeps of a comment (``XT_MAX_COMMENT_LEN`` less the terminating NUL)."""
+_QUOTES = str.maketrans({'"': "_", "\\": "_", "'": "_"})
 
-    iptables-save prints quotes around any text with a space, slash or colon: all of ours. The
-    kernel keeps 255 characters (``XT_MAX_COMMENT_LEN``) and iptables refuses more.
+
+def comment(text: str) -> str:
+    """A comment match that is safe for any text, and equal to what iptables-save prints.
+
+    The text is cut to what the kernel keeps; iptables refuses longer ones. Quotes, backslashes,
+    control characters (a newline ends a rule of a restore input) and everything outside ASCII
+    become underscores: a comment is a remark, and escaping differs between iptables versions. No
+    valid API name contains any of these.
+
+    iptables-save prints quotes around any text with a space, slash or colon: all of ours.
     """
-    return f'-m comment --comment "{text[:255]}"'
+    text = text[:COMMENT_BYTES]
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(c if c.isascii() and c.isprintable() else "_" for c in text)
+    if '"' in text or "\\" in text or "'" in text:
+        text = text.translate(_QUOTES)
+    return f'-m comment --comment "{text}"'
+
+
+def spelled(address: str) -> str:
+    """An address as iptables-save prints it, which is as ``inet_ntop`` does.
+
+    Python's ``ipaddress`` writes ``::102:304``, ``inet_ntop`` ``::1.2.3.4``; the rules are compared
+    as text.
+
+    Raises:
+        ValueError: it is no IP address. iptables would look it up as a host name.
+    """
+    try:
+        if ":" in address:
+            return inet_ntop(AF_INET6, inet_pton(AF_INET6, address))
+        inet_pton(AF_INET, address)
+    except (OSError, ValueError):
+        raise ValueError(f"{address[:64]!r} is no IP address") from None
+    return address
+
+
+def spelled_range(cidr: str) -> str:
+    """A CIDR as iptables-save prints it.
+
+    Raises:
+        ValueError: it is no address with a prefix length.
+    """
+    address, _, length = cidr.partition("/")
+    if not (length.isascii() and length.isdigit() and len(length) <= 3):
+        raise ValueError(f"{cidr[:64]!r} is no CIDR")
+    return f"{spelled(address)}/{int(length)}"
 
 
 def append(chain: str, rules: Iterable[str]) -> Iterable[str]:

@@ -1,0 +1,87 @@
+"""The input of iptables-restore as text: the last check before it leaves the process.
+
+The renderers quote or refuse what could break a rule. This is the second barrier, for what they
+miss: a rule is exactly one line, and no line is longer than iptables-restore's buffer, which would
+split it and take the rest for a line of its own.
+"""
+
+import re
+from collections.abc import Iterable
+
+from svcproxy.backends.base import TransactionError
+
+LINE_BYTES = 10_000
+"""iptables-restore reads lines into a buffer of 10,240 bytes."""
+_FAILED_LINE = re.compile(r"(?m)(?:^|: )(?:Error occurred at )?line:? (\d+)\b")
+
+
+class RestoreRefused(TransactionError):  # noqa: N818 - as the kernel's refusals are called
+    """iptables-restore, or our own check before it, refused an input because of its contents.
+
+    Attributes:
+        lines: the input lines that were named as the cause; empty if none was, as when the
+            kernel refused a legacy table as a whole.
+        partial: whether a table before the refused one may have been committed.
+    """
+
+    def __init__(self, message: str, lines: tuple[str, ...] = (), *, partial: bool = False) -> None:
+        super().__init__(message)
+        self.lines = lines
+        self.partial = partial
+
+
+def joined(lines: Iterable[str]) -> str:
+    """Join the lines of a restore input.
+
+    Raises:
+        RestoreRefused: a line would be read as more than one, or not as written.
+    """
+    checked = list(lines)
+    text = "\n".join((*checked, "")) if checked else ""
+    if not _is_sound(text, checked):
+        unsound = tuple(line for line in checked if not _is_sound(f"{line}\n", [line]))
+        shown = "; ".join(ascii(line[:200]) for line in unsound[:3])
+        raise RestoreRefused(f"not given to iptables-restore: {shown}", unsound)
+    return text
+
+
+def _is_sound(text: str, lines: list[str]) -> bool:
+    return (
+        text.count("\n") == len(lines)
+        and "\0" not in text
+        and "\r" not in text
+        and (not lines or max(map(len, lines)) <= LINE_BYTES)
+        # A backslash escapes within quotes; only foreign rules that are to be deleted have one.
+        and ("\\" in text or not any(line.count('"') & 1 for line in lines))
+        and (text.isascii() or max(len(line.encode(*ENCODING)) for line in lines) <= LINE_BYTES)
+    )
+
+
+ENCODING = ("utf-8", "surrogateescape")
+"""How text of iptables is decoded and encoded: bytes that are no UTF-8 survive unchanged."""
+
+
+def refusal(program: str, stderr: str, text: str) -> RestoreRefused:
+    """What a failed restore means.
+
+    Args:
+        program: the name of the program.
+        stderr: what it said.
+        text: its input.
+    """
+    said = " ".join(stderr.split())[:500] or "failed without a message"
+    lines = text.split("\n")
+    numbers = sorted({n for found in _FAILED_LINE.findall(stderr) if (n := _number(found))})
+    named = [(n, lines[n - 1]) for n in numbers if n <= len(lines)]
+    if named:
+        number, line = named[0]
+        said += f" [input line {number}: {line[:300]}]"
+    first = named[0][0] if named else len(lines)
+    partial = "COMMIT" in lines[: first - 1]
+    # A COMMIT that failed says nothing about the cause.
+    causes = tuple(line for _, line in named if line != "COMMIT")
+    return RestoreRefused(f"{program}: {said}", causes, partial=partial)
+
+
+def _number(digits: str) -> int:
+    return int(digits) if len(digits) < 10 else 0
