@@ -31,6 +31,8 @@ from svcproxy.netlink import accounting
 from svcproxy.state.desired import Changes
 
 _PROBE_SET = "KUBE-SEP-PROBE"
+_PROBE_COMMITS = 2
+"""Transactions that ``Iptables.accepts`` needs."""
 
 log = structlog.get_logger()
 
@@ -168,20 +170,24 @@ class IptablesBackend:
         """Apply what was asked for but for the Service ports that are refused."""
         kernel = Kernel(self._carry_out, self.read, self._check_tables)
         isolation = Isolation(self._planner, kernel, error)
+        asked = self._asked
         try:
-            if isinstance(self._asked, Changes):
-                return isolation.apply_changes(self._asked.ports)
-            return isolation.apply_all(self._asked, self._planner.settings)
+            if isinstance(asked, Changes):
+                outcome = isolation.apply_changes(asked.ports)
+            else:
+                outcome = isolation.apply_all(asked, self._planner.settings)
         except BackendError:
             self._planner.undo()
             raise
+        self._planner.note_refused(asked.ports, outcome.refused)
+        return outcome
 
     def _check_tables(self) -> None:
         """Raise ``BackendError`` if a table takes no input at all."""
         self._watermark.writing()
         for table in TABLES:
             self._programs.accepts(table)
-        self._watermark.written(2 * len(TABLES))
+        self._watermark.written(_PROBE_COMMITS * len(TABLES))
 
     def _carry_out(self, plan: Plan) -> Outcome:
         nft = self._programs.variant is Variant.NFT
@@ -195,6 +201,8 @@ class IptablesBackend:
                 self._programs.restore(text)
             except RestoreRefused as error:
                 self._watermark.written(commits + error.partial)
+                if plan.create_sets:
+                    self._sets.destroy(plan.create_sets)
                 if not _changes_rules(text):
                     raise BackendError(str(error)) from error
                 raise
@@ -244,7 +252,9 @@ class IptablesBackend:
         except BackendError:
             return False
         match = f"-m set --match-set {name} src"
+        self._watermark.writing()
         works = self._programs.accepts(NAT, match)
+        self._watermark.written(_PROBE_COMMITS)
         self._sets.destroy([name])
         return works
 

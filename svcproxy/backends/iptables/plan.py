@@ -82,6 +82,14 @@ class _Former(msgspec.Struct):
     filters: TablePlan
 
 
+class _Refused(msgspec.Struct):
+    """A Service port that the kernel refused; ``left`` plans from scratch leave it out."""
+
+    port: ServicePort
+    reason: str
+    left: int = 9
+
+
 class Planner:
     """Knows what the kernel holds after the last applied plan, and computes the next.
 
@@ -95,6 +103,7 @@ class Planner:
         self._trees = _trees(settings)
         self._sizes: Counter[str] = Counter()
         self._former = _Former({}, {}, Counter(), TablePlan())
+        self._refused: dict[ServicePortName, _Refused] = {}
 
     @property
     def settings(self) -> IptablesSettings:
@@ -143,12 +152,14 @@ class Planner:
             desired: all that should be there.
             settings: what the rules depend on besides.
             observed: what is there.
-            held: Service ports that stay as they were in the last applied plan, or absent.
+            held: Service ports that stay as they were in the last applied plan, or absent; without
+                any, those that were refused and are the same since.
         """
         self._settings = settings
         former, sizes = self._ports, self._sizes.copy()
         ports = desired.ports
-        if held:
+        known = {} if held else self._still_refused(ports)
+        if held := held or known:
             kept = {name: former[name] for name in held if name in former}
             ports = kept | {name: port for name, port in ports.items() if name not in held}
         target, sets, refused = self.target(ports)
@@ -169,7 +180,7 @@ class Planner:
             dict(self._sizes),
             create_sets=tuple(sorted(sets - observed.sets)),
             destroy_sets=tuple(sorted(observed.sets - sets)),
-            refused=refused,
+            refused=refused | known,
         )
         self._former = _Former(former, {}, sizes, TablePlan())
         return plan
@@ -182,6 +193,7 @@ class Planner:
         refused: dict[ServicePortName, str] = {}
         for name, port in ports.items():
             known = self._ports.get(name)
+            self._refused.pop(name, None)
             try:
                 new = render(port, self._settings) if port else _NOTHING
             except ValueError as error:
@@ -201,6 +213,32 @@ class Planner:
             former, keys, sizes, TablePlan(remove=filters.add, add=filters.remove)
         )
         return plan
+
+    def note_refused(
+        self,
+        ports: Mapping[ServicePortName, ServicePort | None],
+        refused: Mapping[ServicePortName, str],
+    ) -> None:
+        """Note which of ``ports`` the kernel refused, for plans from scratch to leave them out."""
+        for name, reason in refused.items():
+            if (port := ports.get(name)) is not None:
+                self._refused[name] = _Refused(port, reason)
+
+    def _still_refused(
+        self, ports: Mapping[ServicePortName, ServicePort]
+    ) -> dict[ServicePortName, str]:
+        """What was refused and has not changed since; it is tried again from time to time.
+
+        To try it writes to the filter table, which is committed before nat is refused.
+        """
+        found: dict[ServicePortName, str] = {}
+        for name, noted in list(self._refused.items()):
+            if noted.left and ports.get(name) == noted.port:
+                noted.left -= 1
+                found[name] = noted.reason
+            else:
+                del self._refused[name]
+        return found
 
     def undo(self) -> TablePlan:
         """Forget the last plan, which was not applied; after it, ``plan_changes`` goes on.

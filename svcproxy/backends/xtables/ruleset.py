@@ -5,6 +5,7 @@ a restart reads, finds every chain equal, and writes nothing. The forms were che
 iptables 1.8.9, nft and legacy; ``savefile`` evens out what other versions print differently.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
@@ -26,6 +27,10 @@ COMMENT_BYTES = 255
 _QUOTES = str.maketrans({'"': "_", "\\": "_", "'": "_"})
 
 
+_UNQUOTED = re.compile(r"[A-Za-z0-9_-]+").fullmatch
+"""What iptables-save prints without quotes (``xtables_save_string``)."""
+
+
 def comment(text: str) -> str:
     """A comment match that is safe for any text, and equal to what iptables-save prints.
 
@@ -34,13 +39,16 @@ def comment(text: str) -> str:
     become underscores: a comment is a remark, and escaping differs between iptables versions. No
     valid API name contains any of these.
 
-    iptables-save prints quotes around any text with a space, slash or colon: all of ours.
+    iptables-save prints quotes around any text with a space, slash or colon: all of ours but those
+    that were cut.
     """
     text = text[:COMMENT_BYTES]
     if not (text.isascii() and text.isprintable()):
         text = "".join(c if c.isascii() and c.isprintable() else "_" for c in text)
     if '"' in text or "\\" in text or "'" in text:
         text = text.translate(_QUOTES)
+    if " " not in text and _UNQUOTED(text):
+        return f"-m comment --comment {text}"
     return f'-m comment --comment "{text}"'
 
 
