@@ -9,7 +9,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from svcproxy.backends.iptables.plan import Observed, Plan, Planner
+from svcproxy.backends.iptables.difference import Observed, Plan
+from svcproxy.backends.iptables.plan import Planner
 from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.staging import STAGE_CHAINS, staged
 from svcproxy.backends.iptables.static import LISTS

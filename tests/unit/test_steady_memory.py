@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.population import Population, Shape, Size
 from svcproxy.backends.base import Desired
-from svcproxy.backends.iptables.plan import Observed as IptablesObserved
+from svcproxy.backends.iptables.difference import Observed as IptablesObserved
 from svcproxy.backends.iptables.plan import Planner as IptablesPlanner
 from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.ipvs.plan import Observed as IpvsObserved

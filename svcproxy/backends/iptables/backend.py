@@ -6,9 +6,10 @@ import structlog
 from msgspec import structs
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
+from svcproxy.backends.iptables.difference import Observed, Plan
 from svcproxy.backends.iptables.isolation import Isolation, Kernel
 from svcproxy.backends.iptables.naming import FORWARD, POSTROUTING
-from svcproxy.backends.iptables.plan import Observed, Plan, Planner
+from svcproxy.backends.iptables.plan import Planner
 from svcproxy.backends.iptables.sets import AffinitySets
 from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.staging import staged
@@ -159,12 +160,24 @@ class IptablesBackend:
         except RestoreRefused as error:
             # What is refused may be right if others have changed what it was relative to.
             if isinstance(self._asked, Changes) and not self._watermark.untouched:
-                self._planner.undo()
-                raise
+                return self._compare_instead(self._asked)
             return self._isolate(error)
         except BackendError:
             self._planner.undo()
             raise
+
+    def _compare_instead(self, changes: Changes) -> Outcome:
+        """Apply changes by a comparison from scratch, for the kernel is not as it was left."""
+        self._planner.undo()
+        ports = self._planner.wanted
+        for name, port in changes.ports.items():
+            if port is None:
+                ports.pop(name, None)
+            else:
+                ports[name] = port
+        self._asked = Desired(ports, None)
+        plan = self._planner.plan(self._asked, self._planner.settings, self.read())
+        return self.apply(plan)
 
     def _isolate(self, error: RestoreRefused) -> Outcome:
         """Apply what was asked for but for the Service ports that are refused."""

@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 import msgspec
 
 from svcproxy.backends.base import BackendError, Desired, Outcome
-from svcproxy.backends.iptables.plan import Observed, Plan, Planner
+from svcproxy.backends.iptables.difference import Observed, Plan
+from svcproxy.backends.iptables.plan import Planner
 from svcproxy.backends.iptables.render import PortRules, render
 from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.xtables.restoretext import RestoreRefused

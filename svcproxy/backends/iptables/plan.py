@@ -7,6 +7,7 @@ import msgspec
 
 from svcproxy.backends.base import Desired
 from svcproxy.backends.iptables import naming
+from svcproxy.backends.iptables.difference import Difference, Observed, Plan, Target
 from svcproxy.backends.iptables.dispatch import DispatchTree
 from svcproxy.backends.iptables.render import PortRules, render
 from svcproxy.backends.iptables.settings import IptablesSettings
@@ -16,56 +17,13 @@ from svcproxy.backends.iptables.static import (
     LISTS,
     cluster_ip_rules,
     node_port_rules,
-    static_chains,
 )
-from svcproxy.backends.xtables.restoretext import joined
 from svcproxy.backends.xtables.ruleset import FILTER, NAT, TABLES, Rules
-from svcproxy.backends.xtables.savefile import Saved
 from svcproxy.backends.xtables.tableplan import Jump, TablePlan
 from svcproxy.model.names import ServicePortName
 from svcproxy.model.serviceport import ServicePort
 
 _NOTHING = PortRules({}, {}, {}, {}, {})
-
-
-class Observed(msgspec.Struct, frozen=True):
-    """What the kernel holds: rules by table and chain, and the family's ipsets by name."""
-
-    tables: Saved
-    sets: frozenset[str] = frozenset()
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """The changes to both tables; ``sizes`` is how many of our rules each then holds.
-
-    ``refused`` are the Service ports that cannot be rendered, with the reason; they are left as they
-    were.
-
-    ``create_sets`` have to exist before the rules that name them, ``destroy_sets`` can only go
-    after those; ipset has no common transaction with iptables.
-    """
-
-    tables: dict[str, TablePlan]
-    sizes: dict[str, int]
-    create_sets: tuple[str, ...] = ()
-    destroy_sets: tuple[str, ...] = ()
-    refused: Mapping[ServicePortName, str] = {}
-
-    def __bool__(self) -> bool:
-        return any(self.tables.values()) or bool(self.create_sets or self.destroy_sets)
-
-    def text(self) -> str:
-        """The restore input, or the empty text when there is nothing to do.
-
-        The filter table goes first, as with kube-proxy: what is to be refused is refused before
-        its forwarding ends.
-        """
-        return joined(
-            line
-            for table in TABLES
-            if self.tables[table]
-            for line in self.tables[table].lines(table)
-        )
 
 
 class _Former(msgspec.Struct):
@@ -115,6 +73,11 @@ class Planner:
         """How many of our rules each table holds."""
         return dict(self._sizes)
 
+    @property
+    def wanted(self) -> dict[ServicePortName, ServicePort]:
+        """The Service ports as they should be, also where the kernel has refused that."""
+        return self._ports | {name: noted.port for name, noted in self._refused.items()}
+
     def target(
         self, ports: Mapping[ServicePortName, ServicePort]
     ) -> tuple[dict[str, dict[str, Rules]], set[str], dict[ServicePortName, str]]:
@@ -124,7 +87,7 @@ class Planner:
         that cannot be rendered keeps its last good state, but no frontend that another has now.
         """
         former, self._ports = self._ports, dict(ports)
-        target = _Target()
+        target = Target()
         refused: dict[ServicePortName, str] = {}
         for name, port in ports.items():
             try:
@@ -187,7 +150,7 @@ class Planner:
 
     def plan_changes(self, ports: Mapping[ServicePortName, ServicePort | None]) -> Plan:
         """Compute the difference that changed Service ports make."""
-        difference = _Difference(self._trees)
+        difference = Difference(self._trees)
         former: dict[ServicePortName, ServicePort | None] = {}
         sizes = self._sizes.copy()
         refused: dict[ServicePortName, str] = {}
@@ -267,96 +230,6 @@ class Planner:
             self._ports[name] = port
 
 
-class _Target:
-    """Collects the rules of all Service ports."""
-
-    def __init__(self) -> None:
-        self.sets: set[str] = set()
-        self._chains: dict[str, Rules] = {}
-        self._lists: dict[str, list[str]] = {chain: [] for chain in LISTS}
-        self._entries: dict[str, dict[int, str]] = {name: {} for name in _TREES}
-
-    def add(self, rules: PortRules, *, late: bool = False) -> None:
-        """Add one Service port; if ``late``, it gets no frontend that another has."""
-        self.sets |= rules.sets
-        self._chains.update(rules.chains)
-        for name, found in self._entries.items():
-            entries = getattr(rules, name)
-            found.update({n: t for n, t in entries.items() if n not in found} if late else entries)
-        for chain, texts in rules.lists.items():
-            self._lists[chain].extend(texts)
-
-    def tables(
-        self, settings: IptablesSettings, trees: Mapping[str, DispatchTree]
-    ) -> dict[str, dict[str, Rules]]:
-        """Every chain by table; loads the dispatch trees."""
-        tables = static_chains(settings)
-        tables[NAT].update(self._chains)
-        tables[FILTER].update((chain, tuple(texts)) for chain, texts in self._lists.items())
-        for name, tree in trees.items():
-            tree.load(self._entries[name])
-            tables[NAT].update(tree.chains())
-        return tables
-
-
-class _Difference:
-    """Collects what changed Service ports mean for both tables."""
-
-    def __init__(self, trees: Mapping[str, DispatchTree]) -> None:
-        self._trees = trees
-        self._nat, self._filters = TablePlan(), TablePlan()
-        self._entries: dict[str, dict[int, str | None]] = {name: {} for name in _TREES}
-        self._create: set[str] = set()
-        self._destroy: set[str] = set()
-
-    def add(self, old: PortRules, new: PortRules) -> None:
-        """Add one Service port."""
-        nat = self._nat
-        nat.delete.extend(old.chains.keys() - new.chains.keys())
-        nat.write.update((c, r) for c, r in new.chains.items() if old.chains.get(c) != r)
-        nat.fresh.update(new.chains.keys() - old.chains.keys())
-        for tree, noted in self._entries.items():
-            _note(noted, getattr(old, tree), getattr(new, tree), self._trees[tree])
-        _edit(self._filters, old.lists, new.lists)
-        self._create |= new.sets - old.sets
-        self._destroy |= old.sets - new.sets
-
-    def former_keys(self) -> dict[str, dict[int, str | None]]:
-        """What the dispatch trees hold now at the keys that are about to change."""
-        return {
-            name: {number: self._trees[name].get(number) for number in noted}
-            for name, noted in self._entries.items()
-        }
-
-    def change_trees(self) -> int:
-        """Change the dispatch trees; by how many rules they grew."""
-        growth = 0
-        for tree, noted in self._entries.items():
-            change = self._trees[tree].change(noted)
-            growth += change.growth
-            for chain, rules in change.chains.items():
-                if rules is None:
-                    self._nat.delete.append(chain)
-                else:
-                    self._nat.write[chain] = rules
-        return growth
-
-    def plan(self, sizes: dict[str, int], refused: Mapping[ServicePortName, str]) -> Plan:
-        """The finished plan."""
-        self._nat.delete.sort()
-        return Plan(
-            {FILTER: self._filters, NAT: self._nat},
-            sizes,
-            create_sets=tuple(sorted(self._create)),
-            destroy_sets=tuple(sorted(self._destroy)),
-            refused=refused,
-        )
-
-
-_TREES = ("cluster_ips", "external_ips", "node_ports")
-"""The dispatch trees, named as the fields of ``PortRules`` that fill them."""
-
-
 def _trees(settings: IptablesSettings) -> dict[str, DispatchTree]:
     bits = settings.family.bits
     before, after = cluster_ip_rules(settings), node_port_rules(settings)
@@ -369,26 +242,6 @@ def _trees(settings: IptablesSettings) -> dict[str, DispatchTree]:
 
 def _count(rules: Iterable[Rules]) -> int:
     return sum(map(len, rules))
-
-
-def _note(
-    into: dict[int, str | None], old: Mapping[int, str], new: Mapping[int, str], tree: DispatchTree
-) -> None:
-    """Note set and removed keys; when a key changes hands, the new owner's rule stands.
-
-    A port that was refused may still think that it has a key which another one got since.
-    """
-    for number in old.keys() - new.keys():
-        if tree.get(number) == old[number]:
-            into.setdefault(number, None)
-    into.update(new)
-
-
-def _edit(plan: TablePlan, old: Mapping[str, Rules], new: Mapping[str, Rules]) -> None:
-    for chain in sorted(old.keys() | new.keys()):
-        before, after = old.get(chain, ()), new.get(chain, ())
-        plan.remove.extend((chain, text) for text in before if text not in after)
-        plan.add.extend((chain, text) for text in after if text not in before)
 
 
 def _same(chain: str, rules: Rules, found: Mapping[str, Rules], table: str) -> bool:

@@ -10,7 +10,7 @@ holds all that changes what the kernel does, in one transaction as ever.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from svcproxy.backends.iptables.plan import Plan
+from svcproxy.backends.iptables.difference import Plan
 from svcproxy.backends.xtables.restoretext import joined
 from svcproxy.backends.xtables.ruleset import NAT, Rules
 from svcproxy.backends.xtables.tableplan import TablePlan

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from svcproxy.backends.iptables.cleanup import User, inputs, leftovers
-from svcproxy.backends.iptables.plan import Plan
+from svcproxy.backends.iptables.difference import Plan
 from svcproxy.backends.iptables.staging import STAGE_CHAINS, staged
 from svcproxy.backends.xtables.savefile import parse
 from svcproxy.backends.xtables.tableplan import TablePlan
