@@ -20,6 +20,8 @@ _QUOTE = re.compile(rf"(?:^| )--\S+ (?:{_CLOSED}|({_OPEN}))", re.DOTALL)
 _CLOSED_QUOTE, _OPEN_QUOTE = re.compile(_CLOSED, re.DOTALL), re.compile(_OPEN, re.DOTALL)
 _QUOTED = re.compile(rf"(?<= ){_CLOSED}", re.DOTALL)
 
+_PLAIN_OPTIONS = ("--comment ", "--bytecode ")
+
 Saved = dict[str, dict[str, Rules]]
 """Rules by table and chain, without the leading ``-A CHAIN``."""
 
@@ -57,9 +59,11 @@ def parse(text: str) -> Saved:
 
 
 def _is_plain(line: str) -> bool:
-    """Whether every quoted text in a line ends in it, by a check that costs next to nothing."""
-    closing = line.count('" ') + line.endswith('"')
-    return "\\" not in line and line.count(' "') == closing
+    """Whether a line surely is a whole rule with one quoted text, as nearly all are."""
+    parts = line.split('"')
+    if len(parts) != 3 or "\\" in parts[1]:
+        return False
+    return parts[0].endswith(_PLAIN_OPTIONS) and (not parts[2] or parts[2][0] == " ")
 
 
 def _whole_rule(lines: list[str], following: int) -> tuple[str, int]:
