@@ -30,6 +30,7 @@ from svcproxy.backends.ipvs.values import (
 from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.backends.xtables.fingerprint import sizes as table_sizes
 from svcproxy.backends.xtables.generation import generation
+from svcproxy.backends.xtables.restoretext import ENCODING
 from svcproxy.backends.xtables.ruleset import TABLES
 from svcproxy.backends.xtables.savefile import parse
 
@@ -159,4 +160,4 @@ def ticks_per_second() -> int:
 def _digest(rules: str) -> bytes:
     """Of all rules, but neither of comments nor of counters of chains."""
     text = "\n".join(line for line in rules.split("\n") if not line.startswith(("#", ":")))
-    return blake2b(text.encode(), digest_size=16).digest()
+    return blake2b(text.encode(*ENCODING), digest_size=16).digest()

@@ -53,7 +53,7 @@ def comment(text: str) -> str:
 
 
 def spelled(address: str) -> str:
-    """An address as iptables-save prints it, which is as ``inet_ntop`` does.
+    """A canonical address as iptables-save prints it, which is as ``inet_ntop`` does.
 
     Python's ``ipaddress`` writes ``::102:304``, ``inet_ntop`` ``::1.2.3.4``; the rules are compared
     as text.
@@ -63,7 +63,9 @@ def spelled(address: str) -> str:
     """
     try:
         if ":" in address:
-            return inet_ntop(AF_INET6, inet_pton(AF_INET6, address))
+            packed = inet_pton(AF_INET6, address)
+            # Elsewhere the canonical spellings agree.
+            return inet_ntop(AF_INET6, packed) if address.startswith("::") else address
         inet_pton(AF_INET, address)
     except (OSError, ValueError):
         raise ValueError(f"{address[:64]!r} is no IP address") from None

@@ -1,0 +1,85 @@
+"""Texts in rules: comments that cannot break out, addresses as iptables-save prints them."""
+
+from ipaddress import IPv6Address
+from socket import AF_INET6, inet_ntop
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from svcproxy.backends.xtables.ruleset import comment, spelled, spelled_range
+
+
+def test_an_ordinary_comment_is_as_it_was() -> None:
+    text = "kube-system/kube-dns:dns-tcp cluster IP"
+    assert comment(text) == f'-m comment --comment "{text}"'
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ('a"b c', '"a_b c"'),
+        ("a\\ b", '"a_ b"'),
+        ("it's x", '"it_s x"'),
+        ("a\n-A INPUT -j DROP", '"a_-A INPUT -j DROP"'),
+        ("nul\0 cr\r tab\t", '"nul_ cr_ tab_"'),
+        ("é/\u2028\udcff", '"_/__"'),
+        ("plain_Text-9", "plain_Text-9"),
+        ("x" * 300, "x" * 255),
+        ("", '""'),
+    ],
+)
+def test_a_hostile_comment_is_made_harmless(text: str, written: str) -> None:
+    assert comment(text) == f"-m comment --comment {written}"
+
+
+@given(st.text())
+def test_any_comment_is_one_short_word_of_printable_ascii(text: str) -> None:
+    written = comment(text).removeprefix("-m comment --comment ").encode("ascii")
+    inner = written.removeprefix(b'"').removesuffix(b'"')
+    assert len(inner) <= 255
+    assert not set(inner) & set(b"\"\\'")
+    assert all(0x20 <= byte < 0x7F for byte in inner)
+
+
+@given(st.integers(0, 2**128 - 1) | st.integers(0, 2**48))
+def test_ipv6_addresses_are_spelled_as_inet_ntop_does(number: int) -> None:
+    address = IPv6Address(number)
+    assert spelled(str(address)) == inet_ntop(AF_INET6, address.packed)
+    assert spelled_range(f"{address}/64") == f"{inet_ntop(AF_INET6, address.packed)}/64"
+
+
+def test_addresses_in_the_form_of_iptables_save() -> None:
+    assert spelled("::102:304") == "::1.2.3.4"
+    assert spelled("::ffff:102:304") == "::ffff:1.2.3.4"
+    assert spelled("fd00::102:304") == "fd00::102:304"
+    assert spelled("10.0.0.1") == "10.0.0.1"
+    assert spelled_range("::102:0/112") == "::1.2.0.0/112"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "host",
+        "1.2.3",
+        "1.2.3.4.5",
+        "1:2",
+        "10.0.0.1/8",
+        "10.0.0.1 -j X",
+        "\0",
+        "\udcff:",
+        "::1%lo",
+    ],
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no IP address"):
+        spelled(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["10.0.0.0", "10.0.0.0/", "10.0.0.0/8 -j X", "10.0.0.0/\u0661", "x/8"]
+)
+def test_what_is_no_range_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no"):
+        spelled_range(text)
