@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+import structlog
+
+from svcproxy.backends.base import BackendError
 from svcproxy.backends.ipvs import link_messages
 from svcproxy.backends.ipvs.failing import failed
 from svcproxy.backends.ipvs.values import DUMMY_INTERFACE
@@ -10,6 +13,8 @@ from svcproxy.netlink.connection import ROUTE, Connection
 from svcproxy.netlink.listener import Listener, listening_socket
 from svcproxy.netlink.messages import messages
 from svcproxy.refusals import REFUSALS
+
+log = structlog.get_logger()
 
 _GROUPS = (link_messages.LINK_GROUP, link_messages.IPV4_GROUP, link_messages.IPV6_GROUP)
 
@@ -35,6 +40,9 @@ class AddressWatcher:
         self._listener = Listener(listening, self._read, "address-watcher")
         try:
             self._look_around()
+        except MalformedError as error:
+            self.stop()
+            raise BackendError(f"cannot understand the list of interfaces: {error}") from error
         except OSError as error:
             self.stop()
             raise failed("listen to changes of addresses", error) from error
@@ -69,6 +77,8 @@ class AddressWatcher:
         try:
             if lost:
                 self._look_around()
+        except (OSError, MalformedError) as error:
+            log.warning("address_watcher.failed", error=str(error))
         finally:
             if changed or lost:
                 self._on_change()

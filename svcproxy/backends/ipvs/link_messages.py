@@ -12,7 +12,7 @@ from typing import NamedTuple
 from svcproxy.backends.ipvs.values import Addresses
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.addresses import packed, text
-from svcproxy.netlink.attributes import attribute, collect, nest, string
+from svcproxy.netlink.attributes import MalformedError, attribute, collect, nest, string
 from svcproxy.netlink.messages import FLAG_CREATE, FLAG_EXCLUSIVE, Message, Request
 
 LINK_GROUP, IPV4_GROUP, IPV6_GROUP = 1, 5, 9
@@ -88,18 +88,29 @@ def unbind(link: int, address: str) -> Request:
 
 
 def decode_links(bodies: Iterable[bytes]) -> Iterator[Link]:
-    """Decode the answers to ``links_request``."""
+    """Decode the answers to ``links_request``.
+
+    Raises:
+        MalformedError: a length does not fit.
+    """
     return map(_decoded_link, bodies)
 
 
 def decode_addresses(bodies: Iterable[bytes], family: IPFamily) -> Iterator[BoundAddress]:
-    """Decode the answers to ``addresses_request``."""
+    """Decode the answers to ``addresses_request``.
+
+    Raises:
+        MalformedError: a length does not fit.
+    """
     for body in bodies:
-        _, bits, _, scope, link = _ADDRESS.unpack_from(body)
+        _, bits, _, scope, link = _fields(_ADDRESS, body)
         found = collect(body, _ADDRESS.size)
         # Of a point-to-point link, the one is the own address and the other the peer's.
-        subnet = found.get(_IFA_ADDRESS) or found[_IFA_LOCAL]
-        own = text(found.get(_IFA_LOCAL) or subnet)
+        subnet = found.get(_IFA_ADDRESS) or found.get(_IFA_LOCAL, b"")
+        local = found.get(_IFA_LOCAL) or subnet
+        if {len(subnet), len(local)} != {family.bits // 8} or bits > family.bits:
+            raise MalformedError(f"address of {len(subnet)} bytes, /{bits}")
+        own = text(local)
         link_local = scope == _LINK_SCOPE and family is IPFamily.IPV6
         yield BoundAddress(link, own, f"{text(subnet)}/{bits}", link_local)
 
@@ -141,7 +152,11 @@ class Follower:
         self._ignored = {link.number for link in links if link.name == self._name}
 
     def concerns(self, messages: Iterable[Message]) -> bool:
-        """Take in events in their order; whether one of them is about an address that counts."""
+        """Take in events in their order; whether one of them is about an address that counts.
+
+        Raises:
+            MalformedError: a length does not fit.
+        """
         found = False
         for message in messages:
             if message.kind == _NEW_LINK:
@@ -152,7 +167,7 @@ class Follower:
                 if link.name == self._name:
                     self._ignored.add(link.number)
             elif message.kind in {_NEW_ADDRESS, _DELETE_ADDRESS}:
-                family, _, _, scope, index = _ADDRESS.unpack_from(message.body)
+                family, _, _, scope, index = _fields(_ADDRESS, message.body)
                 # Every pod's interface gets a link-local address of IPv6, which serves nothing.
                 link_local = family == _IPV6 and scope == _LINK_SCOPE
                 found = found or not (link_local or index in self._ignored)
@@ -167,8 +182,14 @@ def _address(link: int, address: str) -> bytes:
 
 
 def _decoded_link(body: bytes) -> Link:
-    index = _LINK.unpack_from(body)[2]
+    index: int = _fields(_LINK, body)[2]
     return Link(index, string(collect(body, _LINK.size).get(_NAME, b"")))
+
+
+def _fields(layout: Struct, body: bytes) -> tuple[int, ...]:
+    if len(body) < layout.size:
+        raise MalformedError(f"message of {len(body)} bytes")
+    return layout.unpack_from(body)
 
 
 def _is_loopback(address: str) -> bool:

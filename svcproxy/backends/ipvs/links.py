@@ -7,12 +7,14 @@ import socket
 from collections.abc import Sequence
 from struct import Struct
 
+from svcproxy.backends.base import BackendError
 from svcproxy.backends.ipvs import link_messages as messages
 from svcproxy.backends.ipvs.failing import failed
 from svcproxy.backends.ipvs.link_messages import Link
 from svcproxy.backends.ipvs.operations import AddressOperation, BindAddresses, Failure
 from svcproxy.backends.ipvs.values import DUMMY_INTERFACE, Addresses
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.attributes import MalformedError
 from svcproxy.netlink.connection import ROUTE, Connection
 from svcproxy.netlink.messages import Request
 
@@ -54,6 +56,12 @@ class Links:
         Raises:
             BackendError: the kernel would not list them, or has no dummy interfaces.
         """
+        try:
+            return self._read()
+        except MalformedError as error:
+            raise BackendError(f"cannot understand the list of addresses: {error}") from error
+
+    def _read(self) -> Addresses:
         links = self._links()
         if all(link.name != DUMMY_INTERFACE for link in links):
             self._create()
