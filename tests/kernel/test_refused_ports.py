@@ -4,6 +4,8 @@ The backend is driven directly, with finished Service ports, so that nothing bef
 them. Whether packets follow the rules is for the traffic tests to show.
 """
 
+import contextlib
+import fcntl
 import os
 import re
 import resource
@@ -13,6 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec import structs
 from pyroute2 import IPSet
 
 from svcproxy.backends.base import BackendError, Desired, Outcome
@@ -32,6 +37,9 @@ pytestmark = [
     pytest.mark.kernel,
     pytest.mark.parametrize("variant", [pytest.param(v, id=v.value) for v in Variant]),
 ]
+
+INPUT_JUMPS = 4
+"""Three of ours, and the one that kubelet lays as well."""
 
 HOSTILE = (
     'a"\n-A INPUT -p tcp --dport 22 -j DROP\n-A INPUT -m comment --comment "',
@@ -156,13 +164,7 @@ def by_name(*ports: ServicePort) -> dict[ServicePortName, ServicePort]:
 def test_a_hostile_name_writes_no_rule_of_its_own(bench: Bench, name: str, step: str) -> None:
     before = bench.saved()["filter"]
     hostile = port(1, name)
-    hostile = ServicePort(
-        ServicePortName(name, name, name, Protocol.TCP),
-        hostile.frontends,
-        hostile.cluster_endpoints,
-        (),
-        health_check_node_port=31001,
-    )
+    hostile = structs.replace(hostile, name=ServicePortName(name, name, name, Protocol.TCP))
     others = [port(number) for number in range(2, 6)]
     if step == "scratch":
         outcome = bench.compare(by_name(hostile, *others))
@@ -181,6 +183,25 @@ def test_a_hostile_name_writes_no_rule_of_its_own(bench: Bench, name: str, step:
     again = bench.compare()
     assert not again.operations
     assert set(again.refused) == set(outcome.refused)
+
+
+@given(st.lists(st.tuples(st.text(), st.text(), st.text()), min_size=1, max_size=8, unique=True))
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_names_read_back_as_written(bench: Bench, names: list[tuple[str, str, str]]) -> None:
+    ports = [port(number) for number in range(1, len(names) + 1)]
+    named = [
+        structs.replace(made, name=ServicePortName(*name, Protocol.TCP))
+        for made, name in zip(ports, names, strict=True)
+    ]
+    assert not bench.compare(by_name(*named)).refused
+    filters = bench.saved()["filter"]
+    assert len(filters["KUBE-NODEPORTS"]) == len(names)
+    assert len(filters["KUBE-EXTERNAL-SERVICES"]) == len(names)
+    assert len(filters["INPUT"]) == INPUT_JUMPS
+    bench.start()
+    assert not bench.compare().operations
 
 
 REFUSED: Mapping[str, Callable[[], ServicePort]] = {
@@ -425,3 +446,21 @@ def test_without_descriptors_a_sync_fails_and_the_next_succeeds(bench: Bench) ->
         bench.space.call(starved)
     bench.compare(by_name(port(1), port(2)))
     assert bench.serves(port(2))
+
+
+def test_a_held_lock_is_no_refusal(
+    bench: Bench, variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """iptables waits 5 s for the lock of the legacy tables; nftables has none."""
+    path = tmp_path / "lock"
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with (
+            contextlib.nullcontext()
+            if variant is Variant.NFT
+            else pytest.raises(BackendError, match="lock")
+        ):
+            bench.put(port(1), port(2))
+    assert not bench.compare().refused
+    assert bench.serves(port(1))

@@ -12,9 +12,11 @@ from svcproxy.backends.iptables.plan import Planner
 from svcproxy.backends.iptables.settings import IptablesSettings
 from svcproxy.backends.iptables.staging import staged
 from svcproxy.backends.xtables.restoretext import RestoreRefused, refusal
+from svcproxy.backends.xtables.ruleset import NAT
+from svcproxy.backends.xtables.savefile import Saved
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
-from tests.fakes.restored_tables import RestoredTables
+from tests.fakes.restored_tables import BUILT_IN, RestoredTables
 from tests.property.test_iptables_incremental import canonical
 
 SETTINGS = IptablesSettings(IPFamily.IPV4)
@@ -98,7 +100,7 @@ port_states = st.tuples(
 batches = st.dictionaries(numbers, st.none() | port_states, max_size=8)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.booleans(), batches), min_size=1, max_size=5), st.data())
 def test_all_others_are_programmed(steps: list[Step], data: st.DataObject) -> None:
     machine = Refusing(names_lines=data.draw(st.booleans()))
@@ -125,8 +127,24 @@ def test_all_others_are_programmed(steps: list[Step], data: st.DataObject) -> No
                 good[name] = port
         fresh = Refusing(names_lines=True)
         fresh.compare(good)
-        assert canonical(machine.tables.saved()) == canonical(fresh.tables.saved())
+        assert in_use(machine) == in_use(fresh)
         assert machine.restores < 200
+
+
+def in_use(machine: Refusing) -> Saved:
+    """All chains that anything leads to.
+
+    New chains that were loaded ahead of a refused input stay until the next comparison.
+    """
+    saved = canonical(machine.tables.saved())
+    nat = saved[NAT]
+    reached, waiting = set[str](), list(BUILT_IN[NAT])
+    while waiting:
+        chain = waiting.pop()
+        if chain in nat and chain not in reached:
+            reached.add(chain)
+            waiting.extend(rule.rpartition("-j ")[2] for rule in nat[chain])
+    return {**saved, NAT: {chain: rules for chain, rules in nat.items() if chain in reached}}
 
 
 def is_bad(port: ServicePort) -> bool:
@@ -147,4 +165,4 @@ def test_a_frontend_that_changes_hands_stays_with_its_new_owner() -> None:
     assert not machine.change({first.name: right})
     fresh = Refusing(names_lines=True)
     fresh.compare({right.name: right, other.name: other})
-    assert canonical(machine.tables.saved()) == canonical(fresh.tables.saved())
+    assert in_use(machine) == in_use(fresh)

@@ -8,7 +8,7 @@ from svcproxy.model.names import ServicePortName
 
 def hash16(text: str) -> str:
     """The first 16 characters of the base32 SHA-256 of ``text``: 80 bits, letters and digits."""
-    return b32encode(sha256(text.encode()).digest()).decode()[:16]
+    return b32encode(sha256(text.encode(errors="surrogatepass")).digest()).decode()[:16]
 
 
 def port_hash(name: ServicePortName) -> str:
