@@ -1,6 +1,7 @@
 """A few threads that render slow pages, so that quick answers never wait for them."""
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from threading import Condition, Thread
 
 from svcproxy.threads import spawn
@@ -37,7 +38,8 @@ class Workers:
                 self._condition.notify()
             else:
                 name = f"{self._name}-page-{len(self._threads)}"
-                self._threads.append(spawn(self._run, name))
+                with suppress(RuntimeError):  # no thread can be had: the next job tries again
+                    self._threads.append(spawn(self._run, name))
 
     def cancel(self, key: Hashable) -> None:
         """Do not run the job with this key if it still waits."""

@@ -340,3 +340,48 @@ def test_all_addresses_are_those_of_both_families(metrics: Metrics, unspecified:
     for host in ("::1", "127.0.0.1"):
         assert get(Bind(host, server.address.port), "/healthz")[0] == 200
     server.stop()
+
+
+@pytest.mark.parametrize("target", ["/metrics", "/metrics?x=y", "/metrics#z", "http://x/metrics"])
+def test_however_a_slow_page_is_asked_for_probes_do_not_wait(
+    server: Server, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[object]:
+        begun.set()
+        release.wait(10)
+        return iter(())
+
+    monkeypatch.setattr(metrics.registry, "collect", slow)
+    with closing(socket.create_connection(server.address, timeout=5)) as client:
+        client.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert begun.wait(5)
+        for path in ("/healthz", "/proxyMode", "/nothing"):
+            get(server.address, path)
+        release.set()
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_stop_does_not_wait_for_a_slow_page(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = metrics_server(ANY, metrics, "iptables")
+    server.start()
+    begun, release = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[object]:
+        begun.set()
+        release.wait(10)
+        return iter(())
+
+    monkeypatch.setattr(metrics.registry, "collect", slow)
+    with closing(socket.create_connection(server.address, timeout=5)) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert begun.wait(5)
+        begin = time.monotonic()
+        server.stop()
+        assert time.monotonic() - begin < 0.5
+        assert wait_until_hung_up(client) < 1
+    release.set()
+    eventually(lambda: server_threads() == 0, "the end of the page")
