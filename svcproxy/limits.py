@@ -8,6 +8,39 @@ speaks it.
 
 # API server: lists and watches, svcproxy.kube
 
+# Objects, from the API server and from manifests alike: svcproxy.kube.parse
+
+LABEL_CHARACTERS = 63
+"""The longest name of a Service, a namespace or a port, and the longest label value: the API's."""
+
+SUBDOMAIN_CHARACTERS = 253
+"""The longest name of an EndpointSlice, a Node or a ServiceCIDR: the API's own limit."""
+
+ADDRESS_CHARACTERS = 64
+"""The longest spelling of an IP address or CIDR; canonical ones have up to 43 characters."""
+
+ANNOTATION_CHARACTERS = 256
+"""How much of the value of an annotation is read; the longest one with a meaning has 50."""
+
+SERVICE_FRONTENDS = 100_000
+"""Ports of a Service, times its addresses and source ranges together.
+
+The API limits an object to about 1.5 MB, which is enough for some 20,000 ports and as many
+addresses: without a limit on the product, one Service asks for 400 million rules."""
+
+SLICE_TARGETS = 200_000
+"""Endpoints of an EndpointSlice, times its ports. The API allows 1,000 times 20,000."""
+
+LIST_ENTRIES = 1_000
+"""Entries of each short list: hints of an endpoint (the API allows 8), addresses, pod CIDRs and
+taints of a Node, CIDRs of a ServiceCIDR (the API allows 2)."""
+
+SHOWN_CHARACTERS = 80
+"""How much of a value a message about it shows."""
+
+SHARED_NAMES = 16_384
+"""How many names that stand in many objects are kept, for each rule, to share their text."""
+
 # HTTP: the metrics, health and health-check node port servers, svcproxy.observe
 
 HTTP_REQUEST_LINE_BYTES = 4096

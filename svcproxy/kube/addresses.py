@@ -9,10 +9,19 @@ import ipaddress
 import re
 from functools import lru_cache
 
+from svcproxy import limits
+from svcproxy.kube.validation import shown
+
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 # Nearly every address of a cluster is canonical IPv4 already; ipaddress would take ten times
 # as long to find that out, and a full list of a big cluster has 100,000 of them.
-_canonical_v4 = re.compile(rf"(?:{_OCTET}\.){{3}}{_OCTET}").fullmatch
+_V4 = rf"(?:{_OCTET}\.){{3}}{_OCTET}"
+_canonical_v4 = re.compile(_V4).fullmatch
+# What the API server refuses as an endpoint or external IP
+_SPECIAL_V4 = r"0\.0\.0\.0\Z|127\.|169\.254\.|224\.0\.0\."
+usual_v4 = re.compile(rf"(?!{_SPECIAL_V4}){_V4}").fullmatch
+"""Matches canonical IPv4 that ``canonical_endpoint_ip`` takes as it is."""
+_special = re.compile(rf"{_SPECIAL_V4}|::1?\Z|fe[89ab].:|ff.2:").match
 _padded_v4 = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+").fullmatch
 _prefix_length = re.compile(r"[0-9]{1,3}").fullmatch
 _MAPPED_BITS = 96
@@ -29,7 +38,27 @@ def canonical_ip(text: str) -> str:
     """
     if _canonical_v4(text):
         return text
+    if len(text) > limits.ADDRESS_CHARACTERS:
+        raise ValueError(f"{shown(text)} is not an IP address")
     return _canonical_other(text)
+
+
+def canonical_endpoint_ip(text: str) -> str:
+    """Give the canonical spelling of an IP address that a Service may lead to or be reached at.
+
+    Unspecified, loopback and link-local addresses, unicast and multicast, are none: with an
+    endpoint there, a Service would lead into the node itself. The API server refuses them
+    (``ValidateEndpointIP`` in ``pkg/apis/core/validation``) for endpoints and external IPs.
+
+    Raises:
+        ValueError: it is no such address; the message says so and quotes it.
+    """
+    if usual_v4(text):
+        return text
+    address = canonical_ip(text)
+    if _special(address):
+        raise ValueError(f"{address!r} is unspecified, loopback or link-local")
+    return address
 
 
 def canonical_cidr(text: str) -> str:
@@ -40,7 +69,7 @@ def canonical_cidr(text: str) -> str:
     """
     address, slash, length = text.partition("/")
     if not slash or not _prefix_length(length):
-        raise ValueError(f"{text!r} is not a CIDR such as 10.0.0.0/8")
+        raise ValueError(f"{shown(text)} is not a CIDR such as 10.0.0.0/8")
     try:
         ip = canonical_ip(address)
         bits = int(length)
@@ -48,7 +77,7 @@ def canonical_cidr(text: str) -> str:
             bits -= _MAPPED_BITS
         return str(ipaddress.ip_network(f"{ip}/{bits}", strict=False))
     except ValueError:
-        raise ValueError(f"{text!r} is not a CIDR such as 10.0.0.0/8") from None
+        raise ValueError(f"{shown(text)} is not a CIDR such as 10.0.0.0/8") from None
 
 
 def is_ipv6(address: str) -> bool:
@@ -69,7 +98,7 @@ def _canonical_other(text: str) -> str:
             text = f"{head}{colon}{_unpadded(tail)}"
         address = ipaddress.IPv6Address(text)
     except ValueError:
-        raise ValueError(f"{text!r} is not an IP address") from None
+        raise ValueError(f"{shown(text)} is not an IP address") from None
     return str(address.ipv4_mapped or address)
 
 

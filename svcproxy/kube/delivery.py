@@ -4,9 +4,11 @@ import structlog
 
 from svcproxy.kube.parse import ParseError, parse_object
 from svcproxy.kube.source import Sink
+from svcproxy.kube.validation import LimitExceededError
 from svcproxy.kube.wire import WireObject
 from svcproxy.model.names import Kind, NamespacedName
 from svcproxy.model.objects import ApiObject, ObjectKey, Problem
+from svcproxy.refusals import REFUSALS
 
 _log = structlog.get_logger()
 
@@ -19,6 +21,9 @@ def parse_safely(obj: WireObject) -> ApiObject | None:
     """
     try:
         return parse_object(obj)
+    except LimitExceededError as error:
+        REFUSALS.count("object", error.limit)
+        raise
     except ParseError:
         raise
     except Exception as error:

@@ -5,13 +5,36 @@ What is skipped (``None``) and what is defaulted follows kube-proxy: ``pkg/proxy
 ``cmd/kube-proxy/app/server.go``, repeated here so that manifests behave as the API does.
 """
 
-from collections.abc import Callable, Iterable
-from datetime import datetime
 from functools import lru_cache
 from sys import intern
 
+from svcproxy import limits
 from svcproxy.kube import wire
-from svcproxy.kube.addresses import canonical_cidr, canonical_ip, is_ipv6
+from svcproxy.kube.addresses import (
+    canonical_endpoint_ip,
+    canonical_ip,
+    is_ipv6,
+    usual_v4,
+)
+from svcproxy.kube.fields import (
+    addresses_in,
+    all_canonical,
+    canonical_at,
+    check_length,
+    check_port,
+    cidrs_in,
+    epoch,
+    timestamp,
+)
+from svcproxy.kube.validation import (
+    LABEL_VALUES,
+    LABELS,
+    SUBDOMAINS,
+    TAINT_KEYS,
+    LimitExceededError,
+    Names,
+    shown,
+)
 from svcproxy.kube.wire import ParseError
 from svcproxy.model.names import IPFamily, NamespacedName, Protocol
 from svcproxy.model.objects import (
@@ -82,27 +105,30 @@ def parse_service(obj: wire.Service) -> Service | None:
         return None
     if SERVICE_PROXY_NAME_LABEL in (obj.metadata.labels or {}):
         return None
-    external_ips = _addresses(spec.external_ips, "spec.externalIPs")
+    external_ips = all_canonical(canonical_endpoint_ip, spec.external_ips, "spec.externalIPs")
     external_local = spec.external_traffic_policy == "Local" and (
         spec.type in {"LoadBalancer", "NodePort"} or bool(external_ips)
     )
     checked = external_local and spec.type == "LoadBalancer"
-    return Service(
-        name=_namespaced(obj.metadata),
+    service = Service(
+        name=_namespaced(obj.metadata, LABELS),
         ports=_service_ports(spec),
-        cluster_ips=_addresses(
+        cluster_ips=addresses_in(
             addresses, "spec.clusterIPs" if spec.cluster_ips else "spec.clusterIP"
         ),
         external_ips=external_ips,
         load_balancer_ips=_load_balancer_ips(obj.status),
-        source_ranges=_cidrs(spec.load_balancer_source_ranges, "spec.loadBalancerSourceRanges"),
+        source_ranges=cidrs_in(spec.load_balancer_source_ranges, "spec.loadBalancerSourceRanges"),
         internal_policy_local=spec.internal_traffic_policy == "Local",
         external_policy_local=external_local,
         affinity_seconds=_affinity(spec),
         health_check_node_port=_health_check_port(spec) if checked else 0,
-        created=_epoch(obj.metadata.creation_timestamp),
+        created=epoch(obj.metadata.creation_timestamp),
         annotations=_annotations(obj.metadata),
     )
+    if len(service.ports) > 1 or external_ips or service.load_balancer_ips:
+        _check_frontends(service)
+    return service
 
 
 def parse_endpoint_slice(obj: wire.EndpointSlice) -> EndpointSlice | None:
@@ -123,15 +149,22 @@ def parse_endpoint_slice(obj: wire.EndpointSlice) -> EndpointSlice | None:
         return None
     family = _FAMILIES.get(obj.address_type or "")
     if family is None:
-        raise ParseError("addressType", f"{obj.address_type!r} is not IPv4, IPv6 or FQDN")
-    name = _namespaced(obj.metadata)
+        raise ParseError("addressType", f"{shown(obj.address_type)} is not IPv4, IPv6 or FQDN")
+    name = _namespaced(obj.metadata, SUBDOMAINS)
+    if not LABEL_VALUES.allowed(service):
+        raise ParseError(f"metadata.labels[{SERVICE_NAME_LABEL}]", LABEL_VALUES.reason(service))
+    ports, endpoints = obj.ports or [], obj.endpoints or []
+    if len(ports) > 1 and len(endpoints) * len(ports) > limits.SLICE_TARGETS:
+        counts = f"{len(endpoints)} endpoints with {len(ports)} ports"
+        reason = f"{counts} exceed {limits.SLICE_TARGETS} (endpoints times ports)"
+        raise LimitExceededError("endpoints", reason, "slice_targets")
     return EndpointSlice(
         name=name,
         service=NamespacedName(name.namespace, intern(service)),
         family=family,
-        ports=_slice_ports(obj.ports or []),
-        endpoints=_endpoints(obj.endpoints or [], family),
-        triggered=_timestamp((obj.metadata.annotations or {}).get(TRIGGER_ANNOTATION)),
+        ports=_slice_ports(ports),
+        endpoints=_endpoints(endpoints, family),
+        triggered=timestamp((obj.metadata.annotations or {}).get(TRIGGER_ANNOTATION)),
     )
 
 
@@ -141,17 +174,17 @@ def parse_node(obj: wire.Node) -> Node:
     Raises:
         ParseError: the Node is malformed.
     """
-    if not obj.metadata.name:
-        raise ParseError("metadata.name", "is missing")
     spec = obj.spec or wire.NodeSpec()
-    cidrs = _cidrs(spec.pod_cidrs, "spec.podCIDRs")
+    check_length(spec.pod_cidrs, "spec.podCIDRs")
+    cidrs = cidrs_in(spec.pod_cidrs, "spec.podCIDRs")
+    zone = (obj.metadata.labels or {}).get(ZONE_LABEL, "")
     return Node(
-        name=intern(obj.metadata.name),
-        zone=intern((obj.metadata.labels or {}).get(ZONE_LABEL, "")),
-        pod_cidrs=cidrs or _cidrs([spec.pod_cidr] if spec.pod_cidr else None, "spec.podCIDR"),
+        name=_cluster_name(obj.metadata),
+        zone=LABEL_VALUES.at(f"metadata.labels[{ZONE_LABEL}]", zone),
+        pod_cidrs=cidrs or cidrs_in([spec.pod_cidr] if spec.pod_cidr else None, "spec.podCIDR"),
         addresses=_node_addresses(obj.status),
         deleting=obj.metadata.deletion_timestamp is not None,
-        taints=tuple(taint.key for taint in spec.taints or []),
+        taints=_taints(spec.taints),
     )
 
 
@@ -161,63 +194,96 @@ def parse_service_cidr(obj: wire.ServiceCIDR) -> ServiceCIDR:
     Raises:
         ParseError: the ServiceCIDR is malformed.
     """
-    if not obj.metadata.name:
-        raise ParseError("metadata.name", "is missing")
-    cidrs = _cidrs(obj.spec.cidrs if obj.spec else None, "spec.cidrs")
-    return ServiceCIDR(NamespacedName("", obj.metadata.name), cidrs)
+    cidrs = obj.spec.cidrs if obj.spec else None
+    check_length(cidrs, "spec.cidrs")
+    name = NamespacedName("", _cluster_name(obj.metadata))
+    return ServiceCIDR(name, cidrs_in(cidrs, "spec.cidrs"))
 
 
-def _namespaced(metadata: wire.ObjectMeta) -> NamespacedName:
+def _namespaced(metadata: wire.ObjectMeta, rule: Names) -> NamespacedName:
     if not metadata.name:
         raise ParseError("metadata.name", "is missing")
     if not metadata.namespace:
         raise ParseError("metadata.namespace", "is missing")
-    return NamespacedName(intern(metadata.namespace), metadata.name)
+    if not rule.allowed(metadata.name):
+        raise ParseError("metadata.name", rule.reason(metadata.name))
+    try:
+        return NamespacedName(LABELS[metadata.namespace], metadata.name)
+    except ValueError as error:
+        raise ParseError("metadata.namespace", str(error)) from None
+
+
+def _cluster_name(metadata: wire.ObjectMeta) -> str:
+    if not metadata.name:
+        raise ParseError("metadata.name", "is missing")
+    return SUBDOMAINS.at("metadata.name", metadata.name)
+
+
+def _check_frontends(service: Service) -> None:
+    addresses = len(service.cluster_ips) + len(service.external_ips)
+    addresses += len(service.load_balancer_ips) + len(service.source_ranges)
+    ports = len(service.ports)
+    if ports * addresses > limits.SERVICE_FRONTENDS:
+        counts = f"{ports} ports with {addresses} addresses and source ranges"
+        reason = f"{counts} exceed {limits.SERVICE_FRONTENDS} (ports times the others)"
+        raise LimitExceededError("spec.ports", reason, "service_frontends")
 
 
 def _service_ports(spec: wire.ServiceSpec) -> tuple[ServicePortSpec, ...]:
     has_node_ports = spec.type in {"NodePort", "LoadBalancer"}
     ports = []
-    for index, port in enumerate(spec.ports or []):
-        field = f"spec.ports[{index}]"
+    for index, port in enumerate(spec.ports or ()):
         if not port.port:
-            raise ParseError(f"{field}.port", "is missing" if port.port is None else "0 is no port")
-        ports.append(
-            ServicePortSpec(
-                name=intern(port.name or ""),
-                protocol=_protocol(port.protocol, field),
-                port=_port(port.port, f"{field}.port"),
-                node_port=_port(port.node_port or 0, f"{field}.nodePort") if has_node_ports else 0,
-            )
-        )
+            reason = "is missing" if port.port is None else "0 is no port"
+            raise ParseError(f"spec.ports[{index}].port", reason)
+        name, protocol, number = _port(port, port.port, "spec.ports", index)
+        node_port = port.node_port if has_node_ports else 0
+        if node_port:
+            check_port(node_port, f"spec.ports[{index}].nodePort")
+        ports.append(ServicePortSpec(name, protocol, number, node_port or 0))
     return tuple(ports)
 
 
-def _slice_ports(ports: Iterable[wire.EndpointPort]) -> tuple[SlicePort, ...]:
+def _slice_ports(ports: list[wire.EndpointPort]) -> tuple[SlicePort, ...]:
     return tuple(
-        SlicePort(
-            name=intern(port.name or ""),
-            protocol=_protocol(port.protocol, f"ports[{index}]"),
-            port=_port(port.port, f"ports[{index}].port"),
-        )
-        for index, port in enumerate(ports)
-        if port.port
+        [
+            SlicePort(*_port(port, port.port, "ports", index))
+            for index, port in enumerate(ports)
+            if port.port
+        ]
     )
+
+
+def _port(
+    port: wire.ServicePort | wire.EndpointPort, number: int, ports: str, index: int
+) -> tuple[str, Protocol, int]:
+    try:
+        name = LABELS[port.name] if port.name else ""
+    except ValueError as error:
+        raise ParseError(f"{ports}[{index}].name", str(error)) from None
+    protocol = _PROTOCOLS.get(port.protocol or "TCP")
+    if protocol is None:
+        reason = f"{shown(port.protocol)} is not TCP, UDP or SCTP"
+        raise ParseError(f"{ports}[{index}].protocol", reason)
+    if not 0 < number < 65536:
+        check_port(number, f"{ports}[{index}].port")
+    return name, protocol, number
 
 
 def _endpoints(endpoints: list[wire.Endpoint], family: IPFamily) -> tuple[SliceEndpoint, ...]:
     """Parse a slice's endpoints: the hot path, 100,000 of them in a big cluster's first list."""
-    want_v6 = family is IPFamily.IPV6
+    is_v4 = family is IPFamily.IPV4
     parsed = []
     for index, endpoint in enumerate(endpoints):
         if not endpoint.addresses:
             continue
+        address = endpoint.addresses[0]
+        if not (is_v4 and usual_v4(address)):
+            address = _endpoint_address(address, index, family)
         try:
-            address = canonical_ip(endpoint.addresses[0])
+            node_name = SUBDOMAINS[endpoint.node_name] if endpoint.node_name else ""
         except ValueError as error:
-            raise ParseError(f"endpoints[{index}].addresses[0]", str(error)) from error
-        if is_ipv6(address) is not want_v6:
-            raise ParseError(f"endpoints[{index}].addresses[0]", f"{address!r} is not {family}")
+            raise ParseError(f"endpoints[{index}].nodeName", str(error)) from None
         conditions = endpoint.conditions
         hints = endpoint.hints
         parsed.append(
@@ -226,41 +292,35 @@ def _endpoints(endpoints: list[wire.Endpoint], family: IPFamily) -> tuple[SliceE
                 conditions is None or conditions.ready is not False,
                 conditions is None or conditions.serving is not False,
                 conditions is not None and conditions.terminating is True,
-                intern(endpoint.node_name) if endpoint.node_name else "",
-                _hints(hints.for_zones) if hints and hints.for_zones else (),
-                _hints(hints.for_nodes) if hints and hints.for_nodes else (),
+                node_name,
+                _hints(hints.for_zones, "Zones", index) if hints and hints.for_zones else (),
+                _hints(hints.for_nodes, "Nodes", index) if hints and hints.for_nodes else (),
             )
         )
     return tuple(parsed)
 
 
-def _hints(hints: list[wire.Hint]) -> tuple[str, ...]:
-    if len(hints) == 1:
+def _endpoint_address(text: str, index: int, family: IPFamily) -> str:
+    field = f"endpoints[{index}].addresses[0]"
+    address = canonical_at(canonical_endpoint_ip, text, field)
+    if is_ipv6(address) is not (family is IPFamily.IPV6):
+        raise ParseError(field, f"{address!r} is not {family}")
+    return address
+
+
+def _hints(hints: list[wire.Hint], of: str, endpoint: int) -> tuple[str, ...]:
+    names = LABEL_VALUES if of == "Zones" else SUBDOMAINS
+    if len(hints) == 1 and hints[0].name in names:
         return _single_hint(hints[0].name)
-    return tuple(intern(hint.name) for hint in hints)
+    field = f"endpoints[{endpoint}].hints.for{of}"
+    check_length(hints, field)
+    return tuple(names.at(f"{field}[{i}].name", hint.name) for i, hint in enumerate(hints))
 
 
 @lru_cache(maxsize=1024)
 def _single_hint(name: str) -> tuple[str, ...]:
     """Share the tuple of the usual case: one zone, the same for thousands of endpoints."""
     return (name,)
-
-
-def _protocol(text: str | None, field: str) -> Protocol:
-    if not text:
-        return Protocol.TCP
-    protocol = _PROTOCOLS.get(text)
-    if protocol is None:
-        raise ParseError(f"{field}.protocol", f"{text!r} is not TCP, UDP or SCTP")
-    return protocol
-
-
-def _port(number: int | None, field: str) -> int:
-    if number is None:
-        return 0
-    if not 0 <= number <= 65535:
-        raise ParseError(field, f"{number} is not between 1 and 65535")
-    return number
 
 
 def _affinity(spec: wire.ServiceSpec) -> int:
@@ -273,13 +333,15 @@ def _affinity(spec: wire.ServiceSpec) -> int:
     if not 1 <= seconds <= MAX_AFFINITY_SECONDS:
         raise ParseError(
             "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
-            f"{seconds} is not between 1 and {MAX_AFFINITY_SECONDS}",
+            f"{shown(seconds)} is not between 1 and {MAX_AFFINITY_SECONDS}",
         )
     return seconds
 
 
 def _health_check_port(spec: wire.ServiceSpec) -> int:
-    return _port(spec.health_check_node_port, "spec.healthCheckNodePort")
+    port = spec.health_check_node_port or 0
+    check_port(port, "spec.healthCheckNodePort")
+    return port
 
 
 def _load_balancer_ips(status: wire.ServiceStatus | None) -> tuple[str, ...]:
@@ -290,49 +352,27 @@ def _load_balancer_ips(status: wire.ServiceStatus | None) -> tuple[str, ...]:
         if not ingress.ip or ingress.ip_mode not in {None, "VIP"}:
             continue
         field = f"status.loadBalancer.ingress[{index}].ip"
-        ips.append(_canonical(canonical_ip, ingress.ip, field))
+        ips.append(canonical_at(canonical_ip, ingress.ip, field))
     return tuple(ips)
 
 
 def _node_addresses(status: wire.NodeStatus | None) -> tuple[str, ...]:
     found: dict[str, list[str]] = {"InternalIP": [], "ExternalIP": []}
-    for index, entry in enumerate((status.addresses if status else None) or []):
+    addresses = (status.addresses if status else None) or []
+    check_length(addresses, "status.addresses")
+    for index, entry in enumerate(addresses):
         if entry.type in found:
             field = f"status.addresses[{index}].address"
-            found[entry.type].append(_canonical(canonical_ip, entry.address, field))
+            found[entry.type].append(canonical_at(canonical_ip, entry.address, field))
     return (*found["InternalIP"], *found["ExternalIP"])
 
 
-def _addresses(texts: list[str] | None, field: str) -> tuple[str, ...]:
-    return _all_canonical(canonical_ip, texts, field)
-
-
-def _cidrs(texts: list[str] | None, field: str) -> tuple[str, ...]:
-    return _all_canonical(canonical_cidr, texts, field)
-
-
-def _all_canonical(
-    canonical: Callable[[str], str], texts: list[str] | None, field: str
-) -> tuple[str, ...]:
-    """Canonicalise a list; blank entries, which old API servers let pass, are no entries.
-
-    The API server also mistakenly allows white space around source ranges (``serviceport.go``).
-    A field in the singular (``spec.clusterIP``) is a list of one and is named without an index.
-    """
-    if not texts:
-        return ()
+def _taints(taints: list[wire.Taint] | None) -> tuple[str, ...]:
+    check_length(taints, "spec.taints")
     return tuple(
-        _canonical(canonical, text.strip(), f"{field}[{index}]" if field.endswith("s") else field)
-        for index, text in enumerate(texts)
-        if text and not text.isspace()
+        TAINT_KEYS.at(f"spec.taints[{index}].key", taint.key)
+        for index, taint in enumerate(taints or ())
     )
-
-
-def _canonical(canonical: Callable[[str], str], text: str, field: str) -> str:
-    try:
-        return canonical(text)
-    except ValueError as error:
-        raise ParseError(field, str(error)) from error
 
 
 def _annotations(metadata: wire.ObjectMeta) -> tuple[tuple[str, str], ...]:
@@ -341,24 +381,8 @@ def _annotations(metadata: wire.ObjectMeta) -> tuple[tuple[str, str], ...]:
         return ()
     return tuple(
         sorted(
-            (key, value)
+            (key, value[: limits.ANNOTATION_CHARACTERS])
             for key, value in metadata.annotations.items()
             if any(mark in key for mark in _ANNOTATION_MARKS)
         )
     )
-
-
-def _timestamp(text: str | None) -> datetime | None:
-    """Read RFC 3339 with any number of fractional digits; ``None`` for anything else."""
-    if not text:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else None
-
-
-def _epoch(text: str | None) -> float:
-    moment = _timestamp(text)
-    return moment.timestamp() if moment else 0.0
