@@ -16,6 +16,11 @@ if os.environ.get("CI") == "true":
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     guests.add_options(parser)
+    parser.addoption(
+        "--all-scenarios",
+        action="store_true",
+        help="run every scenario of tests/chaos, not only the quick ones (./dev chaos)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -34,6 +34,8 @@ class Behaviour:
     stall: bool = False  # send nothing at all: the connection is dead without being closed
     refused: dict[str, int] = field(default_factory=dict)  # answer requests for a kind so
     status: int = 0  # answer every request with this HTTP status
+    body: bytes | None = None  # answer every request with status 200 and this
+    body_headers: bytes = b""  # with these further header lines
     compact_between_pages: bool = False  # let the token of a page expire before the next
     compress: bool = True  # gzip big lists for clients that take it
 
@@ -59,6 +61,7 @@ class Connection:
 
     sock: socket.socket
     dead: bool = False
+    mute: bool = False  # half-open: nothing is sent any more, and it is not closed either
     sent: int = 0
     thread: threading.Thread = field(default_factory=threading.Thread)
 
@@ -104,6 +107,8 @@ class Exchange:
         refusal = self._refusal()
         if refusal is not None:
             self._send_status(*refusal)
+        elif self._behaviour.body is not None:
+            self._send_body(200, self._behaviour.body, self._behaviour.body_headers)
         elif self._request.verb == "watch":
             self._watch(self._store.tables[self._request.kind])
         else:
@@ -187,10 +192,15 @@ class Exchange:
             with table.changed:
                 if not (table.events and table.events[-1].version > version):
                     table.changed.wait(max(0.0, min(bookmark_at, ends) - time.monotonic()))
+                lost = version < table.trimmed
                 if version < table.compacted and not table.events:
                     version = table.compacted
                 begin = bisect_right(table.events, version, key=lambda event: event.version)
                 events = table.events[begin:]
+            if lost:
+                gone = _status(410, f"too old resource version: {version}")
+                self._send_events([("ERROR", gone)])
+                return
             if events:
                 version = events[-1].version
                 found = [translate(event, self._selector) for event in events]
@@ -223,10 +233,9 @@ class Exchange:
     def _send_status(self, code: int, message: str) -> None:
         self._send_body(code, _status(code, message))
 
-    def _send_body(self, code: int, body: bytes) -> None:
-        extra = b""
+    def _send_body(self, code: int, body: bytes, extra: bytes = b"") -> None:
         accepts = "gzip" in self._request.headers.get("accept-encoding", "")
-        if self._behaviour.compress and accepts and len(body) > _COMPRESSED_FROM:
+        if self._behaviour.compress and accepts and not extra and len(body) > _COMPRESSED_FROM:
             body = gzip.compress(body, compresslevel=1)
             extra = b"Content-Encoding: gzip\r\n"
         self._send(
@@ -236,8 +245,8 @@ class Exchange:
         self._send(body)
 
     def _send(self, data: bytes) -> None:
-        while self._behaviour.stall and not self._connection.dead:
-            time.sleep(0.01)
+        while (self._behaviour.stall or self._connection.mute) and not self._connection.dead:
+            time.sleep(0.01 if self._behaviour.stall else 0.1)
         if self._connection.dead:
             raise ConnectionAbortedError
         self._connection.sock.sendall(data)

@@ -71,6 +71,22 @@ class FakeApiServer:
         """Create or replace an object and give its resourceVersion."""
         return self.store.put(obj)
 
+    def mute(self) -> None:
+        """Send nothing more on the present connections and leave them open: no FIN, no RST."""
+        with self._lock:
+            for connection in self._connections:
+                connection.mute = True
+
+    def unmute(self) -> None:
+        """Close the connections that ``mute`` left open."""
+        with self._lock:
+            muted = [connection for connection in self._connections if connection.mute]
+        for connection in muted:
+            connection.dead = True
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+        self.store.wake()
+
     def put_many(self, objs: list[dict[str, Any]]) -> None:
         """Create or replace many objects."""
         for obj in objs:

@@ -2,10 +2,12 @@
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 Key = tuple[str, str]
+Encode = Callable[[dict[str, Any]], bytes]
 _SNAPSHOTS = 12
 
 
@@ -37,6 +39,7 @@ class Stored:
     obj: dict[str, Any]
     version: int
     body: bytes
+    encode: Encode
 
     @property
     def key(self) -> Key:
@@ -62,6 +65,7 @@ class Table:
     objects: dict[Key, Stored] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     compacted: int = 0
+    trimmed: int = 0
     changed: threading.Condition = field(default_factory=threading.Condition)
 
 
@@ -94,6 +98,10 @@ class Selector:
         )
 
 
+def _encode(obj: dict[str, Any]) -> bytes:
+    return json.dumps(obj).encode()
+
+
 class Store:
     """All tables, with one counter of resourceVersions."""
 
@@ -108,15 +116,20 @@ class Store:
         """The newest resource version."""
         return self._version
 
-    def put(self, obj: dict[str, Any]) -> int:
-        """Create or replace an object; return its resource version."""
+    def put(self, obj: dict[str, Any], encode: Encode = _encode) -> int:
+        """Create or replace an object; return its resource version.
+
+        Args:
+            obj: the object.
+            encode: makes the bytes that clients get; a hostile one may make any bytes.
+        """
         table = self.tables[obj["kind"]]
         with self._lock:
             self._version += 1
             version = self._version
             metadata = {**(obj.get("metadata") or {}), "resourceVersion": str(version)}
             stored_obj = {**obj, "metadata": metadata}
-            stored = Stored(stored_obj, version, json.dumps(stored_obj).encode())
+            stored = Stored(stored_obj, version, encode(stored_obj), encode)
             with table.changed:
                 before = table.objects.get(stored.key)
                 table.objects[stored.key] = stored
@@ -143,6 +156,19 @@ class Store:
                 with table.changed:
                     table.events.clear()
                     table.compacted = self._version
+                    table.changed.notify_all()
+
+    def trim(self, keep: int) -> None:
+        """Forget all but the last ``keep`` events of each kind, as etcd's compaction does.
+
+        A watch that has not had all of the forgotten events ends with a 410.
+        """
+        for table in self.tables.values():
+            with table.changed:
+                if len(table.events) > keep:
+                    last = table.events[len(table.events) - keep - 1].version
+                    table.trimmed = table.compacted = max(table.compacted, last)
+                    del table.events[: len(table.events) - keep]
                     table.changed.notify_all()
 
     def advance(self) -> None:
@@ -188,7 +214,7 @@ def _at(stored: Stored, version: int) -> Stored:
     """The same object with another resource version."""
     metadata = {**stored.obj["metadata"], "resourceVersion": str(version)}
     obj = {**stored.obj, "metadata": metadata}
-    return Stored(obj, version, json.dumps(obj).encode())
+    return Stored(obj, version, stored.encode(obj), stored.encode)
 
 
 def _lookup(obj: dict[str, Any], path: str) -> object:

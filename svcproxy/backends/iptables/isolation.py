@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 import msgspec
 
-from svcproxy.backends.base import BackendError, Desired, Outcome
+from svcproxy.backends.base import Desired, Outcome, TransactionError
 from svcproxy.backends.iptables.difference import Observed, Plan
 from svcproxy.backends.iptables.plan import Planner
 from svcproxy.backends.iptables.render import PortRules, render
@@ -124,7 +124,7 @@ class Isolation:
         """Apply some changes; return why they were refused."""
         if not self._left:
             if not self._applied:
-                raise BackendError(str(self._error))
+                raise TransactionError(str(self._error))
             self._refused.update(dict.fromkeys(ports, _NOT_TRIED))
             return None
         plan = self._planner.plan_changes(ports)

@@ -1,0 +1,229 @@
+"""A small cluster with the daemon for each scenario, and a table of figures at the end."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from chaos.processes import sample
+from chaos.services import Dial
+from chaos.world import Settings, World
+from testbed.outcomes import Answer, LoadResult
+from testbed.waiting import eventually
+
+NATIVE = ("nftables", "nft", "legacy")
+_SCENARIOS = Path(__file__).parent
+_RATE = 5.0
+_CONNECTION = 5.0
+_MEGABYTE = 1 << 20
+_COLUMNS = ("scenario", "variant", "recovered s", "failed", "of", "log lines", "RSS MB", "note")
+FAR = 120.0
+"""Seconds after which a recovery certainly has failed, however busy the machine is."""
+
+
+@dataclass
+class Row:
+    """The figures of one scenario."""
+
+    scenario: str
+    variant: str
+    recovered: float = -1.0
+    failed: int = 0
+    connections: int = 0
+    lines: int = 0
+    rss_before: float = 0.0
+    rss: float = 0.0
+    note: str = ""
+    last_failure: float = 0.0
+    """Seconds from the end of the fault to the start of the last connection that failed."""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """What the table says."""
+        return (
+            self.scenario,
+            self.variant,
+            f"{self.recovered:.1f}" if self.recovered >= 0 else "never",
+            str(self.failed),
+            str(self.connections),
+            str(self.lines),
+            f"{self.rss_before:.0f} -> {self.rss:.0f}",
+            self.note,
+        )
+
+
+ROWS: list[Row] = []
+
+
+@dataclass
+class Limits:
+    """What a scenario may cost; generous, for a busy machine.
+
+    Attributes:
+        recovered: seconds from the end of the fault until a change is in force again.
+        lines: lines in the log.
+        megabytes: what is added to the daemon's memory.
+        failing: for how many seconds after the fault connections may fail, if it damages rules;
+            ``None`` if none may fail at any time.
+    """
+
+    recovered: float = 60.0
+    lines: int = 300
+    megabytes: float = 40.0
+    failing: float | None = None
+
+
+@dataclass
+class Scene:
+    """A cluster with the daemon under test."""
+
+    world: World
+    variant: str
+    _loads: list[tuple[Dial, object]] = field(default_factory=list)
+
+    def lines(self) -> int:
+        """How many lines the daemon has logged."""
+        return len(self.world.daemon.logs())
+
+    def megabytes(self) -> float:
+        """The daemon's resident memory."""
+        seen = sample(self.world.daemon.pid)
+        return seen.rss / _MEGABYTE if seen is not None else 0.0
+
+    def served(self) -> bool:
+        """Whether every stable Service answers right now."""
+        return self.world.traffic.all_served()
+
+    @contextlib.contextmanager
+    def trouble(self, scenario: str, limits: Limits | None = None) -> Iterator[Row]:
+        """Have connections all the time; let a fault happen within, and judge its effects."""
+        limits = limits or Limits()
+        row = Row(scenario, self.variant, rss_before=self.megabytes())
+        ROWS.append(row)
+        lines, world = self.lines(), self.world
+        loads = [
+            world.cluster.host(each.dial.source).traffic.load(
+                "tcp", each.dial.address, each.dial.port, rate=_RATE, timeout=_CONNECTION
+            )
+            for each in world.stable
+        ]
+        results: list[LoadResult] = []
+        over = 0.0
+        try:
+            yield row
+            over = time.monotonic()
+            if limits.failing is not None:
+                eventually(self.served, "service", timeout=FAR)
+            world.probe.move(max(FAR, 2 * limits.recovered))
+            row.recovered = time.monotonic() - over
+        finally:
+            results = [load.stop() for load in loads]
+            row.connections = sum(result.total for result in results)
+            row.failed = sum(self._wrong(result, index) for index, result in enumerate(results))
+            row.lines, row.rss = self.lines() - lines, self.megabytes()
+        failures = [failure for result in results for failure in result.failures]
+        row.last_failure = max((failure.at - over for failure in failures), default=0.0)
+        self._judge(row, limits)
+
+    def _wrong(self, result: LoadResult, index: int) -> int:
+        """How many connections were not answered by one of the Service's own servers."""
+        servers = self.world.stable[index].dial.servers
+        return sum(
+            not (isinstance(s.outcome, Answer) and s.outcome.server in servers)
+            for s in result.samples
+        )
+
+    def _judge(self, row: Row, limits: Limits) -> None:
+        assert row.recovered <= limits.recovered, row
+        if limits.failing is None:
+            assert row.failed == 0, row
+        else:
+            assert row.last_failure <= limits.failing, row
+        assert row.lines <= limits.lines, (row, self.world.daemon.logs()[-row.lines :][:20])
+        assert row.rss - row.rss_before <= limits.megabytes, row
+        defects = [line for line in self.world.daemon.logs() if "Traceback" in line]
+        assert not defects, defects
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "scene" in metafunc.fixturenames:
+        variants = getattr(metafunc.module, "VARIANTS", NATIVE)
+        if metafunc.definition.get_closest_marker("iptables_only"):
+            variants = ("nft", "legacy")
+        if metafunc.definition.get_closest_marker("nftables_only"):
+            variants = ("nftables",)
+        metafunc.parametrize("variant", variants, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out scenarios that are not quick, unless all are asked for."""
+    for item in items:
+        if item.path.is_relative_to(_SCENARIOS) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(600))
+    if not config.option.all_scenarios:
+        out = [
+            item
+            for item in items
+            if item.path.is_relative_to(_SCENARIOS) and item.get_closest_marker("quick") is None
+        ]
+        if out:
+            config.hook.pytest_deselected(items=out)
+            items[:] = [item for item in items if item not in set(out)]
+
+
+@pytest.fixture(scope="module")
+def flags() -> dict[str, str]:
+    """Further flags of the module's daemon."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def program() -> tuple[str, ...]:
+    """What to put before the daemon's command line, in the module's scenarios."""
+    return ()
+
+
+@contextlib.contextmanager
+def made(variant: str, flags: dict[str, str], services: int = 40) -> Iterator[Scene]:
+    """A scene of its own."""
+    with TemporaryDirectory(prefix="svcproxy-chaos-") as folder:
+        settings = Settings(seconds=0, variant=variant, services=services, flags=flags)
+        world = World(settings, Path(folder))
+        try:
+            world.build()
+            yield Scene(world, variant)
+        finally:
+            world.close()
+
+
+@pytest.fixture(scope="module")
+def own_scene(variant: str, flags: dict[str, str]) -> Iterator[Scene]:
+    with made(variant, flags) as scene:
+        yield scene
+
+
+@pytest.fixture
+def scene(own_scene: Scene, request: pytest.FixtureRequest) -> Scene:
+    """The module's scene, with the daemon running and everything in force."""
+    world = own_scene.world
+    if not world.daemon.running:
+        world.start_daemon()
+    world.probe.move(FAR)
+    eventually(own_scene.served, "service", timeout=FAR)
+    return own_scene
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of figures."""
+    if not ROWS:
+        return
+    terminalreporter.section("figures of the scenarios")
+    rows = [_COLUMNS, *(row.cells for row in ROWS)]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(_COLUMNS))]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        terminalreporter.write_line(line.rstrip())

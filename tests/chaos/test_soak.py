@@ -1,0 +1,52 @@
+"""The soak itself, for a minute: it runs, its verdict is good, and it leaves nothing behind."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from testbed import ROOT, netns
+from testbed.waiting import eventually
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "chaos.soak", *arguments],
+        cwd=ROOT,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.quick
+def test_a_minute_of_soak_ends_well(tmp_path: Path) -> None:
+    figures, temporary = tmp_path / "figures.json", tmp_path / "temporary"
+    temporary.mkdir()
+    chosen = ("--minutes=0.75", "--services=100", "--gap=1", f"--json={figures}")
+    with start(temporary, *chosen) as soak:
+        output, _ = soak.communicate()
+    assert soak.returncode == 0, output
+    seen = json.loads(figures.read_text(encoding="utf-8"))
+    assert seen["changes"] > 100
+    assert seen["connections"] > 100
+    assert len(seen["faults"]) > 5
+    assert all(check["holds"] for check in seen["checks"])
+    assert not netns.existing(f"svp-{soak.pid}-")
+    assert not list(temporary.iterdir())
+
+
+def test_it_can_be_ended_at_any_time(tmp_path: Path) -> None:
+    with start(tmp_path, "--hours=1", "--services=20") as soak:
+        eventually(lambda: netns.existing(f"svp-{soak.pid}-"), "the namespaces", timeout=60)
+        soak.send_signal(signal.SIGTERM)
+        output, _ = soak.communicate(timeout=60)
+    assert soak.returncode == 130, output
+    assert not netns.existing(f"svp-{soak.pid}-")
+    assert not list(tmp_path.iterdir())
