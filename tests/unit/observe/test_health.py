@@ -302,7 +302,7 @@ def test_stalled_threads_are_named_and_concern_healthz_not(clock: Clock) -> None
     for family in (V4, V6):
         health.updated(family)
     assert codes(health) == (200, 503)
-    assert body(health.livez())["stalled"] == ["watch-Service"]
+    assert body(health.livez())["stalledThreads"] == ["watch-Service"]
     assert body(health.livez())["healthy"] is False
-    assert "stalled" not in body(health.healthz())
+    assert "stalledThreads" not in body(health.healthz())
     assert health.readyz().status == 503
