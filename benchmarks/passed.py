@@ -13,8 +13,8 @@ from svcproxy.backends.base import Desired
 from svcproxy.backends.iptables.backend import IptablesBackend
 from svcproxy.backends.settings import LocalTraffic, Settings
 from svcproxy.backends.xtables.commands import Iptables, Variant
+from svcproxy.kube.decoding import decode_object
 from svcproxy.kube.parse import parse_object
-from svcproxy.kube.wire import decode_object
 from svcproxy.model.names import IPFamily, Kind
 from svcproxy.model.objects import EndpointSlice, Service
 from svcproxy.state.desired import DesiredState

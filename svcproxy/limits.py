@@ -40,6 +40,30 @@ SHOWN_CHARACTERS = 80
 
 SHARED_NAMES = 16_384
 """How many names that stand in many objects are kept, for each rule, to share their text."""
+OBJECT_DEPTH = 64
+"""How deep arrays and objects may be nested in an API object; everything deeper counts as null.
+
+Applies only to documents that msgspec refuses (it recurses, up to the interpreter's limit of about
+1,000). The fields that svcproxy reads are at most 8 deep.
+"""
+
+WATCH_LINE_BYTES = 16 << 20
+"""The longest line of a watch stream. etcd takes objects of 1.5 MiB by default."""
+
+LIST_PAGE_BYTES = 64 << 20
+"""The longest page of a list, decompressed."""
+
+LIST_BYTES = 512 << 20
+"""The longest list that comes in one piece, decompressed, after the token of a page expired."""
+
+LIST_SECONDS = 300.0
+"""How long the body of a list may take, however steadily it comes."""
+
+RESPONSE_HEAD_SECONDS = 120.0
+"""How long the head of a response may take, however steadily it comes."""
+
+ERROR_BODY_BYTES = 64 << 10
+"""How much is read of the body of an error response, decompressed."""
 
 # HTTP: the metrics, health and health-check node port servers, svcproxy.observe
 

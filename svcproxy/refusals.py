@@ -28,6 +28,10 @@ KNOWN: tuple[tuple[str, str], ...] = (
     ("http", "unsupported"),
     ("netlink", "enobufs"),
     ("netlink", "malformed"),
+    ("api_response", "body_bytes"),
+    ("api_response", "body_seconds"),
+    ("api_response", "head_seconds"),
+    ("watch", "line_bytes"),
 )
 """Every pair of labels; each is shown from 0, so that the first refusal is an increase."""
 

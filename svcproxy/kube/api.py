@@ -6,8 +6,9 @@ from collections.abc import Collection
 from svcproxy.kube.client import Client
 from svcproxy.kube.credentials import ConnectionSettings
 from svcproxy.kube.follower import Follower
+from svcproxy.kube.outputs import Selectors
 from svcproxy.kube.parse import HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL
-from svcproxy.kube.reflector import Reflector, Selectors
+from svcproxy.kube.reflector import Reflector
 from svcproxy.kube.source import Sink
 from svcproxy.model.names import REQUIRED_KINDS, Kind
 

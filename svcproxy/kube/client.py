@@ -5,31 +5,29 @@ of the daemon, and building its models costs fifty times what decoding the few f
 """
 
 import http.client
-import io
 import math
 import socket
 import ssl
 import threading
 import time
-import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import msgspec
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from svcproxy import __version__
+from svcproxy import __version__, limits
 from svcproxy.kube.apiserver import ApiServer, PemFile
-from svcproxy.kube.chunked import Dechunker, MalformedChunksError
+from svcproxy.kube.body import Body
+from svcproxy.kube.connections import CHUNK_BYTES, Sockets
 from svcproxy.kube.credentials import ConnectionSettings, OnRequest, load_api_server
 from svcproxy.kube.source import one_line
+from svcproxy.refusals import REFUSALS
 
 _USER_AGENT = f"svcproxy/{__version__}"
-_CHUNK = 1 << 17
-_ERROR_BODY_LIMIT = 1 << 16
 _RELOAD_SECONDS = 1.0
 _CLOSE_SECONDS = 0.2
 # Connections that are kept for another request: one for each kind, and one for Events
@@ -52,27 +50,51 @@ class IdleError(TransportError):
     """Nothing came for longer than the read time-out."""
 
 
+class TooLargeError(TransportError):
+    """The body of an answer is larger than it may be."""
+
+
 class Response:
     """An answer whose body is read piece by piece."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
         self._response = response
+        self._encoding = response.headers.get("Content-Encoding", "")
         self.status: int = response.status
 
-    def read(self) -> bytes:
+    def read(self, limit: int, seconds: float) -> bytes:
         """Read the whole body, decompressed.
 
+        Args:
+            limit: how many bytes it may have when decompressed.
+            seconds: how long it may take, however steadily it comes.
+
         Raises:
-            TransportError: it did not come whole.
+            TooLargeError: it has more.
+            TransportError: it did not come whole, or not in time.
         """
+        deadline = time.monotonic() + seconds
         with _translated():
-            return self._response.read(decode_content=True)
+            body = Body(self._encoding, limit)
+            while received := self._response.read1(CHUNK_BYTES, decode_content=False):
+                if not body.feed(received):
+                    REFUSALS.count("api_response", "body_bytes")
+                    raise TooLargeError(f"the answer is larger than {limit} bytes")
+                if time.monotonic() > deadline:
+                    REFUSALS.count("api_response", "body_seconds")
+                    raise TransportError(f"the answer took longer than {seconds:g} s")
+            return body.whole()
 
     def read_error(self) -> bytes:
         """Read the body of a failure, as far as it is of a sensible size and comes at all."""
+        deadline = time.monotonic() + limits.RESPONSE_HEAD_SECONDS
         try:
             with _translated():
-                return self._response.read(_ERROR_BODY_LIMIT, decode_content=True)
+                body = Body(self._encoding, limits.ERROR_BODY_BYTES)
+                while received := self._response.read1(CHUNK_BYTES, decode_content=False):
+                    if not body.feed(received) or time.monotonic() > deadline:
+                        break
+                return body.read()
         except TransportError:
             return b""
 
@@ -85,7 +107,7 @@ class Response:
         """
         while True:
             with _translated():
-                chunk = self._response.read1(_CHUNK)
+                chunk = self._response.read1(CHUNK_BYTES, decode_content=False)
             if not chunk:
                 return
             yield chunk
@@ -117,7 +139,7 @@ class Client:
     def __init__(self, settings: ConnectionSettings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
-        self._sockets = _Sockets()
+        self._sockets = Sockets()
         self._connected = self._connect()
         self._reloaded = -math.inf
 
@@ -245,95 +267,6 @@ def _path(file: PemFile | None) -> str | None:
     return None if file is None else file.path
 
 
-class _Sockets:
-    """The open connections of a client, so that another thread can shut them down."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._open: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
-        self._shut = False
-
-    def track(self, manager: urllib3.PoolManager) -> None:
-        """Make a pool manager open its connections under our eyes."""
-        http = type("HTTPConnection", (_TrackedHTTP,), {"sockets": self})
-        https = type("HTTPSConnection", (_TrackedHTTPS,), {"sockets": self})
-        manager.pool_classes_by_scheme = {
-            "http": type("Pool", (urllib3.HTTPConnectionPool,), {"ConnectionCls": http}),
-            "https": type("TLSPool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": https}),
-        }
-
-    def add(self, connection: HTTPConnection) -> None:
-        """Note a new connection, or refuse it when the client is closed."""
-        with self._lock:
-            self._open.add(connection)
-            shut = self._shut
-        if shut:
-            connection.close()
-            raise ConnectionAbortedError("the client is closed")
-
-    def shut(self) -> None:
-        """Shut all connections down; threads that read from them see their end at once."""
-        with self._lock:
-            self._shut = True
-            connections = list(self._open)
-        for connection in connections:
-            sock = connection.sock
-            if sock is not None:
-                try:
-                    # Not the TLS socket's own shutdown, which takes the TLS state away from
-                    # under a reading thread.
-                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
-                except OSError:
-                    continue
-
-
-class _Answer(http.client.HTTPResponse):
-    """Reads from the socket in large pieces: the usual 8 KiB are thousands of calls in a list."""
-
-    def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
-        super().__init__(sock, *arguments, **named)
-        small = self.fp
-        self.fp = io.BufferedReader(sock.makefile("rb", buffering=0), _CHUNK)
-        small.close()
-        self._dechunker = Dechunker()
-
-    def read1(self, n: int = -1) -> bytes:
-        """Give what has come of the body, be it one chunk or many; ``n`` limits only others."""
-        if not self.chunked:
-            return super().read1(n)
-        data = b""
-        while not (data or self._dechunker.ended):
-            received = self.fp.read1(_CHUNK)
-            if not received:
-                raise http.client.IncompleteRead(b"")
-            try:
-                data = self._dechunker.feed(received)
-            except MalformedChunksError as error:
-                raise http.client.HTTPException(str(error)) from error
-            if self._dechunker.ended:
-                self.fp.close()
-                self.fp = None  # as the library has it at the end
-        return data
-
-
-class _TrackedHTTP(HTTPConnection):
-    sockets: ClassVar[_Sockets]
-    response_class = _Answer
-
-    def connect(self) -> None:
-        super().connect()
-        self.sockets.add(self)
-
-
-class _TrackedHTTPS(HTTPSConnection):
-    sockets: ClassVar[_Sockets]
-    response_class = _Answer
-
-    def connect(self) -> None:
-        super().connect()
-        self.sockets.add(self)
-
-
 class _Told:
     """Tells of a request when it is over, answered or not."""
 
@@ -361,5 +294,5 @@ class _translated:  # noqa: N801 - used as a function
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, ReadTimeoutError | TimeoutError):
             raise IdleError("nothing came within the time limit") from error
-        if isinstance(error, HTTPError | OSError | ValueError):
+        if isinstance(error, HTTPError | http.client.HTTPException | OSError | ValueError):
             raise TransportError(one_line(error)) from error

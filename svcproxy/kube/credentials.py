@@ -35,8 +35,9 @@ class ConnectionSettings(msgspec.Struct, frozen=True):
     overrides the server of the kubeconfig; alone, it means a server that asks no credentials.
     ``idle_seconds`` is how long a watch may be silent before it counts as dead: API servers
     send a bookmark about every minute. ``initial_seconds`` is the same for a stream of initial
-    events, and ``backoff_seconds`` the longest wait between two attempts. ``on_request`` is told
-    of every request, in the thread that makes it.
+    events, and ``backoff_seconds`` the longest wait between two attempts. An empty list is asked
+    for again after ``second_look_seconds``. ``on_request`` is told of every request, in the thread
+    that makes it.
     """
 
     kubeconfig: str = ""
@@ -47,6 +48,7 @@ class ConnectionSettings(msgspec.Struct, frozen=True):
     idle_seconds: float = 90.0
     initial_seconds: float = 20.0
     backoff_seconds: float = 30.0
+    second_look_seconds: float = 1.0
     service_account: Path = SERVICE_ACCOUNT
     on_request: OnRequest | None = None
 

@@ -23,15 +23,17 @@ from hashlib import sha256
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-import msgspec
 import structlog
 
 from svcproxy import limits, threads
 from svcproxy.kube.backoff import Backoff
 from svcproxy.kube.client import Client, TransportError
 from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.decoding import decode_page, decode_uid
 from svcproxy.kube.source import SourceError
-from svcproxy.model.names import NamespacedName
+from svcproxy.kube.wire import ParseError
+from svcproxy.limits import WATCH_LINE_BYTES
+from svcproxy.model.names import Kind, NamespacedName
 
 _log = structlog.get_logger(__name__)
 
@@ -44,6 +46,7 @@ _NAME_BYTES = 253
 # Events about objects outside of namespaces live here.
 _CLUSTER_NAMESPACE = "default"
 _STOP_SECONDS = 1.0
+_LIST_BYTES = WATCH_LINE_BYTES  # one object at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,12 +276,12 @@ class _Sender:
             if response.status != HTTPStatus.OK:
                 response.read_error()
                 return ""
-            body = response.read()
+            body = response.read(_LIST_BYTES, seconds)
         try:
-            items = msgspec.json.decode(body, type=_Services).items
-        except msgspec.DecodeError:
+            items = decode_page(Kind.SERVICE, body).items
+        except ParseError:
             return ""
-        return items[0].metadata.uid if items else ""
+        return decode_uid(items[0]) if items else ""
 
     def _event(self, occurrence: _Occurrence, when: datetime, uid: str) -> dict[str, Any]:
         name, reason, note, warning, action = occurrence
@@ -308,18 +311,6 @@ class _Sender:
             "note": _cut(note, _NOTE_BYTES),
             "type": "Warning" if warning else "Normal",
         }
-
-
-class _Metadata(msgspec.Struct):
-    uid: str = ""
-
-
-class _Named(msgspec.Struct):
-    metadata: _Metadata
-
-
-class _Services(msgspec.Struct):
-    items: list[_Named] = []
 
 
 def _is_passing(status: int) -> bool:

@@ -9,22 +9,24 @@ import structlog
 
 from svcproxy import limits, threads
 from svcproxy.kube.backoff import Backoff
-from svcproxy.kube.client import Client, IdleError, Response, TransportError
+from svcproxy.kube.client import Client, IdleError, Response, TooLargeError, TransportError
 from svcproxy.kube.credentials import ConnectionSettings
 from svcproxy.kube.delivery import Delivery
-from svcproxy.kube.reflector import (
+from svcproxy.kube.lines import LineSplitter, LongLine
+from svcproxy.kube.outputs import (
     Cause,
     Changed,
     Listed,
     Malformed,
     Output,
-    Reflector,
     Removed,
     Request,
     Step,
 )
+from svcproxy.kube.reflector import Reflector
 from svcproxy.kube.source import Sink, SourceError
 from svcproxy.model.names import Kind
+from svcproxy.refusals import REFUSALS
 
 _log = structlog.get_logger()
 
@@ -105,6 +107,13 @@ class Follower:
         """Wait before the next request if the last one says so, or too many ended early."""
         if step is Step.GO_ON:
             return
+        if step is Step.SECOND_LOOK:
+            _log.warning(
+                "list.empty", kind=self._kind, action="list again before anything is removed"
+            )
+            threads.waiting()
+            self._stopping.wait(self._settings.second_look_seconds)
+            return
         self._hasty += 1
         if step is Step.BACK_OFF or self._hasty > _HASTY_STEPS:
             threads.waiting()
@@ -118,6 +127,8 @@ class Follower:
             with self._send(request) as response:
                 output = self._answer(request, response, sink, delivery)
             failed = output.step is Step.BACK_OFF
+        except TooLargeError as error:
+            output = self._reflector.too_large(str(error))
         except IdleError as error:
             output = self._reflector.broken(Cause.IDLE, str(error))
         except TransportError as error:
@@ -150,7 +161,7 @@ class Follower:
                 self._renew_credentials()
             return output
         if not request.watch:
-            return self._reflector.page(response.read())
+            return self._reflector.page(response.read(request.body_limit, limits.LIST_SECONDS))
         began = time.monotonic()
         try:
             return self._stream(request, response, sink, delivery)
@@ -162,13 +173,15 @@ class Follower:
         self, request: Request, response: Response, sink: Sink, delivery: Delivery
     ) -> Output:
         """Take a watch line by line until it ends or the reflector has enough of it."""
-        pending = b""
+        splitter = LineSplitter(limits.WATCH_LINE_BYTES)
         listed = not request.initial
         for chunk in response.chunks():
             self._progress()
-            *lines, pending = (pending + chunk).split(b"\n")
+            lines = splitter.feed(chunk)
             if not lines:
                 continue
+            if long := sum(isinstance(line, LongLine) for line in lines):
+                REFUSALS.count("watch", "line_bytes", long)
             output = self._reflector.lines(lines)
             if output.step is not Step.GO_ON:
                 return output

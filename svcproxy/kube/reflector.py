@@ -8,18 +8,42 @@ became of the objects, and how to go on. The rules are client-go's (``reflector.
   servers without it, as a paged list; then a watch goes on from there.
 * A lost watch resumes at the last resourceVersion seen; only 410 Gone, or an error the server
   does not call temporary, makes a new list.
-* A new list removes the names it lacks, once it is complete, and repeats no object whose
-  resourceVersion is known. Nothing else removes an object except its DELETED event: an API
-  server that cannot be reached changes nothing.
+* A new list removes the names it lacks, once it is complete. Nothing else removes an object except
+  its DELETED event: an API server that cannot be reached changes nothing.
+
+These rules are ours:
+
+* A new list delivers every object, except those that came byte for byte the same in the list
+  before. An equal resourceVersion is not enough: an etcd that was restored from a backup can give
+  it a second time, to other content. Only new lists pay for that comparison.
+
+* An answer has to be a list of the right kind. A proxy or a server in maintenance may answer with
+  status 200 and any JSON.
+* An empty list of Services or EndpointSlices is believed only if a second, consistent list is
+  empty as well: no cluster is without the Service ``default/kubernetes``.
 """
 
+from collections.abc import Sequence
 from enum import Enum
 from sys import intern
 
 import msgspec
 
-from svcproxy.kube import wire
-from svcproxy.kube.wire import ParseError, WireObject
+from svcproxy import limits
+from svcproxy.kube import decoding, wire
+from svcproxy.kube.lines import LongLine
+from svcproxy.kube.outputs import (
+    Cause,
+    Changed,
+    Listed,
+    Malformed,
+    Output,
+    Removed,
+    Request,
+    Selectors,
+    Step,
+)
+from svcproxy.kube.wire import ParseError
 from svcproxy.model.names import Kind, NamespacedName
 
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
@@ -28,85 +52,8 @@ _TOO_MANY_REQUESTS = 429
 _BAD_REQUEST = 400
 _UNPROCESSABLE = 422
 _SERVER_ERROR = 500
-
-
-class Request(msgspec.Struct, frozen=True, gc=False):
-    """What to send: a list page, or a watch when ``watch`` is set.
-
-    ``initial`` marks a watch that begins with the whole state. ``query`` lacks only the time-out
-    of watches, which is the driver's business.
-    """
-
-    watch: bool
-    initial: bool
-    query: tuple[tuple[str, str], ...]
-
-
-class Step(Enum):
-    """How the driver goes on: with this response, or after ending it, at once or later."""
-
-    GO_ON = "read on, or send the next request"
-    AGAIN = "end this response and send the next request at once"
-    BACK_OFF = "end this response, wait, then send the next request"
-
-
-class Cause(Enum):
-    """Why a response ended without the reflector's will."""
-
-    CLOSED = "closed"
-    IDLE = "idle"
-    CUT = "cut"
-
-
-class Changed(msgspec.Struct, frozen=True, gc=False):
-    """An object is new or different."""
-
-    name: NamespacedName
-    obj: WireObject
-
-
-class Removed(msgspec.Struct, frozen=True, gc=False):
-    """An object is gone."""
-
-    name: NamespacedName
-
-
-class Malformed(msgspec.Struct, frozen=True, gc=False):
-    """An object cannot be decoded; ``name`` is ``None`` where not even that can be read."""
-
-    name: NamespacedName | None
-    field: str
-    reason: str
-
-
-class Listed(msgspec.Struct, frozen=True, gc=False):
-    """A full list is complete: ``count`` objects exist."""
-
-    count: int
-
-
-Effect = Changed | Removed | Malformed | Listed
-
-
-class Output(msgspec.Struct, gc=False):
-    """The meaning of an answer.
-
-    ``trouble`` is one line for the log when something went wrong; ``restarted`` is the reason,
-    from a small fixed set, for which the watch has to be started anew.
-    """
-
-    effects: list[Effect] = msgspec.field(default_factory=list)
-    step: Step = Step.GO_ON
-    trouble: str = ""
-    restarted: str = ""
-
-
-class Selectors(msgspec.Struct, frozen=True, gc=False):
-    """Which objects to ask for; an ``optional`` field selector is one old servers may not know."""
-
-    labels: str = ""
-    fields: str = ""
-    optional: bool = False
+_NEVER_EMPTY = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE})
+_MESSAGE_CHARACTERS = 1024
 
 
 class _Phase(Enum):
@@ -135,20 +82,29 @@ class Reflector:
         watch_list: bool = True,
     ) -> None:
         self._kind = kind
+        self._kind_name = str(kind)  # compared for every object, and faster to compare
         self._selectors = selectors or Selectors()
         self._page_size = page_size
+        self._limit = page_size
         self._paged = True
         self._watch_list = watch_list
         self._phase = _Phase.BEGIN
         self._version = ""
         self._token = ""
-        self._known: dict[NamespacedName, str] = {}
+        # The resourceVersion of each object, or a hash of its bytes if it came with a new list
+        self._known: dict[NamespacedName, str | int] = {}
         self._seen: set[NamespacedName] = set()
+        self._listed = False
+        self._doubted = False
+        # Whether the next list has to be a paged one
+        self._plainly = False
+        self._unreadable_at: str | None = None
 
     def request(self) -> Request:
         """Say what to send next."""
         if self._phase is _Phase.BEGIN:
-            self._phase = _Phase.STREAM if self._watch_list else _Phase.PAGES
+            streams = self._watch_list and not self._plainly
+            self._phase = _Phase.STREAM if streams else _Phase.PAGES
             self._token = ""
             self._version = ""
         if self._phase is not _Phase.PAGES or not self._token:
@@ -156,10 +112,11 @@ class Reflector:
         query = self._selection()
         if self._phase is _Phase.PAGES:
             if self._paged:
-                query.append(("limit", str(self._page_size)))
+                query.append(("limit", str(self._limit)))
             if self._token:
                 query.append(("continue", self._token))
-            return Request(watch=False, initial=False, query=tuple(query))
+            size = limits.LIST_PAGE_BYTES if self._paged else limits.LIST_BYTES
+            return Request(watch=False, initial=False, query=tuple(query), body_limit=size)
         query += [("watch", "true"), ("allowWatchBookmarks", "true")]
         initial = self._phase is _Phase.STREAM
         if initial:
@@ -171,31 +128,43 @@ class Reflector:
     def page(self, body: bytes) -> Output:
         """Take the body of a successful list request."""
         try:
-            page = wire.decode_page(body)
+            page = decoding.decode_page(self._kind, body)
+            token = page.metadata.continue_token or ""
+            if token and token == self._token:
+                raise ParseError("metadata.continue", "is the token that was sent")  # noqa: TRY301
         except ParseError as error:
             self._phase = _Phase.BEGIN
             return Output(step=Step.BACK_OFF, trouble=f"unreadable list: {error}")
         output = Output()
         for raw in page.items or ():
             self._take(raw, output)
-        self._token = page.metadata.continue_token or ""
-        if not self._token:
+        self._limit = min(self._page_size, self._limit * 2)
+        self._token = token
+        if not token:
             self._version = page.metadata.resource_version or ""
             self._complete(output)
         return output
 
-    def lines(self, lines: list[bytes]) -> Output:
+    def too_large(self, reason: str) -> Output:
+        """Take the news that a page exceeded ``body_limit``: ask for fewer objects at once."""
+        if self._paged and self._limit > 1:
+            self._limit //= 2
+            return Output(trouble=f"{reason}; asking for {self._limit} objects at once")
+        self._paged = True
+        self._phase = _Phase.BEGIN
+        return Output(step=Step.BACK_OFF, trouble=reason)
+
+    def lines(self, lines: Sequence[bytes | LongLine]) -> Output:
         """Take complete lines of a watch stream; stops at the first that ends the stream."""
         output = Output()
         for line in lines:
-            if not line.strip():
+            if not isinstance(line, bytes):
+                self._long_line(line, output)
                 continue
             try:
-                event = wire.decode_event(line)
+                event = decoding.decode_event(line)
             except ParseError as error:
-                output.step = Step.BACK_OFF
-                output.trouble = f"unreadable watch event: {error}"
-                output.restarted = "unreadable"
+                self._broken_line(line, error, output)
             else:
                 self._event(event, output)
             if output.step is not Step.GO_ON:
@@ -204,7 +173,7 @@ class Reflector:
 
     def refused(self, status: int, body: bytes) -> Output:
         """Take an HTTP status other than 200, with its body."""
-        account = wire.decode_status(body)
+        account = decoding.decode_status(body)
         message = account.message or ""
         if self._simplify(status, message):
             return Output(step=Step.AGAIN, trouble=f"HTTP {status}: {message}; asking plainly")
@@ -248,22 +217,65 @@ class Reflector:
             case "BOOKMARK":
                 self._bookmark(event.object, output)
             case "ERROR":
-                account = wire.decode_status(event.object)
+                account = decoding.decode_status(event.object)
                 failed = self._failed(account.code or _SERVER_ERROR, account)
                 output.step, output.trouble = failed.step, failed.trouble
                 output.restarted = failed.restarted
             case _:
-                output.step, output.restarted = Step.BACK_OFF, "unreadable"
-                output.trouble = f"unknown watch event {event.type!r}"
+                self._unreadable(f"unknown watch event {event.type[:40]!r}", output)
+
+    def _broken_line(self, line: bytes, error: ParseError, output: Output) -> None:
+        if line.strip() and not self._name_only(line, f"unreadable: {error}", output):
+            self._unreadable(f"unreadable watch event: {error}", output)
+
+    def _long_line(self, line: LongLine, output: Output) -> None:
+        reason = f"its watch event is longer than {limits.WATCH_LINE_BYTES} bytes"
+        if not self._name_only(line.head, reason, output):
+            output.effects.append(Malformed(None, "", reason))
+
+    def _unreadable(self, trouble: str, output: Output) -> None:
+        """End a watch that sends something else than events."""
+        output.step, output.restarted, output.trouble = Step.BACK_OFF, "unreadable", trouble
+        if self._phase is _Phase.STREAM or self._unreadable_at == self._version:
+            # The same answer would come again: a list goes round it.
+            self._phase = _Phase.BEGIN
+            self._plainly = True
+        self._unreadable_at = self._version
+
+    def _name_only(self, head: bytes, reason: str, output: Output) -> bool:
+        """Take an event of which only the head can be read.
+
+        Returns:
+            Whether it is an event of an object; a deletion needs no more than the head.
+        """
+        type_, identity = decoding.decode_head(head)
+        if type_ not in {"ADDED", "MODIFIED", "DELETED"}:
+            return False
+        self._version = identity.resource_version or self._version
+        name = _name(identity)
+        if name is not None and type_ == "DELETED":
+            self._remove(name, output)
+            return True
+        if name is not None:
+            self._known[name] = ""
+            if self._phase is not _Phase.WATCH:
+                self._seen.add(name)
+        output.effects.append(Malformed(name, "", reason))
+        return True
 
     def _take(self, raw: msgspec.Raw, output: Output) -> str:
         """Note one object and give its resourceVersion, empty when that cannot be read."""
-        obj, problem = None, None
+        obj: wire.WireObject | None = None
+        problem: ParseError | None = None
+        metadata: wire.ObjectMeta | wire.Identity
         try:
-            obj = wire.decode_object(self._kind, raw)
-            metadata = obj.metadata
+            obj = decoding.decode_object(self._kind, raw)
+            metadata, kind = obj.metadata, obj.kind
         except ParseError as error:
-            metadata, problem = wire.decode_identity(raw), error
+            metadata, problem = decoding.decode_identity(raw), error
+            kind = metadata.kind
+        if kind is not None and kind != self._kind_name:
+            obj, problem = None, self._other_kind(kind)
         version = metadata.resource_version or ""
         name = _name(metadata)
         if name is None:
@@ -272,9 +284,12 @@ class Reflector:
             return version
         if self._phase is not _Phase.WATCH:
             self._seen.add(name)
-        if version and self._known.get(name) == version:
+        state: str | int = version
+        if self._listed and self._phase is not _Phase.WATCH:
+            state = decoding.fingerprint(raw)
+        if version and self._known.get(name) == state:
             return version
-        self._known[name] = version
+        self._known[name] = state
         if obj is not None:
             output.effects.append(Changed(name, obj))
         elif problem is not None:
@@ -282,24 +297,36 @@ class Reflector:
         return version
 
     def _drop(self, raw: msgspec.Raw, output: Output) -> None:
-        metadata = wire.decode_identity(raw)
-        self._version = metadata.resource_version or self._version
-        name = _name(metadata)
-        if name is not None:
-            self._seen.discard(name)
-            self._known.pop(name, None)
-            output.effects.append(Removed(name))
+        identity = decoding.decode_identity(raw)
+        self._version = identity.resource_version or self._version
+        name = _name(identity)
+        if identity.kind is not None and identity.kind != self._kind:
+            problem = self._other_kind(identity.kind)
+            output.effects.append(Malformed(name, problem.field, problem.reason))
+        elif name is not None:
+            self._remove(name, output)
+
+    def _remove(self, name: NamespacedName, output: Output) -> None:
+        self._seen.discard(name)
+        self._known.pop(name, None)
+        output.effects.append(Removed(name))
+
+    def _other_kind(self, kind: str) -> ParseError:
+        return ParseError("kind", f"{kind[:40]!r} is not {self._kind}")
 
     def _bookmark(self, raw: msgspec.Raw, output: Output) -> None:
         try:
-            metadata = wire.decode_metadata(raw)
+            metadata = decoding.decode_metadata(raw)
         except ParseError:
             return
         self._version = metadata.resource_version or self._version
         if self._phase is not _Phase.STREAM:
             return
         if (metadata.annotations or {}).get(INITIAL_EVENTS_END) == "true":
-            self._complete(output)
+            if metadata.resource_version:
+                self._complete(output)
+            else:
+                self._unreadable("end of initial events without resourceVersion", output)
         else:
             # A server that knows sendInitialEvents sends no other bookmark before that one.
             output.step = self.broken(Cause.CLOSED).step
@@ -307,13 +334,26 @@ class Reflector:
 
     def _complete(self, output: Output) -> None:
         """End a full list: what it did not name is gone."""
+        if self._is_doubtful():
+            self._doubted = self._plainly = True
+            self._phase = _Phase.BEGIN
+            output.step = Step.SECOND_LOOK
+            return
         for name in [name for name in self._known if name not in self._seen]:
             del self._known[name]
             output.effects.append(Removed(name))
         self._seen.clear()
-        self._paged = True
+        self._paged = self._listed = True
+        self._doubted = self._plainly = False
+        self._unreadable_at = None
         self._phase = _Phase.WATCH
         output.effects.append(Listed(len(self._known)))
+
+    def _is_doubtful(self) -> bool:
+        """Whether a list is empty that never should be, and is so for the first time."""
+        if self._seen or self._doubted or self._kind not in _NEVER_EMPTY:
+            return False
+        return bool(self._known) or not self._listed
 
     def _simplify(self, status: int, message: str) -> bool:
         """Give up what an old server may not understand; tell whether there was something."""
@@ -331,7 +371,8 @@ class Reflector:
 
     def _failed(self, status: int, account: wire.Status) -> Output:
         """Decide about an HTTP status or an ERROR event that is no matter of dialect."""
-        detail = f"HTTP {status}: {account.message or account.reason or 'no reason given'}"
+        reason = account.message or account.reason or "no reason given"
+        detail = f"HTTP {status}: {reason[:_MESSAGE_CHARACTERS]}"
         watching = self._phase is _Phase.WATCH
         if status == _GONE:
             if self._phase is _Phase.PAGES:
@@ -349,7 +390,7 @@ class Reflector:
         return Output(step=Step.BACK_OFF, trouble=detail, restarted=restarted)
 
 
-def _name(metadata: wire.ObjectMeta) -> NamespacedName | None:
+def _name(metadata: wire.ObjectMeta | wire.Identity) -> NamespacedName | None:
     if not metadata.name:
         return None
     return NamespacedName(intern(metadata.namespace or ""), metadata.name)

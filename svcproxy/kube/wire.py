@@ -1,13 +1,12 @@
 """The JSON of the Kubernetes API: only the fields that svcproxy reads, decoded one by one.
 
 Lists and watch events keep their objects as raw bytes, so that an object with a wrong type
-somewhere costs that object alone and never the list it stands in. Arrays and objects may be
+somewhere costs that object alone and never the list it stands in (``decoding``). Arrays and objects may be
 ``null`` wherever the API's Go types would take that. The types follow ``core/v1``,
 ``discovery/v1``, ``networking/v1`` and ``meta/v1``.
 """
 
 import re
-from typing import Any
 
 import msgspec
 
@@ -103,6 +102,7 @@ class ServiceStatus(Wire):
 class Service(Wire):
     """A Service as the API sends it."""
 
+    kind: str | None = None
     metadata: ObjectMeta = msgspec.field(default_factory=ObjectMeta)
     spec: ServiceSpec | None = None
     status: ServiceStatus | None = None
@@ -149,6 +149,7 @@ class Endpoint(Wire):
 class EndpointSlice(Wire):
     """An EndpointSlice as the API sends it."""
 
+    kind: str | None = None
     metadata: ObjectMeta = msgspec.field(default_factory=ObjectMeta)
     address_type: str | None = None
     endpoints: list[Endpoint] | None = None
@@ -185,6 +186,7 @@ class NodeStatus(Wire):
 class Node(Wire):
     """A Node as the API sends it."""
 
+    kind: str | None = None
     metadata: ObjectMeta = msgspec.field(default_factory=ObjectMeta)
     spec: NodeSpec | None = None
     status: NodeStatus | None = None
@@ -199,6 +201,7 @@ class ServiceCIDRSpec(Wire):
 class ServiceCIDR(Wire):
     """A ServiceCIDR as the API sends it."""
 
+    kind: str | None = None
     metadata: ObjectMeta = msgspec.field(default_factory=ObjectMeta)
     spec: ServiceCIDRSpec | None = None
 
@@ -214,10 +217,12 @@ class ListMeta(Wire):
 
 
 class ListPage(Wire):
-    """One page of a list; the items stay raw."""
+    """One page of a list; the items stay raw. Go writes ``items`` even if there are none."""
 
+    kind: str | None = None
+    api_version: str | None = None
     metadata: ListMeta = msgspec.field(default_factory=ListMeta)
-    items: list[msgspec.Raw] | None = None
+    items: list[msgspec.Raw] | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class WatchEvent(Wire):
@@ -235,52 +240,25 @@ class Status(Wire):
     message: str | None = None
 
 
-class _Envelope(Wire):
-    """The metadata of an object of which nothing else is wanted."""
+class Identity(Wire):
+    """Which object it is: what can be read of that in an object that may be malformed elsewhere.
 
-    metadata: ObjectMeta = msgspec.field(default_factory=ObjectMeta)
+    Each field is ``None`` where it cannot be read.
+    """
 
-
-class _Label(Wire):
-    """Who an object is, even where the rest of its metadata is malformed."""
-
+    kind: str | None = None
     name: str | None = None
     namespace: str | None = None
     resource_version: str | None = None
 
 
-class _Labelled(Wire):
-    metadata: _Label = msgspec.field(default_factory=_Label)
-
-
-_TYPES: dict[Kind, type[WireObject]] = {
+TYPES: dict[Kind, type[WireObject]] = {
     Kind.SERVICE: Service,
     Kind.ENDPOINT_SLICE: EndpointSlice,
     Kind.NODE: Node,
     Kind.SERVICE_CIDR: ServiceCIDR,
 }
-_DECODERS: dict[Kind, msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()
-}
-_ENVELOPES = msgspec.json.Decoder(_Envelope)
-_LABELS = msgspec.json.Decoder(_Labelled)
-_PAGES = msgspec.json.Decoder(ListPage)
-_EVENTS = msgspec.json.Decoder(WatchEvent)
-_STATUSES = msgspec.json.Decoder(Status)
 _WHERE = re.compile(r"(?P<reason>.*) - at `\$\.?(?P<field>.*)`", re.DOTALL)
-
-
-def decode_object(kind: Kind, raw: bytes | msgspec.Raw) -> WireObject:
-    """Decode one object of a known kind from JSON.
-
-    Raises:
-        ParseError: the JSON is broken or a field we read has the wrong type.
-    """
-    try:
-        obj: WireObject = _DECODERS[kind].decode(raw)
-    except msgspec.MsgspecError as error:
-        raise _parse_error(error) from error
-    return obj
 
 
 def convert_object(kind: Kind, document: object) -> WireObject:
@@ -290,76 +268,21 @@ def convert_object(kind: Kind, document: object) -> WireObject:
         ParseError: a field we read has the wrong type.
     """
     try:
-        return msgspec.convert(document, _TYPES[kind])
+        return msgspec.convert(document, TYPES[kind])
     except msgspec.ValidationError as error:
-        raise _parse_error(error) from error
+        raise parse_error(error) from error
 
 
-def decode_identity(raw: bytes | msgspec.Raw) -> ObjectMeta:
-    """Read the name, namespace and resourceVersion of an object that may be malformed elsewhere.
-
-    All are ``None`` where even they cannot be read.
-    """
-    try:
-        label = _LABELS.decode(raw).metadata
-    except msgspec.MsgspecError:
-        return ObjectMeta()
-    return ObjectMeta(label.name, label.namespace, resource_version=label.resource_version)
-
-
-def decode_metadata(raw: bytes | msgspec.Raw) -> ObjectMeta:
-    """Read an object's metadata and nothing else, for bookmarks and deletions.
-
-    Raises:
-        ParseError: the metadata is malformed.
-    """
-    try:
-        return _ENVELOPES.decode(raw).metadata
-    except msgspec.MsgspecError as error:
-        raise _parse_error(error) from error
-
-
-def decode_page(body: bytes) -> ListPage:
-    """Decode a page of a list without looking into its items.
-
-    Raises:
-        ParseError: the body is no list.
-    """
-    try:
-        return _PAGES.decode(body)
-    except msgspec.MsgspecError as error:
-        raise _parse_error(error) from error
-
-
-def decode_event(line: bytes) -> WatchEvent:
-    """Decode a line of a watch stream without looking into its object.
-
-    Raises:
-        ParseError: the line is no event.
-    """
-    try:
-        return _EVENTS.decode(line)
-    except msgspec.MsgspecError as error:
-        raise _parse_error(error) from error
-
-
-def decode_status(body: bytes | msgspec.Raw) -> Status:
-    """Read a Status; bodies that are none (a proxy's HTML page, say) give an empty one."""
-    try:
-        return _STATUSES.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return Status()
-
-
-def _parse_error(error: msgspec.MsgspecError) -> ParseError:
+def parse_error(error: msgspec.MsgspecError) -> ParseError:
     """Turn msgspec's ``Expected `int`, got `str` - at `$.a.b``` into our form."""
     found = _WHERE.fullmatch(str(error))
     if found is None:
-        return ParseError("", _sentence(str(error)))
-    return ParseError(found["field"], _sentence(found["reason"]))
+        return ParseError("", sentence(str(error)))
+    return ParseError(found["field"], sentence(found["reason"]))
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """Give an error message of msgspec the form in which ours are written."""
     # What is optional to the decoder is no advice to whoever has to correct a value.
     text = text.replace("`", "").replace(" | null", "")
     return text[:1].lower() + text[1:]

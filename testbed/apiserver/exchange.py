@@ -38,6 +38,9 @@ class Behaviour:
     body_headers: bytes = b""  # with these further header lines
     compact_between_pages: bool = False  # let the token of a page expire before the next
     compress: bool = True  # gzip big lists for clients that take it
+    answers: dict[str, bytes] = field(default_factory=dict)  # answer requests for a kind with this
+    padding: int = 0  # so many spaces in front of every list: compressed, a bomb
+    trickle: float = 0.0  # a pause after every byte of a list
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ class Exchange:
             self._send_status(*refusal)
         elif self._behaviour.body is not None:
             self._send_body(200, self._behaviour.body, self._behaviour.body_headers)
+        elif (answer := self._behaviour.answers.get(self._request.kind)) is not None:
+            self._send_body(200, answer)
         elif self._request.verb == "watch":
             self._watch(self._store.tables[self._request.kind])
         else:
@@ -154,7 +159,8 @@ class Exchange:
             }
         ).encode()
         body = b",".join(stored.body for stored in items[begin:end])
-        self._send_body(200, b"".join((head[:-1], b',"items":[', body, b"]}")))
+        padding = b" " * self._behaviour.padding
+        self._send_body(200, b"".join((padding, head[:-1], b',"items":[', body, b"]}")))
 
     def _watch(self, table: Table) -> None:
         query = self._request.query
@@ -242,6 +248,10 @@ class Exchange:
             b"HTTP/1.1 %d Answer\r\nContent-Type: application/json\r\n%sContent-Length: %d\r\n\r\n"
             % (code, extra, len(body))
         )
+        while self._behaviour.trickle and body:
+            self._send(body[:1])
+            body = body[1:]
+            time.sleep(self._behaviour.trickle)
         self._send(body)
 
     def _send(self, data: bytes) -> None:

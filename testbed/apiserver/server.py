@@ -67,9 +67,20 @@ class FakeApiServer:
         """Close everything."""
         self.outage()
 
-    def put(self, obj: dict[str, Any]) -> int:
-        """Create or replace an object and give its resourceVersion."""
-        return self.store.put(obj)
+    def put(self, obj: dict[str, Any], body: bytes | None = None) -> int:
+        """Create or replace an object and give its resourceVersion.
+
+        ``body`` is sent instead of the object's JSON, with the resourceVersion in place of
+        ``@VERSION@``.
+        """
+        if body is None:
+            return self.store.put(obj)
+
+        def encode(stored: dict[str, Any]) -> bytes:
+            version = stored["metadata"]["resourceVersion"]
+            return body.replace(b"@VERSION@", version.encode())
+
+        return self.store.put(obj, encode)
 
     def mute(self) -> None:
         """Send nothing more on the present connections and leave them open: no FIN, no RST."""

@@ -171,6 +171,14 @@ class Store:
                     del table.events[: len(table.events) - keep]
                     table.changed.notify_all()
 
+    def rewrite(self, obj: dict[str, Any]) -> None:
+        """Change an object without an event or a new resource version, as a restored etcd may."""
+        with self._lock:
+            table = self.tables[obj["kind"]]
+            with table.changed:
+                new = Stored(obj, 0, b"", _encode)
+                table.objects[new.key] = _at(new, table.objects[new.key].version)
+
     def advance(self) -> None:
         """Let time pass: what has been read so far is too old now."""
         with self._lock:

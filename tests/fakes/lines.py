@@ -28,6 +28,10 @@ def status(code: int, message: str = "") -> bytes:
     return json.dumps({"kind": "Status", "code": code, "message": message}).encode()
 
 
-def page(*items: dict[str, Any], version: int = 10, token: str = "") -> bytes:
+def page(
+    *items: dict[str, Any], version: int = 10, token: str = "", kind: str = "Service"
+) -> bytes:
     metadata = {"resourceVersion": str(version), "continue": token}
-    return json.dumps({"metadata": metadata, "items": items}).encode()
+    api_version = {"EndpointSlice": "discovery.k8s.io/v1", "ServiceCIDR": "networking.k8s.io/v1"}
+    head = {"kind": f"{kind}List", "apiVersion": api_version.get(kind, "v1")}
+    return json.dumps({**head, "metadata": metadata, "items": items}).encode()

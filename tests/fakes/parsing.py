@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from svcproxy.kube import wire
+from svcproxy.kube import decoding
 from svcproxy.kube.parse import ParseError, parse_object
 from svcproxy.model.names import Kind
 from svcproxy.model.objects import ApiObject
@@ -12,7 +12,7 @@ from tests.fakes.objects import Obj
 
 
 def parsed(obj: Obj) -> ApiObject | None:
-    return parse_object(wire.decode_object(Kind(obj["kind"]), json.dumps(obj).encode()))
+    return parse_object(decoding.decode_object(Kind(obj["kind"]), json.dumps(obj).encode()))
 
 
 def problem_of(obj: Obj) -> str:

@@ -43,7 +43,7 @@ def follow(server: FakeApiServer) -> Iterator[Follow]:
         settings: ConnectionSettings | None = None, *, synced: bool = True, **options: object
     ) -> RecordingSink:
         sink = RecordingSink()
-        settings = settings or ConnectionSettings(master=server.url)
+        settings = settings or ConnectionSettings(master=server.url, second_look_seconds=0.05)
         source = KubernetesSource(settings, "node-1", **options)  # type: ignore[arg-type]
         sources.append(source)
         source.start(sink)

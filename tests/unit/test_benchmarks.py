@@ -20,8 +20,8 @@ from benchmarks.results import Change, Memory, Options, Result
 from benchmarks.subject import Subject
 from benchmarks.targets import LARGE, target_table
 from benchmarks.walk import Packet, UnknownRuleError, Walker, saved_chains
+from svcproxy.kube.decoding import decode_object
 from svcproxy.kube.parse import parse_object
-from svcproxy.kube.wire import decode_object
 from svcproxy.model.names import Kind
 from testbed.apiserver.server import FakeApiServer
 from testbed.manifests import Object

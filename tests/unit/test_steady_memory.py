@@ -20,8 +20,8 @@ from svcproxy.backends.ipvs.settings import IpvsSettings
 from svcproxy.backends.nftables.dump import Observed as NftablesObserved
 from svcproxy.backends.nftables.plan import Planner as NftablesPlanner
 from svcproxy.backends.settings import Settings
+from svcproxy.kube.decoding import decode_object
 from svcproxy.kube.parse import parse_object
-from svcproxy.kube.wire import decode_object
 from svcproxy.model.names import IPFamily, Kind, ServicePortName
 from svcproxy.model.objects import EndpointSlice, Service
 from svcproxy.model.serviceport import ServicePort

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from svcproxy.kube import decoding, wire
 from svcproxy.kube import delivery as delivery_module
-from svcproxy.kube import wire
 from svcproxy.kube.delivery import Delivery
 from svcproxy.model.names import Kind, NamespacedName
 from svcproxy.model.objects import Problem
@@ -25,7 +25,7 @@ def delivery(sink: RecordingSink) -> Delivery:
 
 
 def decoded(obj: Obj) -> wire.WireObject:
-    return wire.decode_object(Kind.SERVICE, json.dumps(obj).encode())
+    return decoding.decode_object(Kind.SERVICE, json.dumps(obj).encode())
 
 
 GOOD = decoded(objects.service())

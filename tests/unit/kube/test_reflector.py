@@ -2,17 +2,19 @@ from typing import Any
 
 import pytest
 
-from svcproxy.kube.reflector import (
+from svcproxy import limits
+from svcproxy.kube.lines import LongLine
+from svcproxy.kube.outputs import (
     Cause,
     Changed,
     Effect,
     Listed,
     Malformed,
-    Reflector,
     Removed,
     Selectors,
     Step,
 )
+from svcproxy.kube.reflector import Reflector
 from svcproxy.model.names import Kind, NamespacedName
 from tests.fakes.lines import bookmark, error, event, item, page, status
 
@@ -57,6 +59,9 @@ def watching(*names: str) -> Reflector:
     reflector.request()
     reflector.page(page(*(item(name, 1) for name in names)))
     reflector.request()
+    if not names:  # an empty list is believed the second time
+        reflector.page(page())
+        reflector.request()
     return reflector
 
 
@@ -90,14 +95,20 @@ class TestInitialStream:
         assert not request.initial
         assert dict(request.query)["resourceVersion"] == "12"
 
-    def test_a_new_stream_removes_what_it_lacks_and_repeats_nothing(self) -> None:
+    def test_a_new_stream_removes_what_it_lacks_and_repeats_what_the_last_one_did_not_have(
+        self,
+    ) -> None:
         reflector = streaming("a", "b", "c")
         reflector.lines([error(410)])
         assert reflector.request().initial
         output = reflector.lines([event("ADDED", item("a", 1)), event("ADDED", item("b", 20))])
-        assert told(output.effects) == ["+b"]
+        assert told(output.effects) == ["+a", "+b"]
         output = reflector.lines([bookmark(21, end=True)])
         assert told(output.effects) == ["-c", "=2"]
+        reflector.lines([event("MODIFIED", item("b", 22)), error(410)])
+        reflector.request()
+        lines = [event("ADDED", item("a", 1)), event("ADDED", item("b", 22))]
+        assert told(reflector.lines([*lines, bookmark(23, end=True)]).effects) == ["+b", "=2"]
 
     def test_a_stream_that_is_cut_removes_nothing_and_begins_anew(self) -> None:
         reflector = streaming("a", "b")
@@ -109,15 +120,21 @@ class TestInitialStream:
         assert output.trouble == "reset by peer"
         assert reflector.request().initial
         output = reflector.lines([event("ADDED", item("b", 1)), bookmark(30, end=True)])
-        assert sorted(told(output.effects)) == ["-a", "-c", "=1"]
+        assert sorted(told(output.effects)) == ["+b", "-a", "-c", "=1"]
 
     def test_a_deletion_before_the_end_counts(self) -> None:
         reflector = Reflector(Kind.SERVICE)
         reflector.request()
+        kept = event("ADDED", item("kept", 1))
         output = reflector.lines(
-            [event("ADDED", item("a", 1)), event("DELETED", item("a", 2)), bookmark(3, end=True)]
+            [
+                kept,
+                event("ADDED", item("a", 1)),
+                event("DELETED", item("a", 2)),
+                bookmark(3, end=True),
+            ]
         )
-        assert told(output.effects) == ["+a", "-a", "=0"]
+        assert told(output.effects) == ["+kept", "+a", "-a", "=1"]
 
     @pytest.mark.parametrize("code", [400, 422])
     def test_a_server_that_refuses_it_is_listed(self, code: int) -> None:
@@ -309,10 +326,167 @@ class TestMalformed:
         assert query(reflector)["resourceVersion"] == "11"
         reflector.lines([error(410)])
         reflector.request()
-        assert told(reflector.page(page(bad)).effects) == ["=1"]
+        assert told(reflector.page(page(bad)).effects) == ["!a", "=1"]
 
     def test_without_a_name_it_is_told_all_the_same(self) -> None:
         output = watching().lines([event("ADDED", {"metadata": 3}), event("ADDED", {})])
         assert told(output.effects) == ["!?", "!?"]
         assert output.step is Step.GO_ON
         assert watching().lines([event("DELETED", {"metadata": 3})]).effects == []
+
+    def test_an_object_of_another_kind_is_refused_by_name(self) -> None:
+        pod = {"kind": "Pod", **item("a", 11)}
+        for type_ in ("ADDED", "MODIFIED", "DELETED"):
+            reflector = watching("a")
+            output = reflector.lines([event(type_, pod)])
+            name = NamespacedName("default", "a")
+            assert output.effects == [Malformed(name, "kind", "'Pod' is not Service")]
+            assert query(reflector)["resourceVersion"] == "11"
+
+    def test_broken_json_costs_its_object_only_and_carries_the_version_on(self) -> None:
+        reflector = watching("a")
+        broken = b'{"type":"MODIFIED","object":{"metadata":{"name":"a","namespace":"default",'
+        broken += b'"resourceVersion":"11"},"spec":{"ports":[}}'
+        output = reflector.lines([broken, event("ADDED", item("b", 12))])
+        assert (told(output.effects), output.step) == (["!a", "+b"], Step.GO_ON)
+        assert query(reflector)["resourceVersion"] == "12"
+
+    def test_the_version_is_read_from_metadata_that_is_wrong_elsewhere(self) -> None:
+        reflector = watching()
+        reflector.lines([event("ADDED", {"metadata": {"name": 3, "resourceVersion": "17"}})])
+        assert query(reflector)["resourceVersion"] == "17"
+
+
+class TestLongLines:
+    HEAD = b'{"type":"%s","object":{"kind":"Service","apiVersion":"v1","metadata":{"name":"a",'
+    HEAD += b'"namespace":"default","resourceVersion":"11","annotations":{"x":"yyyyyyyyyy'
+
+    def test_the_object_is_named_and_keeps_its_state(self) -> None:
+        reflector = watching("a")
+        output = reflector.lines([LongLine(self.HEAD % b"MODIFIED"), event("ADDED", item("b", 12))])
+        assert (told(output.effects), output.step) == (["!a", "+b"], Step.GO_ON)
+        assert query(reflector)["resourceVersion"] == "12"
+
+    def test_in_a_list_it_does_not_count_as_deleted(self) -> None:
+        reflector = streaming("a", "b")
+        reflector.lines([error(410)])
+        reflector.request()
+        output = reflector.lines([LongLine(self.HEAD % b"ADDED"), bookmark(30, end=True)])
+        assert told(output.effects) == ["!a", "-b", "=1"]
+
+    def test_a_deletion_needs_no_more_than_the_name(self) -> None:
+        assert told(watching("a").lines([LongLine(self.HEAD % b"DELETED")]).effects) == ["-a"]
+
+    def test_without_a_name_it_is_told_all_the_same(self) -> None:
+        output = watching("a").lines([LongLine(b"x" * 4096)])
+        assert (told(output.effects), output.step) == (["!?"], Step.GO_ON)
+
+
+class TestNotBelieved:
+    @pytest.mark.parametrize(
+        ("body", "trouble"),
+        [
+            (b"{}", "kind: '' is not 'ServiceList'"),
+            (page(kind="Pod"), "kind: 'PodList' is not 'ServiceList'"),
+            (page().replace(b'"v1"', b'"v2"'), "apiVersion: 'v2' is not 'v1'"),
+            (page().replace(b'"10"', b'""'), "metadata.resourceVersion: is missing"),
+            (page().replace(b'"items"', b'"x"'), "items: is missing"),
+        ],
+    )
+    def test_what_is_no_list_of_the_kind(self, body: bytes, trouble: str) -> None:
+        reflector = watching("a")
+        reflector.lines([error(410)])
+        reflector.request()
+        output = reflector.page(body)
+        assert (output.effects, output.step) == ([], Step.BACK_OFF)
+        assert output.trouble == f"unreadable list: {trouble}"
+        assert query(reflector) == {"limit": "500"}
+
+    @pytest.mark.parametrize("kind", list(Kind))
+    def test_lists_of_every_kind_are_known(self, kind: Kind) -> None:
+        reflector = Reflector(kind, watch_list=False)
+        reflector.request()
+        assert told(reflector.page(page(item("a", 1), kind=kind)).effects) == ["+a", "=1"]
+
+    def test_a_token_that_does_not_change(self) -> None:
+        reflector = listing()
+        reflector.request()
+        reflector.page(page(item("a", 1), token="t"))
+        reflector.request()
+        assert reflector.page(page(item("a", 1), token="t")).step is Step.BACK_OFF
+
+    def test_an_end_of_initial_events_without_version(self) -> None:
+        reflector = Reflector(Kind.SERVICE)
+        reflector.request()
+        end = bookmark(10, end=True).replace(b'"10"', b'""')
+        output = reflector.lines([event("ADDED", item("a", 1)), end])
+        assert (told(output.effects), output.step) == (["+a"], Step.BACK_OFF)
+
+    def test_the_same_unreadable_line_twice_means_a_list(self) -> None:
+        reflector = watching("a")
+        reflector.lines([b"<html>"])
+        assert query(reflector)["resourceVersion"] == "10"
+        reflector.lines([b"<html>"])
+        assert query(reflector) == {"limit": "500"}
+
+
+class TestSecondLook:
+    @pytest.mark.parametrize("kind", [Kind.SERVICE, Kind.ENDPOINT_SLICE])
+    def test_a_first_empty_list_is_believed_the_second_time(self, kind: Kind) -> None:
+        reflector = Reflector(kind)
+        reflector.request()
+        output = reflector.lines([bookmark(10, end=True)])
+        assert (output.effects, output.step) == ([], Step.SECOND_LOOK)
+        request = reflector.request()
+        assert not request.watch  # a paged list without resourceVersion is a consistent one
+        assert dict(request.query) == {"limit": "500"}
+        assert told(reflector.page(page(kind=kind)).effects) == ["=0"]
+
+    def test_a_new_list_that_is_empty_removes_nothing_the_first_time(self) -> None:
+        reflector = watching("a", "b")
+        reflector.lines([error(410)])
+        reflector.request()
+        output = reflector.page(page())
+        assert (output.effects, output.step) == ([], Step.SECOND_LOOK)
+        reflector.request()
+        assert told(reflector.page(page(item("a", 1), version=20)).effects) == ["+a", "-b", "=1"]
+
+    def test_what_was_empty_before_may_be_so_again(self) -> None:
+        reflector = listing()
+        for _ in range(2):
+            reflector.request()
+            reflector.page(page())
+        reflector.request()
+        reflector.lines([error(410)])
+        reflector.request()
+        assert told(reflector.page(page()).effects) == ["=0"]
+
+    def test_nodes_may_be_missing(self) -> None:
+        reflector = Reflector(Kind.NODE, watch_list=False)
+        reflector.request()
+        assert told(reflector.page(page(kind="Node")).effects) == ["=0"]
+
+
+class TestLargePages:
+    def test_pages_shrink_and_grow_again(self) -> None:
+        reflector = listing(page_size=4)
+        assert reflector.request().body_limit == limits.LIST_PAGE_BYTES
+        assert reflector.too_large("too large").step is Step.GO_ON
+        assert query(reflector) == {"limit": "2"}
+        reflector.page(page(item("a", 1), token="t"))
+        assert query(reflector) == {"limit": "4", "continue": "t"}
+        for _ in range(2):
+            reflector.too_large("too large")
+        assert query(reflector) == {"limit": "1", "continue": "t"}
+        output = reflector.too_large("too large")
+        assert (output.step, output.trouble) == (Step.BACK_OFF, "too large")
+
+    def test_a_whole_list_may_be_larger(self) -> None:
+        reflector = listing()
+        reflector.request()
+        reflector.page(page(item("a", 1), token="next"))
+        reflector.request()
+        reflector.refused(410, b"")
+        assert reflector.request().body_limit == limits.LIST_BYTES
+        reflector.too_large("too large")
+        assert reflector.request().body_limit == limits.LIST_PAGE_BYTES

@@ -1,0 +1,250 @@
+"""Decodes what the API server sends, one object at a time, whatever the other objects are like.
+
+msgspec does it all as long as it can. What it cannot decode at all (deep nesting, invalid UTF-8,
+lone surrogates) is decoded again after ``rawjson`` has split it into objects and repaired it: Go
+clients accept such objects, and the API server stores them. A value that svcproxy does not read
+can therefore not hurt its object, and an object that cannot be decoded cannot hurt another one.
+"""
+
+from typing import Any
+
+import msgspec
+
+from svcproxy.kube import rawjson
+from svcproxy.kube.wire import (
+    TYPES,
+    Identity,
+    ListMeta,
+    ListPage,
+    ObjectMeta,
+    ParseError,
+    Status,
+    WatchEvent,
+    Wire,
+    WireObject,
+    parse_error,
+    sentence,
+)
+from svcproxy.model.names import Kind
+
+
+class _Envelope(Wire):
+    """The metadata of an object of which nothing else is wanted."""
+
+    metadata: ObjectMeta = msgspec.field(default_factory=ObjectMeta)
+
+
+class _Label(Wire):
+    name: str | None = None
+    namespace: str | None = None
+    resource_version: str | None = None
+
+
+class _Labelled(Wire):
+    kind: str | None = None
+    metadata: _Label = msgspec.field(default_factory=_Label)
+
+
+class _Uid(Wire):
+    uid: str = ""
+
+
+class _Unique(Wire):
+    metadata: _Uid = msgspec.field(default_factory=_Uid)
+
+
+_DECODERS: dict[Kind, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(type_) for kind, type_ in TYPES.items()
+}
+_ENVELOPES = msgspec.json.Decoder(_Envelope)
+_LABELS = msgspec.json.Decoder(_Labelled)
+_UIDS = msgspec.json.Decoder(_Unique)
+_PAGES = msgspec.json.Decoder(ListPage)
+_LIST_METAS = msgspec.json.Decoder(ListMeta)
+_EVENTS = msgspec.json.Decoder(WatchEvent)
+_STATUSES = msgspec.json.Decoder(Status)
+_TEXTS = msgspec.json.Decoder(str)
+_API_VERSIONS = {
+    Kind.SERVICE: "v1",
+    Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1",
+    Kind.NODE: "v1",
+    Kind.SERVICE_CIDR: "networking.k8s.io/v1",
+}
+# In an event, kind and apiVersion stand before the metadata; in a list's item they are missing.
+_TYPE_BYTES = 128
+_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def decode_object(kind: Kind, raw: bytes | msgspec.Raw) -> WireObject:
+    """Decode one object of a known kind from JSON.
+
+    Raises:
+        ParseError: the JSON is broken or a field we read has the wrong type.
+    """
+    try:
+        obj: WireObject = _DECODERS[kind].decode(raw)
+    except msgspec.ValidationError as error:
+        raise parse_error(error) from error
+    except _UNDECODABLE:
+        obj = _decode_repaired(_DECODERS[kind], raw)
+    return obj
+
+
+def decode_identity(raw: bytes | msgspec.Raw) -> Identity:
+    """Read which object it is, as far as possible; never fails."""
+    try:
+        obj = _LABELS.decode(raw)
+    except _UNDECODABLE:
+        return _salvage(bytes(raw))
+    label = obj.metadata
+    return Identity(obj.kind, label.name, label.namespace, label.resource_version)
+
+
+def decode_head(line: bytes) -> tuple[str, Identity]:
+    """Read the type and the object of a watch event that is broken, or was cut off somewhere.
+
+    Go's encoder writes the type, the object's kind and its name before everything that can be
+    long. What cannot be read is empty.
+    """
+    parts = rawjson.members(line, partial=True)
+    return _text(parts.get(b"type")) or "", _salvage(parts.get(b"object", b""))
+
+
+def fingerprint(raw: msgspec.Raw) -> int:
+    """Hash an object as it came, in a list or in an event alike; takes 0.5 µs per kilobyte."""
+    data = bytes(raw)
+    begin = data.find(b'"metadata"', 0, _TYPE_BYTES)
+    return hash(data[begin:] if begin > 0 else data)
+
+
+def decode_metadata(raw: bytes | msgspec.Raw) -> ObjectMeta:
+    """Read an object's metadata and nothing else, for bookmarks.
+
+    Raises:
+        ParseError: the metadata is malformed.
+    """
+    try:
+        return _ENVELOPES.decode(raw).metadata
+    except msgspec.ValidationError as error:
+        raise parse_error(error) from error
+    except _UNDECODABLE:
+        envelope: _Envelope = _decode_repaired(_ENVELOPES, raw)
+        return envelope.metadata
+
+
+def decode_uid(raw: bytes | msgspec.Raw) -> str:
+    """Read the UID of an object; empty where it cannot be read."""
+    try:
+        unique: _Unique = _decode_repaired(_UIDS, raw)
+    except ParseError:
+        return ""
+    return unique.metadata.uid
+
+
+def decode_page(kind: Kind, body: bytes) -> ListPage:
+    """Decode a page of a list of a kind without looking into its items.
+
+    Proxies and servers in maintenance may answer with status 200 and any JSON, so everything that
+    makes up a list has to be there.
+
+    Raises:
+        ParseError: the body is no list of this kind.
+    """
+    try:
+        page = _PAGES.decode(body)
+    except msgspec.ValidationError as error:
+        raise parse_error(error) from error
+    except _UNDECODABLE as error:
+        page = _split_page(body, error)
+    expected = ((page.kind, f"{kind}List"), (page.api_version, _API_VERSIONS[kind]))
+    for field, (found, wanted) in zip(("kind", "apiVersion"), expected, strict=True):
+        if found != wanted:
+            raise ParseError(field, f"{(found or '')[:40]!r} is not {wanted!r}")
+    if not page.metadata.resource_version:
+        raise ParseError("metadata.resourceVersion", "is missing")
+    if page.items is msgspec.UNSET:
+        raise ParseError("items", "is missing")
+    return page
+
+
+def decode_event(line: bytes) -> WatchEvent:
+    """Decode a line of a watch stream without looking into its object.
+
+    Raises:
+        ParseError: the line is no event.
+    """
+    try:
+        return _EVENTS.decode(line)
+    except msgspec.ValidationError as error:
+        raise parse_error(error) from error
+    except _UNDECODABLE as error:
+        return _split_event(line, error)
+
+
+def decode_status(body: bytes | msgspec.Raw) -> Status:
+    """Read a Status; bodies that are none (a proxy's HTML page, say) give an empty one."""
+    try:
+        return _STATUSES.decode(body)
+    except _UNDECODABLE:
+        pass
+    try:
+        status: Status = _decode_repaired(_STATUSES, body)
+    except ParseError:
+        return Status()
+    return status
+
+
+def _decode_repaired(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw) -> Any:
+    """Decode what msgspec refused: repaired, and without what is nested too deeply."""
+    try:
+        return decoder.decode(rawjson.decodable(bytes(raw)))
+    except msgspec.MsgspecError as error:
+        raise parse_error(error) from error
+    except RecursionError as error:
+        raise ParseError("", "cannot be decoded: the call stack is nearly full") from error
+
+
+def _split_page(body: bytes, error: Exception) -> ListPage:
+    """Take a page apart by its brackets alone, after msgspec has failed with an error."""
+    try:
+        parts = rawjson.members(body)
+        items = parts.get(b"items")
+        raws: list[msgspec.Raw] | msgspec.UnsetType | None = msgspec.UNSET
+        if items is not None:
+            raws = None if items == b"null" else list(map(msgspec.Raw, rawjson.elements(items)))
+    except rawjson.BrokenJsonError as broken:
+        raise ParseError("", f"{sentence(str(error))}; {broken}") from broken
+    metadata: ListMeta = _decode_repaired(_LIST_METAS, parts.get(b"metadata", b"{}"))
+    kind, version = _text(parts.get(b"kind")), _text(parts.get(b"apiVersion"))
+    return ListPage(kind, version, metadata, raws)
+
+
+def _split_event(line: bytes, error: Exception) -> WatchEvent:
+    """Take an event apart by its brackets alone, after msgspec has failed with an error."""
+    try:
+        parts = rawjson.members(line)
+    except rawjson.BrokenJsonError as broken:
+        raise ParseError("", f"{sentence(str(error))}; {broken}") from broken
+    return WatchEvent(_text(parts.get(b"type")) or "", msgspec.Raw(parts.get(b"object", b"null")))
+
+
+def _salvage(raw: bytes) -> Identity:
+    """Read which object it is from text that is broken elsewhere, or ends too early."""
+    parts = rawjson.members(raw, partial=True)
+    metadata = rawjson.members(parts.get(b"metadata", b""), partial=True)
+    return Identity(
+        _text(parts.get(b"kind")),
+        _text(metadata.get(b"name")),
+        _text(metadata.get(b"namespace")),
+        _text(metadata.get(b"resourceVersion")),
+    )
+
+
+def _text(value: bytes | None) -> str | None:
+    """Decode a string; ``None`` for everything else."""
+    if value is None:
+        return None
+    try:
+        return _TEXTS.decode(rawjson.decodable(value))
+    except _UNDECODABLE:
+        return None

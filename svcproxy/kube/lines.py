@@ -1,0 +1,66 @@
+"""The lines of a watch stream, put together from the pieces in which they arrive.
+
+Pure. The cost is linear in the number of bytes, whatever the pieces are, and of a line that is too
+long only the head is kept.
+"""
+
+import msgspec
+
+_HEAD_BYTES = 4096
+
+
+class LongLine(msgspec.Struct, frozen=True, gc=False):
+    """A line that was too long to be kept: its first bytes, which may name the object."""
+
+    head: bytes
+
+
+class LineSplitter:
+    """Splits a stream into lines.
+
+    Args:
+        limit: how long a line may be, in bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._skipping = False
+
+    def feed(self, chunk: bytes) -> list[bytes | LongLine]:
+        """Take the next bytes and give the lines that they complete, without their ends.
+
+        A line that is too long is given as soon as that is certain; the rest of it is skipped.
+        """
+        first, *others = chunk.split(b"\n")
+        lines: list[bytes | LongLine] = []
+        self._append(first, lines)
+        if not others:
+            return lines
+        self._end(lines)
+        last = others.pop()
+        lines += [
+            line if len(line) <= self._limit else LongLine(line[:_HEAD_BYTES]) for line in others
+        ]
+        self._append(last, lines)
+        return lines
+
+    def _append(self, piece: bytes, lines: list[bytes | LongLine]) -> None:
+        """Add to the line that is not complete yet."""
+        if self._skipping or not piece:
+            return
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size > self._limit:
+            lines.append(LongLine(b"".join(self._pieces)[:_HEAD_BYTES]))
+            self._pieces, self._size = [], 0
+            self._skipping = True
+
+    def _end(self, lines: list[bytes | LongLine]) -> None:
+        """End the line that is not complete yet."""
+        if not self._skipping:
+            pieces = self._pieces
+            lines.append(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            self._pieces, self._size = [], 0
+        self._skipping = False

@@ -1,0 +1,93 @@
+"""What a reflector asks for, and what it makes of the answers: the values its driver handles.
+
+Pure.
+"""
+
+from enum import Enum
+
+import msgspec
+
+from svcproxy.kube.wire import WireObject
+from svcproxy.model.names import NamespacedName
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """What to send: a list page, or a watch when ``watch`` is set.
+
+    ``initial`` marks a watch that begins with the whole state. ``query`` lacks only the time-out
+    of watches, which is the driver's business. ``body_limit`` is the number of bytes that the
+    answer to a list request may have, decompressed.
+    """
+
+    watch: bool
+    initial: bool
+    query: tuple[tuple[str, str], ...]
+    body_limit: int = 0
+
+
+class Step(Enum):
+    """How the driver goes on: with this response, or after ending it, at once or later."""
+
+    GO_ON = "read on, or send the next request"
+    AGAIN = "end this response and send the next request at once"
+    BACK_OFF = "end this response, wait, then send the next request"
+    SECOND_LOOK = "the list is empty: wait a moment, then send the next request"
+
+
+class Cause(Enum):
+    """Why a response ended without the reflector's will."""
+
+    CLOSED = "closed"
+    IDLE = "idle"
+    CUT = "cut"
+
+
+class Changed(msgspec.Struct, frozen=True, gc=False):
+    """An object is new or different."""
+
+    name: NamespacedName
+    obj: WireObject
+
+
+class Removed(msgspec.Struct, frozen=True, gc=False):
+    """An object is gone."""
+
+    name: NamespacedName
+
+
+class Malformed(msgspec.Struct, frozen=True, gc=False):
+    """An object cannot be decoded; ``name`` is ``None`` where not even that can be read."""
+
+    name: NamespacedName | None
+    field: str
+    reason: str
+
+
+class Listed(msgspec.Struct, frozen=True, gc=False):
+    """A full list is complete: ``count`` objects exist."""
+
+    count: int
+
+
+Effect = Changed | Removed | Malformed | Listed
+
+
+class Output(msgspec.Struct, gc=False):
+    """The meaning of an answer.
+
+    ``trouble`` is one line for the log when something went wrong; ``restarted`` is the reason,
+    from a small fixed set, for which the watch has to be started anew.
+    """
+
+    effects: list[Effect] = msgspec.field(default_factory=list)
+    step: Step = Step.GO_ON
+    trouble: str = ""
+    restarted: str = ""
+
+
+class Selectors(msgspec.Struct, frozen=True, gc=False):
+    """Which objects to ask for; an ``optional`` field selector is one old servers may not know."""
+
+    labels: str = ""
+    fields: str = ""
+    optional: bool = False
