@@ -154,7 +154,10 @@ class RealApiServer:
         connection.request(method, path, text, headers)
         with connection.getresponse() as response:
             answer = response.read()
-        return response.status, json.loads(answer) if answer.startswith(b"{") else answer.decode()
+        try:
+            return response.status, json.loads(answer)
+        except (ValueError, RecursionError):  # plain text, or nested too deeply for this decoder
+            return response.status, answer.decode()
 
     @staticmethod
     def _connection() -> http.client.HTTPSConnection:
