@@ -49,7 +49,9 @@ class Api:
         if self.uid is None:
             return 403, {"kind": "Status"}
         items = [{"metadata": {"name": "web", "uid": self.uid}}] if self.uid else []
-        return 200, {"kind": "ServiceList", "metadata": {}, "items": items}
+        metadata = {"resourceVersion": "7"}
+        head = {"kind": "ServiceList", "apiVersion": "v1", "metadata": metadata}
+        return 200, {**head, "items": items}
 
 
 @pytest.fixture
