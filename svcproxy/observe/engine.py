@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import structlog
 
-from svcproxy import limits
+from svcproxy import limits, threads
 from svcproxy.observe.connections import Connection, Connections, Limits, Site
 from svcproxy.observe.exchange import Reply
 from svcproxy.observe.seldom import Seldom
@@ -134,7 +134,10 @@ class Engine:
     def _turn(self) -> None:
         until = min(self._tend_at, self._connections.deadline())
         timeout = None if until == math.inf else max(0.0, until - time.monotonic())
-        for key, _ in self._selector.select(timeout):
+        threads.waiting()  # with a time-out of its own, or for ever
+        found = self._selector.select(timeout)
+        threads.working(limits.THREAD_STEP_SECONDS)
+        for key, _ in found:
             match key.data:
                 case Connection() as connection:
                     self._connections.serve(connection)

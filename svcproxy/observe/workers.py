@@ -4,6 +4,8 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from threading import Condition, Thread
 
+from svcproxy import threads
+from svcproxy.limits import THREAD_STEP_SECONDS
 from svcproxy.threads import spawn
 
 Job = Callable[[], None]
@@ -59,10 +61,12 @@ class Workers:
         while True:
             with self._condition:
                 self._idle += 1
+                threads.waiting()
                 self._condition.wait_for(lambda: self._jobs or self._stopped)
                 self._idle -= 1
                 if self._stopped:
                     return
                 job = self._jobs.pop(next(iter(self._jobs)))
+            threads.working(THREAD_STEP_SECONDS)
             job()
             del job  # a page of some size

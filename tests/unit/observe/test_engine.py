@@ -1,0 +1,33 @@
+"""The engine's thread reports its progress, for /livez."""
+
+import threading
+from contextlib import closing
+
+import pytest
+
+from svcproxy import limits, threads
+from svcproxy.observe.connections import Limits
+from svcproxy.observe.engine import Engine
+from testbed.waiting import eventually
+
+
+def test_a_turn_that_hangs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "THREAD_STEP_SECONDS", 0.0)
+    hung, release = threading.Event(), threading.Event()
+
+    def tend() -> float:
+        hung.set()
+        release.wait(10)
+        return float("inf")
+
+    class Closing(Engine):
+        def close(self) -> None:
+            self.stop(5.0)
+
+    with closing(Closing("engine-under-test", Limits(), tend)) as engine:
+        engine.start()
+        engine.wake()
+        assert hung.wait(5)
+        eventually(lambda: "engine-under-test" in threads.stalled(), "the stalled thread")
+        release.set()
+        eventually(lambda: "engine-under-test" not in threads.stalled(), "its recovery")
