@@ -144,6 +144,14 @@ LOG_QUEUE_BYTES = 1 << 20
 LOG_FLUSH_SECONDS = 0.5
 """Seconds that the end of the process waits for a slow reader of stderr."""
 
+# Defects of svcproxy itself that an object brings out, in svcproxy.sync.isolation
+
+ISOLATION_PLANS = 64
+"""Plans that are computed to find the Service ports for which planning fails."""
+
+ISOLATION_RETRY_SECONDS = 600.0
+"""Seconds until a Service port for which planning failed is tried again, at most."""
+
 # The threads of the daemon, in svcproxy.threads
 
 THREAD_STEP_SECONDS = 60.0

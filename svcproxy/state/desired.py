@@ -22,7 +22,8 @@ class Changes(msgspec.Struct, frozen=True):
     ``previous`` holds what those that existed before meant.
     ``node_changed`` and ``service_cidrs_changed`` tell that these parts of the state did.
     ``triggered`` are the times at which the changed endpoints were last touched in the API.
-    ``conflicts`` are those that began since the last checkout.
+    ``conflicts`` are those that began since the last checkout. ``defects`` are the Services that
+    could not be computed, which stay as they were.
     """
 
     ports: dict[ServicePortName, ServicePort | None]
@@ -31,6 +32,7 @@ class Changes(msgspec.Struct, frozen=True):
     service_cidrs_changed: bool = False
     triggered: tuple[datetime, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
+    defects: Mapping[NamespacedName, Exception] = {}
 
     def __bool__(self) -> bool:
         return bool(self.ports) or self.node_changed or self.service_cidrs_changed
@@ -184,10 +186,15 @@ class DesiredState:
         ports: dict[ServicePortName, ServicePort | None] = {}
         previous: dict[ServicePortName, ServicePort] = {}
         conflicts: list[Conflict] = []
-        dirty = self._settle_claims()
+        defects: dict[NamespacedName, Exception] = {}
+        dirty = self._settle_claims(defects)
         for name in sorted(dirty):
             lost: list[Conflict] = []
-            finished = dict(self._finish(name, lost))
+            try:
+                finished = dict(self._finish(name, lost))
+            except Exception as error:  # noqa: BLE001 - it costs this Service only; it is reported
+                defects[name] = error
+                continue
             conflicts.extend(c for c in lost if c not in self._conflicts.get(name, ()))
             if lost:
                 self._conflicts[name] = frozenset(lost)
@@ -208,24 +215,38 @@ class DesiredState:
                 self._names_of.pop(name, None)
         triggered = tuple(t for times in self._triggered.values() for t in times)
         ranges = self._service_cidrs.check_out()
-        changes = Changes(ports, previous, self._node_dirty, ranges, triggered, tuple(conflicts))
+        changes = Changes(
+            ports, previous, self._node_dirty, ranges, triggered, tuple(conflicts), defects
+        )
         self._dirty, self._triggered, self._node_dirty = set(), {}, False
         return changes
 
-    def _settle_claims(self) -> set[NamespacedName]:
-        """Renew the claims of the dirty Services; return them and all whose titles changed."""
+    def _settle_claims(self, defects: dict[NamespacedName, Exception]) -> set[NamespacedName]:
+        """Renew the claims of the dirty Services; return them and all whose titles changed.
+
+        The claims of a Service for which that fails stay as they were, and it is in ``defects``.
+        """
         concerned = set(self._dirty)
         for name in self._dirty:
-            claims: dict[Address, Claim] = {}
-            service = self._services.get(name)
-            if service is not None:
-                for spec in service.ports:
-                    for kind, address in self._addresses(service, spec):
-                        external = kind is not FrontendKind.CLUSTER_IP
-                        claim = Claim(external, service.created, name)
-                        claims[address] = min(claim, claims.get(address, claim))
+            try:
+                claims = self._claims_of(name)
+            except Exception as error:  # noqa: BLE001 - it costs this Service only; it is reported
+                defects[name] = error
+                continue
             concerned.update(self._claims.replace(name, claims))
-        return concerned
+        return concerned - defects.keys()
+
+    def _claims_of(self, name: NamespacedName) -> dict[Address, Claim]:
+        """The addresses that a Service asks for; none if it is gone."""
+        claims: dict[Address, Claim] = {}
+        service = self._services.get(name)
+        if service is not None:
+            for spec in service.ports:
+                for kind, address in self._addresses(service, spec):
+                    external = kind is not FrontendKind.CLUSTER_IP
+                    claim = Claim(external, service.created, name)
+                    claims[address] = min(claim, claims.get(address, claim))
+        return claims
 
     def _addresses(
         self, service: Service, spec: ServicePortSpec

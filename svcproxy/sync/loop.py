@@ -23,6 +23,7 @@ from svcproxy.model.objects import (
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes, DesiredState
 from svcproxy.sync.inbox import Batch, Inbox
+from svcproxy.sync.isolation import Isolation
 from svcproxy.sync.quarantine import Quarantine
 from svcproxy.sync.report import Reporter, Times
 from svcproxy.sync.schedule import Schedule
@@ -79,6 +80,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._missing = set(kinds)
         self._followers = followers
         self._refused = Quarantine(schedule.FIRST_RETRY, schedule.period)
+        self._isolation = Isolation(schedule.period)
         self._unsettled = Changes({})
         self._first = True
         self._spares = 0
@@ -122,14 +124,14 @@ class FamilyLoop(Generic[Observed, Plan]):
         """When there is something to do, even if nothing comes in."""
         due = self._schedule.due()
         if not self._schedule.requested:
-            due = min(due, self._refused.next_due)
+            due = min(due, self._refused.next_due, self._isolation.next_due)
         return due if self._tend_at is None else min(due, self._tend_at)
 
     def step(self) -> None:
         """Take in what has come, and sync if it is time; never raises."""
         try:
             self._take(self.inbox.drain())
-            if self._clock() >= self._refused.next_due:
+            if self._clock() >= min(self._refused.next_due, self._isolation.next_due):
                 self._schedule.request()
             if not self._missing and self._clock() >= self._schedule.due():
                 self._sync()
@@ -141,7 +143,10 @@ class FamilyLoop(Generic[Observed, Plan]):
 
     def _take(self, batch: Batch) -> None:
         for key, obj in batch.objects.items():
-            _store(self._state, key, obj)
+            try:
+                _store(self._state, key, obj)
+            except Exception as error:  # noqa: BLE001 - it costs this object only; it is logged
+                self._reporter.defect("object", error, kind=key[0], name=str(key[1]))
         if batch.doubt is not None:
             self._suspect(batch.doubt)
         if self._missing:
@@ -162,7 +167,8 @@ class FamilyLoop(Generic[Observed, Plan]):
         begin = self._clock()
         due = self._schedule.thorough(begin)
         # Nobody has touched the kernel: a comparison would find what is about to be changed.
-        thorough = due and not self._spared()
+        again = begin >= self._isolation.next_due
+        thorough = again or (due and not self._spared())
         changes = self._checkout(begin)
         if not changes and not thorough:
             # What had changed had changed back, if anything had.
@@ -170,7 +176,7 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._reporter.idle()
             return
         # With nothing new to program, what a comparison changes is what others had changed.
-        compared_only = thorough and not (changes or self._first or self._schedule.failing)
+        compared_only = thorough and not (changes or again or self._first or self._schedule.failing)
         try:
             outcome, planned, thorough = self._program(changes, thorough=thorough)
         except BackendError as error:
@@ -184,7 +190,8 @@ class FamilyLoop(Generic[Observed, Plan]):
         if thorough:
             self._doubt = None
         self._hold(outcome, end, None if thorough else changes)
-        in_force, self._unsettled = self._unsettled.split(self._refused.names)
+        held = self._refused.names | self._isolation.names
+        in_force, self._unsettled = self._unsettled.split(held)
         settled = Settled(in_force, self._state.ports, self._state.node, self._first)
         self._first = False
         self._reporter.done(
@@ -203,8 +210,11 @@ class FamilyLoop(Generic[Observed, Plan]):
         if self._refused.names:
             self._refused.release(changes.ports)
             self._reporter.refused((), len(self._refused))
+        for service, error in changes.defects.items():
+            self._reporter.defect("service", error, service=str(service))
         due = self._refused.due(now)
-        return changes.including({name: self._state.ports.get(name) for name in due})
+        retried = {name: self._state.ports.get(name) for name in due}
+        return self._isolation.admit(changes.including(retried))
 
     def _hold(self, outcome: Outcome, now: float, tried: Changes | None) -> None:
         """Hold back what the kernel refused; ``tried`` is ``None`` after a sync from scratch."""
@@ -255,13 +265,38 @@ class FamilyLoop(Generic[Observed, Plan]):
         """Plan and apply; return the outcome, when the plan was ready, and how thorough it was."""
         backend, plan = self._backend, None
         if not thorough:
-            plan = backend.plan_changes(changes, self._state.node)
+            try:
+                plan = backend.plan_changes(changes, self._state.node)
+            except BackendError:
+                raise
+            except Exception as error:  # noqa: BLE001 - it is logged, and looked for below
+                self._reporter.defect("planning", error)
         if plan is None:
             thorough = True
-            desired = Desired(self._state.ports, self._state.node, self._state.service_cidrs)
-            plan = backend.plan(desired, backend.read())
+            plan = self._plan_all(backend.read())
         planned = self._clock()
         return backend.apply(plan), planned, thorough
+
+    def _plan_all(self, observed: Observed) -> Plan:
+        """Plan from scratch; leave out the Service ports with which planning fails."""
+        state, now = self._state, self._clock()
+
+        def plan(ports: Mapping[ServicePortName, ServicePort]) -> Plan:
+            return self._backend.plan(Desired(ports, state.node, state.service_cidrs), observed)
+
+        try:
+            made = plan(self._isolation.admitted(state.ports, now))
+        except (BackendError, MemoryError):
+            raise
+        except Exception:
+            found = self._isolation.search(plan, state.ports, self._unsettled, now)
+            if found is None:
+                raise
+            for name, error in found.items():
+                self._reporter.defect("planning", error, service_port=str(name))
+            return plan(self._isolation.admitted(state.ports, now))
+        self._isolation.succeeded(now)
+        return made
 
     def _failed(self, error: Exception, *, thorough: bool) -> None:
         retry = self._schedule.failed(self._clock())

@@ -1,7 +1,7 @@
 """Which Service ports are held back, and when each is tried again. No clock: the caller has it."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, KeysView, Mapping
 
 import msgspec
 
@@ -34,7 +34,7 @@ class Quarantine:
         return len(self._held)
 
     @property
-    def names(self) -> Collection[ServicePortName]:
+    def names(self) -> KeysView[ServicePortName]:
         """The Service ports that are held back."""
         return self._held.keys()
 

@@ -52,6 +52,28 @@ def faulty(*args, **kwargs):
 setattr(owner, name, faulty)
 sys.exit(cli.main())
 """
+POISONED = """
+import sys
+from svcproxy import cli
+cli.load_daemon()
+from svcproxy.backends.iptables.plan import Planner as Iptables
+from svcproxy.backends.nftables.plan import Planner as Nftables
+
+def poisoned(owner, name):
+    inner = getattr(owner, name)
+    def checked(self, first, *rest):
+        ports = getattr(first, "ports", first)
+        for key, port in ports.items():
+            if key.name == "poison" and port is not None and port.frontends[0].port == 81:
+                raise KeyError("a defect that one object brings out")
+        return inner(self, first, *rest)
+    setattr(owner, name, checked)
+
+for owner in (Iptables, Nftables):
+    poisoned(owner, "plan")
+    poisoned(owner, "plan_changes")
+sys.exit(cli.main())
+"""
 THREADS = [
     ("sync-IPv4", "svcproxy.sync.loop:FamilyLoop:_sync"),
     ("manifests", "svcproxy.kube.manifests:ManifestSource:_scan"),
@@ -126,6 +148,32 @@ def test_livez_names_a_thread_that_hangs(
         assert stalled.value >= 1
         assert daemon.stop(10.0 * PATIENCE) < 8.0 * PATIENCE
         assert is_served(cluster)
+
+
+@pytest.mark.parametrize("mode", ["nftables", "nft"])
+def test_a_service_that_brings_out_a_defect_costs_only_itself(
+    cluster: Cluster, folder: ManifestFolder, mode: str
+) -> None:
+    daemon = Daemon(cluster.nodes[0], folder.path, flags=mode_flags(mode))
+    daemon.program = (sys.executable, "-c", POISONED)
+    pod = cluster.nodes[0].pods[0].ipv4
+    with daemon:
+        good = manifests.service("poison", ["10.96.2.1"], [manifests.port(80, target=8080)])
+        folder.put(good, manifests.endpoint_slice(good, [pod]))
+        eventually(partial(is_served, cluster, "10.96.2.1"), timeout=20.0 * PATIENCE)
+        bad = manifests.service("poison", ["10.96.2.1"], [manifests.port(81, target=8080)])
+        folder.put(bad)
+        daemon.wait_log("service_port=default/poison", timeout=20.0 * PATIENCE)
+        for number in range(1, 4):
+            address = put_another(cluster, folder, number)
+            eventually(partial(is_served, cluster, address), timeout=20.0 * PATIENCE)
+        assert is_served(cluster, "10.96.2.1"), "the last good state of the Service"
+        assert daemon.healthz("/livez")[0] == 200
+        daemon.kill()
+        daemon.start()
+        daemon.wait_ready()
+        assert is_served(cluster, "10.96.1.3")
+        daemon.stop(10.0 * PATIENCE)
 
 
 def fill(pipe: int) -> None:

@@ -354,9 +354,10 @@ def test_a_defect_does_not_end_the_loop(running: Stage, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(running.backend, "plan_changes", defect)
         running.put(service("b", 2))
-        running.step(5.0)
-    assert running.step(2.0) == ["read", "apply"]
+        assert running.step(5.0) == ["read", "apply"], "from scratch it works"
     assert len(running.backend.kernel) == 2
+    running.put(service("c", 3))
+    assert running.step(2.0) == ["apply"]
 
 
 RESTORES = "kubeproxy_sync_proxy_rules_iptables_restore_failures_total"

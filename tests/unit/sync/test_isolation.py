@@ -1,0 +1,188 @@
+"""One Service for which svcproxy itself fails costs itself only."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from structlog.testing import capture_logs
+
+from svcproxy.backends.base import Desired
+from svcproxy.model.names import NamespacedName, ServicePortName
+from svcproxy.model.objects import Node, Service
+from svcproxy.model.serviceport import ServicePort
+from svcproxy.state.desired import Changes, DesiredState
+from svcproxy.sync.isolation import Ports, isolate
+from tests.unit.sync.test_loop import Content, DictBackend, Stage, service
+
+
+class Brittle(DictBackend):
+    """A backend that cannot plan some addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.poison: set[str] = set()
+        self.plans = 0
+
+    def plan(self, desired: Desired, observed: Content) -> Content:
+        self.plans += 1
+        self._check(desired.ports.values())
+        return super().plan(desired, observed)
+
+    def plan_changes(self, changes: Changes, node: Node | None) -> Content | None:
+        self._check(changes.ports.values())
+        return super().plan_changes(changes, node)
+
+    def _check(self, ports: object) -> None:
+        for port in ports:  # type: ignore[attr-defined]
+            if port is not None and port.frontends[0].address in self.poison:
+                raise KeyError(port.frontends[0].address)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """structlog's own renderer shows all variables of a traceback, which takes seconds."""
+    with capture_logs():
+        yield
+
+
+@pytest.fixture
+def stage() -> Stage:
+    made = Stage()
+    made.backend = made.loop._backend = Brittle()
+    made.backend.pass_time = made.spend
+    return made
+
+
+def brittle(stage: Stage) -> Brittle:
+    assert isinstance(stage.backend, Brittle)
+    return stage.backend
+
+
+def run(stage: Stage, *services: Service) -> None:
+    stage.put(*services)
+    stage.synced()
+    stage.step()
+
+
+def test_at_the_start_all_others_are_served(stage: Stage) -> None:
+    brittle(stage).poison = {"10.96.0.7", "10.96.0.150"}
+    run(stage, *[service(f"s{n}", n) for n in range(1, 200)])
+    assert len(stage.backend.kernel) == 197
+    assert "ns/s7:http" not in stage.backend.kernel
+    assert brittle(stage).plans < 50
+
+
+def test_a_change_that_brings_out_a_defect_leaves_the_last_good_state(stage: Stage) -> None:
+    run(stage, service("a"), service("b", 2))
+    brittle(stage).poison = {"10.96.0.66"}
+    before = stage.settled[-1].ports
+    stage.settled.clear()
+    with capture_logs() as logs:
+        stage.put(service("b", 66), service("c", 3))
+        stage.step(2.0)
+        for number in range(4, 8):
+            stage.put(service(f"s{number}", number))
+            assert stage.step(2.0) == ["apply"]
+    assert set(stage.backend.kernel) == {"ns/a:http", "ns/b:http", "ns/c:http"} | {
+        f"ns/s{n}:http" for n in range(4, 8)
+    }
+    told = [log for log in logs if log.get("service_port") == "ns/b:http"]
+    assert len(told) == 1
+    assert all("ns/b:http" not in map(str, s.changes.ports) for s in stage.settled)
+    assert stage.health.livez().status == 200
+    assert before
+
+
+def test_a_service_that_changes_again_and_again_costs_no_further_plans(stage: Stage) -> None:
+    run(stage, service("a"), service("b", 2))
+    brittle(stage).poison = {f"10.96.0.{n}" for n in range(60, 90)}
+    stage.put(service("b", 60))
+    stage.step(2.0)
+    plans = brittle(stage).plans
+    for number in range(61, 70):
+        stage.put(service("b", number))
+        stage.step(1.1)
+    assert brittle(stage).plans == plans
+
+
+def test_it_is_tried_again_and_programmed_when_it_works(stage: Stage) -> None:
+    run(stage, service("a"), service("b", 2))
+    brittle(stage).poison = {"10.96.0.66"}
+    stage.put(service("b", 66))
+    stage.step(2.0)
+    assert len(stage.loop._isolation.names) == 1
+    stage.step(31.0)
+    stage.step(31.0)
+    assert len(stage.loop._isolation.names) == 1
+    brittle(stage).poison = set()
+    stage.settled.clear()
+    for _ in range(4):
+        stage.step(31.0)
+    assert not stage.loop._isolation.names
+    assert any("ns/b:http" in map(str, s.changes.ports) for s in stage.settled)
+
+
+def test_a_deletion_is_programmed_at_once(stage: Stage) -> None:
+    run(stage, service("a"), service("b", 2))
+    brittle(stage).poison = {"10.96.0.66"}
+    stage.put(service("b", 66))
+    stage.step(2.0)
+    stage.remove("b")
+    assert stage.step(2.0) == ["apply"]
+    assert set(stage.backend.kernel) == {"ns/a:http"}
+    assert not stage.loop._isolation.names
+
+
+def test_halving_finds_any_few() -> None:
+    state = DesiredState(Stage().loop.family, "node1")
+    for number in range(1, 250):
+        state.update_service(service(f"s{number}", number))
+    state.checkout()
+    chance = random.Random(1)
+    for _ in range(20):
+        bad = set(chance.sample(sorted(state.ports), chance.randint(1, 4)))
+
+        def plan(ports: Ports, bad: set[ServicePortName] = bad) -> None:
+            if bad & ports.keys():
+                raise KeyError
+
+        found = isolate(plan, state.ports, state.ports.keys(), {})
+        assert found is not None
+        assert found.keys() == bad
+
+
+def test_one_service_that_cannot_be_computed_stays_as_it_was(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(stage, service("a"), service("b", 2))
+    inner = DesiredState._service_port
+
+    def brittle_port(self: DesiredState, key: ServicePortName, *rest: object) -> ServicePort:
+        if key.name == "b":
+            raise RecursionError
+        return inner(self, key, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DesiredState, "_service_port", brittle_port)
+    stage.put(service("b", 66), service("c", 3))
+    assert stage.step(2.0) == ["apply"]
+    assert set(stage.backend.kernel) == {"ns/a:http", "ns/b:http", "ns/c:http"}
+    assert stage.value("svcproxy_defects_total", {"where": "service"}) == 1
+
+
+def test_one_object_that_cannot_be_stored_costs_no_other(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(stage, service("a"))
+    inner = DesiredState.update_service
+
+    def brittle_update(self: DesiredState, obj: Service) -> None:
+        if obj.name == NamespacedName("ns", "b"):
+            raise RecursionError
+        inner(self, obj)
+
+    monkeypatch.setattr(DesiredState, "update_service", brittle_update)
+    stage.loop.inbox.put({})
+    stage.put(service("b", 2), service("c", 3))
+    stage.step(2.0)
+    assert set(stage.backend.kernel) == {"ns/a:http", "ns/c:http"}
+    assert stage.value("svcproxy_defects_total", {"where": "object"}) == 1
