@@ -5,6 +5,8 @@ agrees is for the tests in User Mode Linux to show.
 """
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from errno import EINVAL, ESRCH
 
 from svcproxy.backends.ipvs.operations import (
     AddEntries,
@@ -118,3 +120,62 @@ class IpvsKernel:
 
     def connections(self, key: VirtualServerKey) -> Mapping[RealServerKey, Connections]:
         return {real: Connections(int(real in self.busy), 0, 0) for real in self.real[key]}
+
+
+class PickyKernel(IpvsKernel):
+    """A kernel that refuses all that has one of some addresses.
+
+    A virtual server that is not there refuses its real servers, as in the real one.
+    """
+
+    def __init__(self, refusing: AbstractSet[str] = frozenset()) -> None:
+        super().__init__()
+        self.refusing = refusing
+
+    def change_sets(self, operations: Sequence[SetOperation]) -> list[Failure]:
+        failures = []
+        for operation in operations:
+            if not isinstance(operation, AddEntries):
+                super().change_sets([operation])
+                continue
+            refused = tuple(e for e in operation.entries if e.address in self.refusing)
+            taken = tuple(e for e in operation.entries if e not in refused)
+            failures += [
+                Failure(operation._replace(entries=(entry,)), 4353, "refused") for entry in refused
+            ]
+            super().change_sets([operation._replace(entries=taken)])
+        return failures
+
+    def change_servers(self, operations: Sequence[ServerOperation]) -> list[Failure]:
+        failures = []
+        for operation in operations:
+            number = self._refusal(operation)
+            if number:
+                failures.append(Failure(operation, number, "refused"))
+            elif not isinstance(operation, DeleteVirtualServer) or operation.key in self.servers:
+                super().change_servers([operation])
+        return failures
+
+    def _refusal(self, operation: ServerOperation) -> int:
+        match operation:
+            case AddVirtualServer(key):
+                return EINVAL if key.address in self.refusing else 0
+            case AddRealServer(virtual, key):
+                if virtual not in self.real:
+                    return ESRCH
+                new = key not in self.real[virtual]
+                return EINVAL if new and key.address in self.refusing else 0
+            case _:
+                return 0
+
+    def change_addresses(self, operations: Sequence[AddressOperation]) -> list[Failure]:
+        failures = []
+        for operation in operations:
+            if isinstance(operation, BindAddresses):
+                refused = [a for a in operation.addresses if a in self.refusing]
+                failures += [Failure(BindAddresses((a,)), EINVAL, "refused") for a in refused]
+                taken = tuple(a for a in operation.addresses if a not in refused)
+                super().change_addresses([BindAddresses(taken)])
+            else:
+                super().change_addresses([operation])
+        return failures

@@ -146,7 +146,7 @@ class Audit:
         """Compute what at most so many Service ports should look like."""
         for _ in range(min(most, len(self._outdated))):
             name, _ = self._outdated.popitem()
-            for key, (server, real) in self._planner.layout(name).servers.items():
+            for key, (server, real) in self._planner.held(name):
                 total = hash(self._properties(server))
                 total += sum(hash(procfile.written_real(each, 1)) for each in real)
                 self._wanted.put(procfile.written(key), total)
@@ -233,6 +233,8 @@ class Audit:
             total += sum(hash(procfile.written_real(*each)) for each in staying)
             seen = self._wanted.see(written, total)
             return None if seen else Difference(key, "has other properties or real servers")
+        if self._planner.is_refused(key):
+            return None
         if key in self._planner.lingering:
             return Difference(key, "has other real servers than drain") if staying else None
         return Difference(key, "is not wanted") if self._planner.owns(key) else None

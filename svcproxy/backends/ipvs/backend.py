@@ -17,9 +17,9 @@ from svcproxy.backends.ipvs.auditor import Auditor
 from svcproxy.backends.ipvs.execute import Done, Executor
 from svcproxy.backends.ipvs.kernel import Fingerprint, IpvsKernel, ticks_per_second
 from svcproxy.backends.ipvs.messages import Timeouts
-from svcproxy.backends.ipvs.operations import Failure
 from svcproxy.backends.ipvs.plan import Observed, Plan
 from svcproxy.backends.ipvs.planner import Planner
+from svcproxy.backends.ipvs.refused import described
 from svcproxy.backends.ipvs.settings import SCHEDULERS, IpvsSettings, scheduling, unknown_flags
 from svcproxy.backends.ipvs.termination import Termination
 from svcproxy.backends.settings import Settings
@@ -85,6 +85,7 @@ class IpvsBackend:
         self._addresses: tuple[str, ...] = ()
         self._networks: tuple[str, ...] = ()
         self._drop_invalid = True
+        self._unavailable: frozenset[str] = frozenset()
         self._planner = Planner(self._settings(None))
         self._termination = Termination(options.graceful_limit)
         self._audit = Audit(self._planner, self._termination, ticks_per_second())
@@ -151,7 +152,7 @@ class IpvsBackend:
         if self._right is None or not self._auditor.current:
             return False
         found = self._look()
-        if found is None:
+        if found is None or self._has_new_scheduler():
             return False
         right, former = self._right
         # We have changed entries and addresses since. Nobody else has if there is as much more or
@@ -164,6 +165,7 @@ class IpvsBackend:
         observed, addresses, self._found = self._kernel.read()
         self._addresses, self._networks = addresses.node, addresses.networks
         self._others = self._found.counts["addresses"] - len(addresses.bound)
+        self._unavailable = self._still_unavailable()
         return observed
 
     def plan(self, desired: Desired, observed: Observed) -> Plan:
@@ -186,6 +188,8 @@ class IpvsBackend:
         """
         now, before = self._clock(), self._kernel.sent
         done = self._executor.apply(plan, now)
+        refused, done.failures = self._planner.note(plan, done.failures)
+        self._note_unscheduled(done)
         self._look_at = now + (self._termination.pause() or 0.0)
         if plan.compared:
             self._compared(done)
@@ -197,7 +201,7 @@ class IpvsBackend:
         if operations:
             operations["message"] = self._kernel.sent - before
         rules = {table: each.rules for table, each in plan.tables.items()}
-        return Outcome(operations=operations, sizes=self._planner.sizes, written=rules)
+        return Outcome(operations, self._planner.sizes, rules, refused)
 
     def tend(self, hurry: Callable[[], bool]) -> float | Foreign | None:
         """Look at the real servers that drain, if it is time, and at some virtual servers."""
@@ -233,7 +237,7 @@ class IpvsBackend:
 
     def _changed(self, done: Done) -> None:
         """Keep what is known of the kernel in step with what has been done."""
-        if done.failures or done.unscheduled or done.operations["restore"]:
+        if done.failures or done.operations["restore"]:
             self._right = None
             self._auditor.stop()
 
@@ -243,7 +247,7 @@ class IpvsBackend:
         Otherwise the next comparison would read everything again, a period after each start.
         Whether the virtual servers are right is seen soon enough.
         """
-        if done.failures or done.unscheduled:
+        if done.failures:
             return None
         counts = self._planner.counts
         found = self._look()
@@ -271,26 +275,44 @@ class IpvsBackend:
             subnets=self._networks,
             excluded=self._options.excluded,
             drop_invalid=self._drop_invalid,
+            unavailable=self._unavailable,
         )
 
-    def _report(self, done: Done) -> None:
-        """Say what was not done as asked.
+    def _still_unavailable(self) -> frozenset[str]:
+        """Those of the missing schedulers that the kernel has not got meanwhile."""
+        ipvs = self._kernel.ipvs
+        return frozenset(n for n in self._unavailable if probing.scheduler_is_missing(ipvs, n))
 
-        Raises:
-            BackendError: something could not be done at all.
-        """
-        for operation in done.unscheduled:
-            name = operation.server.scheduler
+    def _has_new_scheduler(self) -> bool:
+        """Whether a scheduler is there now that was missing, or the kernel does not answer."""
+        try:
+            return self._still_unavailable() != self._unavailable
+        except BackendError:
+            return True
+
+    def _note_unscheduled(self, done: Done) -> None:
+        """Give up schedulers that the kernel lacks until it has them, and report each once."""
+        missing = {operation.server.scheduler: operation.key for operation in done.unscheduled}
+        for name, key in missing.items():
             log.warning(
                 "ipvs.no_scheduler",
                 family=self.family,
                 scheduler=name,
-                virtual_server=_named(operation.key),
+                virtual_server=_named(key),
                 effect=f"the scheduler {self._options.scheduler} is used",
                 remedy=f"load the kernel module ip_vs_{name}",
             )
+        self._unavailable |= missing.keys()
+        self._planner.lacks(missing.keys())
+
+    def _report(self, done: Done) -> None:
+        """Report what no single Service port has to answer for.
+
+        Raises:
+            BackendError: something could not be done.
+        """
         if done.failures:
-            told = "; ".join(_described(f) for f in done.failures[:_MOST_FAILURES])
+            told = "; ".join(map(described, done.failures[:_MOST_FAILURES]))
             more = len(done.failures) - _MOST_FAILURES
             raise BackendError(told + (f"; and {more} more" if more > 0 else ""))
 
@@ -329,8 +351,3 @@ def _grown(now: Counter[str], before: Counter[str]) -> dict[str, int]:
 
 def _named(key: tuple[object, ...]) -> str:
     return " ".join(map(str, key))
-
-
-def _described(failure: Failure) -> str:
-    parts = (str(part) for part in failure.operation if not isinstance(part, msgspec.Struct))
-    return f"{type(failure.operation).__name__} {' '.join(parts)}: {failure.reason}"

@@ -4,7 +4,7 @@ A set's largest number of entries is fixed when it is made, and rules that refer
 from being destroyed. But two sets can be exchanged at once, whatever refers to them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from svcproxy.backends.ipvs.naming import SUBSTITUTES
 from svcproxy.backends.ipvs.operations import (
@@ -57,3 +57,12 @@ def substitution(
         yield AddEntries(substitute, kind, tuple(entries))
     yield SwapSets(substitute, name)
     yield DestroySet(substitute)
+
+
+def substitutes(operations: Iterable[SetOperation]) -> dict[str, list[str]]:
+    """The sets whose place others take, by the name that these are filled under."""
+    found: dict[str, list[str]] = {}
+    for operation in operations:
+        if isinstance(operation, SwapSets):
+            found.setdefault(operation.name, []).append(operation.other)
+    return found

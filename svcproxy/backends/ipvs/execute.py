@@ -166,7 +166,7 @@ class Executor:
         unscheduled = {f.operation: f for f in failures if _lacks_scheduler(f)}
         if unscheduled:
             failures = self._schedule_otherwise(operations, unscheduled.keys(), failures)
-        self._done.failures.extend(failures)
+        self._failed(failures)
 
     def _schedule_otherwise(
         self,
@@ -182,13 +182,12 @@ class Executor:
             if isinstance(operation, AddVirtualServer | SetVirtualServer):
                 if operation in unscheduled:
                     self._done.unscheduled.append(operation)
-                if operation in unscheduled and isinstance(operation, AddVirtualServer):
                     virtual.add(operation.key)
                     flags = operation.server.flags & ~_SCHEDULER_FLAGS | default.flags
                     server = msgspec.structs.replace(
                         operation.server, scheduler=default.name, flags=flags
                     )
-                    again.append(AddVirtualServer(operation.key, server))
+                    again.append(type(operation)(operation.key, server))
             elif isinstance(operation, AddRealServer) and operation.virtual in virtual:
                 again.append(operation)
         others = [
@@ -202,11 +201,16 @@ class Executor:
     def _change_sets(self, operations: Sequence[SetOperation]) -> None:
         if operations:
             self._count(operations)
-            self._done.failures.extend(self._kernel.change_sets(operations))
+            self._failed(self._kernel.change_sets(operations))
 
     def _change_addresses(self, operation: AddressOperation) -> None:
         self._count([operation])
-        self._done.failures.extend(self._kernel.change_addresses([operation]))
+        self._failed(self._kernel.change_addresses([operation]))
+
+    def _failed(self, failures: Sequence[Failure]) -> None:
+        """Note failures; what was refused has changed nothing and does not count."""
+        self._done.failures.extend(failures)
+        self._count((failure.operation for failure in failures), -1)
 
     def _entries(
         self, make: type[AddEntries] | type[RemoveEntries], entries: Iterable[Entry]
@@ -217,16 +221,16 @@ class Executor:
         kinds = SETS[self._planner.settings.family].kinds
         return [make(name, kinds[name], tuple(found)) for name, found in by_name.items()]
 
-    def _count(self, operations: Iterable[Operation]) -> None:
+    def _count(self, operations: Iterable[Operation], sign: int = 1) -> None:
         for operation in operations:
             kind = _KINDS.get(type(operation), "set_changed")
             match operation:
                 case AddEntries() | RemoveEntries():
-                    self._done.operations[kind] += len(operation.entries)
+                    self._done.operations[kind] += sign * len(operation.entries)
                 case BindAddresses() | UnbindAddresses():
-                    self._done.operations[kind] += len(operation.addresses)
+                    self._done.operations[kind] += sign * len(operation.addresses)
                 case _:
-                    self._done.operations[kind] += 1
+                    self._done.operations[kind] += sign
 
 
 _SCHEDULER_FLAGS = 0x8 | 0x10 | 0x20

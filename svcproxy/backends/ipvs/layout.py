@@ -309,7 +309,9 @@ _NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 
 def _server(port: ServicePort, settings: IpvsSettings) -> VirtualServer:
     chosen = settings.scheduling
-    if port.scheduler in SCHEDULERS:
+    if port.scheduler in settings.unavailable:
+        pass  # its flags mean nothing to another scheduler
+    elif port.scheduler in SCHEDULERS:
         chosen = scheduling(port.scheduler, port.scheduler_flags)
     elif port.scheduler_flags is not None:
         chosen = scheduling(chosen.name, port.scheduler_flags)

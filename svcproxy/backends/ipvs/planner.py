@@ -1,9 +1,11 @@
 """From the desired state to steps, whole or for what changed."""
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
+
+from msgspec import structs
 
 from svcproxy.backends.base import Desired
 from svcproxy.backends.ipvs.compare import (
@@ -14,16 +16,19 @@ from svcproxy.backends.ipvs.compare import (
     serve,
     servers,
 )
-from svcproxy.backends.ipvs.enough import fits, room, roomy, substitution
-from svcproxy.backends.ipvs.layout import NOTHING, PortState, ServerTarget, layout, ports_taken
+from svcproxy.backends.ipvs.enough import fits, room, roomy, substitutes, substitution
+from svcproxy.backends.ipvs.layout import PortState, ServerTarget
 from svcproxy.backends.ipvs.naming import SETS
 from svcproxy.backends.ipvs.operations import (
     CreateSet,
     DeleteRealServer,
     DeleteVirtualServer,
+    Failure,
     SetRealServer,
 )
 from svcproxy.backends.ipvs.plan import Entry, Observed, Plan
+from svcproxy.backends.ipvs.ports import Ports
+from svcproxy.backends.ipvs.refused import Item, Refused, attributed, retry, suspects
 from svcproxy.backends.ipvs.settings import IpvsSettings
 from svcproxy.backends.ipvs.values import (
     RealServerKey,
@@ -33,7 +38,7 @@ from svcproxy.backends.ipvs.values import (
 )
 from svcproxy.backends.xtables.ruleset import FILTER, NAT, TABLES
 from svcproxy.backends.xtables.tableplan import TablePlan
-from svcproxy.model.names import NamespacedName, Protocol, ServicePortName
+from svcproxy.model.names import Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
 
 
@@ -48,26 +53,31 @@ class Planner:
     """Knows what the kernel holds after the last applied plan, and computes the next.
 
     Its memory is the finished Service ports themselves, from which their former meaning is
-    computed again, and what needs counting because several share it. ``lingering`` are the
-    virtual servers that nobody wants any more and that stay while one of their real servers
-    drains.
+    computed again, what needs counting because several share it, and what the kernel refused.
+    ``lingering`` are the virtual servers that nobody wants any more and that stay while one of
+    their real servers drains.
     """
 
     def __init__(self, settings: IpvsSettings) -> None:
         self._settings = settings
-        self._ports: dict[ServicePortName, ServicePort] = {}
-        self._names: dict[NamespacedName, set[ServicePortName]] = {}
+        self._ports = Ports()
         self._claims = _Claims(Counter(), Counter())
         self._lingering: dict[VirtualServerKey, PortState] = {}
         self._sizes: Counter[str] = Counter()
         self._room: dict[str, int] = {}
         self._held: Counter[str] = Counter()
         self._overfull = False
+        self._refused = Refused()
 
     @property
     def settings(self) -> IpvsSettings:
         """What the present state was made with."""
         return self._settings
+
+    def lacks(self, schedulers: AbstractSet[str]) -> None:
+        """Note schedulers that the kernel lacks: the default one has taken their place."""
+        missing = self._settings.unavailable | schedulers
+        self._settings = structs.replace(self._settings, unavailable=missing)
 
     @property
     def lingering(self) -> AbstractSet[VirtualServerKey]:
@@ -77,43 +87,51 @@ class Planner:
     @property
     def sizes(self) -> dict[str, int]:
         """How much the kernel holds, by kind."""
-        return dict(self._sizes)
+        held = dict(self._sizes)
+        if self._refused:
+            held["virtual_servers"] -= len(self._refused.servers)
+            held["real_servers"] -= sum(map(len, self._refused.real.values()))
+        return held
 
     @property
     def counts(self) -> Counter[str]:
         """How many set entries, by the names of the sets, and addresses there should be."""
         counts = +self._held
-        counts["addresses"] = len(self._claims.addresses)
+        counts["addresses"] = len(self._claims.addresses) - len(self._refused.addresses)
+        counts.subtract(name for name, _ in self._refused.entries)
         return counts
 
     @property
     def ports(self) -> AbstractSet[ServicePortName]:
         """The Service ports."""
-        return self._ports.keys()
+        return self._ports.names
 
     def layout(self, name: ServicePortName) -> PortState:
-        """What a port means at present; nothing if there is no such port."""
-        port = self._ports.get(name)
-        return layout(port, self._settings, self._taken(name)) if port else NOTHING
+        """What a port needs at present; nothing if there is no such port."""
+        return self._ports.layout(name, self._settings)
 
-    def _taken(self, name: ServicePortName) -> AbstractSet[int]:
-        siblings = self._names.get(name.service, set())
-        if len(siblings) < 2:
-            return frozenset()
-        ports = (self._ports[n] for n in siblings if n.protocol is name.protocol)
-        return ports_taken(ports)[name.protocol]
+    def held(self, name: ServicePortName) -> Iterator[tuple[VirtualServerKey, ServerTarget]]:
+        """The virtual servers of a port as the kernel has them, without what it refused."""
+        for key, (server, real) in self.layout(name).servers.items():
+            if key not in self._refused.servers:
+                yield key, (server, real - self._refused.missing(key))
+
+    def is_refused(self, key: VirtualServerKey) -> bool:
+        """Whether the kernel refused a virtual server or its present properties."""
+        return key in self._refused.servers
 
     # --- From scratch -------------------------------------------------------------------------
 
     def plan(self, desired: Desired, settings: IpvsSettings, observed: Observed) -> Plan:
         """Compare from scratch with what the kernel holds."""
         self._settings = settings
-        self._ports, self._names = {}, {}
+        self._ports = Ports()
         for name, port in desired.ports.items():
-            self._remember(name, port)
-        target = Target.of((self.layout(name) for name in self._ports), settings)
+            self._ports.put(name, port)
+        target = Target.of((self.layout(name) for name in self.ports), settings)
         self._claims = _Claims(target.addresses, target.entries)
         self._lingering = {}
+        self._refused = Refused()
         plan = Plan(compared=True)
         self._compare_servers(plan, target.servers, observed)
         self._compare_sets(plan, observed)
@@ -212,51 +230,37 @@ class Planner:
 
         ``None`` if a set would get too full: a comparison from scratch then makes a larger one.
         """
-        concerned = self._concerned(ports)
+        concerned = self._ports.concerned(ports)
         old = [self.layout(name) for name in concerned]
         for name, port in ports.items():
-            self._remember(name, port)
+            self._ports.put(name, port)
         new = [self.layout(name) for name in concerned]
         plan = Plan(tables={table: TablePlan() for table in TABLES})
         former, wanted = servers(old), servers(new)
         for key, target in wanted.items():
             known = former.get(key)
             steps = plan.node_ports if self._is_node_port(key) else plan.serve
-            known_real = dict.fromkeys(known[1], 1) if known else {}
-            serve(steps, key, target, known[0] if known else None, known_real)
+            known_real = self._known_real(key, known)
+            found = None if known is None or self.is_refused(key) else known[0]
+            serve(steps, key, target, found, known_real)
             if known is not None:
                 self._retire(plan, key, target[1], known_real)
             if key in self._lingering:
                 old.append(self._lingering.pop(key))
         bound = {address for state in old for address in state.addresses}
         for key in former.keys() - wanted.keys():
-            found = dict.fromkeys(former[key][1], 1)
-            new.extend(self._dismiss(plan, key, found, bound=key.address in bound))
+            left = self._known_real(key, former[key])
+            new.extend(self._dismiss(plan, key, left, bound=key.address in bound))
+        self._refused.retried_servers(former.keys() | wanted.keys())
         self._claim(plan, old, new)
         self._edit_rules(plan, old, new)
         self._count(former, wanted)
         plan.ports, plan.former = concerned, former.keys()
-        return None if self._overfull else plan
+        return None if self._overfull or self._refused.full else plan
 
-    def _concerned(
-        self, ports: Mapping[ServicePortName, ServicePort | None]
-    ) -> list[ServicePortName]:
-        """The changed ports, and those of the same Services: hidden ports keep clear of them."""
-        concerned = dict.fromkeys(ports)
-        for service in {name.service for name in ports}:
-            concerned.update(dict.fromkeys(self._names.get(service, ())))
-        return list(concerned)
-
-    def _remember(self, name: ServicePortName, port: ServicePort | None) -> None:
-        if port is not None:
-            self._ports[name] = port
-            self._names.setdefault(name.service, set()).add(name)
-            return
-        self._ports.pop(name, None)
-        names = self._names.get(name.service, set())
-        names.discard(name)
-        if not names:
-            self._names.pop(name.service, None)
+    def _known_real(self, key: VirtualServerKey, known: ServerTarget | None) -> RealServers:
+        """The real servers that the kernel has of those that a port had so far."""
+        return dict.fromkeys(known[1] - self._refused.missing(key), 1) if known else {}
 
     def _claim(self, plan: Plan, old: Iterable[PortState], new: Iterable[PortState]) -> None:
         """Take up what is needed from now on and give up what is not."""
@@ -270,14 +274,17 @@ class Planner:
             entries.subtract(state.entries)
         bind, unbind = changed(self._claims.addresses, addresses)
         enter, leave = changed(self._claims.entries, entries)
-        plan.bind.extend(sorted(bind))
-        plan.unbind.extend(a for a in sorted(unbind) if not self._settings.is_excluded(a))
-        plan.enter.extend(sorted(enter))
-        plan.leave.extend(sorted(leave))
         self._held.update(name for name, _ in enter)
         # Until the old ones leave, there has to be room for both.
         self._overfull = any(self._held[name] > most for name, most in self._room.items())
         self._held.subtract(name for name, _ in leave)
+        if self._refused:
+            retry(self._refused.addresses, addresses.keys(), bind, unbind)
+            retry(self._refused.entries, entries.keys(), enter, leave)
+        plan.bind.extend(sorted(bind))
+        plan.unbind.extend(a for a in sorted(unbind) if not self._settings.is_excluded(a))
+        plan.enter.extend(sorted(enter))
+        plan.leave.extend(sorted(leave))
 
     def _edit_rules(self, plan: Plan, old: Iterable[PortState], new: Iterable[PortState]) -> None:
         before = {rule for state in old for rule in state.rules}
@@ -306,6 +313,35 @@ class Planner:
         self._sizes["virtual_servers"] += len(new) - len(old)
         self._sizes["real_servers"] += sum(len(real) for _, real in new.values())
         self._sizes["real_servers"] -= sum(len(real) for _, real in old.values())
+
+    # --- What is refused ----------------------------------------------------------------------
+
+    def note(
+        self, plan: Plan, failures: Sequence[Failure]
+    ) -> tuple[dict[ServicePortName, str], list[Failure]]:
+        """Remember what the kernel refused of a plan.
+
+        The next ``plan_changes`` for one of these Service ports tries that again.
+
+        Returns:
+            The Service ports that are incomplete, with the reasons; the failures of no single one.
+        """
+        reasons, rest = self._refused.note(failures, substitutes(plan.create_sets))
+        if plan.compared:
+            self._refused.full = False  # it has just been made as large as it gets
+        concerned = self.ports if plan.compared else plan.ports
+        refused, left = attributed(reasons, self._suspects(reasons, concerned))
+        if left and not plan.compared:
+            # Others share an address or entry that one of the changed ports has given up.
+            refused.update(attributed(left, self._suspects(left, self.ports))[0])
+        return refused, rest
+
+    def _suspects(
+        self, items: Collection[Item], names: Iterable[ServicePortName]
+    ) -> Iterator[tuple[ServicePortName, PortState]]:
+        if items:
+            for port in suspects(self._ports.get(names), items):
+                yield port.name, self.layout(port.name)
 
     # --- What leaves --------------------------------------------------------------------------
 

@@ -67,6 +67,7 @@ class IpvsSettings(Settings, frozen=True, gc=False):
         excluded: CIDRs whose virtual servers and addresses are never removed unless they are a
             Service's (``--ipvs-exclude-cidrs``).
         drop_invalid: drop forwarded packets that conntrack calls INVALID.
+        unavailable: schedulers whose modules the kernel lacks; ``scheduling`` replaces them.
     """
 
     scheduling: Scheduling = Scheduling()
@@ -74,6 +75,7 @@ class IpvsSettings(Settings, frozen=True, gc=False):
     subnets: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     drop_invalid: bool = True
+    unavailable: frozenset[str] = frozenset()
 
     def node_port_addresses(self) -> tuple[str, ...]:
         """The node's addresses that serve node ports."""
