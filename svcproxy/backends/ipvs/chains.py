@@ -10,7 +10,7 @@ from svcproxy.backends.ipvs import naming
 from svcproxy.backends.ipvs.naming import SETS, SetNames
 from svcproxy.backends.ipvs.settings import IpvsSettings
 from svcproxy.backends.xtables.masquerade import forwarded, marked, masqueraded
-from svcproxy.backends.xtables.ruleset import FILTER, NAT, Rules, comment, rule
+from svcproxy.backends.xtables.ruleset import FILTER, NAT, Rules, comment, rule, spelled_range
 from svcproxy.backends.xtables.tableplan import Jump
 from svcproxy.model.names import IPFamily, Protocol
 
@@ -102,7 +102,7 @@ def _services(settings: IpvsSettings, sets: SetNames) -> Iterator[str]:
         yield _match(name, "dst,dst", naming.EXTERNAL)
     yield _match(sets.load_balancer, "dst,dst", "ACCEPT")
     for cidr in settings.node_port_ranges or ("",):
-        destination = f"-d {cidr}" if cidr else ""
+        destination = f"-d {spelled_range(cidr)}" if cidr else ""
         yield rule(destination, f"-m addrtype --dst-type LOCAL -j {naming.NODE_PORT}")
 
 
@@ -113,7 +113,9 @@ def _masquerade_cluster_ips(settings: IpvsSettings, sets: SetNames) -> Iterator[
         yield _match(sets.cluster_ip, "dst,dst", naming.MARK_MASQ, note)
         return
     if local and not local.everybody:
-        outside = f"! -s {local.source}" if local.source else f"! -i {local.interface}"
+        outside = (
+            f"! -s {spelled_range(local.source)}" if local.source else f"! -i {local.interface}"
+        )
         yield _match(sets.cluster_ip, "dst,dst", naming.MARK_MASQ, note, outside)
         return
     # The node takes a cluster IP for its own address and sends from it; no pod could answer.

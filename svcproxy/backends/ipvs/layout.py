@@ -24,8 +24,16 @@ from svcproxy.backends.ipvs.values import (
     VirtualServer,
     VirtualServerKey,
 )
-from svcproxy.backends.xtables.ruleset import FILTER, NAT, Rules, comment, rule
-from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.backends.xtables.ruleset import (
+    FILTER,
+    NAT,
+    Rules,
+    comment,
+    rule,
+    spelled,
+    spelled_range,
+)
+from svcproxy.model.names import Protocol
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 
 _LAST_PORT = 65535
@@ -200,8 +208,9 @@ class _Layout:
         """
         bits = self.settings.family.bits
         number = _NUMBERS[self.protocol]
-        match = f"-m ipvs --vproto {number} --vaddr {frontend.address} --vport {frontend.port}"
-        return f"-s {frontend.address}/{bits} {match} -j DROP"
+        address = spelled(frontend.address)
+        match = f"-m ipvs --vproto {number} --vaddr {address} --vport {frontend.port}"
+        return f"-s {address}/{bits} {match} -j DROP"
 
     def _redirect(self, frontend: Frontend) -> None:
         """Translate to a virtual server at the cluster IP; the address stays whose it is."""
@@ -230,7 +239,9 @@ class _Layout:
             return
         keyword = self.protocol.keyword
         text = rule(
-            f"-d {frontend.address}/{self.settings.family.bits}" if frontend.address else "",
+            f"-d {spelled(frontend.address)}/{self.settings.family.bits}"
+            if frontend.address
+            else "",
             f"-p {keyword}",
             comment(f"{self.port.name} {frontend.kind.value}"),
             f"-m {keyword} --dport {frontend.port} -j {target}",
@@ -245,9 +256,8 @@ class _Layout:
         if self.anchor.local is not local:
             number = hidden_port(number, self.taken)
             self._serve(self.anchor.address, number, local=local)
-        if self.settings.family is IPFamily.IPV6:
-            return f"[{self.anchor.address}]:{number}"
-        return f"{self.anchor.address}:{number}"
+        address = spelled(self.anchor.address)
+        return f"[{address}]:{number}" if ":" in address else f"{address}:{number}"
 
     def _redirect_all(self) -> str | None:
         """The chain of a redirected frontend with the Cluster policy.
@@ -282,7 +292,9 @@ class _Layout:
         rules = []
         local = self.settings.local_traffic
         if local:
-            source = f"-s {local.source}" if local.source else f"-i {local.interface}"
+            source = (
+                f"-s {spelled_range(local.source)}" if local.source else f"-i {local.interface}"
+            )
             # iptables-save leaves out what matches everything.
             rules.append(self._translate("" if local.everybody else source, target))
         from_node = "-m addrtype --src-type LOCAL"

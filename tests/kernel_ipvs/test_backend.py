@@ -1,0 +1,190 @@
+"""The whole backend on the real kernel, with Service ports that are hard to bear."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from svcproxy.backends.base import Desired, Outcome
+from svcproxy.backends.ipvs.backend import IpvsBackend, IpvsOptions
+from svcproxy.backends.ipvs.ipset import Sets
+from svcproxy.backends.ipvs.naming import SETS
+from svcproxy.backends.ipvs.operations import AddEntries, FlushSet
+from svcproxy.backends.ipvs.values import SetEntry
+from svcproxy.backends.settings import LocalTraffic, Settings
+from svcproxy.backends.xtables.commands import Iptables, Variant
+from svcproxy.model.names import IPFamily, Protocol, ServicePortName
+from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
+from svcproxy.state.desired import Changes
+from testbed.netns import NetNS
+
+V6 = IPFamily.IPV6
+Address = Callable[[int], str]
+
+
+class Bench:
+    """A backend in a namespace, driven as the loop does."""
+
+    def __init__(self, space: NetNS, family: IPFamily) -> None:
+        self.space = space
+        self.family = family
+        self.ports: dict[ServicePortName, ServicePort] = {}
+        self.start()
+
+    def close(self) -> None:
+        kernel = self.space.call(lambda: self.backend._kernel)
+        for opened in (kernel.ipvs, kernel.sets, kernel.links):
+            opened.close()
+
+    def start(self) -> None:
+        """Begin as a fresh process does."""
+        source = "10.0.0.0/8" if self.family is IPFamily.IPV4 else "::1.2.0.0/112"
+        settings = Settings(family=self.family, local_traffic=LocalTraffic(source=source))
+        programs = Iptables(Variant.LEGACY, self.family)
+        self.backend = IpvsBackend(programs, lambda _: settings, IpvsOptions())
+
+    def put(self, *ports: ServicePort) -> Outcome:
+        """Change Service ports step by step."""
+        self.ports.update({port.name: port for port in ports})
+        return self.retry(*(port.name for port in ports))
+
+    def retry(self, *names: ServicePortName) -> Outcome:
+        def sync() -> Outcome:
+            plan = self.backend.plan_changes(Changes({n: self.ports.get(n) for n in names}), None)
+            if plan is None:
+                return self._compare()
+            return self.backend.apply(plan)
+
+        return self.space.call(sync)
+
+    def compare(self) -> Outcome:
+        """Compare from scratch."""
+        return self.space.call(self._compare)
+
+    def _compare(self) -> Outcome:
+        desired = Desired(dict(self.ports), None)
+        return self.backend.apply(self.backend.plan(desired, self.backend.read()))
+
+    def is_right(self) -> bool:
+        """Whether the backend finds that nothing has changed."""
+        return self.space.call(self.backend.untouched)
+
+
+@pytest.fixture
+def bench(alone: NetNS, family: IPFamily) -> Iterator[Bench]:
+    made = Bench(alone, family)
+    yield made
+    made.close()
+
+
+def port(
+    number: int, frontends: tuple[Frontend, ...], endpoints: tuple[str, ...], **rest: object
+) -> ServicePort:
+    name = ServicePortName("ns", f"s{number}", "", Protocol.TCP)
+    found = tuple(Endpoint(address, 8080, is_local=True) for address in endpoints)
+    return ServicePort(name, frontends, found, found, **rest)  # type: ignore[arg-type]
+
+
+def at(address: str, kind: FrontendKind = FrontendKind.CLUSTER_IP, number: int = 80) -> Frontend:
+    local = kind is not FrontendKind.CLUSTER_IP
+    return Frontend(kind, address, number, local=local, verdict=Verdict.FORWARD)
+
+
+COMPATIBLE = ("::102:304", "::ffff:0:102:304", "::5:0", "fd00::102:304")
+
+
+@pytest.mark.parametrize("family", [V6])
+def test_a_restart_writes_nothing_for_ipv4_compatible_addresses(bench: Bench) -> None:
+    """The kernel's programs write ``::1.2.3.4`` for what Python calls ``::102:304``."""
+    for number, address in enumerate(COMPATIBLE):
+        frontends = (
+            at(address),
+            at(f"::ff02:{number}", FrontendKind.LOAD_BALANCER, 81),
+            at(f"::ff03:{number}", FrontendKind.EXTERNAL_IP, 82),
+        )
+        ranges = ("::102:0/112", "::ffff:0:0/96", "fd00::/8")
+        bench.ports[ServicePortName("ns", f"s{number}", "", Protocol.TCP)] = port(
+            number, frontends, ("::102:305", address), source_ranges=ranges
+        )
+    written = bench.compare().operations
+    assert written["real_server_written"] >= 6 * len(COMPATIBLE)
+    assert written["restore"]
+    bench.close()
+    bench.start()
+    assert not bench.compare().operations
+    assert bench.is_right()
+
+
+REFUSED = {IPFamily.IPV4: "239.1.1.1", V6: "ff05::1"}
+
+
+def test_refusals_are_accounted_for(bench: Bench, address: Address) -> None:
+    bad = port(1, (at(address(101)),), (address(11), REFUSED[bench.family]))
+    good = port(2, (at(address(102)),), (address(11),))
+    outcome = bench.compare()
+    outcome = bench.put(bad, good)
+    assert set(outcome.refused) == {bad.name}
+    assert REFUSED[bench.family] in outcome.refused[bad.name]
+    assert outcome.sizes["real_servers"] == 2
+    again = bench.retry(bad.name)
+    assert set(again.refused) == {bad.name}
+    assert not again.operations, "a vain attempt is no change"
+    assert set(bench.compare().refused) == {bad.name}
+    assert bench.is_right(), "a refusal causes comparisons"
+    changed = port(1, (at(address(101)),), (address(11), address(12)))
+    assert bench.put(changed).operations["real_server_written"] == 1
+    assert not bench.compare().operations
+
+
+def test_a_load_balancer_at_an_impossible_address(bench: Bench, address: Address) -> None:
+    """A multicast address cannot be the node's; and neither can it be served there."""
+    vip = at(REFUSED[bench.family], FrontendKind.LOAD_BALANCER)
+    bad = port(1, (at(address(101)), vip), (address(11),))
+    bench.compare()
+    refused = set(bench.put(bad).refused)
+    assert refused <= {bad.name}
+    assert not bench.put(port(2, (at(address(102)),), (address(11),))).refused
+    assert set(bench.retry(bad.name).refused) == refused
+    del bench.ports[bad.name]
+    assert not bench.retry(bad.name).refused
+    assert not bench.compare().operations
+
+
+@pytest.fixture
+def crowded(bench: Bench, address: Address) -> Iterator[str]:
+    """The name of a set that another program has filled to the last place."""
+    bench.compare()
+    name = SETS[bench.family].reject
+    kind = SETS[bench.family].kinds[name]
+    strange = address(7777)
+    entries = [
+        SetEntry(strange, p, n) for p in (Protocol.TCP, Protocol.UDP) for n in range(1, 65536)
+    ]
+
+    def fill() -> None:
+        sets = Sets(bench.family)
+        sets.execute([AddEntries(name, kind, tuple(entries))])
+        sets.close()
+
+    bench.space.call(fill)
+    yield name
+
+    def empty() -> None:
+        sets = Sets(bench.family)
+        sets.execute([FlushSet(name)])
+        sets.close()
+
+    bench.space.call(empty)
+
+
+def test_a_set_that_others_have_filled_is_made_larger(
+    bench: Bench, address: Address, crowded: str
+) -> None:
+    kind = FrontendKind.CLUSTER_IP
+    lonely = Frontend(kind, address(101), 80, local=False, verdict=Verdict.REJECT)
+    refused = port(1, (lonely,), ())
+    outcome = bench.put(refused)
+    assert set(outcome.refused) == {refused.name}
+    assert "full" in outcome.refused[refused.name]
+    outcome = bench.retry(refused.name)
+    assert not outcome.refused
+    assert not bench.compare().operations
