@@ -190,3 +190,14 @@ IPTABLES_PROGRAM_SECONDS = 300.0
 
 IPTABLES_ISOLATION_RESTORES = 64
 """Restores in one sync to find out which Service ports the kernel refuses."""
+IP_VS_LISTING_BYTES = 1 << 30
+"""Bytes of ``/proc/net/ip_vs`` that a comparison reads: some 12 million real servers."""
+
+# Annotations of Services
+
+SCHEDULER_NAME_CHARACTERS = 32
+"""Characters of an IPVS scheduler, or of one of its flags, in an annotation; the kernel's names
+have at most 15 (``IP_VS_SCHEDNAME_MAXLEN``)."""
+
+SCHEDULER_FLAGS = 8
+"""How many flags of an IPVS scheduler an annotation may name; there are five."""

@@ -32,6 +32,8 @@ KNOWN: tuple[tuple[str, str], ...] = (
     ("api_response", "body_seconds"),
     ("api_response", "head_seconds"),
     ("watch", "line_bytes"),
+    ("annotation", "scheduler"),
+    ("ip_vs", "bytes"),
 )
 """Every pair of labels; each is shown from 0, so that the first refusal is an increase."""
 

@@ -1,7 +1,9 @@
 """Which IPVS scheduler a Service asks for, by annotation; the other modes have none to choose."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
+
+from svcproxy.limits import SCHEDULER_FLAGS, SCHEDULER_NAME_CHARACTERS
 
 SCHEDULER = "svcproxy.io/ipvs-scheduler"
 FLAGS = "svcproxy.io/ipvs-scheduler-flags"
@@ -12,7 +14,7 @@ _KUBE_ROUTER = {
 
 
 class Wish(NamedTuple):
-    """What a Service asks for, as written: a scheduler, empty for none, and its flags."""
+    """What a Service asks for, as written but shortened: a scheduler, empty for none, and flags."""
 
     scheduler: str = ""
     flags: tuple[str, ...] | None = None
@@ -22,15 +24,30 @@ _NONE = Wish()
 
 
 def scheduler_wish(annotations: tuple[tuple[str, str], ...]) -> Wish:
-    """Read a Service's annotations: ours, and kube-router's where ours are absent."""
+    """Read a Service's annotations: ours, and kube-router's where ours are absent.
+
+    What is too long, or one flag too many, is no name of the kernel's; it is cut, so that it fits
+    a log line, and stays unusable.
+    """
     if not annotations:
         return _NONE
     found = dict(annotations)
     flags = _text(found, FLAGS)
     return Wish(
-        (_text(found, SCHEDULER) or "").strip().lower(),
-        None if flags is None else tuple(f for part in flags.split(",") if (f := part.strip())),
+        _shortened((_text(found, SCHEDULER) or "").strip().lower()),
+        None if flags is None else tuple(_flags(flags)),
     )
+
+
+def _flags(text: str) -> Iterator[str]:
+    # What is behind the last comma looked for is one flag, and too long if it is several.
+    parts = (part.strip() for part in text.split(",", SCHEDULER_FLAGS))
+    return (_shortened(flag) for flag in parts if flag)
+
+
+def _shortened(name: str) -> str:
+    most = SCHEDULER_NAME_CHARACTERS
+    return name if len(name) <= most else f"{name[:most]}..."
 
 
 def _text(annotations: Mapping[str, str], key: str) -> str | None:

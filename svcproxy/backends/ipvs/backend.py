@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -25,9 +25,10 @@ from svcproxy.backends.ipvs.termination import Termination
 from svcproxy.backends.settings import Settings
 from svcproxy.backends.window import is_liberal
 from svcproxy.backends.xtables.commands import Iptables
-from svcproxy.model.names import IPFamily, ServicePortName
+from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
 from svcproxy.model.objects import Node
 from svcproxy.model.serviceport import ServicePort
+from svcproxy.refusals import REFUSALS
 from svcproxy.state.desired import Changes
 from svcproxy.state.scheduling import FLAGS, SCHEDULER
 
@@ -94,7 +95,7 @@ class IpvsBackend:
         self._found: Fingerprint | None = None
         self._right: tuple[Fingerprint, Counter[str]] | None = None
         self._others = 0
-        self._told: dict[ServicePortName, str] = {}
+        self._told: dict[NamespacedName, str] = {}
 
     @property
     def family(self) -> IPFamily:
@@ -171,6 +172,8 @@ class IpvsBackend:
     def plan(self, desired: Desired, observed: Observed) -> Plan:
         """Compare everything."""
         self._drop_invalid = not is_liberal()
+        present = {name.service for name in desired.ports}
+        self._told = {name: text for name, text in self._told.items() if name in present}
         self._check_schedulers(desired.ports.values())
         return self._planner.plan(desired, self._settings(desired.node), observed)
 
@@ -178,6 +181,7 @@ class IpvsBackend:
         """Compute what changed Service ports mean; other settings need a full comparison."""
         if self._settings(node) != self._planner.settings:
             return None
+        self._forget_gone(changes.ports)
         self._check_schedulers(port for port in changes.ports.values() if port is not None)
         return self._planner.plan_changes(changes.ports)
 
@@ -317,13 +321,17 @@ class IpvsBackend:
             raise BackendError(told + (f"; and {more} more" if more > 0 else ""))
 
     def _check_schedulers(self, ports: Iterable[ServicePort]) -> None:
-        """Tell once of each Service that asks for a scheduler or flag that does not exist."""
+        """Report once each Service that asks for a scheduler or flag that does not exist."""
         for port in ports:
-            problem = self._scheduler_problem(port)
-            if self._told.get(port.name, "") == problem:
+            if not port.scheduler and port.scheduler_flags is None:
+                self._told.pop(port.name.service, None)
                 continue
-            self._told[port.name] = problem
+            problem = self._scheduler_problem(port)
+            if self._told.get(port.name.service, "") == problem:
+                continue
+            self._told[port.name.service] = problem
             if problem:
+                REFUSALS.count("annotation", "scheduler")
                 log.warning(
                     "ipvs.unusable_annotation",
                     family=self.family,
@@ -332,6 +340,12 @@ class IpvsBackend:
                     effect=f"the scheduler {self._options.scheduler} is used as it is",
                 )
 
+    def _forget_gone(self, ports: Mapping[ServicePortName, ServicePort | None]) -> None:
+        """Forget what was said of deleted Services."""
+        if self._told:
+            for name in [name for name, port in ports.items() if port is None]:
+                self._told.pop(name.service, None)
+
     def _scheduler_problem(self, port: ServicePort) -> str:
         name = port.scheduler or self._options.scheduler
         if name not in SCHEDULERS:
@@ -339,7 +353,7 @@ class IpvsBackend:
             return f"{SCHEDULER}: {name!r} is no scheduler: choose one of {known}"
         unknown = unknown_flags(name, port.scheduler_flags or ())
         if unknown:
-            return f"{FLAGS}: {name} has no {', '.join(unknown)}"
+            return f"{FLAGS}: {name} has no {', '.join(map(repr, unknown))}"
         return ""
 
 

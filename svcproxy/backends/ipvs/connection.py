@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from errno import ESRCH
 from pathlib import Path
 
+from svcproxy.backends.base import BackendError
 from svcproxy.backends.ipvs import messages
 from svcproxy.backends.ipvs.failing import failed
 from svcproxy.backends.ipvs.messages import Info, Timeouts
@@ -16,9 +17,11 @@ from svcproxy.backends.ipvs.values import (
     VirtualServer,
     VirtualServerKey,
 )
+from svcproxy.limits import IP_VS_LISTING_BYTES
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.connection import GENERIC, Connection, Refusal
 from svcproxy.netlink.messages import Message, Request
+from svcproxy.refusals import REFUSALS
 
 _PIECE = 1 << 14
 _LISTING = Path("/proc/thread-self/net/ip_vs")
@@ -180,12 +183,16 @@ def read_listing() -> bytes:
     """What ``procfile`` parses, of the network namespace of the calling thread.
 
     Raises:
-        BackendError: it cannot be read: ``ip_vs`` is not loaded.
+        BackendError: it cannot be read: ``ip_vs`` is not loaded; or it is too long.
     """
-    try:
-        return _LISTING.read_bytes()
-    except OSError as error:
-        raise failed(f"read {_LISTING}", error) from error
+    pieces, size = [], 0
+    for piece in listing_pieces():
+        size += len(piece)
+        if size > IP_VS_LISTING_BYTES:
+            REFUSALS.count("ip_vs", "bytes")
+            raise BackendError(f"{_LISTING} is longer than {IP_VS_LISTING_BYTES} bytes")
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def listing_pieces() -> Iterator[bytes]:
