@@ -1,5 +1,7 @@
 """Random clusters: few names and addresses, so that objects meet, conflict and come back."""
 
+from ipaddress import ip_address
+
 from hypothesis import strategies as st
 
 from svcproxy.model.names import IPFamily, NamespacedName, Protocol
@@ -26,7 +28,8 @@ def services(draw: st.DrawFn) -> Service:
     name = draw(names)
     number = int(name.name[3:])
     families = draw(st.sampled_from([(4,), (6,), (4, 6), (6, 4)]))
-    cluster_ips = [f"10.96.0.{number}" if f == 4 else f"fd00:10:96::{number}" for f in families]
+    ipv6 = str(ip_address(f"fd00:10:96::{number}"))
+    cluster_ips = [f"10.96.0.{number}" if f == 4 else ipv6 for f in families]
     if draw(st.integers(0, 9)) == 0:
         cluster_ips[0] = "10.96.0.1" if families[0] == 4 else "fd00:10:96::1"
     ports = tuple(

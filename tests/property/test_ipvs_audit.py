@@ -1,6 +1,7 @@
 """For any events between its steps, an audit raises no false alarm and finds every damage."""
 
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from random import Random
 from typing import Any
 
@@ -124,7 +125,7 @@ def population(family: IPFamily) -> Iterator[ApiObject]:
     for number in range(6):
         name = NamespacedName("ns", f"svc{number}")
         port = ServicePortSpec("http", Protocol.TCP, 80, 30080 + number)
-        cluster_ips = (f"{cluster}{number}",)
+        cluster_ips = (str(ip_address(f"{cluster}{number}")),)
         yield Service(name, (port,), cluster_ips, affinity_seconds=60 * (number % 2))
         endpoints = tuple(
             SliceEndpoint(f"{pods}{each}", ready=True, serving=True, terminating=False)

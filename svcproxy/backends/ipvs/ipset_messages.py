@@ -5,10 +5,12 @@ big-endian, and the attributes have to say so. Sets are made as kube-proxy makes
 time-outs, counters or comments.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
 from typing import NamedTuple
 
+from svcproxy.backends.ipvs.messages import UNREADABLE
 from svcproxy.backends.ipvs.operations import (
     AddEntries,
     CreateSet,
@@ -21,7 +23,7 @@ from svcproxy.backends.ipvs.operations import (
 from svcproxy.backends.ipvs.values import SetEntry, SetKind
 from svcproxy.model.names import IPFamily, Protocol
 from svcproxy.netlink.addresses import packed, text
-from svcproxy.netlink.attributes import attribute, collect, nest, string, walk
+from svcproxy.netlink.attributes import MalformedError, attribute, collect, nest, string, walk
 from svcproxy.netlink.messages import HEADER, Request
 
 MAX_ENTRIES = 1000
@@ -136,7 +138,10 @@ def refused_entry(body: bytes) -> int | None:
     entry, instead of an ordinary acknowledgement.
     """
     start = HEADER.size + _FAMILY_HEADER.size
-    line = collect(body, start).get(_LINE) if len(body) > start else None
+    try:
+        line = collect(body, start).get(_LINE)
+    except MalformedError:
+        line = None
     if line is None or len(line) != _LINE_NUMBER.size:
         return None
     return int(_LINE_NUMBER.unpack(line)[0]) - 1
@@ -172,23 +177,34 @@ def type_request(family: IPFamily, kind: str) -> Request:
 
 
 def decode_headers(bodies: Iterable[bytes], family: IPFamily) -> dict[str, ListedSet]:
-    """Decode the answers to ``headers_request``, by name."""
+    """Decode the answers to ``headers_request``, by name; what is malformed is left out."""
     found = {}
     for body in bodies:
-        given = collect(body, _FAMILY_HEADER.size)
-        if _TYPE_NAME in given:
-            data = collect(given.get(_DATA, b""))
-            counts = (_number(data, kind) for kind in (_ELEMENTS, _REFERENCES))
-            found[string(given[_NAME])] = ListedSet(_kind(given, data, family), *counts)
+        try:
+            given = collect(body, _FAMILY_HEADER.size)
+            if _TYPE_NAME in given:
+                data = collect(given.get(_DATA, b""))
+                counts = [_number(data, kind) for kind in (_ELEMENTS, _REFERENCES)]
+                found[string(given[_NAME])] = ListedSet(_kind(given, data, family), *counts)
+        except UNREADABLE:
+            continue
     return found
 
 
 def decode_entries(bodies: Iterable[bytes], kind: SetKind) -> Iterator[SetEntry]:
-    """Decode the answers to ``entries_request`` for a set of this kind."""
+    """Decode the answers to ``entries_request`` for a set of this kind.
+
+    Malformed entries are left out; after a length that does not fit, the rest of its message.
+    """
     for body in bodies:
-        entries = collect(body, _FAMILY_HEADER.size).get(_LIST_OF_DATA, b"")
-        for _, data, _ in walk(entries):
-            yield _decoded(collect(data), kind)
+        with contextlib.suppress(MalformedError):
+            entries = collect(body, _FAMILY_HEADER.size).get(_LIST_OF_DATA, b"")
+            for _, data, _ in walk(entries):
+                try:
+                    decoded = _decoded(collect(data), kind)
+                except UNREADABLE:
+                    continue
+                yield decoded
 
 
 def _kind(given: dict[int, bytes], data: dict[int, bytes], family: IPFamily) -> SetKind | None:

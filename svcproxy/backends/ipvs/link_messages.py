@@ -4,11 +4,13 @@ Pure. The numbers are those of ``linux/rtnetlink.h``, ``linux/if_link.h`` and ``
 in host byte order.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_interface
 from struct import Struct
 from typing import NamedTuple
 
+from svcproxy.backends.ipvs.messages import UNREADABLE
 from svcproxy.backends.ipvs.values import Addresses
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.addresses import packed, text
@@ -88,31 +90,32 @@ def unbind(link: int, address: str) -> Request:
 
 
 def decode_links(bodies: Iterable[bytes]) -> Iterator[Link]:
-    """Decode the answers to ``links_request``.
-
-    Raises:
-        MalformedError: a length does not fit.
-    """
-    return map(_decoded_link, bodies)
+    """Decode the answers to ``links_request``; what is malformed is left out."""
+    for body in bodies:
+        with contextlib.suppress(*UNREADABLE):
+            yield _decoded_link(body)
 
 
 def decode_addresses(bodies: Iterable[bytes], family: IPFamily) -> Iterator[BoundAddress]:
-    """Decode the answers to ``addresses_request``.
-
-    Raises:
-        MalformedError: a length does not fit.
-    """
+    """Decode the answers to ``addresses_request``; what is malformed is left out."""
     for body in bodies:
-        _, bits, _, scope, link = _fields(_ADDRESS, body)
-        found = collect(body, _ADDRESS.size)
-        # Of a point-to-point link, the one is the own address and the other the peer's.
-        subnet = found.get(_IFA_ADDRESS) or found.get(_IFA_LOCAL, b"")
-        local = found.get(_IFA_LOCAL) or subnet
-        if {len(subnet), len(local)} != {family.bits // 8} or bits > family.bits:
-            raise MalformedError(f"address of {len(subnet)} bytes, /{bits}")
-        own = text(local)
-        link_local = scope == _LINK_SCOPE and family is IPFamily.IPV6
-        yield BoundAddress(link, own, f"{text(subnet)}/{bits}", link_local)
+        try:
+            decoded = _decoded_address(body, family)
+        except UNREADABLE:
+            continue
+        yield decoded
+
+
+def _decoded_address(body: bytes, family: IPFamily) -> BoundAddress:
+    _, bits, _, scope, link = _fields(_ADDRESS, body)
+    found = collect(body, _ADDRESS.size)
+    # Of a point-to-point link, the one is the own address and the other the peer's.
+    subnet = found.get(_IFA_ADDRESS) or found.get(_IFA_LOCAL, b"")
+    local = found.get(_IFA_LOCAL) or subnet
+    if {len(subnet), len(local)} != {family.bits // 8} or bits > family.bits:
+        raise MalformedError(f"address of {len(subnet)} bytes, /{bits}")
+    link_local = scope == _LINK_SCOPE and family is IPFamily.IPV6
+    return BoundAddress(link, text(local), f"{text(subnet)}/{bits}", link_local)
 
 
 def arrange(links: Iterable[Link], bound: Iterable[BoundAddress], name: str) -> Addresses:
@@ -152,26 +155,29 @@ class Follower:
         self._ignored = {link.number for link in links if link.name == self._name}
 
     def concerns(self, messages: Iterable[Message]) -> bool:
-        """Take in events in their order; whether one of them is about an address that counts.
-
-        Raises:
-            MalformedError: a length does not fit.
-        """
+        """Take in events in their order; whether one of them is about an address that counts."""
         found = False
         for message in messages:
-            if message.kind == _NEW_LINK:
-                # A deleted one stays ignored until its index is another's: events about its
-                # addresses may come after its own.
-                link = _decoded_link(message.body)
-                self._ignored.discard(link.number)
-                if link.name == self._name:
-                    self._ignored.add(link.number)
-            elif message.kind in {_NEW_ADDRESS, _DELETE_ADDRESS}:
-                family, _, _, scope, index = _fields(_ADDRESS, message.body)
-                # Every pod's interface gets a link-local address of IPv6, which serves nothing.
-                link_local = family == _IPV6 and scope == _LINK_SCOPE
-                found = found or not (link_local or index in self._ignored)
+            try:
+                found = self._concerned(message) or found
+            except UNREADABLE:
+                found = True  # whatever it was, a comparison finds out
         return found
+
+    def _concerned(self, message: Message) -> bool:
+        if message.kind == _NEW_LINK:
+            # A deleted one stays ignored until its index is another's: events about its
+            # addresses may come after its own.
+            link = _decoded_link(message.body)
+            self._ignored.discard(link.number)
+            if link.name == self._name:
+                self._ignored.add(link.number)
+        elif message.kind in {_NEW_ADDRESS, _DELETE_ADDRESS}:
+            family, _, _, scope, index = _fields(_ADDRESS, message.body)
+            # Every pod's interface gets a link-local address of IPv6, which serves nothing.
+            link_local = family == _IPV6 and scope == _LINK_SCOPE
+            return not (link_local or index in self._ignored)
+        return False
 
 
 def _address(link: int, address: str) -> bytes:

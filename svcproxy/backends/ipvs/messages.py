@@ -6,6 +6,7 @@ masquerading and, when it is persistent, tells clients apart by their whole addr
 """
 
 import errno
+import struct
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from struct import Struct
@@ -58,6 +59,9 @@ _NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 _PROTOCOLS = {number: protocol for protocol, number in _NUMBERS.items()}
 _FULL_NETMASK = {2: _BIG_U32.pack(_ALL), 10: _U32.pack(128)}
 """For IPv6 the kernel takes a prefix length, in host byte order."""
+
+UNREADABLE = (KeyError, ValueError, struct.error, IndexError, StopIteration)
+"""What decoding raises when an object is not as the kernel makes it; that one is left out."""
 
 _COMMANDS = {
     AddVirtualServer: _NEW_SERVICE,
@@ -190,18 +194,30 @@ def decode_virtual_servers(
     for body in bodies:
         if sign not in body:
             continue  # there may be 10,000 of the other family
-        found = collect(_attributes(body)[_SERVICE])
-        if _ADDRESS not in found or _U16.unpack(found[_FAMILY])[0] != number:
+        try:
+            found = collect(_attributes(body)[_SERVICE])
+            if _ADDRESS in found and _U16.unpack(found[_FAMILY])[0] == number:
+                decoded = _decoded_virtual_server(found, number)
+            else:
+                continue
+        except UNREADABLE:
             continue
-        protocol = _PROTOCOLS.get(_U16.unpack(found[_PROTOCOL])[0])
-        if protocol is None:
-            continue
-        key = VirtualServerKey(protocol, *_address(found, _ADDRESS, _PORT, number))
-        flags, _ = _PAIR.unpack(found[_FLAGS])
-        kept = flags & ~ServerFlag.HASHED
-        # The kernel keeps a time-out for those that are not persistent, too.
-        timeout = _number(found, _PERSISTENCE) if kept & ServerFlag.PERSISTENT else 0
-        yield key, VirtualServer(string(found[_SCHEDULER]), kept, timeout)
+        if decoded is not None:
+            yield decoded
+
+
+def _decoded_virtual_server(
+    found: dict[int, bytes], family: int
+) -> tuple[VirtualServerKey, VirtualServer] | None:
+    protocol = _PROTOCOLS.get(_U16.unpack(found[_PROTOCOL])[0])
+    if protocol is None:
+        return None
+    key = VirtualServerKey(protocol, *_address(found, _ADDRESS, _PORT, family))
+    flags, _ = _PAIR.unpack(found[_FLAGS])
+    kept = flags & ~ServerFlag.HASHED
+    # The kernel keeps a time-out for those that are not persistent, too.
+    timeout = _number(found, _PERSISTENCE) if kept & ServerFlag.PERSISTENT else 0
+    return key, VirtualServer(string(found[_SCHEDULER]), kept, timeout)
 
 
 def decode_real_servers(
@@ -209,10 +225,14 @@ def decode_real_servers(
 ) -> Iterator[tuple[RealServerKey, tuple[int, Connections]]]:
     """Decode the answers to ``real_servers_request``: weights and connections."""
     for body in bodies:
-        found = collect(_attributes(body)[_DESTINATION])
-        key = RealServerKey(*_address(found, _REAL_ADDRESS, _REAL_PORT, _FAMILIES[family]))
-        counts = (_number(found, kind) for kind in (_ACTIVE, _INACTIVE, _PERSISTENT))
-        yield key, (_number(found, _WEIGHT), Connections(*counts))
+        try:
+            found = collect(_attributes(body)[_DESTINATION])
+            key = RealServerKey(*_address(found, _REAL_ADDRESS, _REAL_PORT, _FAMILIES[family]))
+            counts = [_number(found, kind) for kind in (_ACTIVE, _INACTIVE, _PERSISTENT)]
+            weight = _number(found, _WEIGHT)
+        except UNREADABLE:
+            continue
+        yield key, (weight, Connections(*counts))
 
 
 def decode_timeouts(body: bytes) -> Timeouts:

@@ -26,17 +26,28 @@ _PROTOCOLS = {protocol.value.encode(): protocol for protocol in Protocol}
 _MASKS = {IPFamily.IPV4: b"FFFFFFFF", IPFamily.IPV6: b"80000000"}
 _ADDRESSES = {
     IPFamily.IPV4: rb"[0-9A-F]{8}:[0-9A-F]{4}",
-    IPFamily.IPV6: rb"\[[0-9a-f:]{39}\]:[0-9A-F]{4}",
+    IPFamily.IPV6: rb"\[(?:[0-9a-f]{4}:){7}[0-9a-f]{4}\]:[0-9A-F]{4}",
 }
+_ANY_ADDRESS = b"(?:%b)" % b"|".join(_ADDRESSES.values())
+_WEIGHT = rb"\d{1,10}"
 _SERVERS = {
     family: re.compile(
-        rb"^(?:  -> (%b) +\S+ +(\d+)|(TCP|UDP|SCTP) +(%b)|(FWM) )" % (address, address),
+        rb"^(?:  -> (%b) +\S+ +(%b)\b|(TCP|UDP|SCTP) +(%b) |([A-Z]))" % (address, _WEIGHT, address),
         re.MULTILINE,
     )
     for family, address in _ADDRESSES.items()
 }
-LINES = re.compile(rb"^(?:  -> (\S+ +\S+ +\d+)|((?:TCP|UDP|SCTP|FWM) +\S+) (.*))", re.MULTILINE)
-"""Its lines: a real server's without counters, or a virtual server's key and its properties."""
+_IDENTITY = re.compile(rb"(TCP|UDP|SCTP) +(%b)" % _ANY_ADDRESS).fullmatch
+LINES = re.compile(
+    rb"^(?:  -> (%b +\S+ +%b)\b|(?!IP Virtual)([A-Z][A-Z_0-9]* +\S+) (.*))"
+    % (_ANY_ADDRESS, _WEIGHT),
+    re.MULTILINE,
+)
+"""Its lines: a real server's without counters, or a virtual server's key and its properties.
+
+Virtual servers of protocols that no Service has may be another program's. They are found, so that
+their real servers are not taken for those of the virtual server before.
+"""
 Line = tuple[bytes, bytes, bytes]
 """What ``LINES`` finds: the first is empty, or the other two are."""
 
@@ -56,7 +67,7 @@ def parse(listing: bytes, family: IPFamily) -> RealServersByKey:
                 key = known[real] = RealServerKey(*_target(real))
             servers[key] = int(weight)
         else:
-            servers = {}  # of a firewall mark, nobody's
+            servers = {}  # of a firewall mark, or of the other family, nobody's
             if protocol:
                 found[VirtualServerKey(_PROTOCOLS[protocol], *_target(virtual))] = servers
     return found
@@ -68,11 +79,9 @@ def written(key: VirtualServerKey) -> bytes:
 
 
 def identified(written: bytes) -> VirtualServerKey | None:
-    """Whose line begins like that; ``None`` for one that selects by firewall mark."""
-    protocol, target = written.split()
-    if protocol not in _PROTOCOLS:
-        return None
-    return VirtualServerKey(_PROTOCOLS[protocol], *_target(target))
+    """Whose line begins like that; ``None`` for one that no Service can have."""
+    found = _IDENTITY(written)
+    return found and VirtualServerKey(_PROTOCOLS[found[1]], *_target(found[2]))
 
 
 def properties(server: VirtualServer, family: IPFamily, ticks: int) -> bytes:
@@ -94,11 +103,11 @@ def properties(server: VirtualServer, family: IPFamily, ticks: int) -> bytes:
 
 def in_usual_form(properties: bytes, family: IPFamily) -> bytes:
     """The same without what is never compared: blanks, and the mask of persistence."""
-    scheduler, *rest = properties.split()
+    scheduler, *rest = properties.split() or [b""]
     text = scheduler + b" "
     if family is IPFamily.IPV4:
         text += b"ops  " if b"ops" in rest else b" "
-    if b"persistent" in rest:
+    if b"persistent" in rest[:-1]:
         text += b"persistent %b %b" % (rest[rest.index(b"persistent") + 1], _MASKS[family])
     return text
 

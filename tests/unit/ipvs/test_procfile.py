@@ -107,3 +107,33 @@ def test_what_is_never_compared_has_a_usual_form() -> None:
 
 def test_a_firewall_mark_is_nobodys() -> None:
     assert [identified(line) for _, line, _ in LINES.findall(LISTING) if line][-1] is None
+
+
+def test_virtual_servers_of_other_protocols_keep_their_real_servers() -> None:
+    """Else these were those of the virtual server before."""
+    foreign = b"IP_50  0A000009:0050 rr  \n  -> 0AF40009:1F90      Masq    1      0          0\n"
+    first, fwm, rest = LISTING.partition(b"FWM")
+    text = first + foreign + fwm + rest
+    assert parse(text, V4) == parse(LISTING, V4)
+    assert identified(b"IP_50  0A000009:0050") is None
+    assert (b"", b"IP_50  0A000009:0050", b"rr  ") in LINES.findall(text)
+
+
+def test_malformed_lines_are_passed_over() -> None:
+    for line in (
+        b"TCP  0A00000:0050 rr",
+        b"TCP  [fd00:0000]:0050 rr",
+        b"  -> 0A000002:1F9 Masq 1 0 0",
+        b"  -> 0A000002:1F90 Masq 99999999999999999999 0 0",
+        b"TCP",
+        b"\xff\x00 ->",
+    ):
+        for place in (b"SCTP", b"TCP", b"UDP", b"FWM"):
+            head, found, tail = LISTING.partition(place)
+            text = head + line + b"\n" + found + tail
+            assert parse(text, V4) == parse(LISTING, V4)
+            assert parse(text, V6) == parse(LISTING, V6)
+            for real, header, told in LINES.findall(text):
+                if not real:
+                    identified(header)
+                    in_usual_form(told, V4)
