@@ -1,6 +1,6 @@
 """The iptables backend: the pure plan joined with the programs that carry it out."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import structlog
 from msgspec import structs
@@ -59,6 +59,7 @@ class IptablesBackend:
         self._watermark = Watermark() if nft else Fingerprint(programs.family)
         self._planner = Planner(self._settings(None))
         self._asked: Desired | Changes = Changes({})
+        self._kept_sets: list[str] = []
 
     @property
     def family(self) -> IPFamily:
@@ -220,10 +221,17 @@ class IptablesBackend:
                     raise BackendError(str(error)) from error
                 raise
             commits += text.count("\nCOMMIT")
-        if plan.destroy_sets and (kept := self._sets.destroy(plan.destroy_sets)):
-            log.warning("iptables.set_kept", family=self.family, sets=len(kept), first=kept[0])
+        destroyed = self._destroy(plan.destroy_sets) if plan.destroy_sets else 0
         self._watermark.written(commits)
-        return _outcome(plan, len(texts))
+        return _outcome(plan, len(texts), destroyed)
+
+    def _destroy(self, sets: Collection[str]) -> int:
+        """Destroy sets; return how many the kernel let go. Each comparison tries the others again."""
+        kept = self._sets.destroy(sets)
+        if kept and kept != self._kept_sets:
+            log.warning("iptables.set_kept", family=self.family, sets=len(kept), first=kept[0])
+        self._kept_sets = kept
+        return len(sets) - len(kept)
 
     def tend(self, _hurry: Callable[[], bool]) -> float | None:
         """Nothing: rules do not depend on time."""
@@ -280,7 +288,7 @@ def _changes_rules(text: str) -> bool:
     return any(f"\n-{command} " in text for command in "AID")
 
 
-def _outcome(plan: Plan, restores: int) -> Outcome:
+def _outcome(plan: Plan, restores: int, destroyed: int) -> Outcome:
     tables = plan.tables
     counts = {
         "restore": restores,
@@ -289,7 +297,7 @@ def _outcome(plan: Plan, restores: int) -> Outcome:
         "rule_written": sum(t.rules for t in tables.values()),
         "rule_deleted": sum(len(t.remove) for t in tables.values()),
         "set_created": len(plan.create_sets),
-        "set_destroyed": len(plan.destroy_sets),
+        "set_destroyed": destroyed,
     }
     return Outcome(
         operations={kind: count for kind, count in counts.items() if count},

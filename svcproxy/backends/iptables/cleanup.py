@@ -119,7 +119,7 @@ def _is_doomed(table: str, chain: str, present: User | None) -> bool:
         return True
     if table == NAT and naming.is_service_chain(chain):
         return present is not User.IPTABLES
-    if chain.startswith(_IPVS_CHAINS):
+    if chain.startswith(_IPVS_CHAINS) and naming.is_plain(chain):
         return present is not User.IPVS
     if not any(chain in chains.get(table, ()) for chains in _CHAINS.values()):
         return False

@@ -44,5 +44,13 @@ def endpoint_chain(name: ServicePortName, target: str) -> str:
 
 
 def is_service_chain(chain: str) -> bool:
-    """Whether a nat chain belongs to a Service, ours or kube-proxy's."""
-    return chain.startswith(SERVICE_PREFIXES)
+    """Whether a nat chain belongs to a Service, ours or kube-proxy's.
+
+    Neither makes names with other characters than these; no restore input could name some of them.
+    """
+    return chain.startswith(SERVICE_PREFIXES) and is_plain(chain)
+
+
+def is_plain(chain: str) -> bool:
+    """Whether a name has only letters, digits and hyphens."""
+    return chain.isascii() and chain.replace("-", "").isalnum()
