@@ -30,7 +30,7 @@ INPUT_JUMPS = 4
 """Three of ours, and the one that kubelet lays as well."""
 
 HOSTILE = (
-    'a"\n-A INPUT -p tcp --dport 22 -j DROP\n-A INPUT -m comment --comment "',
+    'a"\n-A INPUT -p tcp --dport 22 -j DROP\n-A INPUT -p tcp -m comment --comment "',
     'one"quote',
     "one'quote\\",
     "line\nCOMMIT\n*filter\n:INPUT DROP [0:0]",
