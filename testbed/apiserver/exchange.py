@@ -51,10 +51,13 @@ class Received:
     path: str
     query: dict[str, str]
     headers: dict[str, str]
+    method: str = "GET"
 
     @property
     def verb(self) -> str:
-        """``list`` or ``watch``."""
+        """``list`` or ``watch``, or for a ``POST`` ``create``."""
+        if self.method == "POST":
+            return "create"
         return "watch" if self.query.get("watch") in {"true", "1"} else "list"
 
 
@@ -82,7 +85,8 @@ def read_request(reader: BinaryIO) -> Received | None:
     # Nothing is made of a body, but the next request comes behind it.
     reader.read(int(headers.get("content-length") or 0))
     query = dict(parse_qsl(target.query, keep_blank_values=True))
-    return Received(_KINDS.get(target.path, ""), target.path, query, headers)
+    method = line.split()[0].decode()
+    return Received(_KINDS.get(target.path, ""), target.path, query, headers, method)
 
 
 class Exchange:

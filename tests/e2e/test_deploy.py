@@ -30,8 +30,14 @@ spec:
           image: kube-proxy:v1.36.2
           command: [/usr/local/bin/kube-proxy, --config=/var/lib/kube-proxy/config.conf]
           securityContext: {privileged: true}
-          volumeMounts: [{mountPath: /var/lib/kube-proxy, name: kube-proxy}]
-      volumes: [{name: kube-proxy, configMap: {name: kube-proxy}}]
+          volumeMounts:
+            - {mountPath: /var/lib/kube-proxy, name: kube-proxy}
+            - {mountPath: /run/xtables.lock, name: xtables-lock}
+            - {mountPath: /lib/modules, name: lib-modules, readOnly: true}
+      volumes:
+        - {name: kube-proxy, configMap: {name: kube-proxy}}
+        - {name: xtables-lock, hostPath: {path: /run/xtables.lock, type: FileOrCreate}}
+        - {name: lib-modules, hostPath: {path: /lib/modules, type: ""}}
 """
 
 
@@ -60,7 +66,7 @@ def test_every_overlay_is_built_and_taken(api: RealApiServer, mode: str) -> None
     assert len(done.splitlines()) == len(built)
 
 
-def test_kubeadms_daemonset_gets_another_image_and_a_probe_and_nothing_else(
+def test_kubeadms_daemonset_gets_another_image_a_probe_and_fewer_privileges(
     api: RealApiServer,
 ) -> None:
     api.kubectl("create", "--filename=-", stdin=KUBE_PROXY)
@@ -74,6 +80,14 @@ def test_kubeadms_daemonset_gets_another_image_and_a_probe_and_nothing_else(
     container["image"] = former["image"]
     probe = container.pop("readinessProbe")["httpGet"]
     assert (probe["path"], probe["port"]) == ("/readyz", 10256)
+    assert container.pop("securityContext") == {
+        "privileged": False,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]},
+    }
+    assert former.pop("securityContext") == {"privileged": True}
+    (prepare,) = after["template"]["spec"].pop("initContainers")
+    assert prepare["securityContext"]["privileged"] is True
     assert after["updateStrategy"].pop("type") == "OnDelete"
     assert before["updateStrategy"].pop("type") == "RollingUpdate"
     assert after == before

@@ -13,14 +13,13 @@ from svcproxy.kube.credentials import SERVICE_ACCOUNT
 
 ROOT = Path(__file__).parents[2]
 
-# What the code asks of the API server, and nothing more
+# What the daemon asks for; tests/kernel/test_privileges.py derives the same from its requests
 NEEDED = {
     ("", "services"): {"list", "watch"},
     ("discovery.k8s.io", "endpointslices"): {"list", "watch"},
     ("networking.k8s.io", "servicecidrs"): {"list", "watch"},
-    ("", "nodes"): {"get", "list", "watch"},
-    ("", "events"): {"create", "patch", "update"},
-    ("events.k8s.io", "events"): {"create", "patch", "update"},
+    ("", "nodes"): {"list", "watch"},
+    ("events.k8s.io", "events"): {"create"},
 }
 
 
@@ -162,6 +161,33 @@ def test_privileges(pod: Any, container: Any) -> None:
     assert pod["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
     (prepare,) = pod["initContainers"]
     assert prepare["securityContext"] == {"privileged": True, "readOnlyRootFilesystem": True}
+
+
+def test_nftables_mode_gets_no_raw_socket() -> None:
+    folder = ROOT / "deploy/overlays/nftables"
+    patch = yaml.safe_load((folder / "capabilities.yaml").read_text(encoding="utf-8"))
+    (patched,) = patch["spec"]["template"]["spec"]["containers"]
+    assert patched["name"] == "svcproxy"
+    assert patched["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN"]}
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))
+    assert {"path": "capabilities.yaml"} in kustomization["patches"]
+
+
+def test_kubeadms_container_is_not_privileged(container: Any, pod: Any) -> None:
+    document = yaml.safe_load(read("deploy/overlays/kubeadm/daemonset.yaml"))
+    template = document["spec"]["template"]["spec"]
+    (patched,) = template["containers"]
+    wanted = container["securityContext"]["capabilities"]
+    assert patched["securityContext"] == {
+        "privileged": False,  # kubeadm says true, and what is not named stays
+        "allowPrivilegeEscalation": False,
+        "capabilities": wanted,
+    }
+    (prepare,), (ours,) = template["initContainers"], pod["initContainers"]
+    assert prepare["securityContext"] == ours["securityContext"]
+    assert prepare["command"][-1].splitlines()[-1] == ours["command"][-1].splitlines()[-1].replace(
+        "/etc/svcproxy", "/var/lib/kube-proxy"
+    )
 
 
 def test_mounts(pod: Any, container: Any) -> None:
