@@ -1,6 +1,6 @@
 """Service ports that the kernel refused, and what it holds of them meanwhile."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 
 from msgspec import structs
@@ -101,14 +101,12 @@ class Held:
                 self._holds[name] = _Hold.FOUND
         return True
 
-    def concerned(self, present: Mapping[ServicePortName, ServicePort]) -> Iterator[ServicePort]:
-        """Every version of the Service ports that the last plan was about."""
+    def owners(self, present: Mapping[ServicePortName, ServicePort], settings: Settings) -> Owners:
+        """Whom the objects of the last plan belong to; ``present`` is what it makes."""
         if self._wanted is not None:
-            yield from self._wanted.values()
-            yield from (self._before or {}).values()
-            return
-        for name, port in self.undo.items():
-            yield from (p for p in (port, present.get(name)) if p is not None)
+            return Owners(self._wanted.values(), settings, (self._before or {}).values())
+        changed = (present[name] for name in self.undo if name in present)
+        return Owners(changed, settings, filter(None, self.undo.values()))
 
     def ports(
         self, settings: Settings, observed: Observed

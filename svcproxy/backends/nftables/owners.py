@@ -45,18 +45,29 @@ class Owners:
     """Says which of some Service ports an element, set or chain belongs to.
 
     Args:
-        ports: the Service ports; several may be versions of the same.
+        ports: the Service ports.
         settings: what they are rendered with.
+        former: what they were before; counts for what none of ``ports`` has, as a frontend may
+            have gone from one to another.
     """
 
-    def __init__(self, ports: Iterable[ServicePort], settings: Settings) -> None:
-        self._ports = list(ports)
+    def __init__(
+        self,
+        ports: Iterable[ServicePort],
+        settings: Settings,
+        former: Iterable[ServicePort] = (),
+    ) -> None:
         self._settings = settings
         self._address = settings.family.bits // 8
-        self._by_key: dict[bytes, set[ServicePortName]] = {}
-        for port in self._ports:
+        self._versions = [list(ports), list(former)]
+        self._by_key = [self._index(found) for found in self._versions]
+
+    def _index(self, ports: Iterable[ServicePort]) -> dict[bytes, set[ServicePortName]]:
+        found: dict[bytes, set[ServicePortName]] = {}
+        for port in ports:
             for key in self._keys(port):
-                self._by_key.setdefault(key, set()).add(port.name)
+                found.setdefault(key, set()).add(port.name)
+        return found
 
     def _keys(self, port: ServicePort) -> Iterator[bytes]:
         """What keys of elements begin or end with; their lengths keep the kinds apart."""
@@ -94,13 +105,13 @@ class Owners:
             part = key[:_PORT_AND_PROTOCOL]
         else:
             part = key[: self._address + _PORT_AND_PROTOCOL]
-        return frozenset(self._by_key.get(part, ()))
+        return next((frozenset(by[part]) for by in self._by_key if part in by), _NOBODY)
 
     def _of_set(self, name: str) -> frozenset[ServicePortName]:
         """The Service ports that have elements in a set on demand, which may have a chain."""
-        found = set()
-        for port in self._ports:
-            rendered = render(port, self._settings)
-            if name in rendered.elements or any(name == where for where, _ in rendered.lists):
-                found.add(port.name)
-        return frozenset(found)
+        found = (frozenset(p.name for p in v if self._needs(p, name)) for v in self._versions)
+        return next((names for names in found if names), _NOBODY)
+
+    def _needs(self, port: ServicePort, name: str) -> bool:
+        rendered = render(port, self._settings)
+        return name in rendered.elements or any(name == where for where, _ in rendered.lists)

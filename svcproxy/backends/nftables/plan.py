@@ -170,7 +170,7 @@ class Planner:
 
     def owners(self) -> Owners:
         """Whom the objects of the last plan belong to."""
-        return Owners(self._held.concerned(self._ports), self._settings)
+        return self._held.owners(self._ports, self._settings)
 
     def hold(self, names: Iterable[ServicePortName]) -> bool:
         """Have ``plan_again`` leave Service ports as they were.

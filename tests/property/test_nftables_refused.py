@@ -1,0 +1,182 @@
+"""Whatever the kernel refuses of some Services, the others are in force, and it heals.
+
+The real backend drives the fake kernel, which refuses every new element of the Services that are
+poisoned at the moment, whatever became of them before.
+"""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from svcproxy.backends.base import Desired
+from svcproxy.backends.nftables.backend import NftablesBackend
+from svcproxy.backends.nftables.connection import Refusal, RefusedError, StaleGenerationError
+from svcproxy.backends.nftables.fields import address_key, port_key, protocol_key
+from svcproxy.backends.nftables.plan import Planner
+from svcproxy.backends.nftables.protocol import NEW_ELEMENT
+from svcproxy.backends.nftables.ruleset import TABLE
+from svcproxy.backends.nftables.settings import NftablesSettings
+from svcproxy.backends.nftables.transaction import (
+    Message,
+    Plan,
+    batch,
+    element_keys,
+    messages,
+    split,
+    stages,
+)
+from svcproxy.backends.window import is_liberal
+from svcproxy.model.names import IPFamily, ServicePortName
+from svcproxy.model.serviceport import ServicePort
+from svcproxy.state.desired import Changes, DesiredState
+from tests.property.machines import feed
+from tests.property.strategies import NODE, SYNC
+from tests.property.test_nftables_incremental import canonical, histories
+from tests.unit.nftables.fake_kernel import FakeKernel, RefusedByFakeError
+
+FAMILY = IPFamily.IPV4
+OPTIONS = NftablesSettings(family=FAMILY, drop_invalid=not is_liberal())
+
+
+def frontend_keys(port: ServicePort) -> set[bytes]:
+    protocol = protocol_key(port.name.protocol)
+    return {
+        (address_key(f.address) if f.address else b"") + protocol + port_key(f.port)
+        for f in port.frontends
+    }
+
+
+class PickyTable:
+    """The kernel's table, which refuses elements whose keys begin in a poisoned way."""
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        self.kernel = kernel
+        self.poison: set[bytes] = set()
+
+    def _is_refused(self, message: Message) -> bool:
+        return message.kind == NEW_ELEMENT and any(
+            key.startswith(poison) for key in element_keys(message.body) for poison in self.poison
+        )
+
+    def commit(self, plan: Plan, _sets: Any) -> None:
+        for number, stage in enumerate(stages(plan)):
+            generation = self.kernel.generation if number else stage.generation
+            if generation and generation != self.kernel.generation:
+                raise StaleGenerationError("stale")
+            todo = list(messages(stage, TABLE))
+            refused = [Refusal("poisoned", 12, m, 0) for m in todo if self._is_refused(m)]
+            try:
+                if not refused:
+                    self.kernel.transact(batch(todo, FAMILY, generation))
+                    continue
+            except RefusedByFakeError as error:
+                refused = [Refusal(str(error), 17, None, 0)]
+            failure = RefusedError(*refused)
+            failure.partial = number > 0
+            raise failure
+
+    def refusals(self, plan: Plan, _error: Any, _sets: Any) -> list[tuple[Message, str]]:
+        apart = (one for message in messages(plan, TABLE) for one in split(message))
+        return [(one, "poisoned") for one in apart if self._is_refused(one)]
+
+    def read(self) -> Any:
+        return self.kernel.observed()
+
+    def is_same(self) -> bool:
+        return TABLE in self.kernel.tables
+
+    def expected_generation(self) -> int:
+        return self.kernel.generation
+
+
+class Loop:
+    """What the sync loop does with a backend."""
+
+    def __init__(self) -> None:
+        self.state = DesiredState(FAMILY, NODE)
+        self.kernel = FakeKernel(FAMILY)
+        self.table = PickyTable(self.kernel)
+        self.refused: set[ServicePortName] = set()
+        self.restart()
+
+    def restart(self) -> None:
+        """A new process; the kernel stays as it is."""
+        self.backend = NftablesBackend(FAMILY, lambda _: OPTIONS)
+        self.backend._kernel = self.table  # type: ignore[assignment]
+        self.full = True
+
+    def poison(self, services: set[str]) -> None:
+        self.table.poison = {
+            key
+            for name, port in self.state.ports.items()
+            if name.name in services
+            for key in frontend_keys(port)
+        }
+
+    def sync(self, poisoned: set[str], *, full: bool = False) -> None:
+        changes = self.state.checkout()
+        self.poison(poisoned)
+        plan: Plan | None = None
+        if not (full or self.full):
+            again = {name: self.state.ports.get(name) for name in self.refused}
+            tried = Changes({**changes.ports, **again})
+            plan = self.backend.plan_changes(tried, None)
+        if plan is None:
+            plan = self.backend.plan(Desired(self.state.ports, None), self.backend.read())
+        outcome = self.backend.apply(plan)
+        self.refused = set(outcome.refused)
+        self.full = False
+        assert {name.name for name in self.refused} <= poisoned
+        self.assert_others_served()
+
+    def assert_others_served(self) -> None:
+        """All that is not refused has in the kernel exactly what a fresh table gives it."""
+        wanted = {n: p for n, p in self.state.ports.items() if n not in self.refused}
+        found, expected = canonical(self.kernel), fresh(wanted)
+        keys = {key for port in wanted.values() for key in frontend_keys(port)}
+        for name, elements in expected["elements"].items():
+            assert elements.items() <= found["elements"].get(name, {}).items(), name
+        for name, elements in found["elements"].items():
+            ours = {k: v for k, v in elements.items() if any(map(k.startswith, keys))}
+            if name not in {"hairpins", "cluster-addresses", "affinity-endpoints"}:
+                assert ours.items() <= expected["elements"].get(name, {}).items(), name
+
+
+def fresh(ports: dict[ServicePortName, ServicePort]) -> dict[str, Any]:
+    kernel = FakeKernel(FAMILY)
+    kernel.apply(Planner(OPTIONS).plan(Desired(ports, None), OPTIONS, kernel.observed()))
+    return canonical(kernel)
+
+
+poisoned = st.sets(st.sampled_from([f"svc{n}" for n in range(6)]), max_size=3)
+
+
+# Shrinking such long histories takes minutes and gains little.
+@pytest.mark.timeout(400)
+@settings(
+    max_examples=40,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(st.lists(histories(), min_size=1, max_size=2), st.data())
+def test_the_others_are_in_force_and_all_of_it_heals(
+    sequences: list[list[Any]], data: st.DataObject
+) -> None:
+    loop = Loop()
+    for event in (event for sequence in sequences for event in [*sequence, SYNC]):
+        if event != SYNC:
+            feed(loop.state, event)
+            continue
+        what = data.draw(st.sampled_from(["sync", "sync", "sync", "full", "restart"]))
+        if what == "restart":
+            loop.restart()
+        loop.sync(data.draw(poisoned), full=what == "full")
+    loop.sync(set())
+    assert not loop.refused
+    # What was kept without being known goes with the next comparison at the latest.
+    loop.sync(set(), full=True)
+    assert canonical(loop.kernel) == fresh(dict(loop.state.ports))
+    assert not loop.backend.plan(Desired(loop.state.ports, None), loop.backend.read())
