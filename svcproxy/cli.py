@@ -18,9 +18,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from svcproxy import __version__
+from svcproxy import __version__, limits
 from svcproxy.config import FLAGS, GROUPS, Config, ConfigError, Loaded, default_of, from_settings
 from svcproxy.config.flags import LISTS
+from svcproxy.files import UnfitFileError, read_bounded
 
 _DESCRIPTION = """\
 Programs the Services of a Kubernetes cluster into the kernel of this node. Takes the place of
@@ -123,7 +124,9 @@ def _with_file(settings: Mapping[str, str]) -> Loaded:
 
     path = settings["config"]
     try:
-        data = Path(path).read_bytes()
+        data = read_bounded(Path(path), limits.CONFIG_BYTES)
+    except UnfitFileError as error:
+        raise ConfigError(f"--config={path} {error}") from None
     except OSError as error:
         raise ConfigError(f"--config={path}: {error.strerror}; name a file to read") from error
     return from_file(settings, data, path)._replace(file=data)

@@ -168,6 +168,33 @@ THREAD_STOP_SECONDS = 5.0
 
 # Files: manifests, kubeconfig, KubeProxyConfiguration
 
+MANIFEST_FILE_BYTES = 32 * 1024 * 1024
+"""The size of one manifest file; 20,000 objects are about 12 MB."""
+
+MANIFEST_FILES = 10_000
+"""Manifest files in the folder; the first ones by name count."""
+
+MANIFEST_FOLDER_BYTES = 256 * 1024 * 1024
+"""The size of all manifest files together; the first ones by name count."""
+
+YAML_DEPTH = 100
+"""How deep YAML may be nested, in a manifest or a kubeconfig. The API's own objects take 15."""
+
+YAML_NODES = 1_000_000
+"""Values in a YAML file, those behind an alias counted at each use. 20,000 objects hold 800,000."""
+
+NUMBER_CHARACTERS = 64
+"""The longest number in YAML; converting longer ones takes quadratic time."""
+
+KUBECONFIG_BYTES = 4 * 1024 * 1024
+"""The size of a kubeconfig; one cluster and user with certificates are about 6 kB."""
+
+TOKEN_BYTES = 64 * 1024
+"""The size of a token file; API servers take no longer header."""
+
+CONFIG_BYTES = 1024 * 1024
+"""The size of a KubeProxyConfiguration file; the largest ConfigMap has 1 MiB."""
+
 # Kernel: netlink, proc files, output of iptables-save
 
 NETLINK_PATIENCE_SECONDS = 30

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import structlog
 
+from svcproxy import limits
 from svcproxy.config import ConfigError
+from svcproxy.files import UnfitFileError, read_bounded
 from svcproxy.stop import Stop
 
 _log = structlog.get_logger()
@@ -57,7 +59,12 @@ class ConfigFile:
             seen = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
             if seen == self._seen:
                 return False
-            data = self._path.read_bytes()
+            data = read_bounded(self._path, limits.CONFIG_BYTES)
+        except UnfitFileError as error:
+            self._seen = seen
+            problem = f"{self._path} {error}"
+            _log.error("config.unusable", problem=problem, effect="going on as before")
+            return False
         except OSError:
             return False
         self._seen = seen

@@ -17,6 +17,8 @@ from urllib.request import getproxies
 
 import msgspec
 
+from svcproxy import limits
+from svcproxy.files import UnfitFileError, read_bounded
 from svcproxy.kube.apiserver import ApiServer, PemFile, choose_proxy, no_authorization
 from svcproxy.kube.source import SourceError, one_line
 
@@ -155,8 +157,8 @@ def _following(token_file: Path) -> Callable[[], str]:
 
 def _read_token(path: Path) -> str:
     try:
-        token = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        token = read_bounded(path, limits.TOKEN_BYTES).decode("ascii").strip()
+    except (OSError, ValueError, UnfitFileError) as error:
         raise SourceError(
             f"token file {path} cannot be read ({one_line(error)}): restore it"
         ) from error

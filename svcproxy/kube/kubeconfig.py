@@ -10,8 +10,14 @@ from typing import Any
 import msgspec
 import yaml
 
+from svcproxy import limits
+from svcproxy.files import UnfitFileError, read_bounded
 from svcproxy.kube.apiserver import PemFile
 from svcproxy.kube.source import SourceError, one_line
+from svcproxy.kube.validation import shown
+from svcproxy.kube.yaml_limits import YamlLimitError, check_yaml
+
+_NAMES_SHOWN = 10
 
 # The same language as the pure Python loader's, read with a tenth of the work
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -126,7 +132,9 @@ def load_kubeconfig(path: Path, context: str) -> Kubeconfig:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.load(path.read_bytes(), Loader=_Loader)  # noqa: S506 - one of the safe ones
+        data = read_bounded(path, limits.KUBECONFIG_BYTES)
+        check_yaml(data)
+        document = yaml.load(data, Loader=_Loader)  # noqa: S506 - one of the safe ones
     except FileNotFoundError:
         raise SourceError(
             f"kubeconfig {path} does not exist: give the right path to --kubeconfig"
@@ -135,6 +143,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise SourceError(
             f"kubeconfig {path} cannot be read ({error.strerror}): correct its path or mode"
         ) from error
+    except UnfitFileError as error:
+        raise SourceError(f"kubeconfig {path} {error}") from None
+    except YamlLimitError as error:
+        raise SourceError(f"kubeconfig {path}: line {error.line}: {error.reason}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise SourceError(
             f"kubeconfig {path} is not YAML ({one_line(error)}): correct it"
@@ -148,22 +160,26 @@ def _named(document: dict[str, Any], section: str, name: object, path: Path) -> 
     """Give what an entry of ``clusters``, ``users`` or ``contexts`` holds; the first one counts."""
     entries = document.get(section)
     named = {
-        entry.get("name"): entry.get(section.removesuffix("s"))
+        entry["name"]: entry.get(section.removesuffix("s"))
         for entry in reversed(entries if isinstance(entries, list) else [])
-        if isinstance(entry, dict)
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str)
     }
-    if name not in named:
-        known = ", ".join(sorted(map(str, named))) or "none, add it"
+    if not isinstance(name, str) or name not in named:
+        known = ", ".join(map(_plain, sorted(named)[:_NAMES_SHOWN])) or "none, add it"
         raise SourceError(
-            f"kubeconfig {path} has no entry {name!r} in {section}: use one of {known}"
+            f"kubeconfig {path} has no entry {shown(name)} in {section}: use one of {known}"
         )
     content = named[name]
     return content if isinstance(content, dict) else {}
 
 
+def _plain(name: str) -> str:
+    return name if name.isprintable() and len(name) < limits.SHOWN_CHARACTERS else shown(name)
+
+
 def _check_plugin(plugin: object, path: Path) -> None:
     command = plugin.get("command") if isinstance(plugin, dict) else None
-    if not command:
+    if not command or not isinstance(command, str):
         raise SourceError(f"kubeconfig {path}: the user's exec has no command: add it")
     # A command with a slash is relative to the kubeconfig, as for kubectl.
     found = os.access(path.parent / command, os.X_OK) if "/" in command else shutil.which(command)

@@ -5,15 +5,18 @@ The objects go the way that those of the API go, through ``wire`` and ``parse``;
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 import structlog
 import yaml
 
+from svcproxy import limits
 from svcproxy.kube.delivery import parse_safely
+from svcproxy.kube.validation import LABELS, SUBDOMAINS, shown
 from svcproxy.kube.wire import ParseError, convert_object
+from svcproxy.kube.yaml_limits import YamlLimitError, check_yaml
 from svcproxy.model.names import Kind, NamespacedName
 from svcproxy.model.objects import ApiObject, ObjectKey, Problem
 
@@ -50,17 +53,35 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class ManifestError(Exception):
-    """A file cannot be read as a whole; ``problem`` says why and where."""
+    """A file cannot be read as a whole.
 
-    def __init__(self, problem: Problem) -> None:
+    Attributes:
+        problem: why and where.
+        limit: the label of the limit that it exceeds; empty if it is broken.
+    """
+
+    def __init__(self, problem: Problem, limit: str = "") -> None:
         super().__init__(str(problem))
         self.problem = problem
+        self.limit = limit
 
 
 class _Loader(_BaseLoader):
     """A YAML loader that leaves timestamps the strings that they are in JSON."""
 
 
+def _short_number(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def constructed(loader: Any, node: Any) -> Any:
+        if len(node.value) > limits.NUMBER_CHARACTERS:
+            reason = f"a number has more than {limits.NUMBER_CHARACTERS} characters"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+        return construct(loader, node)
+
+    return constructed
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _short_number(_BaseLoader.construct_yaml_int))
+_Loader.add_constructor("tag:yaml.org,2002:float", _short_number(_BaseLoader.construct_yaml_float))
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in _BaseLoader.yaml_implicit_resolvers.items()
@@ -95,12 +116,15 @@ def read_manifest(origin: str, data: bytes) -> Manifest:
         data: the content of the file.
 
     Raises:
-        ManifestError: the file is no YAML or no JSON.
+        ManifestError: the file is no YAML or no JSON, or exceeds a limit.
     """
     reader = _Reader(origin)
     documents = _json_documents if origin.endswith(".json") else _yaml_documents
-    for document in documents(origin, data):
-        reader.take(document)
+    try:
+        for document in documents(origin, data):
+            reader.take(document)
+    except RecursionError:
+        raise ManifestError(_broken(origin, 0, "is nested too deeply"), "yaml_depth") from None
     failed = frozenset(reader.failed)
     return Manifest(reader.objects, failed, reader.nameless, tuple(reader.problems))
 
@@ -149,10 +173,11 @@ class _Reader:
         """Tell ``v1`` Services from, say, those of Knative; old versions are a problem."""
         version = document.content.get("apiVersion") or _VERSIONS[kind]
         group = _VERSIONS[kind].rpartition("/")[0]
-        if str(version).rpartition("/")[0] != group:
+        if isinstance(version, str) and version.rpartition("/")[0] != group:
             return False
         if version != _VERSIONS[kind]:
-            reason = f"{version!r} is not supported: use {_VERSIONS[kind]}"
+            text = shown(version) if isinstance(version, str) else type(version).__name__
+            reason = f"{text} is not supported: use {_VERSIONS[kind]}"
             name = _name(document.content, kind)
             self._reject(document, kind, name, ParseError("apiVersion", reason))
             return False
@@ -190,16 +215,21 @@ class _Reader:
         self, document: _Document, kind: Kind | None, name: NamespacedName | None, error: ParseError
     ) -> None:
         origin = _at(self._origin, document.line(error.field))
+        if name is not None and not _is_printable(name):
+            name = None  # the reason quotes it
         self.problems.append(Problem(kind, name, error.field, error.reason, origin))
 
 
 def _yaml_documents(origin: str, data: bytes) -> Iterator[_Document]:
     loader = None
     try:
+        check_yaml(data)
         loader = _Loader(data)
         while loader.check_node():
             node = loader.get_node()
             yield _Document(loader.construct_document(node), node)
+    except YamlLimitError as error:
+        raise ManifestError(_broken(origin, error.line, error.reason), error.limit) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise ManifestError(_broken(origin, line, f"no valid YAML: {error.problem}")) from error
@@ -218,6 +248,8 @@ def _json_documents(origin: str, data: bytes) -> Iterator[_Document]:
         raise ManifestError(_broken(origin, error.lineno, f"no valid JSON: {error.msg}")) from error
     except UnicodeDecodeError as error:
         raise ManifestError(_broken(origin, 0, "no valid JSON: it is not UTF-8")) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ManifestError(_broken(origin, 0, "no valid JSON: a number is too long")) from error
     yield _Document(content, None)
 
 
@@ -235,9 +267,16 @@ def _name(content: dict[str, Any], kind: Kind) -> NamespacedName | None:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
         return None
     namespace = metadata.get("namespace") or "default"
+    if not isinstance(namespace, str):
+        return None
     if kind in _OF_THE_CLUSTER:
         namespace = ""
-    return NamespacedName(str(namespace), metadata["name"])
+    return NamespacedName(namespace, metadata["name"])
+
+
+def _is_printable(name: NamespacedName) -> bool:
+    namespace_fits = not name.namespace or LABELS.allowed(name.namespace)
+    return bool(namespace_fits and SUBDOMAINS.allowed(name.name))
 
 
 def _parts(field: str) -> Iterator[str | int]:

@@ -15,10 +15,12 @@ import msgspec
 import structlog
 
 from svcproxy import limits, threads
+from svcproxy.files import TooLargeError, UnfitFileError, read_bounded
 from svcproxy.kube.manifest_files import Manifest, ManifestError, read_manifest
 from svcproxy.kube.source import Sink, SourceError
 from svcproxy.model.names import Kind, NamespacedName
 from svcproxy.model.objects import ApiObject, ObjectKey, Problem
+from svcproxy.refusals import REFUSALS
 
 _log = structlog.get_logger()
 
@@ -30,6 +32,11 @@ _STEP_MS = 10
 _DEBOUNCE_MS = 30
 # How often the watch lets us look at the clock and, once, at what changed before it began.
 _WAKE_MS = 100
+
+_FOLDER_LIMITS = {
+    "files": f"{limits.MANIFEST_FILES} files",
+    "folder_bytes": f"{limits.MANIFEST_FOLDER_BYTES} bytes",
+}
 
 _Signature = tuple[int, int, int, int]
 
@@ -133,13 +140,32 @@ class ManifestSource:
     def _scan(self, sink: Sink) -> None:
         """Read the files that changed and deliver what that changes."""
         files: dict[str, _File] = {}
-        for path in _manifests(self._directory):
+        size = 0
+        paths = _manifests(self._directory)
+        for number, path in enumerate(paths):
             try:
-                files[path.name] = self._read(path)
+                size += path.stat().st_size
+                limit = _folder_limit(number, size)
+                files[path.name] = self._left_out(path, limit) if limit else self._read(path)
             except FileNotFoundError:
                 continue  # gone since we listed the folder, or a link to nothing
+            except OSError as error:  # a loop of links
+                files[path.name] = self._kept(path, _unreadable(path, error))
         self._files = files
         self._deliver(sink)
+
+    def _left_out(self, path: Path, limit: str) -> _File:
+        """Keep what a file said before the folder became too large for it."""
+        known = self._files.get(path.name)
+        reason = f"is not read: the folder exceeds {_FOLDER_LIMITS[limit]}; make it smaller"
+        problem = Problem(None, None, "", reason, path.name)
+        if known is None or known.problems != (problem,):
+            REFUSALS.count("manifests", limit)
+        return self._kept(path, problem)
+
+    def _kept(self, path: Path, problem: Problem) -> _File:
+        known = self._files.get(path.name)
+        return _File((0, 0, 0, 0), known.objects if known is not None else {}, (problem,))
 
     def _read(self, path: Path) -> _File:
         known = self._files.get(path.name)
@@ -150,18 +176,24 @@ class ManifestSource:
             signature = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
             if known is not None and known.signature == signature:
                 return known
-            data = path.read_bytes()
+            data = read_bounded(path, limits.MANIFEST_FILE_BYTES, only_regular=True)
             if kept and not data.strip():
                 reason = "is empty: delete the file to delete its objects"
                 return _File(signature, kept, (Problem(None, None, "", reason, path.name),))
             manifest = read_manifest(path.name, data)
         except ManifestError as error:
+            if error.limit:
+                REFUSALS.count("manifests", error.limit)
             return _File(signature, kept, (error.problem,))
         except FileNotFoundError:
             raise
-        except OSError as error:
-            problem = Problem(None, None, "", f"cannot be read: {error.strerror}", path.name)
-            return _File(signature, kept, (problem,))
+        except (OSError, UnfitFileError) as error:
+            return _File(signature, kept, (_unreadable(path, error),))
+        except Exception as error:  # noqa: BLE001 - logged with its traceback
+            # A file costs itself alone: the others are read all the same.
+            _log.exception("manifest.failed", file=path.name)
+            reason = f"internal error: {type(error).__name__}"
+            return _File(signature, kept, (Problem(None, None, "", reason, path.name),))
         return _File(signature, self._chosen(manifest, kept), manifest.problems)
 
     def _chosen(
@@ -209,6 +241,22 @@ class ManifestSource:
                     owner[key] = name
                     wanted[key] = obj
         return wanted, problems
+
+
+def _folder_limit(number: int, size: int) -> str:
+    """Say which limit of the folder a file is beyond, if any."""
+    if number >= limits.MANIFEST_FILES:
+        return "files"
+    return "folder_bytes" if size > limits.MANIFEST_FOLDER_BYTES else ""
+
+
+def _unreadable(path: Path, error: OSError | UnfitFileError) -> Problem:
+    if isinstance(error, TooLargeError):
+        REFUSALS.count("manifests", "file_bytes")
+    reason = (
+        str(error) if isinstance(error, UnfitFileError) else f"cannot be read: {error.strerror}"
+    )
+    return Problem(None, None, "", reason, path.name)
 
 
 def _manifests(directory: Path) -> list[Path]:

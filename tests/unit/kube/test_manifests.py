@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import structlog.testing
 
+from svcproxy.kube import manifests
 from svcproxy.kube.manifests import ManifestSource
 from svcproxy.kube.source import SourceError
 from svcproxy.model.names import Kind, NamespacedName
@@ -201,11 +202,11 @@ def test_a_file_that_cannot_be_read_keeps_its_objects(
     file = folder.write("a.yaml", service("a"))
     sink = folder.start()
 
-    def denied(_path: Path) -> bytes:
+    def denied(*_: object, **_more: object) -> bytes:
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", denied)
+        patch.setattr(manifests, "read_bounded", denied)
         os.utime(file, ns=(1, 1))
         sink.wait(lambda: sink.problems)
     assert str(sink.problems[0]) == "a.yaml: cannot be read: Permission denied"

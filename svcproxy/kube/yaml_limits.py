@@ -1,0 +1,87 @@
+"""Limits on YAML, checked on its events before anything is built from it.
+
+PyYAML's composer recurses with the nesting, and merge keys (``<<``) copy what they refer to: ten
+lines of aliases to aliases become a billion entries. Here every alias counts as much as what it
+stands for, and nothing is copied.
+"""
+
+from typing import Any
+
+import yaml
+
+from svcproxy import limits
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class YamlLimitError(Exception):
+    """A YAML file exceeds a limit.
+
+    Attributes:
+        line: where, counted from 1.
+        reason: which limit.
+        limit: the label under which it is counted.
+    """
+
+    def __init__(self, event: Any, reason: str, limit: str) -> None:
+        super().__init__(reason)
+        self.line = int(event.start_mark.line) + 1
+        self.reason = reason
+        self.limit = limit
+
+
+def check_yaml(data: bytes) -> None:
+    """Check all documents of a file.
+
+    Raises:
+        YamlLimitError: they exceed a limit.
+        yaml.YAMLError: they are not YAML.
+    """
+    counter = _Counter()
+    for event in yaml.parse(data, Loader=_Loader):
+        counter.take(event)
+
+
+class _Counter:
+    """Counts nodes, those behind aliases as often as they are referred to."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._open: list[tuple[str | None, int]] = []  # anchor, and the total where it began
+        self._sizes: dict[str, int] = {}
+
+    def take(self, event: Any) -> None:
+        kind = type(event)
+        if kind is yaml.ScalarEvent:
+            self._add(event, 1)
+            if event.anchor:
+                self._sizes[event.anchor] = 1
+        elif kind is yaml.AliasEvent:
+            self._alias(event)
+        elif kind in {yaml.MappingStartEvent, yaml.SequenceStartEvent}:
+            self._start(event)
+        elif kind in {yaml.MappingEndEvent, yaml.SequenceEndEvent}:
+            anchor, before = self._open.pop()
+            if anchor:
+                self._sizes[anchor] = self._total - before
+        elif kind is yaml.DocumentStartEvent:
+            self._sizes.clear()
+
+    def _start(self, event: Any) -> None:
+        if len(self._open) >= limits.YAML_DEPTH:
+            reason = f"is nested more than {limits.YAML_DEPTH} deep: flatten it"
+            raise YamlLimitError(event, reason, "yaml_depth")
+        self._open.append((event.anchor, self._total))
+        self._add(event, 1)
+
+    def _alias(self, event: Any) -> None:
+        if any(anchor == event.anchor for anchor, _ in self._open):
+            reason = f"alias {event.anchor[:64]} stands inside of what it refers to: write it out"
+            raise YamlLimitError(event, reason, "yaml_depth")
+        self._add(event, self._sizes.get(event.anchor, 1))
+
+    def _add(self, event: Any, size: int) -> None:
+        self._total += size
+        if self._total > limits.YAML_NODES:
+            reason = f"holds more than {limits.YAML_NODES} values, with aliases: split the file"
+            raise YamlLimitError(event, reason, "yaml_nodes")

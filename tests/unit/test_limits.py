@@ -1,0 +1,57 @@
+"""The table in docs/limits.md says what svcproxy/limits.py says."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from svcproxy import limits
+from svcproxy.refusals import KNOWN
+
+ROOT = Path(__file__).parents[2]
+
+
+class Row(NamedTuple):
+    constant: str
+    value: str
+    bounds: str
+    at_the_limit: str
+    source: str
+    limit: str
+
+
+def rows() -> list[Row]:
+    text = (ROOT / "docs/limits.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return [Row(*(cell.strip(" `") for cell in line.strip("|").split("|"))) for line in lines]
+
+
+def constants() -> dict[str, float]:
+    return {name: value for name, value in vars(limits).items() if name.isupper()}
+
+
+def test_every_constant_has_a_row_and_every_row_a_constant() -> None:
+    named = [row.constant for row in rows()]
+    assert len(named) == len(set(named))
+    assert set(named) == set(constants())
+
+
+def test_every_row_has_the_value_of_its_constant() -> None:
+    for row in rows():
+        number = re.match(r"[0-9][0-9,]*(\.[0-9]+)?", row.value)
+        assert number, row
+        assert float(number[0].replace(",", "")) == constants()[row.constant], row
+
+
+def test_every_row_says_what_it_bounds_and_what_happens() -> None:
+    assert all(row.bounds and row.at_the_limit for row in rows())
+
+
+def test_every_counted_refusal_is_in_the_table() -> None:
+    labels = {(row.source, row.limit) for row in rows() if row.source != "-"}
+    assert labels == set(KNOWN)
+
+
+def test_every_constant_is_documented() -> None:
+    text = (ROOT / "svcproxy/limits.py").read_text(encoding="utf-8")
+    for name in constants():
+        assert re.search(rf'^{name}\b.*(\n(?!"""|[A-Z#]).*)*\n"""', text, re.MULTILINE), name
