@@ -1,5 +1,6 @@
 """The daemon on a real API server, with exactly the rights that the DaemonSet gives it."""
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -112,3 +113,27 @@ def _dial(cluster: Cluster, address: str) -> object:
     outcome = cluster.client.traffic.connect("tcp", address, 80)
     assert isinstance(outcome, Answer | Refused), outcome
     return outcome
+
+
+def test_a_deeply_nested_object_hurts_nobody(cluster: Cluster, api: RealApiServer) -> None:
+    """The API server stores it, and kube-proxy serves it."""
+    deep = dual_stack("deep", 30)
+    entry = {"manager": "x", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1"}
+    entry |= {"fieldsV1": "@FIELDS@", "time": "2024-01-01T00:00:00Z"}
+    deep["metadata"]["managedFields"] = [entry]
+    web = dual_stack("beside", 31)
+    nested = '{"f:a":' * 1500 + "{}" + "}" * 1500
+    text = json.dumps(deep).replace('"@FIELDS@"', nested)
+    api.kubectl("create", "--validate=false", "-f", "-", stdin=text)
+    api.create(web, *pieces(cluster, deep), *pieces(cluster, web))
+    stored = api.kubectl("get", "service", "deep", "-o", "json", "--show-managed-fields")
+    assert stored.count('"f:a"') == 1500
+    flags = {"kubeconfig": str(api.kubeconfig()), "iptables-min-sync-period": "0s"}
+    with Daemon(cluster.nodes[0], flags=flags):
+        for obj in (web, deep):
+            for address in obj["spec"]["clusterIPs"]:
+                eventually(
+                    partial(served_by, cluster, address, {"pod1a", "pod1b", "pod1c"}), address
+                )
+    api.kubectl("delete", "service", "deep")
+    api.delete(web)
