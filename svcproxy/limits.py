@@ -2,11 +2,35 @@
 
 Each constant bounds one input: its size, depth, count or time. What happens at the limit, and
 which counter shows it, is in the table of ``docs/limits.md``; a test compares that table with this
-module. Limits of a single protocol's wire format (a netlink buffer, say) stay with the code that
-speaks it.
+module.
 """
 
 # API server: lists and watches, svcproxy.kube
+
+OBJECT_DEPTH = 64
+"""How deep arrays and objects may be nested in an API object; everything deeper counts as null.
+
+Applies only to documents that msgspec refuses (it recurses, up to the interpreter's limit of about
+1,000). The fields that svcproxy reads are at most 8 deep.
+"""
+
+WATCH_LINE_BYTES = 16 << 20
+"""The longest line of a watch stream. etcd takes objects of 1.5 MiB by default."""
+
+LIST_PAGE_BYTES = 64 << 20
+"""The longest page of a list, decompressed."""
+
+LIST_BYTES = 512 << 20
+"""The longest list that comes in one piece, decompressed, after the token of a page expired."""
+
+LIST_SECONDS = 300.0
+"""How long the body of a list may take, however steadily it comes."""
+
+RESPONSE_HEAD_SECONDS = 120.0
+"""How long the head of a response may take, however steadily it comes."""
+
+ERROR_BODY_BYTES = 64 << 10
+"""How much is read of the body of an error response, decompressed."""
 
 # Objects, from the API server and from manifests alike: svcproxy.kube.parse
 
@@ -40,30 +64,6 @@ SHOWN_CHARACTERS = 80
 
 SHARED_NAMES = 16_384
 """How many names that stand in many objects are kept, for each rule, to share their text."""
-OBJECT_DEPTH = 64
-"""How deep arrays and objects may be nested in an API object; everything deeper counts as null.
-
-Applies only to documents that msgspec refuses (it recurses, up to the interpreter's limit of about
-1,000). The fields that svcproxy reads are at most 8 deep.
-"""
-
-WATCH_LINE_BYTES = 16 << 20
-"""The longest line of a watch stream. etcd takes objects of 1.5 MiB by default."""
-
-LIST_PAGE_BYTES = 64 << 20
-"""The longest page of a list, decompressed."""
-
-LIST_BYTES = 512 << 20
-"""The longest list that comes in one piece, decompressed, after the token of a page expired."""
-
-LIST_SECONDS = 300.0
-"""How long the body of a list may take, however steadily it comes."""
-
-RESPONSE_HEAD_SECONDS = 120.0
-"""How long the head of a response may take, however steadily it comes."""
-
-ERROR_BODY_BYTES = 64 << 10
-"""How much is read of the body of an error response, decompressed."""
 
 # HTTP: the metrics, health and health-check node port servers, svcproxy.observe
 
@@ -209,6 +209,7 @@ fails with all of it."""
 
 NETLINK_DEPTH = 16
 """Levels of nested attributes that are looked into; nf_tables needs 6."""
+
 IPTABLES_SAVE_BYTES = 512 * 1024 * 1024
 """Output of one iptables-save. 10,000 Services make about 20 MB; the rest is other programs'."""
 
@@ -217,6 +218,7 @@ IPTABLES_PROGRAM_SECONDS = 300.0
 
 IPTABLES_ISOLATION_RESTORES = 64
 """Restores in one sync to find out which Service ports the kernel refuses."""
+
 IP_VS_LISTING_BYTES = 1 << 30
 """Bytes of ``/proc/net/ip_vs`` that a comparison reads: some 12 million real servers."""
 

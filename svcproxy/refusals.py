@@ -9,38 +9,40 @@ from collections.abc import Mapping
 from threading import Lock
 
 KNOWN: tuple[tuple[str, str], ...] = (
-    # input, limit; docs/limits.md explains each
+    ("annotation", "scheduler"),
+    ("api_response", "body_bytes"),
+    ("api_response", "body_seconds"),
+    ("api_response", "head_seconds"),
     ("http", "body_bytes"),
     ("http", "connections"),
     ("http", "connections_per_peer"),
     ("http", "descriptors"),
-    ("object", "service_frontends"),
-    ("object", "slice_targets"),
-    ("object", "list_entries"),
-    ("manifests", "file_bytes"),
-    ("manifests", "files"),
-    ("manifests", "folder_bytes"),
-    ("manifests", "yaml_depth"),
-    ("manifests", "yaml_nodes"),
     ("http", "header_bytes"),
-    ("log", "length"),
-    ("log", "rate"),
-    ("log", "full"),
     ("http", "headers"),
     ("http", "malformed"),
     ("http", "request_line_bytes"),
     ("http", "request_seconds"),
     ("http", "unsupported"),
+    ("ip_vs", "bytes"),
+    ("log", "full"),
+    ("log", "length"),
+    ("log", "rate"),
+    ("manifests", "file_bytes"),
+    ("manifests", "files"),
+    ("manifests", "folder_bytes"),
+    ("manifests", "yaml_depth"),
+    ("manifests", "yaml_nodes"),
     ("netlink", "enobufs"),
     ("netlink", "malformed"),
-    ("api_response", "body_bytes"),
-    ("api_response", "body_seconds"),
-    ("api_response", "head_seconds"),
+    ("object", "list_entries"),
+    ("object", "service_frontends"),
+    ("object", "slice_targets"),
     ("watch", "line_bytes"),
-    ("annotation", "scheduler"),
-    ("ip_vs", "bytes"),
 )
-"""Every pair of labels; each is shown from 0, so that the first refusal is an increase."""
+"""Every pair of labels, input and limit; docs/limits.md explains each.
+
+Each is shown from 0, so that the first refusal is an increase.
+"""
 
 
 class Refusals:

@@ -8,6 +8,7 @@ from svcproxy import limits
 from svcproxy.refusals import KNOWN
 
 ROOT = Path(__file__).parents[2]
+_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 class Row(NamedTuple):
@@ -19,10 +20,12 @@ class Row(NamedTuple):
     limit: str
 
 
-def rows() -> list[Row]:
+def rows(*, counted_only: bool = False) -> list[Row]:
+    """The rows of constants; ``counted_only`` ones have labels, and may have no constant."""
     text = (ROOT / "docs/limits.md").read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if line.startswith("| `")]
-    return [Row(*(cell.strip(" `") for cell in line.strip("|").split("|"))) for line in lines]
+    lines = [line for line in text.splitlines() if re.match(r"\| (`|- )", line)]
+    found = [Row(*(cell.strip(" `") for cell in line.strip("|").split("|"))) for line in lines]
+    return [row for row in found if (row.source if counted_only else row.constant) != "-"]
 
 
 def constants() -> dict[str, float]:
@@ -37,9 +40,10 @@ def test_every_constant_has_a_row_and_every_row_a_constant() -> None:
 
 def test_every_row_has_the_value_of_its_constant() -> None:
     for row in rows():
-        number = re.match(r"[0-9][0-9,]*(\.[0-9]+)?", row.value)
-        assert number, row
-        assert float(number[0].replace(",", "")) == constants()[row.constant], row
+        found = re.fullmatch(r"([0-9,.]+)( KiB| MiB| GiB| s|)", row.value)
+        assert found, row
+        value = float(found[1].replace(",", "")) * _UNITS.get(found[2].strip(), 1)
+        assert value == constants()[row.constant], row
 
 
 def test_every_row_says_what_it_bounds_and_what_happens() -> None:
@@ -47,7 +51,7 @@ def test_every_row_says_what_it_bounds_and_what_happens() -> None:
 
 
 def test_every_counted_refusal_is_in_the_table() -> None:
-    labels = {(row.source, row.limit) for row in rows() if row.source != "-"}
+    labels = {(row.source, row.limit) for row in rows(counted_only=True)}
     assert labels == set(KNOWN)
 
 
