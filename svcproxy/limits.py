@@ -160,6 +160,9 @@ THREAD_STEP_SECONDS = 60.0
 THREAD_SYNC_SECONDS = 360.0
 """Seconds that one sync may take: the time-out of iptables-restore (300 s) and a margin."""
 
+THREAD_SCAN_SECONDS = 600.0
+"""Seconds that reading a folder of manifests may take; YAML is slow."""
+
 THREAD_SWEEP_SECONDS = 1800.0
 """Seconds that the removal of another mode's rules may take; it runs several programs."""
 

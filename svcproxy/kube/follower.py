@@ -161,7 +161,11 @@ class Follower:
                 self._renew_credentials()
             return output
         if not request.watch:
-            return self._reflector.page(response.read(request.body_limit, limits.LIST_SECONDS))
+            # A slow list may take longer than any other step, but not longer than this.
+            threads.working(limits.LIST_SECONDS + limits.THREAD_STEP_SECONDS)
+            body = response.read(request.body_limit, limits.LIST_SECONDS)
+            self._progress()
+            return self._reflector.page(body)
         began = time.monotonic()
         try:
             return self._stream(request, response, sink, delivery)

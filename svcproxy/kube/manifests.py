@@ -94,7 +94,7 @@ class ManifestSource:
     def _run(self, sink: Sink) -> None:
         synced = False
         while not self._stopping.is_set():
-            threads.working(limits.THREAD_STEP_SECONDS)
+            threads.working(limits.THREAD_SCAN_SECONDS)
             try:
                 self._scan(sink)
                 if not synced:
@@ -130,7 +130,7 @@ class ManifestSource:
             stop_event=self._stopping,
             raise_interrupt=False,
         ):
-            threads.working(limits.THREAD_STEP_SECONDS)  # we are woken much more often
+            threads.working(limits.THREAD_SCAN_SECONDS)  # we are woken much more often
             if changes or time.monotonic() - scanned >= self._rescan_seconds:
                 scanned = time.monotonic()
                 if _identity(self._directory) != identity:

@@ -38,7 +38,7 @@ _REQUEST_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0
 _FAMILY = ("ip_family",)
 _FOREIGN_NAMES = 20
 
-DEFECT_PLACES = ("object", "service", "planning", "sync", "after_sync", "source")
+DEFECT_PLACES = ("object", "service", "planning", "sync", "after_sync")
 """Where a defect of svcproxy itself may be met: the label of ``svcproxy_defects_total``."""
 
 _ALL = frozenset(ProxyMode)

@@ -27,7 +27,7 @@ from svcproxy import cli, limits
 
 place, fault, trigger = sys.argv[1:4]
 del sys.argv[1:4]
-limits.THREAD_SYNC_SECONDS = limits.THREAD_STEP_SECONDS = limits.THREAD_SWEEP_SECONDS = 1.5
+limits.THREAD_SYNC_SECONDS = limits.THREAD_STEP_SECONDS = limits.THREAD_SCAN_SECONDS = 1.5
 cli.load_daemon()
 module, owner, name = place.split(":")
 module = importlib.import_module(module)
@@ -42,10 +42,10 @@ def faulty(*args, **kwargs):
     if Path(trigger).exists():
         if fault == "hang":
             time.sleep(1000)
-        if hasattr(module, "log"):
-            module.log = Mute()
-        if hasattr(module, "_log"):
-            module._log = Mute()
+        for each in (module, importlib.import_module("svcproxy.sync.report")):
+            for log in ("log", "_log"):
+                if hasattr(each, log):
+                    setattr(each, log, Mute())
         raise MemoryError("injected")
     return inner(*args, **kwargs)
 
