@@ -210,7 +210,7 @@ class KernelTable:
                     raise
                 generation = self._connection.generation()
             except RefusedError as error:
-                raise named(error, sets) from error
+                raise named(error, sets) from None
             else:
                 break
         self._trusted = self._trusted or plan.make_table
@@ -232,7 +232,7 @@ class KernelTable:
         try:
             self._connection.transact(todo, check=True)
         except RefusedError as error:
-            raise named(error, sets) from error
+            raise named(error, sets) from None
 
     def refusals(
         self, plan: Plan, error: RefusedError, sets: Mapping[str, SetSpec]
@@ -276,8 +276,8 @@ class KernelTable:
 
 def named(error: RefusedError, sets: Mapping[str, SetSpec]) -> RefusedError:
     """The same error with the object in its text."""
-    first = error.refusals[0]
-    return RefusedError(first._replace(reason=_text(first, sets)), *error.refusals[1:])
+    error.args = (_text(error.refusals[0], sets),)
+    return error
 
 
 def _text(refusal: Refusal, sets: Mapping[str, SetSpec]) -> str:
