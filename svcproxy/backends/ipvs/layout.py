@@ -69,15 +69,18 @@ def hidden_port(port: int, taken: AbstractSet[int]) -> int:
     Different ports have different hidden ones. ``taken`` are the ports that the Service itself
     has; a hidden port keeps clear of them and of what they would hide at.
     """
-    avoid = {*taken, *(_shifted(p) for p in taken if p != port)}
     hidden = _shifted(port)
-    while hidden in avoid:
+    while hidden in taken or (_shifted_back(hidden) in taken and _shifted_back(hidden) != port):
         hidden = _shifted(hidden)
     return hidden
 
 
 def _shifted(port: int) -> int:
     return (port - 1 + _HALF) % _LAST_PORT + 1
+
+
+def _shifted_back(port: int) -> int:
+    return (port - 1 - _HALF) % _LAST_PORT + 1
 
 
 def layout(

@@ -8,8 +8,11 @@ from collections.abc import Set as AbstractSet
 
 from svcproxy.backends.ipvs.layout import NOTHING, PortState, layout, ports_taken
 from svcproxy.backends.ipvs.settings import IpvsSettings
-from svcproxy.model.names import NamespacedName, ServicePortName
+from svcproxy.model.names import NamespacedName, Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
+
+_FEW = 8
+"""Of a Service with more ports it is remembered which these are: a Service may have 20,000."""
 
 
 class Ports:
@@ -18,6 +21,7 @@ class Ports:
     def __init__(self) -> None:
         self._ports: dict[ServicePortName, ServicePort] = {}
         self._names: dict[NamespacedName, set[ServicePortName]] = {}
+        self._taken_by: dict[NamespacedName, Mapping[Protocol, AbstractSet[int]]] = {}
 
     @property
     def names(self) -> AbstractSet[ServicePortName]:
@@ -30,6 +34,7 @@ class Ports:
 
     def put(self, name: ServicePortName, port: ServicePort | None) -> None:
         """Take the present meaning of a Service port; ``None`` if it is gone."""
+        self._taken_by.pop(name.service, None)
         if port is not None:
             self._ports[name] = port
             self._names.setdefault(name.service, set()).add(name)
@@ -58,5 +63,9 @@ class Ports:
         siblings = self._names.get(name.service, set())
         if len(siblings) < 2:
             return frozenset()
-        ports = (self._ports[n] for n in siblings if n.protocol is name.protocol)
-        return ports_taken(ports)[name.protocol]
+        taken = self._taken_by.get(name.service)
+        if taken is None:
+            taken = ports_taken(self._ports[n] for n in siblings)
+            if len(siblings) > _FEW:
+                self._taken_by[name.service] = taken
+        return taken[name.protocol]
