@@ -98,7 +98,9 @@ def _errors(world: World, chance: random.Random) -> None:
 
 
 def _garbage(world: World, chance: random.Random) -> None:
-    with _behaving(world, body=chance.choice(GARBAGE)):
+    # Without the streaming list it is the answer to a plain list.
+    with _behaving(world, body=chance.choice(GARBAGE), watch_list=chance.random() < 0.5):
+        world.server.store.trim(0)
         world.server.cut()
         world.stopping.wait(chance.uniform(1.0, 6.0))
 

@@ -34,7 +34,7 @@ class Behaviour:
     stall: bool = False  # send nothing at all: the connection is dead without being closed
     refused: dict[str, int] = field(default_factory=dict)  # answer requests for a kind so
     status: int = 0  # answer every request with this HTTP status
-    body: bytes | None = None  # answer every request with status 200 and this
+    body: bytes | None = None  # answer what is not refused with status 200 and this
     body_headers: bytes = b""  # with these further header lines
     compact_between_pages: bool = False  # let the token of a page expire before the next
     compress: bool = True  # gzip big lists for clients that take it

@@ -3,14 +3,13 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
 from chaos.processes import sample
-from chaos.services import Dial
 from chaos.world import Settings, World
 from testbed.outcomes import Answer, LoadResult
 from testbed.waiting import eventually
@@ -83,7 +82,6 @@ class Scene:
 
     world: World
     variant: str
-    _loads: list[tuple[Dial, object]] = field(default_factory=list)
 
     def lines(self) -> int:
         """How many lines the daemon has logged."""
@@ -127,7 +125,7 @@ class Scene:
             row.lines, row.rss = self.lines() - lines, self.megabytes()
         failures = [failure for result in results for failure in result.failures]
         row.last_failure = max((failure.at - over for failure in failures), default=0.0)
-        self._judge(row, limits)
+        self._judge(row, limits, world.daemon.logs()[lines:])
 
     def _wrong(self, result: LoadResult, index: int) -> int:
         """How many connections were not answered by one of the Service's own servers."""
@@ -137,16 +135,16 @@ class Scene:
             for s in result.samples
         )
 
-    def _judge(self, row: Row, limits: Limits) -> None:
+    def _judge(self, row: Row, limits: Limits, logged: list[str]) -> None:
         assert row.recovered <= limits.recovered, row
         if limits.failing is None:
             assert row.failed == 0, row
         else:
             assert row.last_failure <= limits.failing, row
-        assert row.lines <= limits.lines, (row, self.world.daemon.logs()[-row.lines :][:20])
+        assert row.lines <= limits.lines, (row, logged[:20])
         assert row.rss - row.rss_before <= limits.megabytes, row
-        defects = [line for line in self.world.daemon.logs() if "Traceback" in line]
-        assert not defects, defects
+        defects = [n for n, line in enumerate(logged) if "Traceback" in line]
+        assert not defects, "\n".join(logged[defects[0] - 1 :][:30])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -181,12 +179,6 @@ def flags() -> dict[str, str]:
     return {}
 
 
-@pytest.fixture(scope="module")
-def program() -> tuple[str, ...]:
-    """What to put before the daemon's command line, in the module's scenarios."""
-    return ()
-
-
 @contextlib.contextmanager
 def made(variant: str, flags: dict[str, str], services: int = 40) -> Iterator[Scene]:
     """A scene of its own."""
@@ -195,6 +187,8 @@ def made(variant: str, flags: dict[str, str], services: int = 40) -> Iterator[Sc
         world = World(settings, Path(folder))
         try:
             world.build()
+            world.probe.move(FAR)
+            world.generation.scrape(world.daemon)
             yield Scene(world, variant)
         finally:
             world.close()

@@ -29,14 +29,14 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 def test_a_minute_of_soak_ends_well(tmp_path: Path) -> None:
     figures, temporary = tmp_path / "figures.json", tmp_path / "temporary"
     temporary.mkdir()
-    chosen = ("--minutes=0.75", "--services=100", "--gap=1", f"--json={figures}")
+    chosen = ("--minutes=0.5", "--services=100", "--gap=1", f"--json={figures}")
     with start(temporary, *chosen) as soak:
         output, _ = soak.communicate()
     assert soak.returncode == 0, output
     seen = json.loads(figures.read_text(encoding="utf-8"))
     assert seen["changes"] > 100
     assert seen["connections"] > 100
-    assert len(seen["faults"]) > 5
+    assert len(seen["faults"]) > 3
     assert all(check["holds"] for check in seen["checks"])
     assert not netns.existing(f"svp-{soak.pid}-")
     assert not list(temporary.iterdir())

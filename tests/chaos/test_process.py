@@ -1,0 +1,289 @@
+"""What happens to the process: ended at any moment, suspended, or short of what it needs."""
+
+import contextlib
+import os
+import random
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chaos import faults, hostile
+from chaos.verdict import operations
+from testbed.daemon import PROGRAM
+from testbed.waiting import eventually
+from tests.chaos.conftest import FAR, Limits, Scene
+
+pytestmark = pytest.mark.kernel
+
+FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
+CGROUPS = Path("/sys/fs/cgroup/memory")
+_RATE = 20.0
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    return random.Random(12)
+
+
+@contextlib.contextmanager
+def _started_with(scene: Scene, *prefix: str) -> Iterator[None]:
+    """Have the daemon run under another command for a while."""
+    daemon = scene.world.daemon
+    try:
+        scene.world.end_daemon("SIGTERM", lambda: daemon.stop(timeout=30))
+        daemon.program = (*prefix, sys.executable, "-m", "svcproxy")
+        scene.world.start_daemon()
+        yield
+    finally:
+        daemon.program = PROGRAM
+        daemon.kill()
+        scene.world.start_daemon()
+
+
+@contextlib.contextmanager
+def _churn(scene: Scene) -> Iterator[None]:
+    """Change Services all the time."""
+    stop, world = threading.Event(), scene.world
+
+    def run() -> None:
+        while not stop.wait(1 / _RATE):
+            world.apply(world.population.change(world.churn_chance))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_kills_at_random_moments_under_churn(scene: Scene, chance: random.Random) -> None:
+    """Each next start converges, and writes what has changed meanwhile rather than everything."""
+    world = scene.world
+    from_scratch = sum(operations(world.generations[0].metrics).values())
+    assert from_scratch
+    written = []
+    with scene.trouble("20 SIGKILLs under churn", Limits(lines=6000)) as row:
+        with _churn(scene):
+            for number in range(20):
+                world.daemon.kill()
+                time.sleep(chance.uniform(0.0, 0.5))
+                world.start_daemon()
+                written.append(sum(operations(world.daemon.metrics()).values()))
+                if number % 2:  # in the middle of a start
+                    world.daemon.kill()
+                    world.daemon.start()
+                time.sleep(chance.uniform(0.0, 1.5))
+            world.daemon.kill()
+            world.start_daemon()
+        row.note = f"first syncs wrote at most {max(written)} of {from_scratch} operations"
+    time.sleep(2)
+    world.end_daemon("SIGTERM", lambda: world.daemon.stop(timeout=30))
+    world.start_daemon()
+    assert operations(world.daemon.metrics()) == {}
+    assert max(written) < from_scratch / 2
+
+
+@pytest.mark.quick
+@pytest.mark.nftables_only
+def test_suspended_for_a_while(scene: Scene) -> None:
+    _suspended(scene, 5)
+
+
+def test_suspended_for_a_minute(scene: Scene) -> None:
+    _suspended(scene, 60)
+
+
+def _suspended(scene: Scene, seconds: float) -> None:
+    with scene.trouble(f"SIGSTOP for {seconds:g} s under churn"), _churn(scene):
+        scene.world.daemon.signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        scene.world.daemon.signal(signal.SIGCONT)
+
+
+def test_64_descriptors(scene: Scene) -> None:
+    """As many as it needs with some health check ports; strangers may not take them."""
+    with (
+        _started_with(scene, "prlimit", "--nofile=64:64"),
+        scene.trouble("RLIMIT_NOFILE 64, 200 idle connections", Limits(lines=400)),
+        _churn(scene),
+    ):
+        scene.world.server.cut()
+        strangers = threading.Thread(
+            target=lambda: faults.FAULTS_BY_NAME["idle-connections"].strike(
+                scene.world, random.Random(1)
+            )
+        )
+        strangers.start()
+        scene.world.probe.move(FAR)
+        strangers.join()
+
+
+def test_strangers_on_the_health_port(scene: Scene, chance: random.Random) -> None:
+    with scene.trouble("HTTP abuse: 500 bad requests", Limits(lines=50)) as row, _churn(scene):
+        for _ in range(5):
+            faults.FAULTS_BY_NAME["http-abuse"].strike(scene.world, chance)
+        row.note = f"/healthz {scene.world.daemon.healthz()[0]}"
+        assert scene.world.daemon.healthz()[0] == 200
+
+
+def _flood_with_big_objects(scene: Scene) -> list[tuple[str, str]]:
+    obj, encode = hostile.objects("10.96.0.21")["huge"]
+    names = []
+    for number in range(60):
+        meta = {**obj["metadata"], "name": f"huge{number}"}
+        scene.world.server.store.put({**obj, "metadata": meta}, encode)
+        names.append((str(meta["namespace"]), str(meta["name"])))
+    return names
+
+
+def _short_of_memory(scene: Scene, scenario: str) -> None:
+    """Make it read a list of 54 MB; it lives or ends with a status, and recovers with a restart."""
+    world = scene.world
+    ended: list[int | None] = []
+    with scene.trouble(scenario, Limits(lines=1000, megabytes=400)) as row:
+        names = _flood_with_big_objects(scene)
+        world.server.store.trim(0)
+        world.server.cut()
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            if not world.daemon.running:
+                ended.append(world.daemon.returncode)
+                if len(ended) < 3:
+                    world.daemon.start()
+                    time.sleep(3)
+                else:
+                    break
+            time.sleep(0.2)
+        for namespace, name in names:
+            world.server.delete("Service", namespace, name)
+        if not world.daemon.running:
+            world.start_daemon()
+        row.note = f"ended with {ended}" if ended else "lived"
+    assert all(ended), ended  # not with status 0
+
+
+def test_limited_address_space(scene: Scene) -> None:
+    """MemoryErrors: no thread may be missing afterwards."""
+    text = Path("/proc", str(scene.world.daemon.pid), "status").read_text(encoding="utf-8")
+    size = next(int(line.split()[1]) * 1024 for line in text.splitlines() if "VmSize" in line)
+    limit = size + (30 << 20)
+    resource.prlimit(scene.world.daemon.pid, resource.RLIMIT_AS, (limit, limit))
+    try:
+        _short_of_memory(scene, "RLIMIT_AS, 30 MB more than used")
+    finally:
+        scene.world.daemon.kill()
+        scene.world.start_daemon()
+
+
+@pytest.mark.skipif(not CGROUPS.is_dir(), reason="no memory controller of cgroup version 1")
+def test_limited_memory(scene: Scene) -> None:
+    """The kernel ends it when it takes more than its container may have."""
+    group = CGROUPS / f"svp-chaos-{os.getpid()}"
+    group.mkdir()
+    try:
+        limit = int((scene.megabytes() + 40) * (1 << 20))
+        (group / "memory.limit_in_bytes").write_text(str(limit), encoding="ascii")
+        script = f'echo $$ >{group}/cgroup.procs && exec "$@"'
+        with _started_with(scene, "sh", "-c", script, "sh"):
+            _short_of_memory(scene, "memory limit of the container, 40 MB more than used")
+    finally:
+        eventually(lambda: not (group / "cgroup.procs").read_text(encoding="ascii"))
+        group.rmdir()
+
+
+@pytest.mark.quick
+@pytest.mark.nftables_only
+def test_a_full_pipe_for_the_log(scene: Scene, tmp_path: Path) -> None:
+    _with_a_full_pipe(scene, tmp_path)
+
+
+@pytest.mark.iptables_only
+def test_a_full_pipe_for_the_log_in_iptables_mode(scene: Scene, tmp_path: Path) -> None:
+    _with_a_full_pipe(scene, tmp_path)
+
+
+def _with_a_full_pipe(scene: Scene, folder: Path) -> None:
+    """Whoever takes the log has stopped to read: the daemon programs all the same."""
+    pipe = folder / "log"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        script = f'exec "$@" 2>{pipe}'
+        with _started_with(scene, "sh", "-c", script, "sh"), scene.trouble("stderr is a full pipe"):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(reader, b"x" * 4096)
+            for _ in range(5):
+                scene.world.server.cut()  # there is something to say
+                scene.world.probe.move(FAR)
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="needs libfaketime (apt-get install libfaketime)")
+def test_jumps_of_the_clock(scene: Scene, tmp_path: Path) -> None:
+    """The time of day jumps by hours and days, as on nodes whose clock is set late."""
+    clock = tmp_path / "clock"
+    clock.write_text("+0\n", encoding="ascii")
+    settings = (
+        f"LD_PRELOAD={FAKETIME}",
+        f"FAKETIME_TIMESTAMP_FILE={clock}",
+        "FAKETIME_NO_CACHE=1",
+        "FAKETIME_DONT_FAKE_MONOTONIC=1",
+        "DONT_FAKE_MONOTONIC=1",
+    )
+    with (
+        _started_with(scene, "env", *settings),
+        scene.trouble("clock jumps: +1 h, -1 d, +30 d, back") as row,
+    ):
+        slowest = 0.0
+        for jump in ("+3600", "-86400", "+2592000", "+0"):
+            clock.write_text(f"{jump}\n", encoding="ascii")
+            scene.world.server.cut()
+            slowest = max(slowest, scene.world.probe.move(FAR))
+            assert scene.world.daemon.healthz()[0] == 200
+        row.note = f"changes within {slowest:.1f} s"
+
+
+def test_without_any_program(scene: Scene, tmp_path: Path) -> None:
+    """PATH becomes empty while it runs; nftables mode needs no program at all."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for place in map(Path, ("/usr/sbin", "/sbin", "/usr/bin", "/bin")):
+        for program in place.iterdir():
+            if program.name.startswith(("iptables", "ip6tables", "ipset", "modprobe", "env")):
+                with contextlib.suppress(FileExistsError):
+                    (folder / program.name).symlink_to(program)
+    with (
+        _started_with(scene, "env", f"PATH={folder}"),
+        scene.trouble("programs vanish for 20 s") as row,
+    ):
+        folder.rename(tmp_path / "away")
+        if scene.variant == "nftables":
+            scene.world.probe.move(FAR)
+            row.note = "changes go on"
+        else:
+            with contextlib.suppress(TimeoutError):
+                scene.world.probe.move(5.0)
+                row.note = "changes go on"
+            time.sleep(15)
+        (tmp_path / "away").rename(folder)
+
+
+def test_a_read_only_proc_sys(scene: Scene) -> None:
+    """As in a container that is not privileged."""
+    script = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
+    with (
+        _started_with(scene, "unshare", "-m", "sh", "-c", script, "sh"),
+        scene.trouble("/proc/sys is read-only"),
+        _churn(scene),
+    ):
+        time.sleep(3)
