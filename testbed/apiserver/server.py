@@ -188,7 +188,7 @@ class FakeApiServer:
             )
             with self._lock:
                 self._connections.add(connection)
-            connection.thread.start()
+                connection.thread.start()
 
     def _serve(self, connection: Connection) -> None:
         try:

@@ -11,6 +11,7 @@ import pytest
 
 from chaos.processes import sample
 from chaos.world import Settings, World
+from testbed.daemon import PROGRAM
 from testbed.outcomes import Answer, LoadResult
 from testbed.waiting import eventually
 
@@ -95,6 +96,20 @@ class Scene:
     def served(self) -> bool:
         """Whether every stable Service answers right now."""
         return self.world.traffic.all_served()
+
+    @contextlib.contextmanager
+    def started_with(self, *prefix: str) -> Iterator[None]:
+        """Have the daemon run under another command for a while."""
+        daemon = self.world.daemon
+        try:
+            self.world.end_daemon("SIGTERM", lambda: daemon.stop(timeout=30))
+            daemon.program = (*prefix, *PROGRAM)
+            self.world.start_daemon()
+            yield
+        finally:
+            daemon.program = PROGRAM
+            daemon.kill()
+            self.world.start_daemon()
 
     @contextlib.contextmanager
     def trouble(self, scenario: str, limits: Limits | None = None) -> Iterator[Row]:

@@ -5,7 +5,6 @@ import os
 import random
 import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import pytest
 
 from chaos import faults, hostile
 from chaos.verdict import operations
-from testbed.daemon import PROGRAM
 from testbed.waiting import eventually
 from tests.chaos.conftest import FAR, Limits, Scene
 
@@ -29,21 +27,6 @@ _RATE = 20.0
 @pytest.fixture
 def chance() -> random.Random:
     return random.Random(12)
-
-
-@contextlib.contextmanager
-def _started_with(scene: Scene, *prefix: str) -> Iterator[None]:
-    """Have the daemon run under another command for a while."""
-    daemon = scene.world.daemon
-    try:
-        scene.world.end_daemon("SIGTERM", lambda: daemon.stop(timeout=30))
-        daemon.program = (*prefix, sys.executable, "-m", "svcproxy")
-        scene.world.start_daemon()
-        yield
-    finally:
-        daemon.program = PROGRAM
-        daemon.kill()
-        scene.world.start_daemon()
 
 
 @contextlib.contextmanager
@@ -111,7 +94,7 @@ def _suspended(scene: Scene, seconds: float) -> None:
 def test_64_descriptors(scene: Scene) -> None:
     """As many as it needs with some health check ports; strangers may not take them."""
     with (
-        _started_with(scene, "prlimit", "--nofile=64:64"),
+        scene.started_with("prlimit", "--nofile=64:64"),
         scene.trouble("RLIMIT_NOFILE 64, 200 idle connections", Limits(lines=400)),
         _churn(scene),
     ):
@@ -192,7 +175,7 @@ def test_limited_memory(scene: Scene) -> None:
         limit = int((scene.megabytes() + 40) * (1 << 20))
         (group / "memory.limit_in_bytes").write_text(str(limit), encoding="ascii")
         script = f'echo $$ >{group}/cgroup.procs && exec "$@"'
-        with _started_with(scene, "sh", "-c", script, "sh"):
+        with scene.started_with("sh", "-c", script, "sh"):
             _short_of_memory(scene, "memory limit of the container, 40 MB more than used")
     finally:
         eventually(lambda: not (group / "cgroup.procs").read_text(encoding="ascii"))
@@ -217,7 +200,7 @@ def _with_a_full_pipe(scene: Scene, folder: Path) -> None:
     reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
     try:
         script = f'exec "$@" 2>{pipe}'
-        with _started_with(scene, "sh", "-c", script, "sh"), scene.trouble("stderr is a full pipe"):
+        with scene.started_with("sh", "-c", script, "sh"), scene.trouble("stderr is a full pipe"):
             with contextlib.suppress(BlockingIOError):
                 while True:
                     os.write(reader, b"x" * 4096)
@@ -241,7 +224,7 @@ def test_jumps_of_the_clock(scene: Scene, tmp_path: Path) -> None:
         "DONT_FAKE_MONOTONIC=1",
     )
     with (
-        _started_with(scene, "env", *settings),
+        scene.started_with("env", *settings),
         scene.trouble("clock jumps: +1 h, -1 d, +30 d, back") as row,
     ):
         slowest = 0.0
@@ -263,7 +246,7 @@ def test_without_any_program(scene: Scene, tmp_path: Path) -> None:
                 with contextlib.suppress(FileExistsError):
                     (folder / program.name).symlink_to(program)
     with (
-        _started_with(scene, "env", f"PATH={folder}"),
+        scene.started_with("env", f"PATH={folder}"),
         scene.trouble("programs vanish for 20 s") as row,
     ):
         folder.rename(tmp_path / "away")
@@ -282,7 +265,7 @@ def test_a_read_only_proc_sys(scene: Scene) -> None:
     """As in a container that is not privileged."""
     script = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
     with (
-        _started_with(scene, "unshare", "-m", "sh", "-c", script, "sh"),
+        scene.started_with("unshare", "-m", "sh", "-c", script, "sh"),
         scene.trouble("/proc/sys is read-only"),
         _churn(scene),
     ):
