@@ -121,7 +121,7 @@ COMMENT_LENGTH = 250
 
 def comment_note(comment: str) -> bytes:
     """The user data of an element, a rule, a chain or a table: a comment."""
-    return _note(0, comment.encode()[:COMMENT_LENGTH] + b"\0")
+    return _note(0, comment.encode(errors="replace")[:COMMENT_LENGTH] + b"\0")
 
 
 def comment_in(notes: bytes) -> str:
