@@ -133,6 +133,7 @@ def _short_of_memory(scene: Scene, scenario: str) -> None:
     ended: list[int | None] = []
     with scene.trouble(scenario, Limits(lines=1000, megabytes=400)) as row:
         names = _flood_with_big_objects(scene)
+        world.server.behaviour.watch_list = False  # one list, not a stream of objects
         world.server.store.trim(0)
         world.server.cut()
         until = time.monotonic() + 20
@@ -145,6 +146,7 @@ def _short_of_memory(scene: Scene, scenario: str) -> None:
                 else:
                     break
             time.sleep(0.2)
+        world.server.behaviour.watch_list = True
         for namespace, name in names:
             world.server.delete("Service", namespace, name)
         if not world.daemon.running:
