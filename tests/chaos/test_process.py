@@ -131,7 +131,7 @@ def _short_of_memory(scene: Scene, scenario: str) -> None:
     """Make it read a list of 54 MB; it lives or ends with a status, and recovers with a restart."""
     world = scene.world
     ended: list[int | None] = []
-    with scene.trouble(scenario, Limits(lines=1000, megabytes=400)) as row:
+    with scene.trouble(scenario, Limits(lines=1000, megabytes=400, tracebacks=True)) as row:
         names = _flood_with_big_objects(scene)
         world.server.behaviour.watch_list = False  # one list, not a stream of objects
         world.server.store.trim(0)
