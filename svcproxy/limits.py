@@ -174,7 +174,7 @@ THREAD_STOP_SECONDS = 5.0
 MANIFEST_FILE_BYTES = 32 * 1024 * 1024
 """The size of one manifest file; 20,000 objects are about 12 MB."""
 
-MANIFEST_FILES = 10_000
+MANIFEST_FILES = 50_000
 """Manifest files in the folder; the first ones by name count."""
 
 MANIFEST_FOLDER_BYTES = 256 * 1024 * 1024

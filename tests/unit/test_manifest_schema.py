@@ -23,6 +23,7 @@ KUSTOMIZATIONS = sorted(DEPLOY.rglob("kustomization.yaml"))
 PARTIAL = {
     "overlays/kubeadm/daemonset.yaml",
     "overlays/ipvs/modules.yaml",
+    "overlays/nftables/capabilities.yaml",
     "overlays/node-by-node/labelled-nodes.yaml",
 }
 MANIFESTS = sorted(
