@@ -22,6 +22,9 @@ _SPECIAL_V4 = r"0\.0\.0\.0\Z|127\.|169\.254\.|224\.0\.0\."
 usual_v4 = re.compile(rf"(?!{_SPECIAL_V4}){_V4}").fullmatch
 """Matches canonical IPv4 that ``canonical_endpoint_ip`` takes as it is."""
 _special = re.compile(rf"{_SPECIAL_V4}|::1?\Z|fe[89ab].:|ff.2:").match
+_no_cluster_ip = re.compile(
+    r"0\.0\.0\.0\Z|127\.|22[4-9]\.|23[0-9]\.|255\.255\.255\.255\Z|::1?\Z|ff"
+).match
 _padded_v4 = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+").fullmatch
 _prefix_length = re.compile(r"[0-9]{1,3}").fullmatch
 _MAPPED_BITS = 96
@@ -58,6 +61,22 @@ def canonical_endpoint_ip(text: str) -> str:
     address = canonical_ip(text)
     if _special(address):
         raise ValueError(f"{address!r} is unspecified, loopback or link-local")
+    return address
+
+
+def canonical_cluster_ip(text: str) -> str:
+    """Give the canonical spelling of a cluster IP.
+
+    A loopback address would cut the node off from its own programs: in nftables mode, other ports
+    of a cluster IP are refused. Neither that nor an unspecified, multicast or broadcast address
+    can be in a range that the API server takes cluster IPs from; a manifest may hold one.
+
+    Raises:
+        ValueError: it is no such address; the message says so and quotes it.
+    """
+    address = canonical_ip(text)
+    if _no_cluster_ip(address):
+        raise ValueError(f"{address!r} is unspecified, loopback, multicast or broadcast")
     return address
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from svcproxy import limits
-from svcproxy.kube.addresses import canonical_cidr, canonical_ip
+from svcproxy.kube.addresses import canonical_cidr
 from svcproxy.kube.validation import LimitExceededError, shown
 from svcproxy.kube.wire import ParseError
 
@@ -28,11 +28,6 @@ def check_port(number: int, field: str) -> None:
     """
     if not 0 <= number <= 65535:
         raise ParseError(field, f"{shown(number)} is not between 1 and 65535")
-
-
-def addresses_in(texts: list[str] | None, field: str) -> tuple[str, ...]:
-    """Read a list of IP addresses; see ``all_canonical``."""
-    return all_canonical(canonical_ip, texts, field)
 
 
 def cidrs_in(texts: list[str] | None, field: str) -> tuple[str, ...]:

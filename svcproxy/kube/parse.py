@@ -11,13 +11,13 @@ from sys import intern
 from svcproxy import limits
 from svcproxy.kube import wire
 from svcproxy.kube.addresses import (
+    canonical_cluster_ip,
     canonical_endpoint_ip,
     canonical_ip,
     is_ipv6,
     usual_v4,
 )
 from svcproxy.kube.fields import (
-    addresses_in,
     all_canonical,
     canonical_at,
     check_length,
@@ -113,8 +113,10 @@ def parse_service(obj: wire.Service) -> Service | None:
     service = Service(
         name=_namespaced(obj.metadata, LABELS),
         ports=_service_ports(spec),
-        cluster_ips=addresses_in(
-            addresses, "spec.clusterIPs" if spec.cluster_ips else "spec.clusterIP"
+        cluster_ips=all_canonical(
+            canonical_cluster_ip,
+            addresses,
+            "spec.clusterIPs" if spec.cluster_ips else "spec.clusterIP",
         ),
         external_ips=external_ips,
         load_balancer_ips=_load_balancer_ips(obj.status),
