@@ -229,8 +229,18 @@ def with_list(field: str, count: int) -> Obj:
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.1", "127.1.2.3", "0.0.0.0", "224.0.0.7", "239.1.1.1", "255.255.255.255"]
-    + ["::1", "::", "ff02::1", "ff05::7"],
+    [
+        "127.0.0.1",
+        "127.1.2.3",
+        "0.0.0.0",
+        "224.0.0.7",
+        "239.1.1.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "ff02::1",
+        "ff05::7",
+    ],
 )
 def test_a_cluster_ip_never_cuts_the_node_off_from_itself(address: str) -> None:
     obj = objects.service(clusterIP=address, clusterIPs=[address])
