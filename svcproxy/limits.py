@@ -55,6 +55,12 @@ addresses: without a limit on the product, one Service asks for 400 million rule
 SLICE_TARGETS = 200_000
 """Endpoints of an EndpointSlice, times its ports. The API allows 1,000 times 20,000."""
 
+SERVICE_TARGETS = 250_000
+"""Ports of a Service, times its addresses, times the endpoints of all of its EndpointSlices.
+
+That is how many map elements (nftables) or real servers (IPVS) the Service asks for. Each slice may
+be within its own limit and the Service still ask for millions."""
+
 LIST_ENTRIES = 1_000
 """Entries of each short list: hints of an endpoint (the API allows 8), addresses, pod CIDRs and
 taints of a Node, CIDRs of a ServiceCIDR (the API allows 2)."""

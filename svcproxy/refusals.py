@@ -36,6 +36,7 @@ KNOWN: tuple[tuple[str, str], ...] = (
     ("netlink", "malformed"),
     ("object", "list_entries"),
     ("object", "service_frontends"),
+    ("object", "service_targets"),
     ("object", "slice_targets"),
     ("watch", "line_bytes"),
 )

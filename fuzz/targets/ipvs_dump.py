@@ -6,7 +6,8 @@ from svcproxy.backends.ipvs import link_messages, messages
 from svcproxy.backends.ipvs.operations import AddRealServer, AddVirtualServer
 from svcproxy.backends.ipvs.values import RealServerKey, VirtualServer, VirtualServerKey
 from svcproxy.model.names import IPFamily, Protocol
-from svcproxy.netlink.messages import MalformedError, Message
+from svcproxy.netlink.attributes import MalformedError
+from svcproxy.netlink.messages import Message
 from svcproxy.netlink.messages import messages as split
 
 _KEYS = {

@@ -5,6 +5,7 @@ from datetime import datetime
 
 import msgspec
 
+from svcproxy.limits import SERVICE_TARGETS
 from svcproxy.model.names import IPFamily, NamespacedName, Protocol, ServicePortName
 from svcproxy.model.objects import EndpointSlice, Node, Service, ServiceCIDR, ServicePortSpec
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
@@ -13,6 +14,9 @@ from svcproxy.state.claims import Address, Claim, Claims, Conflict
 from svcproxy.state.scheduling import scheduler_wish
 from svcproxy.state.slices import Candidate, SliceCache
 from svcproxy.state.topology import EndpointLists, Place, categorize
+
+_FEW = 8
+"""Above this number, addresses are looked up in a set: a Service may have thousands."""
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -23,7 +27,8 @@ class Changes(msgspec.Struct, frozen=True):
     ``node_changed`` and ``service_cidrs_changed`` tell that these parts of the state did.
     ``triggered`` are the times at which the changed endpoints were last touched in the API.
     ``conflicts`` are those that began since the last checkout. ``defects`` are the Services that
-    could not be computed, which stay as they were.
+    could not be computed, which stay as they were. ``truncated`` are the Services that have more
+    endpoints than ``limits.SERVICE_TARGETS`` allows since this checkout.
     """
 
     ports: dict[ServicePortName, ServicePort | None]
@@ -33,6 +38,7 @@ class Changes(msgspec.Struct, frozen=True):
     triggered: tuple[datetime, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     defects: Mapping[NamespacedName, Exception] = {}
+    truncated: tuple[NamespacedName, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.ports) or self.node_changed or self.service_cidrs_changed
@@ -105,6 +111,7 @@ class DesiredState:
         self._service_cidrs = ServiceRanges(family)
         self._triggered: dict[NamespacedName, list[datetime]] = {}
         self._conflicts: dict[NamespacedName, frozenset[Conflict]] = {}
+        self._over_limit: set[NamespacedName] = set()
 
     @property
     def ports(self) -> Mapping[ServicePortName, ServicePort]:
@@ -187,6 +194,7 @@ class DesiredState:
         previous: dict[ServicePortName, ServicePort] = {}
         conflicts: list[Conflict] = []
         defects: dict[NamespacedName, Exception] = {}
+        over_limit = self._over_limit.copy()
         dirty = self._settle_claims(defects)
         for name in sorted(dirty):
             lost: list[Conflict] = []
@@ -216,7 +224,14 @@ class DesiredState:
         triggered = tuple(t for times in self._triggered.values() for t in times)
         ranges = self._service_cidrs.check_out()
         changes = Changes(
-            ports, previous, self._node_dirty, ranges, triggered, tuple(conflicts), defects
+            ports,
+            previous,
+            self._node_dirty,
+            ranges,
+            triggered,
+            tuple(conflicts),
+            defects,
+            truncated=tuple(sorted(self._over_limit - over_limit)),
         )
         self._dirty, self._triggered, self._node_dirty = set(), {}, False
         return changes
@@ -278,13 +293,19 @@ class DesiredState:
         """Compute the finished ports of one Service; nothing if it is gone."""
         service = self._services.get(name)
         if service is None:
+            self._over_limit.discard(name)
             return
-        candidates = self._slices.candidates(name, self._node_name)
+        wanted = {(spec.name, spec.protocol) for spec in service.ports}
+        found = self._slices.candidates(name, self._node_name, wanted, _most_endpoints(service))
+        if found.truncated:
+            self._over_limit.add(name)
+        else:
+            self._over_limit.discard(name)
         for spec in service.ports:
             key = ServicePortName(name.namespace, name.name, spec.name, spec.protocol)
             held = self._held(service, spec, conflicts)
-            found = candidates.get((spec.name, spec.protocol), ())
-            yield key, self._service_port(key, service, held, found)
+            candidates = found.by_port.get((spec.name, spec.protocol), ())
+            yield key, self._service_port(key, service, held, candidates)
 
     def _held(
         self, service: Service, spec: ServicePortSpec, conflicts: list[Conflict]
@@ -316,9 +337,12 @@ class DesiredState:
         )
         ranges = self._ours(service.source_ranges)
         wish = scheduler_wish(service.annotations)
+        balanced: Collection[str] = service.load_balancer_ips
+        if len(balanced) > _FEW:
+            balanced = frozenset(balanced)
         return ServicePort(
             name=key,
-            frontends=tuple(_frontend(kind, a, service, lists) for kind, a in addresses),
+            frontends=tuple(_frontend(kind, a, service, lists, balanced) for kind, a in addresses),
             cluster_endpoints=lists.cluster,
             local_endpoints=lists.local,
             affinity_seconds=service.affinity_seconds,
@@ -330,6 +354,13 @@ class DesiredState:
             scheduler=wish.scheduler,
             scheduler_flags=wish.flags,
         )
+
+
+def _most_endpoints(service: Service) -> int:
+    """How many endpoints each port of a Service may have (``limits.SERVICE_TARGETS``)."""
+    addresses = len(service.cluster_ips) + len(service.external_ips)
+    addresses += len(service.load_balancer_ips) + 1  # and the node port
+    return max(1, SERVICE_TARGETS // (addresses * max(1, len(service.ports))))
 
 
 def _local_ready(candidates: Sequence[Candidate]) -> tuple[str, ...]:
@@ -345,7 +376,11 @@ def _serving(candidates: Sequence[Candidate]) -> tuple[Endpoint, ...]:
 
 
 def _frontend(
-    kind: FrontendKind, address: Address, service: Service, lists: EndpointLists
+    kind: FrontendKind,
+    address: Address,
+    service: Service,
+    lists: EndpointLists,
+    balanced: Collection[str],
 ) -> Frontend:
     internal = kind is FrontendKind.CLUSTER_IP
     local = service.internal_policy_local if internal else service.external_policy_local
@@ -355,7 +390,5 @@ def _frontend(
         verdict = Verdict.DROP
     else:
         verdict = Verdict.FORWARD
-    also_load_balancer = (
-        kind is not FrontendKind.LOAD_BALANCER and address.address in service.load_balancer_ips
-    )
+    also_load_balancer = kind is not FrontendKind.LOAD_BALANCER and address.address in balanced
     return Frontend(kind, address.address, address.port, local, verdict, also_load_balancer)

@@ -1,6 +1,7 @@
 """The EndpointSlices of every Service, merged on demand."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,6 +24,13 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
 
 PortKey = tuple[str, Protocol]
+
+
+class Merged(NamedTuple):
+    """The endpoints of a Service by port, and whether there are more than were asked for."""
+
+    by_port: Mapping[PortKey, list[Candidate]]
+    truncated: bool
 
 
 class SliceCache:
@@ -64,23 +72,40 @@ class SliceCache:
         yield service
 
     def candidates(
-        self, service: NamespacedName, node_name: str
-    ) -> Mapping[PortKey, list[Candidate]]:
+        self, service: NamespacedName, node_name: str, ports: Collection[PortKey], most: int
+    ) -> Merged:
         """Merge the Service's slices to one sorted endpoint list per port name and protocol.
 
         An address and port that occurs twice is one endpoint: while an endpoint moves between
         slices, or a pod's address is reused before the old pod is gone, the entry that serves
         best stands for both. That a non-terminating one wins is kube-proxy's rule
         (``endpointslicecache.go``); it leaves the rest undefined, we prefer ready ones.
+
+        Args:
+            service: the name of the Service.
+            node_name: the name of this node.
+            ports: the ports that the Service has; slices may have others.
+            most: how many endpoints of a port to take. Which ones they are depends on the slices
+                alone, not on the order in which these came.
         """
         merged: dict[PortKey, dict[tuple[str, int], Candidate]] = {}
         pieces = self._by_service.get(service, {})
+        truncated = False
         for name in sorted(pieces):
             piece = pieces[name]
             for port in piece.ports:
-                by_target = merged.setdefault((port.name, port.protocol), {})
+                key = (port.name, port.protocol)
+                if key not in ports:
+                    continue
+                by_target = merged.setdefault(key, {})
+                if len(by_target) >= most:
+                    truncated = truncated or bool(piece.endpoints)
+                    continue
                 _merge(by_target, piece.endpoints, port.port, node_name)
-        return {key: [found[t] for t in sorted(found)] for key, found in merged.items()}
+        truncated = truncated or any(len(found) > most for found in merged.values())
+        return Merged(
+            {k: [found[t] for t in sorted(found)[:most]] for k, found in merged.items()}, truncated
+        )
 
 
 def _merge(

@@ -10,10 +10,12 @@ import structlog
 
 from svcproxy.backends.base import Foreign, Outcome, TransactionError
 from svcproxy.kube.recorder import EventRecorder
+from svcproxy.limits import SERVICE_TARGETS
 from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
 from svcproxy.model.serviceport import FrontendKind, ServicePort, Verdict
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
+from svcproxy.refusals import REFUSALS
 from svcproxy.state.desired import Changes
 
 log = structlog.get_logger()
@@ -76,6 +78,16 @@ class Reporter:
                 waiting.discard(name)
                 if port is not None and _drops(port, internal=policy == "internal"):
                     waiting.add(name)
+        for service in changes.truncated:
+            REFUSALS.count("object", "service_targets")
+            log.warning(
+                "service.truncated",
+                family=self._family,
+                service=str(service),
+                limit=SERVICE_TARGETS,
+                reason="ports times addresses times endpoints exceed the limit",
+                effect="each port is served by the first endpoints that fit",
+            )
         self._metrics.address_conflicts.labels(self._family).set(conflicts)
         for conflict in changes.conflicts:
             log.warning(
