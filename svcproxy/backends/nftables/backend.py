@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Callable
 
 import structlog
@@ -40,6 +41,7 @@ class _Work:
         comparisons: how often everything was compared again.
         holds: how often Service ports were left out.
         refused: those, with the reasons.
+        operations: what the kernel took, by kind.
         doubt: why the kernel was taken to hold something else than the plan starts from.
     """
 
@@ -48,6 +50,7 @@ class _Work:
         self.comparisons = 0
         self.holds = 0
         self.refused: dict[ServicePortName, str] = {}
+        self.operations = Counter[str]()
         self.doubt = ""
 
 
@@ -158,7 +161,7 @@ class NftablesBackend:
         """
         if changes.service_cidrs_changed or self._settings(node) != self._planner.settings:
             return None
-        if not self._table.is_same():
+        if not self._table.is_same() or self._planner.needs_comparison(changes.ports):
             return None
         plan = self._planner.plan_changes(changes.ports)
         plan.generation = self._table.expected_generation()
@@ -180,7 +183,11 @@ class NftablesBackend:
             except RefusedError as error:
                 plan = self._after_refusal(plan, error, work)
             else:
-                break
+                work.operations.update(plan.operations)
+                if plan.compared or not self._planner.leaves_unknown_elements:
+                    break
+                # The kernel took a port at last of which it still has elements of before.
+                plan = self._planner.plan_again(self._table.read())
         if work.doubt and not work.refused:
             log.warning("nftables.differs", family=self._family, error=work.doubt)
         strays = self._planner.settle()
@@ -188,10 +195,9 @@ class NftablesBackend:
             # A comparison that was asked for has tried all of them again.
             others = self._refused - work.changed if work.changed else frozenset()
             self._refused = others | work.refused.keys() - strays
-        operations = plan.operations
         if work.comparisons:
-            operations["compared_again"] = work.comparisons
-        return Outcome(operations, plan.sizes, plan.written, work.refused)
+            work.operations["compared_again"] = work.comparisons
+        return Outcome(dict(work.operations), plan.sizes, plan.written, work.refused)
 
     def _after_refusal(self, plan: Plan, error: RefusedError, work: "_Work") -> Plan:
         """What to do instead of a plan that the kernel refused."""

@@ -10,7 +10,7 @@ from svcproxy.backends.nftables.dump import Observed
 from svcproxy.backends.nftables.owners import Owners
 from svcproxy.backends.nftables.ruleset import Elements
 from svcproxy.backends.settings import Settings
-from svcproxy.model.names import ServicePortName
+from svcproxy.model.names import Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
 
 
@@ -26,15 +26,23 @@ class _Hold(IntEnum):
     ABSENT = 3
 
 
-def yielding(port: ServicePort, others: Iterable[ServicePort]) -> ServicePort:
-    """A former Service port without the frontends that others have by now."""
-    taken = {
-        (f.address, f.port)
-        for other in others
-        if other.name != port.name and other.name.protocol is port.name.protocol
-        for f in other.frontends
+Takers = Mapping[tuple[Protocol, str, int], ServicePortName]
+"""Which Service port has a frontend, by protocol, address (empty for node ports) and port."""
+
+
+def takers(ports: Iterable[ServicePort]) -> Takers:
+    """Say which of the Service ports has each of their frontends."""
+    return {
+        (port.name.protocol, f.address, f.port): port.name for port in ports for f in port.frontends
     }
-    kept = tuple(f for f in port.frontends if (f.address, f.port) not in taken)
+
+
+def yielding(port: ServicePort, taken: Takers) -> ServicePort:
+    """A former Service port without the frontends that others have by now."""
+    name, protocol = port.name, port.name.protocol
+    kept = tuple(
+        f for f in port.frontends if taken.get((protocol, f.address, f.port), name) == name
+    )
     return port if kept == port.frontends else structs.replace(port, frontends=kept)
 
 
@@ -101,6 +109,21 @@ class Held:
                 self._holds[name] = _Hold.FOUND
         return True
 
+    def in_the_way(self, changed: Iterable[ServicePort]) -> bool:
+        """Whether a Service port takes a frontend of which elements are kept, and nothing known.
+
+        Only a comparison can remove these.
+        """
+        if not self.strays:
+            return False
+        taken = takers(changed)
+        return any(yielding(port, taken) is not port for port in self.strays.values())
+
+    @property
+    def replaces_strays(self) -> bool:
+        """Whether a change was about Service ports of which elements are kept, and nothing known."""
+        return bool(self.undo.keys() & self.strays.keys())
+
     def owners(self, present: Mapping[ServicePortName, ServicePort], settings: Settings) -> Owners:
         """Whom the objects of the last plan belong to; ``present`` is what it makes."""
         if self._wanted is not None:
@@ -115,12 +138,12 @@ class Held:
         wanted, before = self._wanted or {}, self._before or {}
         if not self._holds and not self.strays:
             return wanted, {}
-        ports = dict(wanted)
-        found = dict(self.strays)
+        ports, taken = dict(wanted), takers(wanted.values())
+        found = {name: yielding(port, taken) for name, port in self.strays.items()}
         for name, hold in self._holds.items():
             port = ports.pop(name, None)
             if hold is _Hold.PREVIOUS:
-                ports[name] = yielding(before[name], wanted.values())
+                ports[name] = yielding(before[name], taken)
             elif hold is _Hold.FOUND and port is not None:
                 found[name] = port
         return ports, self._kept(found, settings, observed)

@@ -9,7 +9,7 @@ from svcproxy.backends.nftables.arrange import arrange_port, with_order
 from svcproxy.backends.nftables.chains import SOURCES, shared_chains, source_chain
 from svcproxy.backends.nftables.compare import compare
 from svcproxy.backends.nftables.dump import Observed
-from svcproxy.backends.nftables.held import Held, yielding
+from svcproxy.backends.nftables.held import Held, takers, yielding
 from svcproxy.backends.nftables.owners import Owners
 from svcproxy.backends.nftables.render import (
     NOTHING,
@@ -164,6 +164,11 @@ class Planner:
         return elements
 
     @property
+    def leaves_unknown_elements(self) -> bool:
+        """Whether the last ``plan_changes`` leaves elements that only a comparison can remove."""
+        return self._held.replaces_strays
+
+    @property
     def changed(self) -> frozenset[ServicePortName]:
         """The Service ports that were given to ``plan_changes`` since the last ``settle``."""
         return frozenset(self._held.undo)
@@ -196,12 +201,16 @@ class Planner:
         wanted = {name: self._ports.get(name) for name in undo if name not in names}
         self._change(undo, arranged=True)
         self._held.undo.clear()
-        taking = [port for port in wanted.values() if port is not None]
+        taken = takers(port for port in wanted.values() if port is not None)
         for name in names:
             known = self._ports.get(name)
             if known is not None:
-                wanted[name] = yielding(known, taking)
+                wanted[name] = yielding(known, taken)
         return self.plan_changes(wanted)
+
+    def needs_comparison(self, ports: Mapping[ServicePortName, ServicePort | None]) -> bool:
+        """Whether ``plan_changes`` cannot know all that changed Service ports replace."""
+        return self._held.in_the_way(port for port in ports.values() if port is not None)
 
     def plan_changes(self, ports: Mapping[ServicePortName, ServicePort | None]) -> Plan:
         """Compute the difference that changed Service ports make."""
