@@ -192,6 +192,34 @@ def test_a_dump_that_was_given_up_is_not_in_the_way_of_the_next(space: NetNS) ->
     space.call(work)
 
 
+@pytest.mark.parametrize("operation", ["ask", "transact"])
+def test_nftables_recovers_from_a_time_without_descriptors(
+    space: NetNS, peer: MakePeer, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """A failure replaces the socket. That may fail as well, but must not be final."""
+
+    def starved(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def work() -> None:
+        connection = NftConnection(V4)
+        port = connection.port_id
+        peer(NETFILTER).plays(connection._socket)
+        todo = [Message(DELETE_SET, 0, text(TABLE_OF, "none") + text(2, "s"), "set s")]
+        with monkeypatch.context() as patched:
+            patched.setattr("socket.socket", starved)
+            for _ in range(2):
+                with pytest.raises(BackendError, match="Too many open files"):
+                    connection.generation()
+        with pytest.raises(BackendError, match="Bad file descriptor"):
+            connection.generation() if operation == "ask" else connection.transact(todo)
+        assert connection.generation() >= 0
+        assert connection.port_id == port
+        connection.close()
+
+    space.call(work)
+
+
 # --- Nonsense ------------------------------------------------------------------------------------
 
 

@@ -89,6 +89,7 @@ class Connection:
         self._sending = 0
         self._buffer = memoryview(bytearray(NETLINK_DATAGRAM_BYTES))
         self._open()
+        self._first = self.port_id, self.namespace
 
     def _open(self, port: int = 0) -> None:
         self._socket = socket.socket(
@@ -97,7 +98,7 @@ class Connection:
         try:
             self._socket.bind((port, 0))
         except OSError:
-            # Somebody else has the address by now: events of ours then look like others'.
+            # Another socket has taken the address: events of our changes then look foreign.
             self._socket.bind((0, 0))
         only_from_kernel(self._socket)
         for option in (_CAP_ACK, _EXT_ACK):
@@ -108,21 +109,22 @@ class Connection:
         self._grow(socket.SO_RCVBUF, _BUFFER)
 
     def _renew(self) -> None:
-        """Replace the socket, so that late answers cannot be taken for those to later questions.
+        """Replace the socket, so that a late answer is not taken for that to a later question.
 
-        The new one has the same netlink address: by that the kernel's events tell our changes
-        from others'.
+        The new socket has the netlink address of the first one: by this address the kernel's
+        events distinguish our changes from those of other processes.
 
         Raises:
-            BackendError: the calling thread is in another network namespace by now.
+            OSError: there is no new socket; the next failure tries again.
+            BackendError: the calling thread has moved to another network namespace.
         """
-        port, namespace = self.port_id, self.namespace
+        port, namespace = self._first
         self._socket.close()
         self._open(port)
         # Before Linux 5.14 there is no cookie, and the number is that of the address itself.
         if namespace > 0 and self.namespace != namespace:
             self._socket.close()
-            raise BackendError("the network namespace is another one by now")
+            raise BackendError("the thread is in another network namespace than before")
 
     def _broken(self, what: str, error: OSError | MalformedError) -> BackendError:
         """Replace the socket after a failure; return what to raise."""
@@ -132,7 +134,10 @@ class Connection:
         else:
             late = error.errno in TIMED_OUT
             reason = os.strerror(errno.ETIMEDOUT if late else error.errno or 0)
-        self._renew()
+        try:
+            self._renew()
+        except OSError as failure:  # as without a free descriptor
+            reason += f"; cannot open another netlink socket: {failure.strerror}"
         return BackendError(f"{what}: {reason}")
 
     @property
@@ -177,11 +182,11 @@ class Connection:
             BackendError: it could not be sent.
         """
         data = batch(messages, self.family, generation, end=not check)
-        if len(data) > self._sending:
-            # A transaction is one datagram, and has to fit into the buffer with its overhead.
-            self._sending = len(data) + (64 << 10)
-            self._grow(socket.SO_SNDBUF, self._sending)
         try:
+            if len(data) > self._sending:
+                # A transaction is one datagram, and has to fit into the buffer with its overhead.
+                self._grow(socket.SO_SNDBUF, len(data) + (64 << 10))
+                self._sending = len(data) + (64 << 10)
             self._discard()
             self._socket.send(data)
             refusals = self._refusals(messages)
@@ -336,8 +341,14 @@ def _split(data: bytes) -> Iterator[tuple[bytes, int, int, int]]:
 
 
 def _error(body: bytes) -> int:
-    """The error number in an acknowledgement or at the end of a dump, 0 for success."""
-    return -_CODE.unpack_from(body)[0] if len(body) >= _CODE.size else 0
+    """The error number in an acknowledgement or at the end of a dump, 0 for success.
+
+    Raises:
+        MalformedError: there is no number.
+    """
+    if len(body) < _CODE.size:
+        raise MalformedError(f"acknowledgement of {len(body)} bytes")
+    return -int(_CODE.unpack_from(body)[0])
 
 
 def _extended(body: bytes, flags: int) -> tuple[str, int]:
