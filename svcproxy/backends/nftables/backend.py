@@ -157,7 +157,8 @@ class NftablesBackend:
     def plan_changes(self, changes: Changes, node: Node | None) -> Plan | None:
         """Compute what changed Service ports mean.
 
-        Other settings need a full comparison, and so does a table that is not ours any more.
+        Other settings need a full comparison. So does a table that is not ours any more, and a
+        frontend of which the kernel holds unknown elements of another port.
         """
         if changes.service_cidrs_changed or self._settings(node) != self._planner.settings:
             return None
@@ -203,7 +204,8 @@ class NftablesBackend:
         """What to do instead of a plan that the kernel refused."""
         found = {} if error.partial else self._culprits(plan, error)
         if not plan.compared:
-            if found and found.keys() <= self._refused:
+            known = found.keys() <= self._refused and not found.keys() <= work.refused.keys()
+            if found and known:
                 # It refused them after a comparison, so another one would change nothing.
                 work.refused.update(found)
                 rest = self._planner.without(found)
