@@ -193,8 +193,6 @@ class Connections:
                 self._send(connection)
             else:
                 self._read(connection)
-        except BlockingIOError:
-            self._watch(connection, selectors.EVENT_READ)
         except OSError:
             self._hang_up(connection)
 
@@ -220,7 +218,11 @@ class Connections:
             self._hang_up(connection)
 
     def _read(self, connection: Connection) -> None:
-        data = connection.sock.recv(_DISCARD_CHUNK if connection.lingering else _CHUNK)
+        try:
+            data = connection.sock.recv(_DISCARD_CHUNK if connection.lingering else _CHUNK)
+        except BlockingIOError:
+            self._watch(connection, selectors.EVENT_READ)
+            return
         if not data:
             self._hang_up(connection)
         elif not connection.lingering:

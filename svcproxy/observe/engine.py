@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -104,13 +104,24 @@ class Engine:
             self._thread.join(seconds)
         self._rendering.workers.stop(seconds / 10)
 
-    def listen(self, sock: socket.socket, site: Site) -> None:
-        """Serve a site at a listening socket, which is the engine's from now on.
+    def listen(self, socks: Iterable[socket.socket], site: Site) -> None:
+        """Serve a site at listening sockets, which are the engine's from now on.
 
         Before ``start`` any thread may call this, afterwards ``tend`` only.
+
+        Raises:
+            OSError: one of them cannot be watched; none is the engine's then, nor closed.
         """
-        sock.settimeout(0)
-        self._selector.register(sock, selectors.EVENT_READ, _Listener(sock, site))
+        watched: list[socket.socket] = []
+        try:
+            for sock in socks:
+                sock.settimeout(0)
+                self._selector.register(sock, selectors.EVENT_READ, _Listener(sock, site))
+                watched.append(sock)
+        except OSError:
+            for sock in watched:
+                self._selector.unregister(sock)
+            raise
 
     def unlisten(self, sock: socket.socket) -> None:
         """Close a listening socket; only ``tend`` may call this."""

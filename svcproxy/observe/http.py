@@ -209,7 +209,7 @@ class Server:
             sock.close()
             raise
         self._port = sock.getsockname()[1]
-        engine.listen(sock, Site(self._pages.answer, slow=self._pages.slow))
+        engine.listen([sock], Site(self._pages.answer, slow=self._pages.slow))
         return engine
 
     def stop(self) -> None:

@@ -240,20 +240,19 @@ class _Listeners:
                 REFUSALS.count("http", "descriptors")
             return
         socks: list[socket] = []
-        for address in place.addresses:
-            try:
+        address, site = "", Site(partial(self._answer, service), keeps=False)
+        try:
+            for address in place.addresses:
                 # [::] leaves IPv4 to the other family's server
                 socks.append(listening(address, place.port, only_v6=True))
-            except OSError as error:
-                for sock in socks:
-                    sock.close()
-                self._share.give(len(place.addresses))
-                where = f"[{address}]" if ":" in address else address
-                self._failed(service, place, f"{where}:{place.port}: {error.strerror or error}")
-                return
-        site = Site(partial(self._answer, service), keeps=False)
-        for sock in socks:
-            self._engine.listen(sock, site)
+            self._engine.listen(socks, site)
+        except OSError as error:
+            for sock in socks:
+                sock.close()
+            self._share.give(len(place.addresses))
+            where = f"[{address}]" if ":" in address else address
+            self._failed(service, place, f"{where}:{place.port}: {error.strerror or error}")
+            return
         self._open[service] = _Open(place, socks, site)
         say = _log.info if self._failures.pop(service, None) else _log.debug
         say("health_check.opened", service=str(service), port=place.port)

@@ -2,6 +2,7 @@ import errno
 import http.client
 import json
 import math
+import os
 import random
 import selectors
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from svcproxy.descriptors import Share
 from svcproxy.model.names import IPFamily, NamespacedName, Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.observe.connections import Connections, Limits, Site
@@ -312,6 +314,32 @@ def test_one_address_in_use_leaves_none_open(make: Make) -> None:
         servers.set(port, "10.0.0.1")
         wait_for(lambda: servers.failures)
         assert not listens(port, "127.0.0.2")
+
+
+def test_a_socket_that_cannot_be_watched_is_tried_again_and_keeps_no_share(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel limits how many descriptors a user may watch (``epoll``), and memory can run out."""
+    failures = iter([errno.ENOSPC, errno.ENOMEM])
+    register = selectors.EpollSelector.register
+
+    def starved(self: selectors.EpollSelector, sock: Any, events: int, data: Any = None) -> Any:
+        number = next(failures, 0) if getattr(data, "site", None) else 0
+        if number:
+            raise OSError(number, os.strerror(number))
+        return register(self, sock, events, data)
+
+    monkeypatch.setattr(selectors.EpollSelector, "register", starved)
+    share, port = Share(1), free_port()
+    servers = make(share=share)
+    servers.set(port, "10.0.0.1")
+    wait_for(lambda: asked_about(servers, port) == "web")
+    assert [reason.partition(": ")[2] for _, _, reason in servers.failures] == [
+        "No space left on device",
+        "Cannot allocate memory",
+    ]
+    servers.remove()
+    wait_for(lambda: share.take(1))
 
 
 def test_a_failure_that_is_not_wanted_any_more(make: Make) -> None:
