@@ -2,7 +2,6 @@
 
 import errno
 import os
-from collections import Counter
 from collections.abc import Callable
 
 import structlog
@@ -41,7 +40,6 @@ class _Work:
         comparisons: how often everything was compared again.
         holds: how often Service ports were left out.
         refused: those, with the reasons.
-        operations: what the kernel took, by kind.
         doubt: why the kernel was taken to hold something else than the plan starts from.
     """
 
@@ -50,7 +48,6 @@ class _Work:
         self.comparisons = 0
         self.holds = 0
         self.refused: dict[ServicePortName, str] = {}
-        self.operations = Counter[str]()
         self.doubt = ""
 
 
@@ -158,7 +155,7 @@ class NftablesBackend:
         """Compute what changed Service ports mean.
 
         Other settings need a full comparison. So does a table that is not ours any more, and a
-        frontend of which the kernel holds unknown elements of another port.
+        Service port, or a frontend, of which the kernel holds unknown elements.
         """
         if changes.service_cidrs_changed or self._settings(node) != self._planner.settings:
             return None
@@ -184,11 +181,7 @@ class NftablesBackend:
             except RefusedError as error:
                 plan = self._after_refusal(plan, error, work)
             else:
-                work.operations.update(plan.operations)
-                if plan.compared or not self._planner.leaves_unknown_elements:
-                    break
-                # The kernel took a port at last of which it still has elements of before.
-                plan = self._planner.plan_again(self._table.read())
+                break
         if work.doubt and not work.refused:
             log.warning("nftables.differs", family=self._family, error=work.doubt)
         strays = self._planner.settle()
@@ -196,9 +189,10 @@ class NftablesBackend:
             # A comparison that was asked for has tried all of them again.
             others = self._refused - work.changed if work.changed else frozenset()
             self._refused = others | work.refused.keys() - strays
+        operations = plan.operations
         if work.comparisons:
-            work.operations["compared_again"] = work.comparisons
-        return Outcome(dict(work.operations), plan.sizes, plan.written, work.refused)
+            operations["compared_again"] = work.comparisons
+        return Outcome(operations, plan.sizes, plan.written, work.refused)
 
     def _after_refusal(self, plan: Plan, error: RefusedError, work: "_Work") -> Plan:
         """What to do instead of a plan that the kernel refused."""

@@ -109,20 +109,17 @@ class Held:
                 self._holds[name] = _Hold.FOUND
         return True
 
-    def in_the_way(self, changed: Iterable[ServicePort]) -> bool:
-        """Whether a Service port takes a frontend of which elements are kept, and nothing known.
+    def are_strays(self, changed: Mapping[ServicePortName, ServicePort | None]) -> bool:
+        """Whether elements of which nothing is known are kept of a changed Service port.
 
-        Only a comparison can remove these.
+        The same goes for a frontend that it takes. Only a comparison can replace such elements.
         """
         if not self.strays:
             return False
-        taken = takers(changed)
-        return any(yielding(port, taken) is not port for port in self.strays.values())
-
-    @property
-    def replaces_strays(self) -> bool:
-        """Whether a change was about Service ports of which elements are kept, and nothing known."""
-        return bool(self.undo.keys() & self.strays.keys())
+        taken = takers(port for port in changed.values() if port is not None)
+        return not changed.keys().isdisjoint(self.strays) or any(
+            yielding(port, taken) is not port for port in self.strays.values()
+        )
 
     def owners(self, present: Mapping[ServicePortName, ServicePort], settings: Settings) -> Owners:
         """Whom the objects of the last plan belong to; ``present`` is what it makes."""

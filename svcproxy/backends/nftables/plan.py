@@ -164,11 +164,6 @@ class Planner:
         return elements
 
     @property
-    def leaves_unknown_elements(self) -> bool:
-        """Whether the last ``plan_changes`` leaves elements that only a comparison can remove."""
-        return self._held.replaces_strays
-
-    @property
     def changed(self) -> frozenset[ServicePortName]:
         """The Service ports that were given to ``plan_changes`` since the last ``settle``."""
         return frozenset(self._held.undo)
@@ -210,7 +205,7 @@ class Planner:
 
     def needs_comparison(self, ports: Mapping[ServicePortName, ServicePort | None]) -> bool:
         """Whether ``plan_changes`` cannot know all that changed Service ports replace."""
-        return self._held.in_the_way(port for port in ports.values() if port is not None)
+        return self._held.are_strays(ports)
 
     def plan_changes(self, ports: Mapping[ServicePortName, ServicePort | None]) -> Plan:
         """Compute the difference that changed Service ports make."""
