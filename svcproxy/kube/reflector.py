@@ -94,6 +94,8 @@ class Reflector:
         # The resourceVersion of each object, or a hash of its bytes if it came with a new list
         self._known: dict[NamespacedName, str | int] = {}
         self._seen: set[NamespacedName] = set()
+        # The names that the last output removed; the consumer may have failed to take it
+        self._removed: list[NamespacedName] = []
         self._listed = False
         self._doubted = False
         # Whether the next list has to be a paged one
@@ -127,6 +129,7 @@ class Reflector:
 
     def page(self, body: bytes) -> Output:
         """Take the body of a successful list request."""
+        self._removed.clear()
         try:
             page = decoding.decode_page(self._kind, body)
             token = page.metadata.continue_token or ""
@@ -156,6 +159,7 @@ class Reflector:
 
     def lines(self, lines: Sequence[bytes | LongLine]) -> Output:
         """Take complete lines of a watch stream; stops at the first that ends the stream."""
+        self._removed.clear()
         output = Output()
         for line in lines:
             if not isinstance(line, bytes):
@@ -196,9 +200,13 @@ class Reflector:
         return Output(step=Step.BACK_OFF, trouble=detail or cause.value)
 
     def forget(self) -> None:
-        """Begin anew and deliver every object again: for use after the consumer failed."""
+        """Start over with a new list after the consumer failed.
+
+        The list delivers every object again. It also removes what the last output removed, since
+        that output may not have arrived.
+        """
         self._phase = _Phase.BEGIN
-        self._known = dict.fromkeys(self._known, "")
+        self._known = dict.fromkeys((*self._known, *self._removed), "")
 
     def _selection(self) -> list[tuple[str, str]]:
         query = []
@@ -309,6 +317,7 @@ class Reflector:
     def _remove(self, name: NamespacedName, output: Output) -> None:
         self._seen.discard(name)
         self._known.pop(name, None)
+        self._removed.append(name)
         output.effects.append(Removed(name))
 
     def _other_kind(self, kind: str) -> ParseError:
@@ -340,8 +349,7 @@ class Reflector:
             output.step = Step.SECOND_LOOK
             return
         for name in [name for name in self._known if name not in self._seen]:
-            del self._known[name]
-            output.effects.append(Removed(name))
+            self._remove(name, output)
         self._seen.clear()
         self._paged = self._listed = True
         self._doubted = self._plainly = False

@@ -307,6 +307,17 @@ class TestWatch:
         assert query(reflector) == {"limit": "500"}
         assert told(reflector.page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
 
+    def test_after_forget_what_the_last_output_removed_is_removed_again(self) -> None:
+        reflector = watching("a", "b", "c")
+        reflector.lines([event("DELETED", item("c", 11))])
+        assert told(reflector.lines([event("DELETED", item("b", 12))]).effects) == ["-b"]
+        reflector.forget()  # the consumer took the first output, and failed to take the second
+        reflector.request()
+        assert told(reflector.page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
+        reflector.forget()
+        reflector.request()
+        assert told(reflector.page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
+
 
 class TestMalformed:
     def test_a_bad_item_costs_only_itself(self) -> None:
