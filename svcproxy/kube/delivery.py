@@ -18,13 +18,14 @@ def parse_safely(obj: WireObject) -> ApiObject | None:
 
     Raises:
         ParseError: the object is malformed, or the parser itself failed on it.
+        MemoryError: memory has run out, which says nothing about the object.
     """
     try:
         return parse_object(obj)
     except LimitExceededError as error:
         REFUSALS.count("object", error.limit)
         raise
-    except ParseError:
+    except (ParseError, MemoryError):
         raise
     except Exception as error:
         _log.exception("parser.failed", name=obj.metadata.name, namespace=obj.metadata.namespace)

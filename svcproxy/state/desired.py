@@ -200,6 +200,8 @@ class DesiredState:
             lost: list[Conflict] = []
             try:
                 finished = dict(self._finish(name, lost))
+            except MemoryError:  # says nothing about the Service: all stay dirty
+                raise
             except Exception as error:  # noqa: BLE001 - it costs this Service only; it is reported
                 defects[name] = error
                 continue
@@ -245,6 +247,8 @@ class DesiredState:
         for name in self._dirty:
             try:
                 claims = self._claims_of(name)
+            except MemoryError:  # says nothing about the Service: all stay dirty
+                raise
             except Exception as error:  # noqa: BLE001 - it costs this Service only; it is reported
                 defects[name] = error
                 continue

@@ -78,6 +78,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._reporter = reporter
         self._clock = clock
         self._missing = set(kinds)
+        self._unstored: dict[ObjectKey, ApiObject | None] = {}
         self._followers = followers
         self._refused = Quarantine(schedule.FIRST_RETRY, schedule.period)
         self._isolation = Isolation(schedule.period)
@@ -142,11 +143,7 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._failed(error, thorough=True)
 
     def _take(self, batch: Batch) -> None:
-        for key, obj in batch.objects.items():
-            try:
-                _store(self._state, key, obj)
-            except Exception as error:  # noqa: BLE001 - it costs this object only; it is logged
-                self._reporter.defect("object", error, kind=key[0], name=str(key[1]))
+        self._store_all(batch.objects)
         if batch.doubt is not None:
             self._suspect(batch.doubt)
         if self._missing:
@@ -157,6 +154,19 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._schedule.request()
         elif batch.objects and not self._schedule.requested:
             self._reporter.idle()
+
+    def _store_all(self, objects: dict[ObjectKey, ApiObject | None]) -> None:
+        if self._unstored:
+            objects = {**self._unstored, **objects}
+        self._unstored = objects
+        for key, obj in objects.items():
+            try:
+                _store(self._state, key, obj)
+            except MemoryError:  # says nothing about the object: all are stored again
+                raise
+            except Exception as error:  # noqa: BLE001 - it costs this object only; it is logged
+                self._reporter.defect("object", error, kind=key[0], name=str(key[1]))
+        self._unstored = {}
 
     def _suspect(self, change: Foreign) -> None:
         """Have the kernel compared, for somebody else has, or may have, changed it."""
@@ -205,10 +215,12 @@ class FamilyLoop(Generic[Observed, Plan]):
     def _checkout(self, now: float) -> Changes:
         """What changed, and the Service ports that are due for another attempt."""
         changes = self._state.checkout()
-        self._reporter.changes(changes, self._state.conflicts)
         self._unsettled = self._unsettled.then(changes)
+        self._reporter.changes(changes, self._state.conflicts)
         if self._refused.names:
             self._refused.release(changes.ports)
+            # The isolation decides when these are tried again, see ``admit``.
+            self._refused.release(self._isolation.names)
             self._reporter.refused((), len(self._refused))
         for service, error in changes.defects.items():
             self._reporter.defect("service", error, service=str(service))

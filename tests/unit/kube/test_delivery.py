@@ -102,3 +102,15 @@ def test_a_defect_of_the_parser_costs_one_object(
     monkeypatch.setattr(delivery_module, "parse_object", defective)
     delivery.present(WEB, GOOD)
     assert sink.problems[0].reason == "internal error: ZeroDivisionError: oops"
+
+
+def test_running_out_of_memory_is_no_problem_of_the_object(
+    delivery: Delivery, sink: RecordingSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(_obj: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(delivery_module, "parse_object", exhausted)
+    with pytest.raises(MemoryError):
+        delivery.present(WEB, GOOD)
+    assert sink.problems == []

@@ -186,3 +186,38 @@ def test_one_object_that_cannot_be_stored_costs_no_other(
     stage.step(2.0)
     assert set(stage.backend.kernel) == {"ns/a:http", "ns/c:http"}
     assert stage.value("svcproxy_defects_total", {"where": "object"}) == 1
+
+
+@pytest.mark.parametrize("method", ["update_service", "_service_port", "_claims_of"])
+def test_what_was_not_taken_in_for_lack_of_memory_is_taken_in_later(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    run(stage, service("a"))
+
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DesiredState, method, exhausted)
+        stage.put(service("b", 2), service("c", 3))
+        stage.step(2.0)
+        stage.put(service("c", 4))
+        stage.step(2.0)
+    stage.step(40.0)
+    assert set(stage.backend.kernel) == {"ns/a:http", "ns/b:http", "ns/c:http"}
+    (changed,) = [port for name, port in stage.loop._state.ports.items() if name.name == "c"]
+    assert changed.frontends[0].address == "10.96.0.4"
+    assert stage.value("svcproxy_defects_total", {"where": "object"}) == 0
+    assert stage.value("svcproxy_defects_total", {"where": "service"}) == 0
+
+
+def test_a_port_that_planning_leaves_out_is_not_retried_as_a_refused_one(stage: Stage) -> None:
+    run(stage, service("a"), service("b", 2))
+    brittle(stage).poison = {"10.96.0.66"}
+    stage.put(service("b", 66))
+    stage.step(2.0)
+    (name,) = stage.loop._isolation.names
+    stage.loop._refused.note(stage.now, {name: "ENOSPC"}, None)  # what is kept of it is refused
+    stage.step(1.1)
+    assert not stage.loop._refused.names
+    assert stage.loop._wake_at() > stage.now
