@@ -144,12 +144,13 @@ class ManifestSource:
         paths = _manifests(self._directory)
         for number, path in enumerate(paths):
             try:
-                size += path.stat().st_size
+                size += _counted(path.stat().st_size)
                 limit = _folder_limit(number, size)
                 files[path.name] = self._left_out(path, limit) if limit else self._read(path)
             except FileNotFoundError:
                 continue  # gone since we listed the folder, or a link to nothing
-            except OSError as error:  # a loop of links
+            except (OSError, MemoryError) as error:
+                # The cause need not be in the file, so the next scan reads it again.
                 files[path.name] = self._kept(path, _unreadable(path, error))
         self._files = files
         self._deliver(sink)
@@ -170,12 +171,11 @@ class ManifestSource:
     def _read(self, path: Path) -> _File:
         known = self._files.get(path.name)
         kept = known.objects if known is not None else {}
-        signature: _Signature = (0, 0, 0, 0)
+        state = path.stat()
+        signature: _Signature = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+        if known is not None and known.signature == signature:
+            return known
         try:
-            state = path.stat()
-            signature = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
-            if known is not None and known.signature == signature:
-                return known
             data = read_bounded(path, limits.MANIFEST_FILE_BYTES, only_regular=True)
             if kept and not data.strip():
                 reason = "is empty: delete the file to delete its objects"
@@ -185,9 +185,9 @@ class ManifestSource:
             if error.limit:
                 REFUSALS.count("manifests", error.limit)
             return _File(signature, kept, (error.problem,))
-        except FileNotFoundError:
+        except (OSError, MemoryError):
             raise
-        except (OSError, UnfitFileError) as error:
+        except UnfitFileError as error:
             return _File(signature, kept, (_unreadable(path, error),))
         except Exception as error:  # noqa: BLE001 - logged with its traceback
             # A file costs itself alone: the others are read all the same.
@@ -250,12 +250,19 @@ def _folder_limit(number: int, size: int) -> str:
     return "folder_bytes" if size > limits.MANIFEST_FOLDER_BYTES else ""
 
 
-def _unreadable(path: Path, error: OSError | UnfitFileError) -> Problem:
+def _counted(size: int) -> int:
+    """How much a file adds to the size of the folder: nothing if it is too large to be read."""
+    return size if size <= limits.MANIFEST_FILE_BYTES else 0
+
+
+def _unreadable(path: Path, error: OSError | MemoryError | UnfitFileError) -> Problem:
     if isinstance(error, TooLargeError):
         REFUSALS.count("manifests", "file_bytes")
-    reason = (
-        str(error) if isinstance(error, UnfitFileError) else f"cannot be read: {error.strerror}"
-    )
+    if isinstance(error, UnfitFileError):
+        reason = str(error)
+    else:
+        cause = error.strerror if isinstance(error, OSError) else "out of memory"
+        reason = f"cannot be read: {cause}"
     return Problem(None, None, "", reason, path.name)
 
 

@@ -1,5 +1,6 @@
 """Files that hurt: each costs itself, in one line, and never the other files of the folder."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from svcproxy import limits
+from svcproxy.kube import manifests
 from svcproxy.kube.manifest_files import ManifestError, read_manifest
 from svcproxy.kube.manifests import ManifestSource
 from svcproxy.kube.yaml_limits import YamlLimitError, check_yaml
@@ -144,3 +146,34 @@ def test_values_behind_aliases_are_counted_at_each_use(monkeypatch: pytest.Monke
     with pytest.raises(YamlLimitError) as caught:
         check_yaml(text + b"c: *a\n")
     assert (caught.value.line, caught.value.limit) == (3, "yaml_nodes")
+
+
+def test_a_file_that_is_too_large_takes_no_room_from_the_others(
+    folder: tuple[Path, RecordingSink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, sink = folder
+    monkeypatch.setattr(limits, "MANIFEST_FILE_BYTES", 1000)
+    monkeypatch.setattr(limits, "MANIFEST_FOLDER_BYTES", 2000)
+    (path / "a.yaml").write_bytes(b"#" * 5000)
+    (path / "z.yaml").write_text(GOOD.replace("NAME", "other"))
+    sink.wait(lambda: sink.names() == {"first", "other"})
+    assert [problem.origin for problem in sink.problems] == ["a.yaml"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: object, **_named: object) -> bytes:
+        raise error
+
+    (tmp_path / "a.yaml").write_text(GOOD.replace("NAME", "first"))
+    sink = RecordingSink()
+    source = ManifestSource(tmp_path, "node-1")
+    with monkeypatch.context() as patched:
+        patched.setattr(manifests, "read_bounded", failing)
+        source._scan(sink)
+    assert sink.names() == set()
+    assert "cannot be read" in sink.problems[0].reason
+    source._scan(sink)
+    assert sink.names() == {"first"}
