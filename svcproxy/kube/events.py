@@ -32,7 +32,6 @@ from svcproxy.kube.credentials import ConnectionSettings
 from svcproxy.kube.decoding import decode_page, decode_uid
 from svcproxy.kube.source import SourceError
 from svcproxy.kube.wire import ParseError
-from svcproxy.limits import WATCH_LINE_BYTES
 from svcproxy.model.names import Kind, NamespacedName
 
 _log = structlog.get_logger(__name__)
@@ -46,7 +45,9 @@ _NAME_BYTES = 253
 # Events about objects outside of namespaces live here.
 _CLUSTER_NAMESPACE = "default"
 _STOP_SECONDS = 1.0
-_LIST_BYTES = WATCH_LINE_BYTES  # one object at most
+# An attempt is two requests, each with a head and a body that may both take that long
+_ATTEMPT_SECONDS = 4 * limits.RESPONSE_HEAD_SECONDS + limits.THREAD_STEP_SECONDS
+_LIST_BYTES = limits.WATCH_LINE_BYTES  # one object at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +221,7 @@ class _Sender:
         for attempt in range(self._limits.attempts):
             if attempt and self.pause(pauses.next()):
                 return False
-            # One attempt is two requests, each with a time-out for each of its steps.
-            threads.working(4 * self._limits.request_seconds + limits.THREAD_STEP_SECONDS)
+            threads.working(_ATTEMPT_SECONDS + 4 * self._limits.request_seconds)
             try:
                 status = self._attempt(occurrence, when)
             except (TransportError, SourceError) as error:

@@ -148,7 +148,7 @@ class Follower:
             idle = self._settings.idle_seconds
         if request.initial:
             idle = min(idle, self._settings.initial_seconds)
-        self._progress()
+        self._progress(limits.RESPONSE_HEAD_SECONDS)
         return self._client.get(self._path, query, stream=request.watch, idle_seconds=idle)
 
     def _answer(
@@ -156,13 +156,13 @@ class Follower:
     ) -> Output:
         """Read an answer and give the output that ends it."""
         if response.status != _OK:
+            self._progress(limits.RESPONSE_HEAD_SECONDS)
             output = self._reflector.refused(response.status, response.read_error())
             if response.status == _UNAUTHORIZED:
                 self._renew_credentials()
             return output
         if not request.watch:
-            # A slow list may take longer than any other step, but not longer than this.
-            threads.working(limits.LIST_SECONDS + limits.THREAD_STEP_SECONDS)
+            self._progress(limits.LIST_SECONDS)
             body = response.read(request.body_limit, limits.LIST_SECONDS)
             self._progress()
             return self._reflector.page(body)
@@ -197,10 +197,10 @@ class Follower:
                 response.be_patient(self._settings.idle_seconds)
         return self._reflector.broken(Cause.CLOSED)
 
-    def _progress(self) -> None:
-        """Report that the next step is bounded by the time-outs of the requests."""
+    def _progress(self, seconds: float = 0.0) -> None:
+        """Report progress: the next step may read for ``seconds``, and wait for one read more."""
         slowest = max(self._settings.list_seconds, self._settings.idle_seconds)
-        threads.working(slowest + limits.THREAD_STEP_SECONDS)
+        threads.working(seconds + slowest + limits.THREAD_STEP_SECONDS)
 
     def _renew_credentials(self) -> None:
         try:
