@@ -1,9 +1,9 @@
-"""Decodes what the API server sends, one object at a time, whatever the other objects are like.
+"""Decodes answers of the API server one object at a time, so that no object affects another.
 
-msgspec does it all as long as it can. What it cannot decode at all (deep nesting, invalid UTF-8,
-lone surrogates) is decoded again after ``rawjson`` has split it into objects and repaired it: Go
-clients accept such objects, and the API server stores them. A value that svcproxy does not read
-can therefore not hurt its object, and an object that cannot be decoded cannot hurt another one.
+msgspec decodes nearly everything. Text that it cannot decode at all (deep nesting, invalid UTF-8,
+lone surrogates) is split into objects and repaired by ``rawjson``, and then decoded again: Go
+clients accept such objects, and the API server stores them. So a value that svcproxy does not read
+cannot make its object unusable, and an object that cannot be decoded affects no other object.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ import msgspec
 
 from svcproxy.kube import rawjson
 from svcproxy.kube.wire import (
+    API_VERSIONS,
     TYPES,
     Identity,
     ListMeta,
@@ -29,7 +30,7 @@ from svcproxy.model.names import Kind
 
 
 class _Envelope(Wire):
-    """The metadata of an object of which nothing else is wanted."""
+    """An object of which only the metadata is read."""
 
     metadata: ObjectMeta = msgspec.field(default_factory=ObjectMeta)
 
@@ -64,13 +65,7 @@ _LIST_METAS = msgspec.json.Decoder(ListMeta)
 _EVENTS = msgspec.json.Decoder(WatchEvent)
 _STATUSES = msgspec.json.Decoder(Status)
 _TEXTS = msgspec.json.Decoder(str)
-_API_VERSIONS = {
-    Kind.SERVICE: "v1",
-    Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1",
-    Kind.NODE: "v1",
-    Kind.SERVICE_CIDR: "networking.k8s.io/v1",
-}
-# In an event, kind and apiVersion stand before the metadata; in a list's item they are missing.
+# Where the metadata begins at the latest: only kind and apiVersion may precede it
 _TYPE_BYTES = 128
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -91,7 +86,7 @@ def decode_object(kind: Kind, raw: bytes | msgspec.Raw) -> WireObject:
 
 
 def decode_identity(raw: bytes | msgspec.Raw) -> Identity:
-    """Read which object it is, as far as possible; never fails."""
+    """Read the kind, name, namespace and resourceVersion of an object; never fails."""
     try:
         obj = _LABELS.decode(raw)
     except _UNDECODABLE:
@@ -101,17 +96,20 @@ def decode_identity(raw: bytes | msgspec.Raw) -> Identity:
 
 
 def decode_head(line: bytes) -> tuple[str, Identity]:
-    """Read the type and the object of a watch event that is broken, or was cut off somewhere.
+    """Read the type and the object's identity of a watch event that is broken or was cut off.
 
     Go's encoder writes the type, the object's kind and its name before everything that can be
-    long. What cannot be read is empty.
+    long. Parts that cannot be read are empty.
     """
     parts = rawjson.members(line, partial=True)
     return _text(parts.get(b"type")) or "", _salvage(parts.get(b"object", b""))
 
 
 def fingerprint(raw: msgspec.Raw) -> int:
-    """Hash an object as it came, in a list or in an event alike; takes 0.5 µs per kilobyte."""
+    """Hash the bytes of an object; takes 0.5 µs per kilobyte.
+
+    ``kind`` and ``apiVersion`` do not count: events have them, the items of a list do not.
+    """
     data = bytes(raw)
     begin = data.find(b'"metadata"', 0, _TYPE_BYTES)
     return hash(data[begin:] if begin > 0 else data)
@@ -144,8 +142,8 @@ def decode_uid(raw: bytes | msgspec.Raw) -> str:
 def decode_page(kind: Kind, body: bytes) -> ListPage:
     """Decode a page of a list of a kind without looking into its items.
 
-    Proxies and servers in maintenance may answer with status 200 and any JSON, so everything that
-    makes up a list has to be there.
+    Proxies and servers in maintenance may answer with status 200 and any JSON, so all fields of a
+    list are required.
 
     Raises:
         ParseError: the body is no list of this kind.
@@ -156,7 +154,7 @@ def decode_page(kind: Kind, body: bytes) -> ListPage:
         raise parse_error(error) from error
     except _UNDECODABLE as error:
         page = _split_page(body, error)
-    expected = ((page.kind, f"{kind}List"), (page.api_version, _API_VERSIONS[kind]))
+    expected = ((page.kind, f"{kind}List"), (page.api_version, API_VERSIONS[kind]))
     for field, (found, wanted) in zip(("kind", "apiVersion"), expected, strict=True):
         if found != wanted:
             raise ParseError(field, f"{(found or '')[:40]!r} is not {wanted!r}")
@@ -182,7 +180,7 @@ def decode_event(line: bytes) -> WatchEvent:
 
 
 def decode_status(body: bytes | msgspec.Raw) -> Status:
-    """Read a Status; bodies that are none (a proxy's HTML page, say) give an empty one."""
+    """Read a Status; any other body, such as a proxy's HTML page, gives an empty one."""
     try:
         return _STATUSES.decode(body)
     except _UNDECODABLE:
@@ -195,7 +193,7 @@ def decode_status(body: bytes | msgspec.Raw) -> Status:
 
 
 def _decode_repaired(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Raw) -> Any:
-    """Decode what msgspec refused: repaired, and without what is nested too deeply."""
+    """Decode text that msgspec refused, after repairing it and dropping what is too deep."""
     try:
         return decoder.decode(rawjson.decodable(bytes(raw)))
     except msgspec.MsgspecError as error:
@@ -205,7 +203,7 @@ def _decode_repaired(decoder: msgspec.json.Decoder[Any], raw: bytes | msgspec.Ra
 
 
 def _split_page(body: bytes, error: Exception) -> ListPage:
-    """Take a page apart by its brackets alone, after msgspec has failed with an error."""
+    """Split a page by its brackets, after msgspec has failed with ``error``."""
     try:
         parts = rawjson.members(body)
         items = parts.get(b"items")
@@ -220,7 +218,7 @@ def _split_page(body: bytes, error: Exception) -> ListPage:
 
 
 def _split_event(line: bytes, error: Exception) -> WatchEvent:
-    """Take an event apart by its brackets alone, after msgspec has failed with an error."""
+    """Split an event by its brackets, after msgspec has failed with ``error``."""
     try:
         parts = rawjson.members(line)
     except rawjson.BrokenJsonError as broken:
@@ -229,7 +227,7 @@ def _split_event(line: bytes, error: Exception) -> WatchEvent:
 
 
 def _salvage(raw: bytes) -> Identity:
-    """Read which object it is from text that is broken elsewhere, or ends too early."""
+    """Read the identity of an object from text that is broken elsewhere, or ends too early."""
     parts = rawjson.members(raw, partial=True)
     metadata = rawjson.members(parts.get(b"metadata", b""), partial=True)
     return Identity(
@@ -241,7 +239,7 @@ def _salvage(raw: bytes) -> Identity:
 
 
 def _text(value: bytes | None) -> str | None:
-    """Decode a string; ``None`` for everything else."""
+    """Decode a string; ``None`` for any other value."""
     if value is None:
         return None
     try:

@@ -15,7 +15,7 @@ import yaml
 from svcproxy import limits
 from svcproxy.kube.delivery import parse_safely
 from svcproxy.kube.validation import LABELS, SUBDOMAINS, shown
-from svcproxy.kube.wire import ParseError, convert_object
+from svcproxy.kube.wire import API_VERSIONS, ParseError, convert_object
 from svcproxy.kube.yaml_limits import YamlLimitError, check_yaml
 from svcproxy.model.names import Kind, NamespacedName
 from svcproxy.model.objects import ApiObject, ObjectKey, Problem
@@ -27,13 +27,6 @@ except ImportError:  # PyYAML built without libyaml: ten times slower, otherwise
 
 _log = structlog.get_logger()
 
-
-_VERSIONS = {
-    Kind.SERVICE: "v1",
-    Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1",
-    Kind.NODE: "v1",
-    Kind.SERVICE_CIDR: "networking.k8s.io/v1",
-}
 _OF_THE_CLUSTER = frozenset({Kind.NODE, Kind.SERVICE_CIDR})
 _KINDS = {kind.value: kind for kind in Kind}
 
@@ -171,13 +164,13 @@ class _Reader:
 
     def _is_ours(self, document: _Document, kind: Kind) -> bool:
         """Tell ``v1`` Services from, say, those of Knative; old versions are a problem."""
-        version = document.content.get("apiVersion") or _VERSIONS[kind]
-        group = _VERSIONS[kind].rpartition("/")[0]
+        version = document.content.get("apiVersion") or API_VERSIONS[kind]
+        group = API_VERSIONS[kind].rpartition("/")[0]
         if isinstance(version, str) and version.rpartition("/")[0] != group:
             return False
-        if version != _VERSIONS[kind]:
+        if version != API_VERSIONS[kind]:
             text = shown(version) if isinstance(version, str) else type(version).__name__
-            reason = f"{text} is not supported: use {_VERSIONS[kind]}"
+            reason = f"{text} is not supported: use {API_VERSIONS[kind]}"
             name = _name(document.content, kind)
             self._reject(document, kind, name, ParseError("apiVersion", reason))
             return False

@@ -1,10 +1,10 @@
-"""JSON text taken apart without decoding it, and without recursion.
+"""Splits and repairs JSON text without decoding it, and without recursion.
 
-Pure. msgspec recurses into everything, also into what it skips, and refuses a whole document for
-one bad escape in a value that nobody reads. The functions here see only strings and brackets: they
-split a list or a watch event into its objects, so that each can be decoded on its own, and they
-make an object decodable that an API server stores, but msgspec does not take. They run only after
-msgspec has failed. Each takes time linear in the size of its input.
+Pure. msgspec recurses into every value, also into those that it skips, and refuses a whole document
+for one bad escape in a value that is not read. The functions here look only at strings and
+brackets. They split a list or a watch event into its objects, so that each can be decoded on its
+own, and they repair objects that an API server stores but msgspec refuses. They run only after
+msgspec has failed, and take time linear in the size of the input.
 """
 
 import re
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from svcproxy import limits
 
-# The possessive quantifiers keep these linear: a match is never tried again with less.
+# Possessive quantifiers never backtrack, which keeps the time linear.
 _STRING_PATTERN = rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)'
 _STRING = re.compile(_STRING_PATTERN, re.DOTALL)
 _BRACKETS = re.compile(
@@ -29,11 +29,11 @@ _OPENING = b"[{"
 
 
 class BrokenJsonError(ValueError):
-    """A document ends too early, or holds something else than JSON between its values."""
+    """A document ends too early, or the text between its values is not JSON."""
 
 
 def decodable(data: bytes) -> bytes:
-    """Make msgspec take what Go's decoder takes: repair the text, and drop what is too deep."""
+    """Repair text that Go's decoder accepts so that msgspec does, too; drop what is too deep."""
     return prune(repair(data), limits.OBJECT_DEPTH)
 
 
@@ -58,7 +58,7 @@ def prune(data: bytes, depth: int) -> bytes:
                 kept = begin + level - depth
             level -= size
     if level > depth:
-        return b"".join(pieces)  # the text ends too early, and what is left does as well
+        return b"".join(pieces)  # the text ends within what is dropped: it stays incomplete
     return b"".join((*pieces, data[kept:])) if pieces else data
 
 
@@ -84,8 +84,8 @@ def members(data: bytes, *, partial: bool = False) -> dict[bytes, bytes]:
 
     Args:
         data: the object. Of a key that is repeated, the last one counts.
-        partial: give what stands before the place where the text breaks off or is broken. The last
-            value may then be incomplete.
+        partial: return the members before the place where the text ends or is broken. The last
+            value may be incomplete.
 
     Raises:
         BrokenJsonError: the text is no complete object, and ``partial`` is not set.
@@ -136,7 +136,7 @@ def _members(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _end_of_value(data: bytes, position: int) -> int:
-    """Give the position behind the value that begins at ``position``."""
+    """Return the position after the value that begins at ``position``."""
     first = data[position : position + 1]
     if first and first in b"[{":
         level = 0
@@ -155,7 +155,7 @@ def _end_of_value(data: bytes, position: int) -> int:
 
 
 def _runs(data: bytes, position: int) -> Iterator[tuple[int, int]]:
-    """Give where each run of opening, and each run of closing brackets begins and ends."""
+    """Yield the span of each run of opening brackets, and of closing brackets."""
     while True:
         found = _BRACKETS.match(data, position)
         if found is None or found.start(1) == found.end(1):
@@ -170,7 +170,7 @@ def _skip(data: bytes, position: int) -> int:
 
 
 def _expect(data: bytes, position: int, wanted: bytes) -> int:
-    """Give the position of what follows a character that has to be the next one."""
+    """Return the position of what follows the next character, which must be ``wanted``."""
     position = _skip(data, position)
     if data[position : position + 1] != wanted:
         raise BrokenJsonError(f"no {wanted.decode()} at byte {position}")

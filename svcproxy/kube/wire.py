@@ -1,8 +1,8 @@
 """The JSON of the Kubernetes API: only the fields that svcproxy reads, decoded one by one.
 
 Lists and watch events keep their objects as raw bytes, so that an object with a wrong type
-somewhere costs that object alone and never the list it stands in (``decoding``). Arrays and objects may be
-``null`` wherever the API's Go types would take that. The types follow ``core/v1``,
+somewhere affects only that object and not the list that contains it (``decoding``). Arrays and
+objects may be ``null`` wherever the API's Go types accept that. The types follow ``core/v1``,
 ``discovery/v1``, ``networking/v1`` and ``meta/v1``.
 """
 
@@ -241,9 +241,9 @@ class Status(Wire):
 
 
 class Identity(Wire):
-    """Which object it is: what can be read of that in an object that may be malformed elsewhere.
+    """The identity of an object that may be malformed elsewhere.
 
-    Each field is ``None`` where it cannot be read.
+    Each field is ``None`` if it cannot be read.
     """
 
     kind: str | None = None
@@ -258,6 +258,13 @@ TYPES: dict[Kind, type[WireObject]] = {
     Kind.NODE: Node,
     Kind.SERVICE_CIDR: ServiceCIDR,
 }
+API_VERSIONS = {
+    Kind.SERVICE: "v1",
+    Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1",
+    Kind.NODE: "v1",
+    Kind.SERVICE_CIDR: "networking.k8s.io/v1",
+}
+"""The ``apiVersion`` in which each kind is followed."""
 _WHERE = re.compile(r"(?P<reason>.*) - at `\$\.?(?P<field>.*)`", re.DOTALL)
 
 
@@ -282,7 +289,7 @@ def parse_error(error: msgspec.MsgspecError) -> ParseError:
 
 
 def sentence(text: str) -> str:
-    """Give an error message of msgspec the form in which ours are written."""
-    # What is optional to the decoder is no advice to whoever has to correct a value.
+    """Put an error message of msgspec into the form of svcproxy's own."""
+    # "| null" says only what the decoder accepts; it is no advice to whoever corrects the value.
     text = text.replace("`", "").replace(" | null", "")
     return text[:1].lower() + text[1:]
