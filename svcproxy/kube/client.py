@@ -66,12 +66,12 @@ class Response:
         """Read the whole body, decompressed.
 
         Args:
-            limit: how many bytes it may have when decompressed.
-            seconds: how long it may take, however steadily it comes.
+            limit: the longest body, in decompressed bytes.
+            seconds: how long reading it may take in all.
 
         Raises:
-            TooLargeError: it has more.
-            TransportError: it did not come whole, or not in time.
+            TooLargeError: it is larger.
+            TransportError: it was cut off, or took longer.
         """
         deadline = time.monotonic() + seconds
         with _translated():
@@ -86,7 +86,7 @@ class Response:
             return body.whole()
 
     def read_error(self) -> bytes:
-        """Read the body of a failure, as far as it is of a sensible size and comes at all."""
+        """Read the body of an error response, up to a limit; empty if it cannot be read."""
         deadline = time.monotonic() + limits.RESPONSE_HEAD_SECONDS
         try:
             with _translated():

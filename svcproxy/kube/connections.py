@@ -1,4 +1,4 @@
-"""Connections to the API server, below urllib3: read in large pieces, and shut from outside."""
+"""Connections to the API server, below urllib3: large reads, and shutdown from other threads."""
 
 import http.client
 import io
@@ -29,7 +29,7 @@ class Sockets:
         self._shut = False
 
     def track(self, manager: urllib3.PoolManager) -> None:
-        """Make a pool manager open its connections under our eyes."""
+        """Make a pool manager register the connections that it opens."""
         http = type("HTTPConnection", (_TrackedHTTP,), {"sockets": self})
         https = type("HTTPSConnection", (_TrackedHTTPS,), {"sockets": self})
         manager.pool_classes_by_scheme = {
@@ -63,7 +63,7 @@ class Sockets:
 
 
 class _Received(io.RawIOBase):
-    """What comes from a socket, up to a deadline for as long as there is one."""
+    """Reads from a socket; fails after the deadline, which applies to the head of a response."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class _Received(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int | None:
         if time.monotonic() > self.deadline:
             REFUSALS.count("api_response", "head_seconds")
-            raise TimeoutError("the head of the answer takes too long")
+            raise TimeoutError("the head of the answer took too long")
         size: int | None = self._raw.readinto(buffer)
         return size
 
@@ -86,7 +86,7 @@ class _Received(io.RawIOBase):
 
 
 class _Answer(http.client.HTTPResponse):
-    """Reads from the socket in large pieces: the usual 8 KiB are thousands of calls in a list."""
+    """Reads from the socket in large pieces: with the usual 8 KiB a list takes thousands of calls."""
 
     def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
         super().__init__(sock, *arguments, **named)
@@ -102,7 +102,7 @@ class _Answer(http.client.HTTPResponse):
         self._received.deadline = math.inf
 
     def read1(self, n: int = -1) -> bytes:
-        """Give what has come of the body, be it one chunk or many; ``n`` limits only others."""
+        """Return what has arrived of the body; ``n`` is the limit for bodies that are not chunked."""
         if not self.chunked:
             return super().read1(n)
         data = b""
@@ -116,7 +116,7 @@ class _Answer(http.client.HTTPResponse):
                 raise http.client.HTTPException(str(error)) from error
             if self._dechunker.ended:
                 self.fp.close()
-                self.fp = None  # as the library has it at the end
+                self.fp = None  # as http.client leaves it
         return data
 
 

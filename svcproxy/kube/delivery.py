@@ -14,11 +14,11 @@ _log = structlog.get_logger()
 
 
 def parse_safely(obj: WireObject) -> ApiObject | None:
-    """Parse an object so that no content of it can end the thread.
+    """Parse an object; a defect of the parser costs that object and not the thread.
 
     Raises:
         ParseError: the object is malformed, or the parser itself failed on it.
-        MemoryError: memory has run out, which says nothing about the object.
+        MemoryError: memory ran out, which says nothing about the object.
     """
     try:
         return parse_object(obj)

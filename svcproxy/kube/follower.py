@@ -39,9 +39,9 @@ _HASTY_STEPS = 3
 
 
 class Follower:
-    """Lists and watches one kind until it is stopped; nothing but that ends its thread.
+    """Lists and watches one kind in its own thread until it is stopped.
 
-    The thread reports progress: each of its waits has a time-out, and a step of its own a bound.
+    The thread reports progress before each request and read, with the longest time it may take.
 
     Args:
         kind: the kind of the objects.
@@ -50,7 +50,7 @@ class Follower:
         client: sends the requests.
         settings: how long to wait for answers.
         required: whether the daemon has to wait for these objects. Otherwise they count as synced
-            when the server does not give them, and are asked for on and on.
+            if the server does not have them, and requests go on with back-off.
     """
 
     def __init__(
@@ -96,20 +96,22 @@ class Follower:
         while not self._stopping.is_set():
             try:
                 step = self._attempt(sink, delivery)
-            except Exception:  # noqa: BLE001 - what it lost comes again with a new list
-                # A defect of ours or of the sink. If this handler fails, the process ends.
+            except Exception:  # noqa: BLE001 - a new list makes up for what was lost
+                # A defect of svcproxy, or no memory. If this handler fails, the process ends.
                 _log.exception("watch.crashed", kind=self._kind)
                 self._reflector.forget()
                 step = Step.BACK_OFF
             self._pause(step)
 
     def _pause(self, step: Step) -> None:
-        """Wait before the next request if the last one says so, or too many ended early."""
+        """Wait before the next request if ``step`` asks for it, or if too many ended early."""
         if step is Step.GO_ON:
             return
         if step is Step.SECOND_LOOK:
             _log.warning(
-                "list.empty", kind=self._kind, action="list again before anything is removed"
+                "list.empty",
+                kind=self._kind,
+                action="requesting the list again before removing anything",
             )
             threads.waiting()
             self._stopping.wait(self._settings.second_look_seconds)
@@ -120,7 +122,7 @@ class Follower:
             self._stopping.wait(self._backoff.next())
 
     def _attempt(self, sink: Sink, delivery: Delivery) -> Step:
-        """Send one request and take its answer to the end."""
+        """Send one request and handle its answer to the end."""
         request = self._reflector.request()
         failed = True
         try:
@@ -154,7 +156,7 @@ class Follower:
     def _answer(
         self, request: Request, response: Response, sink: Sink, delivery: Delivery
     ) -> Output:
-        """Read an answer and give the output that ends it."""
+        """Read an answer; return the output that ends it."""
         if response.status != _OK:
             self._progress(limits.RESPONSE_HEAD_SECONDS)
             output = self._reflector.refused(response.status, response.read_error())
@@ -176,7 +178,7 @@ class Follower:
     def _stream(
         self, request: Request, response: Response, sink: Sink, delivery: Delivery
     ) -> Output:
-        """Take a watch line by line until it ends or the reflector has enough of it."""
+        """Handle a watch line by line until it ends or the reflector ends it."""
         splitter = LineSplitter(limits.WATCH_LINE_BYTES)
         listed = not request.initial
         for chunk in response.chunks():
@@ -198,7 +200,7 @@ class Follower:
         return self._reflector.broken(Cause.CLOSED)
 
     def _progress(self, seconds: float = 0.0) -> None:
-        """Report progress: the next step may read for ``seconds``, and wait for one read more."""
+        """Report progress; the next step may take ``seconds``, and one time-out of a read."""
         slowest = max(self._settings.list_seconds, self._settings.idle_seconds)
         threads.working(seconds + slowest + limits.THREAD_STEP_SECONDS)
 
@@ -213,7 +215,7 @@ class Follower:
         self._hasty = 0
 
     def _apply(self, output: Output, sink: Sink, delivery: Delivery) -> bool:
-        """Hand an output to the sink and the log; tell whether a list was completed by it."""
+        """Pass an output to the sink and the log; return whether it completed a list."""
         listed = False
         for effect in output.effects:
             if isinstance(effect, Changed):
@@ -245,7 +247,7 @@ class Follower:
             sink.synced(self._kind)
 
     def _complain(self, trouble: str) -> None:
-        """Log what went wrong; what may be so for good, once."""
+        """Log what went wrong; for kinds that may not exist at all, only once."""
         if self._required or trouble != self._trouble:
             _log.warning("watch.interrupted", kind=self._kind, reason=trouble)
         self._trouble = trouble

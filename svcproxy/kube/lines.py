@@ -1,7 +1,7 @@
-"""The lines of a watch stream, put together from the pieces in which they arrive.
+"""Joins the lines of a watch stream from the pieces in which they arrive.
 
-Pure. The cost is linear in the number of bytes, whatever the pieces are, and of a line that is too
-long only the head is kept.
+Pure. The cost is linear in the number of bytes, however small the pieces are. Of a line that is too
+long, only the head is kept.
 """
 
 import msgspec
@@ -10,7 +10,7 @@ _HEAD_BYTES = 4096
 
 
 class LongLine(msgspec.Struct, frozen=True, gc=False):
-    """A line that was too long to be kept: its first bytes, which may name the object."""
+    """The head of a line that was too long; it may name the object."""
 
     head: bytes
 
@@ -19,7 +19,7 @@ class LineSplitter:
     """Splits a stream into lines.
 
     Args:
-        limit: how long a line may be, in bytes.
+        limit: the longest line, in bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -29,9 +29,9 @@ class LineSplitter:
         self._skipping = False
 
     def feed(self, chunk: bytes) -> list[bytes | LongLine]:
-        """Take the next bytes and give the lines that they complete, without their ends.
+        """Add the next bytes; return the lines that they complete, without line ends.
 
-        A line that is too long is given as soon as that is certain; the rest of it is skipped.
+        A line that is too long is returned as soon as it exceeds the limit; its rest is skipped.
         """
         first, *others = chunk.split(b"\n")
         lines: list[bytes | LongLine] = []
@@ -47,7 +47,7 @@ class LineSplitter:
         return lines
 
     def _append(self, piece: bytes, lines: list[bytes | LongLine]) -> None:
-        """Add to the line that is not complete yet."""
+        """Add to the incomplete line."""
         if self._skipping or not piece:
             return
         self._pieces.append(piece)
@@ -58,7 +58,7 @@ class LineSplitter:
             self._skipping = True
 
     def _end(self, lines: list[bytes | LongLine]) -> None:
-        """End the line that is not complete yet."""
+        """Complete the incomplete line."""
         if not self._skipping:
             pieces = self._pieces
             lines.append(pieces[0] if len(pieces) == 1 else b"".join(pieces))

@@ -1,4 +1,4 @@
-"""What a reflector asks for, and what it makes of the answers: the values its driver handles.
+"""The requests and outputs of a reflector, as values for its driver.
 
 Pure.
 """
@@ -15,7 +15,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """What to send: a list page, or a watch when ``watch`` is set.
 
     ``initial`` marks a watch that begins with the whole state. ``query`` lacks only the time-out
-    of watches, which is the driver's business. ``body_limit`` is the number of bytes that the
+    of watches, which the driver adds. ``body_limit`` is the number of bytes that the
     answer to a list request may have, decompressed.
     """
 
@@ -26,7 +26,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
 
 class Step(Enum):
-    """How the driver goes on: with this response, or after ending it, at once or later."""
+    """What the driver does next."""
 
     GO_ON = "read on, or send the next request"
     AGAIN = "end this response and send the next request at once"
@@ -35,7 +35,7 @@ class Step(Enum):
 
 
 class Cause(Enum):
-    """Why a response ended without the reflector's will."""
+    """Why a response ended, if the reflector did not end it."""
 
     CLOSED = "closed"
     IDLE = "idle"
@@ -50,13 +50,13 @@ class Changed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Removed(msgspec.Struct, frozen=True, gc=False):
-    """An object is gone."""
+    """An object does not exist any more."""
 
     name: NamespacedName
 
 
 class Malformed(msgspec.Struct, frozen=True, gc=False):
-    """An object cannot be decoded; ``name`` is ``None`` where not even that can be read."""
+    """An object cannot be decoded; ``name`` is ``None`` if even the name cannot be read."""
 
     name: NamespacedName | None
     field: str
@@ -73,10 +73,10 @@ Effect = Changed | Removed | Malformed | Listed
 
 
 class Output(msgspec.Struct, gc=False):
-    """The meaning of an answer.
+    """What an answer means, and what the driver does next.
 
-    ``trouble`` is one line for the log when something went wrong; ``restarted`` is the reason,
-    from a small fixed set, for which the watch has to be started anew.
+    ``trouble`` is one line for the log if something went wrong. ``restarted`` is the reason, from a
+    small fixed set, why the watch has to be restarted.
     """
 
     effects: list[Effect] = msgspec.field(default_factory=list)
@@ -86,7 +86,7 @@ class Output(msgspec.Struct, gc=False):
 
 
 class Selectors(msgspec.Struct, frozen=True, gc=False):
-    """Which objects to ask for; an ``optional`` field selector is one old servers may not know."""
+    """Which objects to ask for; old servers may not know an ``optional`` field selector."""
 
     labels: str = ""
     fields: str = ""

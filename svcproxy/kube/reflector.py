@@ -11,16 +11,15 @@ became of the objects, and how to go on. The rules are client-go's (``reflector.
 * A new list removes the names it lacks, once it is complete. Nothing else removes an object except
   its DELETED event: an API server that cannot be reached changes nothing.
 
-These rules are ours:
+client-go does not have these rules:
 
-* A new list delivers every object, except those that came byte for byte the same in the list
-  before. An equal resourceVersion is not enough: an etcd that was restored from a backup can give
-  it a second time, to other content. Only new lists pay for that comparison.
-
+* A new list delivers every object that the previous list did not contain byte for byte. Equal
+  resourceVersions are not enough: an etcd that was restored from a backup can assign one a second
+  time, to other content. First lists and watches do not pay for that comparison.
 * An answer has to be a list of the right kind. A proxy or a server in maintenance may answer with
   status 200 and any JSON.
 * An empty list of Services or EndpointSlices is believed only if a second, consistent list is
-  empty as well: no cluster is without the Service ``default/kubernetes``.
+  empty as well: every cluster has the Service ``default/kubernetes``.
 """
 
 from collections.abc import Sequence
@@ -149,7 +148,7 @@ class Reflector:
         return output
 
     def too_large(self, reason: str) -> Output:
-        """Take the news that a page exceeded ``body_limit``: ask for fewer objects at once."""
+        """Handle a page that exceeded ``body_limit``: ask for fewer objects at once."""
         if self._paged and self._limit > 1:
             self._limit //= 2
             return Output(trouble=f"{reason}; asking for {self._limit} objects at once")
@@ -158,7 +157,7 @@ class Reflector:
         return Output(step=Step.BACK_OFF, trouble=reason)
 
     def lines(self, lines: Sequence[bytes | LongLine]) -> Output:
-        """Take complete lines of a watch stream; stops at the first that ends the stream."""
+        """Handle complete lines of a watch stream; stop at the first that ends the stream."""
         self._removed.clear()
         output = Output()
         for line in lines:
@@ -180,7 +179,9 @@ class Reflector:
         account = decoding.decode_status(body)
         message = account.message or ""
         if self._simplify(status, message):
-            return Output(step=Step.AGAIN, trouble=f"HTTP {status}: {message}; asking plainly")
+            return Output(
+                step=Step.AGAIN, trouble=f"HTTP {status}: {message}; sending a simpler request"
+            )
         return self._failed(status, account)
 
     def broken(self, cause: Cause, detail: str = "") -> Output:
@@ -200,10 +201,9 @@ class Reflector:
         return Output(step=Step.BACK_OFF, trouble=detail or cause.value)
 
     def forget(self) -> None:
-        """Start over with a new list after the consumer failed.
+        """Start over after the consumer failed: deliver again what the last output may have lost.
 
-        The list delivers every object again. It also removes what the last output removed, since
-        that output may not have arrived.
+        The new list delivers every object, and repeats the removals of the last output.
         """
         self._phase = _Phase.BEGIN
         self._known = dict.fromkeys((*self._known, *self._removed), "")
@@ -242,19 +242,19 @@ class Reflector:
             output.effects.append(Malformed(None, "", reason))
 
     def _unreadable(self, trouble: str, output: Output) -> None:
-        """End a watch that sends something else than events."""
+        """End a watch whose server sends something other than events."""
         output.step, output.restarted, output.trouble = Step.BACK_OFF, "unreadable", trouble
         if self._phase is _Phase.STREAM or self._unreadable_at == self._version:
-            # The same answer would come again: a list goes round it.
+            # Resuming would give the same answer again, a paged list does not.
             self._phase = _Phase.BEGIN
             self._plainly = True
         self._unreadable_at = self._version
 
     def _name_only(self, head: bytes, reason: str, output: Output) -> bool:
-        """Take an event of which only the head can be read.
+        """Handle an event of which only the head can be read, which is enough for a deletion.
 
         Returns:
-            Whether it is an event of an object; a deletion needs no more than the head.
+            Whether it is an event of an object.
         """
         type_, identity = decoding.decode_head(head)
         if type_ not in {"ADDED", "MODIFIED", "DELETED"}:
@@ -272,7 +272,7 @@ class Reflector:
         return True
 
     def _take(self, raw: msgspec.Raw, output: Output) -> str:
-        """Note one object and give its resourceVersion, empty when that cannot be read."""
+        """Handle one object; return its resourceVersion, empty if it cannot be read."""
         obj: wire.WireObject | None = None
         problem: ParseError | None = None
         metadata: wire.ObjectMeta | wire.Identity
@@ -358,13 +358,13 @@ class Reflector:
         output.effects.append(Listed(len(self._known)))
 
     def _is_doubtful(self) -> bool:
-        """Whether a list is empty that never should be, and is so for the first time."""
+        """Whether a list that should never be empty is empty, and for the first time."""
         if self._seen or self._doubted or self._kind not in _NEVER_EMPTY:
             return False
         return bool(self._known) or not self._listed
 
     def _simplify(self, status: int, message: str) -> bool:
-        """Give up what an old server may not understand; tell whether there was something."""
+        """Drop a parameter that old servers do not know; return whether there was one left."""
         if status not in {_BAD_REQUEST, _UNPROCESSABLE}:
             return False
         blames_fields = "field label" in message or "field selector" in message.lower()
@@ -378,21 +378,21 @@ class Reflector:
         return True
 
     def _failed(self, status: int, account: wire.Status) -> Output:
-        """Decide about an HTTP status or an ERROR event that is no matter of dialect."""
+        """Handle an HTTP status or an ERROR event that no simpler request avoids."""
         reason = account.message or account.reason or "no reason given"
         detail = f"HTTP {status}: {reason[:_MESSAGE_CHARACTERS]}"
         watching = self._phase is _Phase.WATCH
         if status == _GONE:
             if self._phase is _Phase.PAGES:
-                # The token expired between two pages: a single page, however long, has none.
+                # The token expired between two pages; a list in one piece needs no token.
                 self._paged = False
             self._phase = _Phase.BEGIN
             return Output(step=Step.AGAIN, trouble=detail, restarted="gone" if watching else "")
         future = (account.message or "").startswith("Too large resource version")
         temporary = status == _TOO_MANY_REQUESTS or status >= _SERVER_ERROR or status in {401, 403}
         if self._phase is _Phase.STREAM or future or not temporary:
-            # The server's data may be older than ours (an etcd restored from a backup): only a
-            # new list gets both in step again.
+            # The server's data may be older than what we know (an etcd restored from a backup):
+            # only a new list is consistent with it.
             self._phase = _Phase.BEGIN
         restarted = "refused" if watching else ""
         return Output(step=Step.BACK_OFF, trouble=detail, restarted=restarted)
