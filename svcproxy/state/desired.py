@@ -22,13 +22,12 @@ _FEW = 8
 class Changes(msgspec.Struct, frozen=True):
     """What one checkout found: the input of an incremental plan.
 
-    ``ports`` maps each changed Service port to its new meaning, ``None`` when it is gone;
-    ``previous`` holds what those that existed before meant.
-    ``node_changed`` and ``service_cidrs_changed`` tell that these parts of the state did.
-    ``triggered`` are the times at which the changed endpoints were last touched in the API.
-    ``conflicts`` are those that began since the last checkout. ``defects`` are the Services that
-    could not be computed, which stay as they were. ``truncated`` are the Services that have more
-    endpoints than ``limits.SERVICE_TARGETS`` allows since this checkout.
+    ``ports`` maps each changed Service port to its new state, ``None`` if it is gone; ``previous``
+    holds the former state of those that existed before. ``node_changed`` and
+    ``service_cidrs_changed`` say whether these parts of the state changed. ``triggered`` are the
+    times at which the changed endpoints were last changed in the API. ``conflicts`` began since
+    the last checkout. ``defects`` are Services that could not be computed and stay as they were.
+    ``truncated`` are Services that exceed ``limits.SERVICE_TARGETS`` since this checkout.
     """
 
     ports: dict[ServicePortName, ServicePort | None]
@@ -47,8 +46,8 @@ class Changes(msgspec.Struct, frozen=True):
         """These changes followed by ``later`` ones, as one."""
         if not self:
             return later
-        # What a port meant before is what it meant before the first change of it, or that it
-        # did not exist: then the first change has no entry for it, and must not get one now.
+        # The former state of a port is that before its first change. If the port did not exist
+        # then, the first change has no entry for it, and must not get one now.
         unknown = later.previous.keys() - self.ports.keys()
         return Changes(
             ports={**self.ports, **later.ports},
@@ -60,13 +59,13 @@ class Changes(msgspec.Struct, frozen=True):
         )
 
     def including(self, retried: Mapping[ServicePortName, ServicePort | None]) -> "Changes":
-        """These changes, and Service ports that are to be tried again as they are."""
+        """Add Service ports that are retried without having changed."""
         if not retried:
             return self
         return msgspec.structs.replace(self, ports={**retried, **self.ports})
 
     def split(self, held: Collection[ServicePortName]) -> tuple["Changes", "Changes"]:
-        """Divide into what is in force now and what the ports ``held`` back still wait for."""
+        """Split into the changes in force, and those of the ports that are ``held`` back."""
         kept = self.ports.keys() & held if held else set()
         if not kept:
             return self, Changes({})
@@ -210,41 +209,49 @@ class DesiredState:
                 self._conflicts[name] = frozenset(lost)
             else:
                 self._conflicts.pop(name, None)
-            for gone in set(self._names_of.get(name, ())) - finished.keys():
-                previous[gone] = self._ports.pop(gone)
-                ports[gone] = None
-            for key, port in finished.items():
-                known = self._ports.get(key)
-                if known != port:
-                    if known is not None:
-                        previous[key] = known
-                    self._ports[key] = ports[key] = port
-            if finished:
-                self._names_of[name] = tuple(finished)
-            else:
-                self._names_of.pop(name, None)
-        triggered = tuple(t for times in self._triggered.values() for t in times)
-        ranges = self._service_cidrs.check_out()
+            self._replace(name, finished, ports, previous)
         changes = Changes(
             ports,
             previous,
             self._node_dirty,
-            ranges,
-            triggered,
-            tuple(conflicts),
-            defects,
+            self._service_cidrs.check_out(),
+            triggered=tuple(t for times in self._triggered.values() for t in times),
+            conflicts=tuple(conflicts),
+            defects=defects,
             truncated=tuple(sorted(self._over_limit - over_limit)),
         )
         self._dirty, self._triggered, self._node_dirty = set(), {}, False
         return changes
 
-    def _settle_claims(self, defects: dict[NamespacedName, Exception]) -> set[NamespacedName]:
-        """Renew the claims of the dirty Services; return them and all whose titles changed.
+    def _replace(
+        self,
+        name: NamespacedName,
+        finished: Mapping[ServicePortName, ServicePort],
+        ports: dict[ServicePortName, ServicePort | None],
+        previous: dict[ServicePortName, ServicePort],
+    ) -> None:
+        """Store the finished ports of a Service; add what changed to ``ports`` and ``previous``."""
+        for gone in set(self._names_of.get(name, ())) - finished.keys():
+            previous[gone] = self._ports.pop(gone)
+            ports[gone] = None
+        for key, port in finished.items():
+            known = self._ports.get(key)
+            if known != port:
+                if known is not None:
+                    previous[key] = known
+                self._ports[key] = ports[key] = port
+        if finished:
+            self._names_of[name] = tuple(finished)
+        else:
+            self._names_of.pop(name, None)
 
-        The claims of a Service for which that fails stay as they were, and it is in ``defects``.
+    def _settle_claims(self, defects: dict[NamespacedName, Exception]) -> set[NamespacedName]:
+        """Renew the claims of the dirty Services; return all Services to compute.
+
+        A Service that gains or loses an address by that becomes dirty, too. If this fails for a
+        Service, its claims stay as they were, and ``defects`` gets the reason.
         """
-        concerned = set(self._dirty)
-        for name in self._dirty:
+        for name in tuple(self._dirty):
             try:
                 claims = self._claims_of(name)
             except MemoryError:  # says nothing about the Service: all stay dirty
@@ -252,11 +259,11 @@ class DesiredState:
             except Exception as error:  # noqa: BLE001 - it costs this Service only; it is reported
                 defects[name] = error
                 continue
-            concerned.update(self._claims.replace(name, claims))
-        return concerned - defects.keys()
+            self._dirty.update(self._claims.replace(name, claims))
+        return self._dirty - defects.keys()
 
     def _claims_of(self, name: NamespacedName) -> dict[Address, Claim]:
-        """The addresses that a Service asks for; none if it is gone."""
+        """The addresses that a Service claims; none if it is gone."""
         claims: dict[Address, Claim] = {}
         service = self._services.get(name)
         if service is not None:
@@ -272,8 +279,8 @@ class DesiredState:
     ) -> list[tuple[FrontendKind, Address]]:
         """The addresses of one Service port in this family, each with its first role.
 
-        Cluster IP goes before external IP and external IP before load-balancer IP, the order of
-        the rules in kube-proxy's iptables mode.
+        The order is that of the rules in kube-proxy's iptables mode: cluster IP, external IP,
+        load-balancer IP.
         """
         kinds = {self._ours(service.cluster_ips)[0]: FrontendKind.CLUSTER_IP}
         for address in self._ours(service.external_ips) if self._external_ips else ():

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
+from msgspec import structs
 from structlog.testing import capture_logs
 
 from svcproxy.backends.base import Desired
@@ -221,3 +222,23 @@ def test_a_port_that_planning_leaves_out_is_not_retried_as_a_refused_one(stage: 
     stage.step(1.1)
     assert not stage.loop._refused.names
     assert stage.loop._wake_at() > stage.now
+
+
+def test_an_address_that_was_given_up_is_served_after_memory_ran_out(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = structs.replace(service("b", 2), external_ips=("192.0.2.1",), created=1.0)
+    younger = structs.replace(service("c", 3), external_ips=("192.0.2.1",), created=2.0)
+    run(stage, older, younger)
+
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DesiredState, "_service_port", exhausted)
+        stage.put(service("b", 2))
+        stage.put(service("d", 4))
+        stage.step(2.0)
+    stage.step(40.0)
+    (port,) = [port for name, port in stage.loop._state.ports.items() if name.name == "c"]
+    assert [f.address for f in port.frontends] == ["10.96.0.3", "192.0.2.1"]
