@@ -1,7 +1,7 @@
-"""Finding the Service ports that planning fails for, so that all others can be programmed.
+"""Finds the Service ports for which planning fails, so that all others can be programmed.
 
-A plan is computed by svcproxy itself, so an exception in it is a defect, and most likely one that a
-single object brings out. Without isolation such an object would stop its whole family for ever.
+Planning is svcproxy's own code, so an exception in it is a defect, most likely triggered by a single
+object. Without isolation such an object would stop its whole family for ever.
 Pure: no clock, no log.
 """
 
@@ -24,17 +24,18 @@ PlanAll = Callable[[Ports], object]
 def isolate(
     plan: PlanAll, ports: Ports, suspects: AbstractSet[ServicePortName], kept: Ports
 ) -> dict[ServicePortName, Exception] | None:
-    """Find the Service ports with which ``plan`` raises, by halving.
+    """Find the Service ports for which ``plan`` raises, by bisection.
 
     Args:
-        plan: plans all Service ports that it is given; may be called any number of times.
+        plan: plans the given Service ports; may be called any number of times.
         ports: all Service ports as they should be.
         suspects: those that may be the cause.
-        kept: what takes a suspect's place while it is left out; nothing for those not in it.
+        kept: the state in which a suspect is planned while it is left out; without one, it is
+            absent.
 
     Returns:
-        The Service ports to leave out, with the exception; ``None`` if that would take more than
-        ``limits.ISOLATION_PLANS`` plans, or explains nothing.
+        The Service ports to leave out, each with its exception; ``None`` if finding them takes more
+        than ``limits.ISOLATION_PLANS`` plans.
     """
     found: dict[ServicePortName, Exception] = {}
     cleared: set[ServicePortName] = set()
@@ -65,7 +66,7 @@ def _failure(plan: PlanAll, ports: Ports) -> Exception | None:
 
 
 def _replaced(ports: Ports, held: AbstractSet[ServicePortName], kept: Ports) -> Ports:
-    """Return ``ports`` with those ``held`` back as ``kept`` has them."""
+    """Return ``ports`` with the ``held`` ones in the state of ``kept``, or absent."""
     if not held:
         return ports
     rest = {name: port for name, port in ports.items() if name not in held}
@@ -75,11 +76,11 @@ def _replaced(ports: Ports, held: AbstractSet[ServicePortName], kept: Ports) -> 
 class Isolation:
     """The Service ports that are left out of plans because planning failed for them.
 
-    Each keeps its last good state. Unlike ports that the kernel refused, they are not tried again
-    when they change, but only with back-off: each attempt may cost many plans.
+    Each keeps its last good state. They are retried with back-off only, also if they change
+    meanwhile, because each attempt may cost many plans.
 
     Args:
-        period: seconds of the sync period, after which one is tried for the first time.
+        period: seconds of the sync period: the wait before the first retry.
     """
 
     def __init__(self, period: float) -> None:
@@ -93,11 +94,11 @@ class Isolation:
 
     @property
     def next_due(self) -> float:
-        """When the first of them is to be tried again, by a plan from scratch."""
+        """When the first of them is due for a retry, by a plan from scratch."""
         return self._held.next_due
 
     def admit(self, changes: Changes) -> Changes:
-        """Return ``changes`` without those of Service ports that are left out, but deleted ones."""
+        """Return ``changes`` without the Service ports that are left out, unless they are deleted."""
         if not self._held.names:
             return changes
         self._held.release([name for name, port in changes.ports.items() if port is None])
@@ -107,7 +108,7 @@ class Isolation:
         return msgspec.structs.replace(changes, ports=ports)
 
     def admitted(self, ports: Ports, now: float) -> Ports:
-        """Return all Service ports for a plan from scratch; those that are due are tried again."""
+        """Return the Service ports for a plan from scratch, with those that are due for a retry."""
         if not self._held.names:
             return ports
         return _replaced(ports, self._held.names - set(self._held.due(now)), self._kept)
@@ -115,16 +116,16 @@ class Isolation:
     def search(
         self, plan: PlanAll, ports: Ports, changed: Changes, now: float
     ) -> dict[ServicePortName, Exception] | None:
-        """Find out for which Service ports planning fails, and leave them out from now on.
+        """Find the Service ports for which planning fails, and leave them out from now on.
 
         Args:
             plan: as for ``isolate``.
             ports: all Service ports.
-            changed: what has changed since the last success: these are suspected first.
+            changed: what has changed since the last success; searched before all others.
             now: the time.
 
         Returns:
-            The Service ports to tell of; ``None`` if none were found that explain it.
+            The newly found Service ports, to be reported; ``None`` if none explain the failure.
         """
         kept = {**changed.previous, **self._kept}
         suspects = {*(changed.ports.keys() & ports.keys()), *self._held.names} & ports.keys()

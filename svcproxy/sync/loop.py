@@ -162,9 +162,9 @@ class FamilyLoop(Generic[Observed, Plan]):
         for key, obj in objects.items():
             try:
                 _store(self._state, key, obj)
-            except MemoryError:  # says nothing about the object: all are stored again
+            except MemoryError:  # says nothing about the object: store all of them again later
                 raise
-            except Exception as error:  # noqa: BLE001 - it costs this object only; it is logged
+            except Exception as error:  # noqa: BLE001 - it affects only this object; it is logged
                 self._reporter.defect("object", error, kind=key[0], name=str(key[1]))
         self._unstored = {}
 
@@ -176,16 +176,16 @@ class FamilyLoop(Generic[Observed, Plan]):
     def _sync(self) -> None:
         begin = self._clock()
         due = self._schedule.thorough(begin)
-        # Nobody has touched the kernel: a comparison would find what is about to be changed.
+        # The kernel is unchanged since our last write: skip the comparison.
         again = begin >= self._isolation.next_due
         thorough = again or (due and not self._spared())
         changes = self._checkout(begin)
         if not changes and not thorough:
-            # What had changed had changed back, if anything had.
+            # Nothing changed, or it changed back.
             self._schedule.succeeded(begin, compared=due)
             self._reporter.idle()
             return
-        # With nothing new to program, what a comparison changes is what others had changed.
+        # Without changes of our own, whatever a comparison writes undoes changes of others.
         compared_only = thorough and not (changes or again or self._first or self._schedule.failing)
         try:
             outcome, planned, thorough = self._program(changes, thorough=thorough)
@@ -213,13 +213,13 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._follow(settled)
 
     def _checkout(self, now: float) -> Changes:
-        """What changed, and the Service ports that are due for another attempt."""
+        """Return what changed, and the Service ports that are due for another attempt."""
         changes = self._state.checkout()
         self._unsettled = self._unsettled.then(changes)
         self._reporter.changes(changes, self._state.conflicts)
         if self._refused.names:
             self._refused.release(changes.ports)
-            # The isolation decides when these are tried again, see ``admit``.
+            # Only the isolation decides when to retry the ports that it leaves out (``admit``).
             self._refused.release(self._isolation.names)
             self._reporter.refused((), len(self._refused))
         for service, error in changes.defects.items():
@@ -229,7 +229,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         return self._isolation.admit(changes.including(retried))
 
     def _hold(self, outcome: Outcome, now: float, tried: Changes | None) -> None:
-        """Hold back what the kernel refused; ``tried`` is ``None`` after a sync from scratch."""
+        """Hold back the ports that were refused; ``tried`` is ``None`` after a sync from scratch."""
         if not (outcome.refused or self._refused.names):
             return
         news = self._refused.note(now, outcome.refused, None if tried is None else tried.ports)
@@ -258,7 +258,7 @@ class FamilyLoop(Generic[Observed, Plan]):
                 follower(settled)
             except (OSError, ConntrackError) as error:
                 log.warning("after_sync.failed", family=self._backend.family, error=str(error))
-            except Exception as error:  # noqa: BLE001 - it is logged
+            except Exception as error:  # noqa: BLE001 - logged; the other followers go on
                 self._reporter.defect("after_sync", error)
 
     def _spared(self) -> bool:
@@ -281,7 +281,7 @@ class FamilyLoop(Generic[Observed, Plan]):
                 plan = backend.plan_changes(changes, self._state.node)
             except BackendError:
                 raise
-            except Exception as error:  # noqa: BLE001 - it is logged, and looked for below
+            except Exception as error:  # noqa: BLE001 - logged; _plan_all finds the cause
                 self._reporter.defect("planning", error)
         if plan is None:
             thorough = True
@@ -290,7 +290,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         return backend.apply(plan), planned, thorough
 
     def _plan_all(self, observed: Observed) -> Plan:
-        """Plan from scratch; leave out the Service ports with which planning fails."""
+        """Plan from scratch; leave out the Service ports for which planning fails."""
         state, now = self._state, self._clock()
 
         def plan(ports: Mapping[ServicePortName, ServicePort]) -> Plan:

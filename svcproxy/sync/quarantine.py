@@ -1,4 +1,4 @@
-"""Which Service ports are held back, and when each is tried again. No clock: the caller has it."""
+"""Which Service ports are held back, and when each is retried. Pure: the caller has the clock."""
 
 import math
 from collections.abc import Iterable, KeysView, Mapping
@@ -9,7 +9,7 @@ from svcproxy.model.names import ServicePortName
 
 
 class _Held(msgspec.Struct):
-    """One Service port that is held back: why, how often it failed, and when it is due again."""
+    """A Service port that is held back: the reason, the number of failures, and the next retry."""
 
     reason: str
     attempts: int
@@ -44,7 +44,7 @@ class Quarantine:
         return self._next_due
 
     def due(self, now: float) -> list[ServicePortName]:
-        """Return those that are to be tried again ``now``."""
+        """Return those whose retry is due ``now``."""
         if now < self._next_due:
             return []
         return [name for name, held in self._held.items() if held.retry_at <= now]
@@ -67,10 +67,10 @@ class Quarantine:
         Args:
             now: when it ended.
             refused: the Service ports that failed, with the reason in words.
-            attempted: the Service ports that the sync tried; ``None`` for all there are.
+            attempted: the Service ports that the sync included; ``None`` for all.
 
         Returns:
-            Those that were not held back before, or for another reason: these are news.
+            The new ones, and those with a new reason: these have not been reported yet.
         """
         if not (refused or self._held):
             return []

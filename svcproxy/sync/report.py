@@ -11,7 +11,7 @@ import structlog
 from svcproxy.backends.base import Foreign, Outcome, TransactionError
 from svcproxy.kube.recorder import EventRecorder
 from svcproxy.limits import SERVICE_TARGETS
-from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
+from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.serviceport import FrontendKind, ServicePort, Verdict
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
@@ -165,18 +165,18 @@ class Reporter:
         """Log an unexpected exception, and count it as a defect of svcproxy itself.
 
         Args:
-            where: what was being done, one of ``DEFECT_PLACES`` in ``observe/metrics.py``.
+            where: the activity, one of ``DEFECT_PLACES`` in ``observe/metrics.py``.
             error: the exception.
-            about: what it was about, for the log.
+            about: the object concerned, for the log.
         """
         self._metrics.defects.labels(where).inc()
         log.error("sync.defect", family=self._family, where=where, **about, exc_info=error)
 
     def refused(self, news: Sequence[tuple[ServicePortName, str]], held: int) -> None:
-        """Report the Service ports that the kernel refused for the first time.
+        """Report Service ports that the kernel refused.
 
         Args:
-            news: those that nothing was said of yet, with the reason.
+            news: those that have not been reported yet, with the reason.
             held: how many are held back now.
         """
         self._series.refused.set(held)
@@ -186,10 +186,10 @@ class Reporter:
                 family=self._family,
                 service_port=str(name),
                 reason=reason,
-                effect="it stays as it was and is retried; all others are served",
+                effect="it stays as it was and is retried; all others are programmed",
             )
             self._events.service(
-                NamespacedName(name.namespace, name.name),
+                name.service,
                 "ServicePortRefused",
                 f"the kernel refused port {name.port or name.protocol}: {reason}; it stays as it"
                 " was and is retried",
@@ -198,8 +198,8 @@ class Reporter:
     def failed(self, error: Exception, *, thorough: bool, retry: float) -> None:
         """Note a failed sync; the next attempt is in ``retry`` seconds.
 
-        kube-proxy's failures are those of iptables-restore and of nftables' transactions: neither
-        a kernel that cannot be read nor a defect of our own is one.
+        kube-proxy's failure metrics count failures of iptables-restore and of nftables transactions
+        only: not a kernel that cannot be read, and no defects of svcproxy.
         """
         series = self._series
         series.failures["full" if thorough else "partial"].inc()
