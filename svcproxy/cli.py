@@ -245,7 +245,7 @@ def _counting_as_missing(library: str) -> Iterator[None]:
 
 
 def _readable() -> bool:
-    """Whether stderr takes a few lines now; a pipe that nobody reads would keep us from ending."""
+    """Whether stderr accepts a few lines now; a full pipe would block the exit."""
     poll = select.poll()
     poll.register(2, select.POLLOUT)
     return bool(poll.poll(500))

@@ -110,7 +110,7 @@ def _run(
 
 
 def _end_in_time() -> None:
-    """End the process if it does not end by itself: a thread that hangs must not keep it."""
+    """End the process if a thread that hangs keeps it from ending."""
     time.sleep(limits.THREAD_STOP_SECONDS)
     threads.die(f"did not stop within {limits.THREAD_STOP_SECONDS:g} s")
 

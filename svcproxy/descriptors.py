@@ -1,9 +1,9 @@
-"""File descriptors: as many as the process may have, and who may use how many of them.
+"""The limit of open file descriptors, and how it is divided.
 
-Go programs, kube-proxy among them, raise their soft limit to the hard one at start, and give the
-original one back to the programs that they run (os/rlimit.go and syscall/rlimit.go of Go 1.26).
-So does svcproxy. The soft limit is 1,024 in many places for the sake of ``select``, which is not
-used here on descriptors that may be many.
+Like Go programs, kube-proxy among them, svcproxy raises its soft limit to the hard limit at the
+start, and restores the original limit in the programs that it runs (os/rlimit.go and
+syscall/rlimit.go of Go 1.26). The soft limit is often 1,024 for programs that use ``select``;
+svcproxy uses ``select`` only on low descriptors.
 """
 
 import resource
@@ -19,13 +19,13 @@ _EIGHTH = 8
 
 
 class Limit:
-    """The limit of this process: what it was at the start, and what it is now."""
+    """The descriptor limit of this process: the original one and the present one."""
 
     def __init__(self) -> None:
         self._original: tuple[int, int] | None = None
 
     def raise_soft(self) -> int:
-        """Raise the soft limit to the hard one where that is allowed; return what is in force."""
+        """Raise the soft limit to the hard limit if allowed; return the limit in force."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
             with suppress(OSError, ValueError):
@@ -34,7 +34,7 @@ class Limit:
         return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
     def restore_in(self, pid: int) -> None:
-        """Give a child process, just started, the soft limit that this process was given.
+        """Give a child process that was just started the original limit.
 
         Some programs close every descriptor up to the limit, which may be a billion.
         """
@@ -48,7 +48,7 @@ LIMIT = Limit()
 
 
 class Shares(NamedTuple):
-    """How many descriptors each use gets: connections of a port, listening sockets in all."""
+    """How many descriptors each use gets: connections per port, and listening sockets in all."""
 
     pages: int
     health_checks: int
@@ -56,7 +56,7 @@ class Shares(NamedTuple):
 
 
 def shares(limit: int) -> Shares:
-    """Divide the descriptors, so that the health-check ports of many Services leave the rest alone.
+    """Divide the descriptors, so that many health-check node ports do not use up all of them.
 
     Args:
         limit: the soft limit; ``resource.RLIM_INFINITY`` for none.
@@ -70,7 +70,7 @@ def shares(limit: int) -> Shares:
 
 
 class Share:
-    """A number of descriptors that several threads take from.
+    """A number of descriptors that several threads share.
 
     Args:
         size: how many there are.
@@ -86,7 +86,7 @@ class Share:
         self._lock = Lock()
 
     def take(self, number: int) -> bool:
-        """Take so many, or none; whether there were enough."""
+        """Take ``number``, or none; return whether there were enough."""
         with self._lock:
             enough = number <= self._left
             if enough:
@@ -94,6 +94,6 @@ class Share:
             return enough
 
     def give(self, number: int) -> None:
-        """Give so many back."""
+        """Give ``number`` back."""
         with self._lock:
             self._left += number

@@ -1,4 +1,4 @@
-"""Reading files that others write, of which nothing is known but the path."""
+"""Reads files that others write, up to a size."""
 
 import os
 import stat
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class UnfitFileError(Exception):
-    """A file is not read; the message says why, and what to do."""
+    """A file cannot be used; the message names the reason and the remedy."""
 
 
 class TooLargeError(UnfitFileError):
@@ -14,16 +14,16 @@ class TooLargeError(UnfitFileError):
 
 
 def read_bounded(path: Path, most: int, *, only_regular: bool = False) -> bytes:
-    """Read a file that may not be larger than ``most`` bytes.
+    """Read a file of at most ``most`` bytes.
 
     Args:
-        path: where it is.
-        most: the limit, in bytes; no more than one byte above it is ever read.
-        only_regular: refuse what is no regular file. To open a FIFO would wait for a writer, and
-            to open a device may do anything.
+        path: the path of the file.
+        most: the limit in bytes; at most one byte more is read.
+        only_regular: refuse anything but a regular file. Opening a FIFO waits for a writer, and
+            opening a device may have side effects.
 
     Raises:
-        UnfitFileError: it is larger, or no regular file where only such a one will do.
+        UnfitFileError: the file is larger, or not regular although it has to be.
         OSError: it cannot be read.
     """
     if only_regular and not stat.S_ISREG(path.stat().st_mode):
@@ -31,7 +31,7 @@ def read_bounded(path: Path, most: int, *, only_regular: bool = False) -> bytes:
     flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_NONBLOCK if only_regular else 0)
     with os.fdopen(os.open(path, flags), "rb") as file:
         if only_regular and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UnfitFileError("is no regular file: remove it")  # exchanged since we looked
+            raise UnfitFileError("is no regular file: remove it")  # replaced since the first check
         data = file.read(most + 1)
     if len(data) > most:
         raise TooLargeError(f"is larger than {most} bytes: make it smaller")

@@ -1,14 +1,13 @@
-"""Every limit on what comes in from outside, in one place.
+"""All limits on input from outside.
 
-Each constant bounds one input: its size, depth, count or time. What happens at the limit, and
-which counter shows it, is in the table of ``docs/limits.md``; a test compares that table with this
-module.
+Each constant limits the size, depth, count or time of one input. ``docs/limits.md`` says what
+happens at each limit and which metric counts it; a test compares its tables with this module.
 """
 
 # API server: lists and watches, svcproxy.kube
 
 OBJECT_DEPTH = 64
-"""How deep arrays and objects may be nested in an API object; everything deeper counts as null.
+"""Nesting of arrays and objects in an API object; anything deeper counts as null.
 
 Applies only to documents that msgspec refuses (it recurses, up to the interpreter's limit of about
 1,000). The fields that svcproxy reads are at most 8 deep.
@@ -21,16 +20,16 @@ LIST_PAGE_BYTES = 64 << 20
 """The longest page of a list, decompressed."""
 
 LIST_BYTES = 512 << 20
-"""The longest list that comes in one piece, decompressed, after the token of a page expired."""
+"""The longest list in one piece, decompressed; requested after the token of a page expired."""
 
 LIST_SECONDS = 300.0
-"""How long the body of a list may take, however steadily it comes."""
+"""Time to read the body of a list."""
 
 RESPONSE_HEAD_SECONDS = 120.0
-"""How long the head of a response may take, however steadily it comes."""
+"""Time to read the head of a response."""
 
 ERROR_BODY_BYTES = 64 << 10
-"""How much is read of the body of an error response, decompressed."""
+"""How much of the body of an error response is read, decompressed."""
 
 # Objects, from the API server and from manifests alike: svcproxy.kube.parse
 
@@ -44,13 +43,13 @@ ADDRESS_CHARACTERS = 64
 """The longest spelling of an IP address or CIDR; canonical ones have up to 43 characters."""
 
 ANNOTATION_CHARACTERS = 256
-"""How much of the value of an annotation is read; the longest one with a meaning has 50."""
+"""How much of the value of an annotation is read; the longest meaningful value has 50."""
 
 SERVICE_FRONTENDS = 100_000
 """Ports of a Service, times its addresses and source ranges together.
 
 The API limits an object to about 1.5 MB, which is enough for some 20,000 ports and as many
-addresses: without a limit on the product, one Service asks for 400 million rules."""
+addresses. Without a limit on the product, one Service could ask for 400 million rules."""
 
 SLICE_TARGETS = 200_000
 """Endpoints of an EndpointSlice, times its ports. The API allows 1,000 times 20,000."""
@@ -58,8 +57,8 @@ SLICE_TARGETS = 200_000
 SERVICE_TARGETS = 250_000
 """Ports of a Service, times its addresses, times the endpoints of all of its EndpointSlices.
 
-That is how many map elements (nftables) or real servers (IPVS) the Service asks for. Each slice may
-be within its own limit and the Service still ask for millions."""
+This is the number of map elements (nftables) or real servers (IPVS) of the Service. Each slice may
+be within its own limit while the Service asks for millions."""
 
 LIST_ENTRIES = 1_000
 """Entries of each short list: hints of an endpoint (the API allows 8), addresses, pod CIDRs and
@@ -69,7 +68,7 @@ SHOWN_CHARACTERS = 80
 """How much of a value a message about it shows."""
 
 SHARED_NAMES = 16_384
-"""How many names that stand in many objects are kept, for each rule, to share their text."""
+"""Names that are cached per naming rule, so that objects share their text."""
 
 # HTTP: the metrics, health and health-check node port servers, svcproxy.observe
 
@@ -150,18 +149,18 @@ LOG_QUEUE_BYTES = 1 << 20
 LOG_FLUSH_SECONDS = 0.5
 """Seconds that the end of the process waits for a slow reader of stderr."""
 
-# Defects of svcproxy itself that an object brings out, in svcproxy.sync.isolation
+# Defects of svcproxy that an object triggers: svcproxy.sync.isolation
 
 ISOLATION_PLANS = 64
 """Plans that are computed to find the Service ports for which planning fails."""
 
 ISOLATION_RETRY_SECONDS = 600.0
-"""Seconds until a Service port for which planning failed is tried again, at most."""
+"""Longest time until a Service port for which planning failed is retried."""
 
-# The threads of the daemon, in svcproxy.threads
+# Threads: svcproxy.threads
 
 THREAD_STEP_SECONDS = 60.0
-"""Seconds that one step of a thread may take if it has no time-out of its own."""
+"""Seconds that one step of a thread may take, beyond the time-outs of what it calls."""
 
 THREAD_SYNC_SECONDS = 360.0
 """Seconds that one sync may take: the time-out of iptables-restore (300 s) and a margin."""
@@ -173,7 +172,7 @@ THREAD_SWEEP_SECONDS = 1800.0
 """Seconds that the removal of another mode's rules may take; it runs several programs."""
 
 THREAD_STOP_SECONDS = 5.0
-"""Seconds after SIGTERM after which the process ends although a thread of it hangs."""
+"""Seconds after SIGTERM until the process ends even if one of its threads hangs."""
 
 # Files: manifests, kubeconfig, KubeProxyConfiguration
 
@@ -190,7 +189,7 @@ YAML_DEPTH = 100
 """How deep YAML may be nested, in a manifest or a kubeconfig. The API's own objects take 15."""
 
 YAML_NODES = 1_000_000
-"""Values in a YAML file, those behind an alias counted at each use. 20,000 objects hold 800,000."""
+"""Values in a YAML file; those behind an alias count at each use. 20,000 objects hold 800,000."""
 
 NUMBER_CHARACTERS = 64
 """The longest number in YAML; converting longer ones takes quadratic time."""
@@ -207,29 +206,29 @@ CONFIG_BYTES = 1024 * 1024
 # Kernel: netlink, proc files, output of iptables-save
 
 NETLINK_PATIENCE_SECONDS = 30
-"""How long the kernel may take to answer on a netlink socket, and to take what is sent."""
+"""Time to send a netlink request, and time to wait for its answer."""
 
 NETLINK_EVENT_BUFFER_BYTES = 32 << 20
-"""How many bytes of events may wait; ten thousand Services' worth fits, should all come at once."""
+"""Bytes of events that may wait. The events of 10,000 Services that change at once fit."""
 
 NETLINK_DATAGRAM_BYTES = 256 << 10
-"""The longest datagram. The kernel sends dumps in pieces of 32 KiB; ipset answers a message that
-fails with all of it."""
+"""The longest datagram. The kernel sends dumps in pieces of 32 KiB; ipset returns the whole message
+with an error."""
 
 NETLINK_DEPTH = 16
-"""Levels of nested attributes that are looked into; nf_tables needs 6."""
+"""Levels of nested attributes that are read; nf_tables needs 6."""
 
 IPTABLES_SAVE_BYTES = 512 * 1024 * 1024
 """Output of one iptables-save. 10,000 Services make about 20 MB; the rest is other programs'."""
 
 IPTABLES_PROGRAM_SECONDS = 300.0
-"""How long one iptables program may run."""
+"""Run time of one iptables program."""
 
 IPTABLES_ISOLATION_RESTORES = 64
-"""Restores in one sync to find out which Service ports the kernel refuses."""
+"""Restores in one sync to find the Service ports that are refused."""
 
 IP_VS_LISTING_BYTES = 1 << 30
-"""Bytes of ``/proc/net/ip_vs`` that a comparison reads: some 12 million real servers."""
+"""Bytes of ``/proc/net/ip_vs`` that a comparison reads; enough for 12 million real servers."""
 
 # Annotations of Services
 

@@ -1,7 +1,7 @@
-"""How often an input was refused because it exceeded a limit.
+"""Counts how often an input was refused because it exceeded a limit.
 
-One counter for the whole process, because inputs are refused in layers that know no metrics. It is
-shown as ``svcproxy_refused_inputs_total{input,limit}``. Both labels come from the code, never from
+One counter serves the whole process, because inputs are refused in layers below the metrics. It is
+exported as ``svcproxy_refused_inputs_total{input,limit}``. Both labels come from the code, never from
 the input, so the number of series is fixed.
 """
 
@@ -42,7 +42,7 @@ KNOWN: tuple[tuple[str, str], ...] = (
 )
 """Every pair of labels, input and limit; docs/limits.md explains each.
 
-Each is shown from 0, so that the first refusal is an increase.
+Each is exported from 0, so that the first refusal is an increase.
 """
 
 

@@ -1,12 +1,12 @@
-"""Threads whose failure ends the process, and whose standstill is seen.
+"""Starts the threads of the daemon; a thread that fails ends the process, one that hangs is reported.
 
-A daemon that lost a thread looks alive and does nothing. If the target of such a thread raises,
-whatever it raises, the process ends with status 1 and its supervisor starts it again. The rules in
-the kernel stay.
+A daemon that lost a thread looks alive and does nothing. So if the target of a thread raises any
+exception, the process ends with status 1, and its supervisor restarts it. The rules in the kernel
+stay.
 
-A thread that hangs raises nothing. So each thread says how long its next step may take at most
-(``working``), or that it waits for something that may never come (``waiting``); ``stalled`` names
-the threads that are overdue, and ``/livez`` answers 503 while there are any.
+A thread that hangs raises nothing. So each thread announces how long its next step may take
+(``working``), or that it waits without a limit (``waiting``). ``stalled`` names the threads that are
+overdue; ``/livez`` answers 503 while there are any.
 """
 
 import math
@@ -21,7 +21,7 @@ _LONGEST_LINE = 512  # below PIPE_BUF: written whole or not at all
 
 
 class _Progress:
-    """One thread of ours: ``deadline`` is when it has to report again, in monotonic seconds."""
+    """A thread, and the monotonic time by which it must report again (``deadline``)."""
 
     __slots__ = ("deadline", "name")
 
@@ -31,7 +31,7 @@ class _Progress:
 
 
 class _Current(threading.local):
-    """What the calling thread reports to; nothing in a thread that ``spawn`` did not start."""
+    """The progress of the calling thread; ``None`` in threads that ``spawn`` did not start."""
 
     progress: _Progress | None = None
 
@@ -70,21 +70,21 @@ def spawn(target: Callable[[], None], name: str) -> threading.Thread:
 
 
 def working(seconds: float) -> None:
-    """Note that the calling thread reports again within so many seconds, unless it hangs."""
+    """Announce that the calling thread reports again within ``seconds``, unless it hangs."""
     progress = _current.progress
     if progress is not None:
         progress.deadline = time.monotonic() + seconds
 
 
 def waiting() -> None:
-    """Note that the calling thread waits for what may never come."""
+    """Announce that the calling thread waits without a limit."""
     progress = _current.progress
     if progress is not None:
         progress.deadline = math.inf
 
 
 def stalled() -> list[str]:
-    """Return the names of the threads that should have reported by now, in no set order."""
+    """Return the names of the threads that are overdue, in no particular order."""
     now = time.monotonic()
     return [progress.name for progress in tuple(_threads) if progress.deadline < now]
 
@@ -96,9 +96,9 @@ def before_death(action: Callable[[], object]) -> None:
 
 
 def die(reason: str) -> None:
-    """End the process at once with status 1; say why if stderr takes it without blocking.
+    """End the process at once with status 1; write the reason if stderr does not block.
 
-    It must work when memory or descriptors have run out, so it uses neither the log nor locks.
+    This must work when memory or descriptors have run out, so it uses neither the log nor locks.
     """
     try:
         for action in _before_death:
@@ -118,6 +118,6 @@ def _text(error: BaseException) -> str:
 
 
 def _printable(text: str) -> str:
-    """Cut and escape foreign text: it can neither begin a line nor steer a terminal."""
+    """Cut and escape text, so that it can neither begin a line nor control a terminal."""
     text = text[:_LONGEST_LINE]
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -20,7 +20,7 @@ _canonical_v4 = re.compile(_V4).fullmatch
 # What the API server refuses as an endpoint or external IP
 _SPECIAL_V4 = r"0\.0\.0\.0\Z|127\.|169\.254\.|224\.0\.0\."
 usual_v4 = re.compile(rf"(?!{_SPECIAL_V4}){_V4}").fullmatch
-"""Matches canonical IPv4 that ``canonical_endpoint_ip`` takes as it is."""
+"""Matches canonical IPv4 that ``canonical_endpoint_ip`` returns unchanged."""
 _special = re.compile(rf"{_SPECIAL_V4}|::1?\Z|fe[89ab].:|ff.2:").match
 _no_cluster_ip = re.compile(
     r"0\.0\.0\.0\Z|127\.|22[4-9]\.|23[0-9]\.|255\.255\.255\.255\Z|::1?\Z|ff"
@@ -47,14 +47,14 @@ def canonical_ip(text: str) -> str:
 
 
 def canonical_endpoint_ip(text: str) -> str:
-    """Give the canonical spelling of an IP address that a Service may lead to or be reached at.
+    """Give the canonical spelling of the address of an endpoint, or of an external IP.
 
-    Unspecified, loopback and link-local addresses, unicast and multicast, are none: with an
-    endpoint there, a Service would lead into the node itself. The API server refuses them
-    (``ValidateEndpointIP`` in ``pkg/apis/core/validation``) for endpoints and external IPs.
+    Unspecified, loopback and link-local addresses (unicast and multicast) are refused, as by the
+    API server (``ValidateEndpointIP`` in ``pkg/apis/core/validation``): with such an endpoint, a
+    Service would lead into the node itself.
 
     Raises:
-        ValueError: it is no such address; the message says so and quotes it.
+        ValueError: it is no such address; the message quotes it.
     """
     if usual_v4(text):
         return text
@@ -67,12 +67,12 @@ def canonical_endpoint_ip(text: str) -> str:
 def canonical_cluster_ip(text: str) -> str:
     """Give the canonical spelling of a cluster IP.
 
-    A loopback address would cut the node off from its own programs: in nftables mode, other ports
-    of a cluster IP are refused. Neither that nor an unspecified, multicast or broadcast address
-    can be in a range that the API server takes cluster IPs from; a manifest may hold one.
+    Unspecified, loopback, multicast and broadcast addresses are refused. The API server never
+    assigns one, but a manifest may hold one. In nftables mode, the unused ports of a cluster IP are
+    rejected, so a loopback address would cut the node off from its own programs.
 
     Raises:
-        ValueError: it is no such address; the message says so and quotes it.
+        ValueError: it is no such address; the message quotes it.
     """
     address = canonical_ip(text)
     if _no_cluster_ip(address):

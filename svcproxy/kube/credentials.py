@@ -37,9 +37,9 @@ class ConnectionSettings(msgspec.Struct, frozen=True):
     overrides the server of the kubeconfig; alone, it means a server that asks no credentials.
     ``idle_seconds`` is how long a watch may be silent before it counts as dead: API servers
     send a bookmark about every minute. ``initial_seconds`` is the same for a stream of initial
-    events, and ``backoff_seconds`` the longest wait between two attempts. An empty list is asked
-    for again after ``second_look_seconds``. ``on_request`` is told of every request, in the thread
-    that makes it.
+    events, and ``backoff_seconds`` the longest wait between two attempts. An empty list is
+    requested again after ``second_look_seconds``. ``on_request`` is called after each request, in
+    the thread that made it.
     """
 
     kubeconfig: str = ""

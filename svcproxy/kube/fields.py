@@ -1,4 +1,4 @@
-"""Values of single fields of API objects: ports, lists of addresses, times."""
+"""Parses single fields of API objects: ports, lists of addresses, times."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -40,9 +40,9 @@ def all_canonical(
 ) -> tuple[str, ...]:
     """Give the canonical spelling of each entry of a list.
 
-    Blank entries, which old API servers let pass, are no entries.
-    The API server also mistakenly allows white space around source ranges (``serviceport.go``).
-    A field in the singular (``spec.clusterIP``) is a list of one and is named without an index.
+    Blank entries, which old API servers accepted, are left out. White space around an entry is
+    removed: the API server allows it by mistake in source ranges (``serviceport.go``). For a field
+    in the singular (``spec.clusterIP``) the message has no index.
 
     Args:
         canonical: gives the canonical spelling of one entry, or raises ``ValueError``.

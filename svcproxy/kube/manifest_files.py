@@ -49,8 +49,8 @@ class ManifestError(Exception):
     """A file cannot be read as a whole.
 
     Attributes:
-        problem: why and where.
-        limit: the label of the limit that it exceeds; empty if it is broken.
+        problem: the reason and the place.
+        limit: the label of the exceeded limit in ``refusals.KNOWN``; empty if the file is broken.
     """
 
     def __init__(self, problem: Problem, limit: str = "") -> None:

@@ -130,7 +130,7 @@ class ManifestSource:
             stop_event=self._stopping,
             raise_interrupt=False,
         ):
-            threads.working(limits.THREAD_SCAN_SECONDS)  # we are woken much more often
+            threads.working(limits.THREAD_SCAN_SECONDS)  # the watch yields every 100 ms
             if changes or time.monotonic() - scanned >= self._rescan_seconds:
                 scanned = time.monotonic()
                 if _identity(self._directory) != identity:
@@ -156,7 +156,7 @@ class ManifestSource:
         self._deliver(sink)
 
     def _left_out(self, path: Path, limit: str) -> _File:
-        """Keep what a file said before the folder became too large for it."""
+        """Keep the last good objects of a file for which the folder is too large."""
         known = self._files.get(path.name)
         reason = f"is not read: the folder exceeds {_FOLDER_LIMITS[limit]}; make it smaller"
         problem = Problem(None, None, "", reason, path.name)
@@ -190,7 +190,7 @@ class ManifestSource:
         except UnfitFileError as error:
             return _File(signature, kept, (_unreadable(path, error),))
         except Exception as error:  # noqa: BLE001 - logged with its traceback
-            # A file costs itself alone: the others are read all the same.
+            # The other files are read all the same.
             _log.exception("manifest.failed", file=path.name)
             reason = f"internal error: {type(error).__name__}"
             return _File(signature, kept, (Problem(None, None, "", reason, path.name),))
@@ -244,7 +244,7 @@ class ManifestSource:
 
 
 def _folder_limit(number: int, size: int) -> str:
-    """Say which limit of the folder a file is beyond, if any."""
+    """Return the limit of the folder that a file exceeds; empty if none."""
     if number >= limits.MANIFEST_FILES:
         return "files"
     return "folder_bytes" if size > limits.MANIFEST_FOLDER_BYTES else ""

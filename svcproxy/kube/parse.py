@@ -92,8 +92,8 @@ def parse_service(obj: wire.Service) -> Service | None:
     """Parse a Service.
 
     Returns:
-        ``None`` for an ExternalName or headless Service, and for one that its
-        ``service.kubernetes.io/service-proxy-name`` label gives to another proxy.
+        ``None`` for an ExternalName or headless Service, or with the label
+        ``service.kubernetes.io/service-proxy-name``.
 
     Raises:
         ParseError: the Service is malformed.

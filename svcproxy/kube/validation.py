@@ -1,8 +1,8 @@
-"""The API server's rules for names, applied to everything that enters.
+"""The API server's rules for names, applied to every object.
 
-Behind a real API server nothing of this is ever refused. Manifests, and whatever sits between us
-and the API server, have passed no such check. What passes here holds no quote, no white space and
-no control character, so that it can stand in a rule, a comment or a log line.
+Objects of a real API server always pass. Manifests, and answers of a hostile or broken server, may
+not. A name that passes holds no quote, no white space and no control character, so it is safe in a
+rule, a comment or a log line.
 
 Sources: ``k8s.io/apimachinery/pkg/util/validation``, ``pkg/apis/core/validation`` and
 ``pkg/apis/discovery/validation`` of Kubernetes 1.36.
@@ -34,7 +34,7 @@ class LimitExceededError(ParseError):
 
 
 def shown(value: object) -> str:
-    """Quote a value for a message: escaped, and cut after some characters."""
+    """Quote a value for a message: escaped, and cut after ``limits.SHOWN_CHARACTERS``."""
     text = value if isinstance(value, str) else _number(value)
     if len(text) <= limits.SHOWN_CHARACTERS:
         return repr(text) if isinstance(value, str) else text
@@ -49,20 +49,20 @@ def _number(value: object) -> str:
 
 
 class Names(dict[str, str]):
-    """Checks names by one rule: ``names[name]`` is the name, or a ``ValueError`` with the reason.
+    """Checks names by one rule: ``names[name]`` returns the name, or raises a ``ValueError``.
 
-    A dictionary, because a first list of a large cluster looks up 100,000 names: those that were
-    seen before cost a look-up in C, no more than ``sys.intern``, and share one text as with it.
+    A dictionary, because the first list of a large cluster checks 100,000 names. A name that was
+    checked before costs one look-up in C, like ``sys.intern``, and shares its text.
 
     Args:
-        rule: matches what is allowed.
-        what: the rule in words, for the reason.
+        rule: a regular expression for allowed names.
+        what: the rule in words, for messages.
     """
 
     def __init__(self, rule: str, what: str) -> None:
         super().__init__()
         self.allowed = re.compile(rule).fullmatch
-        """Matches an allowed name; for names that are unique, which are not worth keeping."""
+        """Matches an allowed name without caching it; for names that are unique."""
         self._what = what
 
     def __missing__(self, name: str) -> str:
@@ -74,14 +74,14 @@ class Names(dict[str, str]):
         return name
 
     def reason(self, name: str) -> str:
-        """Say that a name breaks the rule."""
+        """Return the message for a name that breaks the rule."""
         return f"{shown(name)} is not {self._what}"
 
     def at(self, field: str, name: str) -> str:
-        """Return the name that stands in a field.
+        """Return the name in a field.
 
         Raises:
-            ParseError: it breaks the rule.
+            ParseError: the name breaks the rule.
         """
         try:
             return self[name]
@@ -106,7 +106,7 @@ LABEL_VALUES = Names(
     rf"(?:{_VALUE})?",
     f"a label value: up to {limits.LABEL_CHARACTERS} of A-Z, a-z, 0-9, -, _ and .",
 )
-"""The Service of a slice, zones and zone hints. The empty text is one."""
+"""The Service of a slice, zones and zone hints. The empty text is allowed."""
 
 TAINT_KEYS = Names(
     rf"(?:{_SUBDOMAIN}/)?{_VALUE}",

@@ -1,8 +1,8 @@
-"""Limits on YAML, checked on its events before anything is built from it.
+"""Checks limits on YAML in its event stream, before objects are built.
 
 PyYAML's composer recurses with the nesting, and merge keys (``<<``) copy what they refer to: ten
-lines of aliases to aliases become a billion entries. Here every alias counts as much as what it
-stands for, and nothing is copied.
+lines of aliases to aliases become a billion entries. Here each alias counts as many values as its
+anchor has, and nothing is copied.
 """
 
 from typing import Any
@@ -18,9 +18,9 @@ class YamlLimitError(Exception):
     """A YAML file exceeds a limit.
 
     Attributes:
-        line: where, counted from 1.
-        reason: which limit.
-        limit: the label under which it is counted.
+        line: the line number, from 1.
+        reason: the limit in words.
+        limit: the label in ``refusals.KNOWN``.
     """
 
     def __init__(self, event: Any, reason: str, limit: str) -> None:
@@ -41,7 +41,7 @@ def check_yaml(data: bytes) -> None:
     loader = _Loader(data)
     try:
         while (event := loader.get_event()) is not None:
-            # Most of a file: nine of ten values are scalars without an anchor.
+            # Fast path: nine of ten values are scalars without an anchor.
             if type(event) is yaml.ScalarEvent and event.anchor is None:
                 counter.total += 1
             else:
@@ -51,7 +51,7 @@ def check_yaml(data: bytes) -> None:
 
 
 class _Counter:
-    """Counts nodes, those behind aliases as often as they are referred to."""
+    """Counts nodes; those behind an alias count at each use."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -59,7 +59,7 @@ class _Counter:
         self._sizes: dict[str, int] = {}
 
     def take(self, event: Any) -> None:
-        """Take any event in its turn."""
+        """Count one event."""
         kind = type(event)
         if kind is yaml.ScalarEvent:
             self.total += 1

@@ -41,9 +41,9 @@ class Frontend(msgspec.Struct, frozen=True, gc=False):
     ``address`` is empty for node ports: they are served on the node's addresses, which the
     backend knows. ``local`` is true when the frontend's traffic policy is Local.
 
-    An address that a Service names more than once has one frontend, whose kind is the first of
-    cluster IP, external IP and load-balancer IP. ``also_load_balancer`` says that it is one of the
-    Service's load-balancer IPs as well.
+    An address that a Service names in several roles has one frontend. Its kind is the first role in
+    the order cluster IP, external IP, load-balancer IP; ``also_load_balancer`` says whether it is
+    also a load-balancer IP of the Service.
     """
 
     kind: FrontendKind
@@ -55,7 +55,7 @@ class Frontend(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def is_load_balancer(self) -> bool:
-        """Whether the address is a load-balancer IP of the Service, whatever else it is.
+        """Whether the address is a load-balancer IP of the Service, perhaps among other roles.
 
         kube-proxy's nftables and IPVS modes apply the source ranges to every such address; its
         iptables mode does so only if the address is not also a cluster IP or external IP.

@@ -14,7 +14,7 @@ _KUBE_ROUTER = {
 
 
 class Wish(NamedTuple):
-    """What a Service asks for, as written but shortened: a scheduler, empty for none, and flags."""
+    """What a Service asks for, shortened: a scheduler (empty for none), and its flags."""
 
     scheduler: str = ""
     flags: tuple[str, ...] | None = None
@@ -26,7 +26,7 @@ _NONE = Wish()
 def scheduler_wish(annotations: tuple[tuple[str, str], ...]) -> Wish:
     """Read a Service's annotations: ours, and kube-router's where ours are absent.
 
-    What is too long, or one flag too many, is no name of the kernel's; it is cut, so that it fits
+    A name that is too long, or one flag too many, cannot be a name of the kernel's. It is cut to fit
     a log line, and stays unusable.
     """
     if not annotations:
@@ -40,7 +40,7 @@ def scheduler_wish(annotations: tuple[tuple[str, str], ...]) -> Wish:
 
 
 def _flags(text: str) -> Iterator[str]:
-    # What is behind the last comma looked for is one flag, and too long if it is several.
+    # The part after the last split counts as one flag, which is too long if it holds several.
     parts = (part.strip() for part in text.split(",", SCHEDULER_FLAGS))
     return (_shortened(flag) for flag in parts if flag)
 
