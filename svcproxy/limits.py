@@ -157,7 +157,7 @@ ISOLATION_PLANS = 64
 ISOLATION_RETRY_SECONDS = 600.0
 """Longest time until a Service port for which planning failed is retried."""
 
-# Threads: svcproxy.threads
+# The threads of the daemon: svcproxy.threads
 
 THREAD_STEP_SECONDS = 60.0
 """Seconds that one step of a thread may take, beyond the time-outs of what it calls."""
