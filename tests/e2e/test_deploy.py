@@ -1,6 +1,7 @@
 """The manifests as kubectl builds them and the API server takes them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from testbed.realapi import RealApiServer
 
 pytestmark = [pytest.mark.kernel, pytest.mark.apiserver]
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
 MODES = ("iptables", "ipvs", "nftables")
 # kubeadm's layout, with all that an API server demands
 KUBE_PROXY = """
@@ -90,4 +92,24 @@ def test_kubeadms_daemonset_gets_another_image_a_probe_and_fewer_privileges(
     assert prepare["securityContext"]["privileged"] is True
     assert after["updateStrategy"].pop("type") == "OnDelete"
     assert before["updateStrategy"].pop("type") == "RollingUpdate"
+    assert after == before
+
+
+def test_the_way_back_restores_kubeadms_daemonset(api: RealApiServer) -> None:
+    file = KUBE_PROXY.replace("name: kube-proxy, namespace", "name: way-back, namespace")
+    api.kubectl("create", "--filename=-", stdin=file)
+    before = daemon_set(api, "way-back")
+    (overlay,) = yaml.safe_load_all(api.kubectl("kustomize", str(DEPLOY / "overlays/kubeadm")))
+    overlay["metadata"]["name"] = "way-back"
+    apply = ("apply", "--server-side", "--force-conflicts", "--field-manager=svcproxy")
+    api.kubectl(*apply, "--filename=-", stdin=json.dumps(overlay))
+    page = (ROOT / "docs/migration.md").read_text()
+    _, _, way_back = page.partition("## Roll back")
+    found = re.search(r"patch daemonset kube-proxy --patch '(.*?)'", way_back, re.DOTALL)
+    assert found
+    on = ("--namespace=kube-system", "daemonset/way-back")
+    api.kubectl("set", "image", *on, "kube-proxy=kube-proxy:v1.36.2")
+    api.kubectl("patch", *on, "--patch", found[1])
+    after = daemon_set(api, "way-back")
+    after["updateStrategy"] = before["updateStrategy"]
     assert after == before
