@@ -20,6 +20,11 @@ class Batch(msgspec.Struct, frozen=True):
     synced: frozenset[Kind]
     doubt: Foreign | None = None
 
+    def then(self, later: "Batch") -> "Batch":
+        """This batch followed by a ``later`` one, as one."""
+        objects = {**self.objects, **later.objects}
+        return Batch(objects, self.synced | later.synced, later.doubt or self.doubt)
+
 
 class Inbox:
     """A mailbox that keeps only the latest state of each object; safe from any thread.

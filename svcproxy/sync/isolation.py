@@ -34,9 +34,11 @@ def isolate(
             absent.
 
     Returns:
-        The Service ports to leave out, each with its exception; ``None`` if finding them takes more
-        than ``limits.ISOLATION_PLANS`` plans.
+        The Service ports to leave out, each with its exception; ``None`` if planning fails without
+        all suspects, too, or if finding them takes more than ``limits.ISOLATION_PLANS`` plans.
     """
+    if _failure(plan, _replaced(ports, suspects, kept)) is not None:
+        return None
     found: dict[ServicePortName, Exception] = {}
     cleared: set[ServicePortName] = set()
     groups: list[Sequence[ServicePortName]] = [sorted(suspects)]

@@ -78,7 +78,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._reporter = reporter
         self._clock = clock
         self._missing = set(kinds)
-        self._unstored: dict[ObjectKey, ApiObject | None] = {}
+        self._untaken: Batch | None = None
         self._followers = followers
         self._refused = Quarantine(schedule.FIRST_RETRY, schedule.period)
         self._isolation = Isolation(schedule.period)
@@ -114,7 +114,7 @@ class FamilyLoop(Generic[Observed, Plan]):
     def _run(self) -> None:
         while not self.inbox.closed:
             threads.waiting()
-            if self._missing:
+            if self._missing and self._untaken is None:
                 self.inbox.wait_for_lists()
             else:
                 self.inbox.wait(max(0.0, self._wake_at() - self._clock()))
@@ -143,7 +143,11 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._failed(error, thorough=True)
 
     def _take(self, batch: Batch) -> None:
+        if self._untaken is not None:
+            batch = self._untaken.then(batch)
+        self._untaken = batch
         self._store_all(batch.objects)
+        self._untaken = None
         if batch.doubt is not None:
             self._suspect(batch.doubt)
         if self._missing:
@@ -156,17 +160,13 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._reporter.idle()
 
     def _store_all(self, objects: dict[ObjectKey, ApiObject | None]) -> None:
-        if self._unstored:
-            objects = {**self._unstored, **objects}
-        self._unstored = objects
         for key, obj in objects.items():
             try:
                 _store(self._state, key, obj)
-            except MemoryError:  # says nothing about the object: store all of them again later
+            except MemoryError:  # says nothing about the object: the batch is taken in again
                 raise
             except Exception as error:  # noqa: BLE001 - it affects only this object; it is logged
                 self._reporter.defect("object", error, kind=key[0], name=str(key[1]))
-        self._unstored = {}
 
     def _suspect(self, change: Foreign) -> None:
         """Have the kernel compared, for somebody else has, or may have, changed it."""

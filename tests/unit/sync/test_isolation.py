@@ -242,3 +242,34 @@ def test_an_address_that_was_given_up_is_served_after_memory_ran_out(
     stage.step(40.0)
     (port,) = [port for name, port in stage.loop._state.ports.items() if name.name == "c"]
     assert [f.address for f in port.frontends] == ["10.96.0.3", "192.0.2.1"]
+
+
+def test_the_first_lists_are_taken_in_after_memory_ran_out(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DesiredState, "update_service", exhausted)
+        run(stage, service("a"), service("b", 2))
+    assert stage.step(40.0) == ["read", "apply"]
+    assert set(stage.backend.kernel) == {"ns/a:http", "ns/b:http"}
+
+
+def test_a_defect_that_no_port_explains_is_not_searched_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(stage, *[service(f"s{n}", n) for n in range(1, 200)])
+    plans = 0
+
+    def broken(*_: object) -> Content:
+        nonlocal plans
+        plans += 1
+        raise KeyError
+
+    for method in ("plan", "plan_changes"):
+        monkeypatch.setattr(stage.backend, method, broken)
+    stage.put(service("s1", 201))
+    stage.step(2.0)
+    assert plans < 8
