@@ -113,7 +113,7 @@ class Response:
             yield chunk
 
     def be_patient(self, idle_seconds: float) -> None:
-        """Bear another length of silence from now on."""
+        """Change the read time-out of this response."""
         connection = self._response.connection
         if isinstance(connection, HTTPConnection) and connection.sock is not None:
             connection.sock.settimeout(idle_seconds)
@@ -268,7 +268,7 @@ def _path(file: PemFile | None) -> str | None:
 
 
 class _Told:
-    """Tells of a request when it is over, answered or not."""
+    """Reports a request when it has ended, with or without an answer."""
 
     def __init__(self, tell: OnRequest | None, method: str, host: str) -> None:
         self._tell = tell

@@ -13,7 +13,7 @@ from svcproxy.model.objects import ApiObject, ObjectKey
 class Batch(msgspec.Struct, frozen=True):
     """What came in since the last drain: objects by key, ``None`` for deleted ones.
 
-    ``doubt`` tells that somebody else has, or may have, changed what we programmed.
+    ``doubt`` is a change of the kernel by another program, certain or suspected.
     """
 
     objects: dict[ObjectKey, ApiObject | None]
@@ -29,9 +29,9 @@ class Batch(msgspec.Struct, frozen=True):
 class Inbox:
     """A mailbox that keeps only the latest state of each object; safe from any thread.
 
-    A storm of updates of one object costs its reader one. ``on_put`` is called at every ``put``,
-    in the caller's thread, so that health knows of waiting changes even if the reader hangs, and
-    ``on_drain`` at every ``drain``. Neither can happen within the other, nor may they call back.
+    Many updates of one object cost the reader one. Each ``put`` calls ``on_put`` in the caller's
+    thread, so that health knows of waiting changes even if the reader hangs; each ``drain`` calls
+    ``on_drain``. They never run at the same time, and must not call the inbox.
     """
 
     def __init__(self, on_put: Callable[[], None], on_drain: Callable[[], None]) -> None:
@@ -58,7 +58,7 @@ class Inbox:
             self._condition.notify()
 
     def doubt(self, change: Foreign) -> None:
-        """Note that somebody else has changed the kernel; of several, one that is sure is kept."""
+        """Note that another program changed the kernel; of several changes, a certain one is kept."""
         with self._condition:
             if self._doubt is None or change.sure:
                 self._doubt = change
@@ -88,8 +88,8 @@ class Inbox:
     def wait_for_lists(self) -> None:
         """Wait until another first list is complete, or the inbox is closed.
 
-        A reader that has to wait for all of them anyway would else be woken by every object, and
-        compete for the interpreter with those who bring the objects.
+        Otherwise each object would wake a reader that has to wait for all lists anyway, and that
+        would compete for the interpreter with the threads that deliver the objects.
         """
         with self._condition:
             self._condition.wait_for(lambda: self._closed or bool(self._synced))

@@ -6,31 +6,32 @@ import math
 class Schedule:
     """Decides when the next sync is due.
 
-    A lone change is synced at once; while changes keep coming, syncs begin a pause after the end
-    of the previous one and carry all that came meanwhile. The pause is ``min_interval`` (as with
-    kube-proxy's ``BoundedFrequencyRunner``); if ``adaptive``, it is as long as the previous sync
-    took and at most ``min_interval`` and ``longest_pause``: syncs of a millisecond then follow each other closely, and
-    however long they take, they leave the processor alone for half of the time. Every ``period`` the kernel is compared from
-    scratch, which repairs what others changed. After a failure the comparison from scratch is
-    retried after 1 s, 2 s, 4 s and so on up to ``period``; changes that come in between wait,
-    because hammering a kernel that refuses helps nobody.
+    A single change is synced at once. While changes keep coming, a sync begins one pause after the
+    end of the previous one, and carries all changes that arrived meanwhile. The pause is
+    ``min_interval`` (as in kube-proxy's ``BoundedFrequencyRunner``). If ``adaptive``, it is as long
+    as the previous sync took, at most ``min_interval`` and ``longest_pause``: short syncs follow
+    each other closely, and long ones leave half of the time to others.
 
-    When somebody else has surely changed what is ours, it is compared soon: a firewall's reload
-    comes in several steps. If it goes on, the waits grow up to ``min_interval``. When he may have
-    changed it, it is compared as soon; but each time that nothing was found, the next such
-    suspicion waits longer, 1 s, 2 s and so on up to ``period``, or a busy neighbour would have us
-    compare all the time.
+    Every ``period`` the kernel is compared from scratch, which repairs foreign changes. After a
+    failure the comparison is retried after 1 s, 2 s, 4 s and so on up to ``period``; changes that
+    arrive meanwhile wait for it.
+
+    A certain foreign change leads to a comparison shortly after it, because a firewall reloads in
+    several steps. If such changes go on, the waits grow up to ``min_interval``. An uncertain one
+    leads to a comparison as soon; but after each comparison that found nothing, the next uncertain
+    one waits longer (1 s, 2 s and so on up to ``period``), so that a busy neighbour does not cause
+    comparisons all the time.
 
     All times are seconds of one monotonic clock.
     """
 
     FIRST_RETRY = 1.0
     FIRST_REPAIR = 0.1
-    """How soon a repair may follow another sync; twice as long for each that has gone before."""
+    """The wait before a repair; it doubles with each repair that follows soon after another."""
     PEACE = 1.5
-    """After so many minimum intervals without a repair, the next one is the first again."""
+    """After this many minimum intervals without a repair, the wait starts from the first value."""
     SHORTEST_PAUSE = 0.002
-    """What comes within this time of an adaptive schedule's sync goes out together."""
+    """The shortest pause between two syncs of an adaptive schedule."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class Schedule:
         return self._requested
 
     def doubt(self, *, sure: bool = True) -> None:
-        """Ask for a comparison: somebody else has, or if not ``sure`` may have, changed things."""
+        """Ask for a comparison: another program changed our rules, or, if not ``sure``, may have."""
         if sure:
             self._compared = None
         else:
