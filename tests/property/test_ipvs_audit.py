@@ -5,6 +5,7 @@ from ipaddress import ip_address
 from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -149,6 +150,7 @@ def audited(options: IpvsSettings, sequence: list[Any], random: Random) -> Audit
     return machine
 
 
+@pytest.mark.timeout(400)
 @COMMON
 @given(settings_values, events, traffic, st.integers())
 def test_our_own_changes_are_no_difference(
@@ -161,6 +163,7 @@ def test_our_own_changes_are_no_difference(
     assert not machine.plan()
 
 
+@pytest.mark.timeout(400)
 @COMMON
 @given(settings_values, events, traffic, st.integers())
 def test_every_damage_is_found_by_the_end_of_the_next_pass(
