@@ -15,7 +15,7 @@ _FAMILIES = {4: "ip", 6: "ip6"}
 
 
 def _nft(world: World, *words: str) -> None:
-    """Run nft; the daemon may have been quicker and what it is about be gone."""
+    """Run nft; it may fail, because the daemon may have deleted the object already."""
     world.node.netns.run("nft", *words, check=False)
 
 
@@ -31,7 +31,7 @@ def listed(world: World, family: int) -> list[dict[str, Any]]:
 
 
 def _some(world: World, chance: random.Random, *kinds: str) -> tuple[str, dict[str, Any]] | None:
-    """One object of these kinds, of either family."""
+    """Choose one object of these kinds, of either family."""
     family = chance.choice((4, 6))
     found = [
         (_FAMILIES[family], entry[kind])
@@ -97,7 +97,7 @@ def _flush_set(world: World, chance: random.Random) -> None:
 
 
 def _intrude(world: World, chance: random.Random) -> None:
-    """A rule of somebody else in one of our chains."""
+    """Insert a foreign rule into one of our chains."""
     if found := _some(world, chance, "chain"):
         family, chain = found
         _nft(world, "insert", "rule", family, TABLE, chain["name"], "counter", "return")

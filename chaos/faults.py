@@ -59,7 +59,7 @@ def _cut(world: World, _chance: random.Random) -> None:
 
 
 def _gone(world: World, chance: random.Random) -> None:
-    """All watches end, and their versions are too old when they come back."""
+    """End all watches; their resource versions are too old when they reconnect."""
     world.server.outage()
     world.stopping.wait(chance.uniform(0.5, 2.0))
     world.server.store.trim(0)
@@ -68,7 +68,7 @@ def _gone(world: World, chance: random.Random) -> None:
 
 
 def _gone_storm(world: World, chance: random.Random) -> None:
-    """410 again and again."""
+    """Answer 410 (Gone) several times in a row."""
     for _ in range(8):
         world.server.store.trim(0)
         world.server.cut()
@@ -81,7 +81,7 @@ def _stall(world: World, chance: random.Random) -> None:
 
 
 def _half_open(world: World, _chance: random.Random) -> None:
-    """The present connections say nothing more and are never closed; new ones work."""
+    """Make the present connections silent without closing them; new ones work."""
     world.server.mute()
 
 
@@ -150,7 +150,7 @@ def _suspend(world: World, chance: random.Random) -> None:
 
 
 def _event_flood(world: World, _chance: random.Random) -> None:
-    """Tens of thousands of nftables events of somebody else in a second or two."""
+    """Cause tens of thousands of foreign nftables events within two seconds."""
     rules = "\n".join(
         f"add rule ip flood c ip saddr 10.99.{n // 250}.{n % 250} accept" for n in range(4000)
     )
@@ -189,7 +189,7 @@ REQUESTS = (
     b"GET /healthz HTTP/9.9\r\n\r\n",
     b"GET /healthz HTTP/1.1\r\nHost: x\r\n",
 )
-"""What strangers send: too long, too many, nonsense, and one that never ends."""
+"""Requests from unknown clients: too long, too many headers, malformed, and one that never ends."""
 
 
 def _http_abuse(world: World, chance: random.Random) -> None:

@@ -1,7 +1,10 @@
-"""Objects that no honest client makes; each may cost itself and nobody else.
+"""Hostile objects: none of them may affect any other object.
 
-Some of them an API server accepts from whoever may create a Service, others only a broken or
-hostile API server gives out.
+A real API server accepts some of them from any client that may create a Service; others only a
+broken or hostile API server returns. The soak and tests/chaos add them during churn, among faults.
+Single cases with exact expectations: tests/http/test_hostile.py (decoding, over HTTP),
+tests/kernel/test_hostile_names.py and test_hostile_texts.py (rules), tests/e2e/test_hostile.py (what
+a real API server accepts).
 """
 
 import json
@@ -25,7 +28,7 @@ def plain(obj: dict[str, Any]) -> bytes:
 
 
 def with_raw(raw: bytes) -> Encode:
-    """JSON with raw bytes in the place of the text ``@raw@``, quotes and all."""
+    """Return an encoder that replaces the JSON string ``"@raw@"`` with raw bytes."""
 
     def encode(obj: dict[str, Any]) -> bytes:
         return plain(obj).replace(json.dumps(_HOLE).encode(), raw)
@@ -34,12 +37,12 @@ def with_raw(raw: bytes) -> Encode:
 
 
 def nested(depth: int) -> bytes:
-    """An object in an object, so deep."""
+    """Return JSON objects nested to this depth."""
     return b'{"f:a":' * depth + b"{}" + b"}" * depth
 
 
 def objects(stolen: str) -> dict[str, Hostile]:
-    """Every hostile object by a name for it; ``stolen`` is an address of somebody else."""
+    """Return the hostile objects by name; ``stolen`` is another Service's address."""
     found: dict[str, Hostile] = {}
     for number, (name, obj, encode) in enumerate(_services(stolen), 1):
         obj["metadata"].setdefault("name", name)

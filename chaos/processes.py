@@ -1,4 +1,4 @@
-"""What a process has: memory, descriptors, threads; and whether these stay the same."""
+"""Memory, descriptors and threads of a process, and whether they stay constant."""
 
 import contextlib
 import statistics
@@ -15,7 +15,7 @@ _MEGABYTE = 1 << 20
 
 @dataclass(frozen=True)
 class Sample:
-    """What a process has at a moment; ``at`` is monotonic, ``rss`` in bytes."""
+    """The resources of a process at one time; ``at`` is monotonic, ``rss`` in bytes."""
 
     at: float
     rss: int

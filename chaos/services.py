@@ -62,7 +62,7 @@ _LIMITED = {Flavour.RANGES, Flavour.LOCAL, Flavour.EXTERNAL}
 
 @dataclass(frozen=True)
 class Dial:
-    """One frontend and who has to answer there; no servers mean that nobody may."""
+    """A frontend and the servers that have to answer there; if none, no server may answer."""
 
     source: str
     proto: str
@@ -85,7 +85,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Update:
-    """What to tell the API server: objects to put, and those to delete."""
+    """Objects to put into the API server, and objects to delete."""
 
     put: tuple[Object, ...] = ()
     delete: tuple[Object, ...] = ()

@@ -1,4 +1,4 @@
-"""``./dev soak``: hours of mixed changes and faults, and at the end everything as it should be."""
+"""``./dev soak``: mixed changes and faults for hours, and the checks at the end."""
 
 import contextlib
 import json
@@ -129,7 +129,7 @@ class Soak:
             world.close()
 
     def figures(self, checks: Sequence[Check]) -> dict[str, Any]:
-        """Everything that was seen, for a file."""
+        """All results, to be written to a file."""
         world = self.world
         recovered = [struck.recovered for struck in self.struck]
         return {
@@ -168,7 +168,7 @@ class Soak:
             self.world.trouble.append(f"given up after {missed} faults without recovery")
 
     def _wait(self, seconds: float) -> None:
-        """Let time pass, and see meanwhile how long changes take."""
+        """Wait, and measure how long changes take in that time."""
         until = time.monotonic() + seconds
         while not self.world.stopping.wait(max(0.0, min(3.0, until - time.monotonic()))):
             if time.monotonic() >= until:
@@ -193,7 +193,7 @@ class Soak:
         return chosen
 
     def _strike(self, fault: Fault) -> bool:
-        """Let something go wrong and wait until all is well again: whether it was in time."""
+        """Inject a fault and wait for recovery; return whether it came in time."""
         world = self.world
         began = time.monotonic()
         excuse = Excuse(fault.name, began)
@@ -240,7 +240,7 @@ class Soak:
     # --- Beside the faults -------------------------------------------------------------------
 
     def _disturb(self) -> None:
-        """Change tables of somebody else all the time."""
+        """Change foreign tables all the time."""
         run = self.world.node.netns.run
         legacy = self.settings.variant == "legacy"
         while not self.world.stopping.wait(2.0):

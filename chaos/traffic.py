@@ -21,7 +21,7 @@ _AFTER = 0.5
 
 @dataclass
 class Excuse:
-    """A time in which connections may fail, because somebody has damaged the rules."""
+    """A period in which connections may fail, because the rules were damaged."""
 
     fault: str
     began: float
@@ -34,7 +34,7 @@ class Excuse:
 
 @dataclass(frozen=True)
 class Failure:
-    """A connection that failed, or reached somebody else."""
+    """A connection that failed, or reached the wrong endpoint."""
 
     at: float
     dial: str
@@ -43,7 +43,7 @@ class Failure:
 
 @dataclass
 class Counts:
-    """What became of the connections so far."""
+    """The counts of connections so far."""
 
     made: int = 0
     excused: int = 0

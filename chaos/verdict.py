@@ -36,7 +36,7 @@ class Check:
 
 
 def operations(metrics: Metrics) -> dict[str, int]:
-    """What the daemon has asked the kernel to change, by operation, without those it never did."""
+    """Return the daemon's counts of kernel operations, without those that are 0."""
     found = Counter[str]()
     for sample in metrics.get("svcproxy_kernel_operations_total", []):
         found[sample.labels["operation"]] += int(sample.value)
@@ -69,7 +69,7 @@ def restart_check(world: World) -> Check:
 
 
 def answers_check(world: World, number: int) -> Check:
-    """The kernel's answers are what the objects say, at a sample of all frontends."""
+    """Connections to a sample of all frontends reach the endpoints that the objects name."""
     dials = world.population.dials()
     chosen = random.Random(world.settings.seed).sample(dials, min(number, len(dials)))
     chosen += [service.dial for service in world.stable]
@@ -85,7 +85,7 @@ def answers_check(world: World, number: int) -> Check:
 
 
 def _seen_wrong(world: World, dial: Dial) -> str:
-    """What was seen at a frontend if it is not what has to be; empty if it is."""
+    """Return what is wrong at a frontend; empty if nothing is."""
     traffic = world.cluster.host(dial.source).traffic
     number = 1 if not dial.servers else ENOUGH if len(dial.servers) > 1 else 3
     if dial.sticky:
@@ -141,7 +141,7 @@ def process_checks(world: World) -> Iterator[Check]:
 
 
 def run_checks(world: World) -> Iterator[Check]:
-    """What can be said without touching the daemon any more."""
+    """Return the checks that need no running daemon."""
     counts = world.traffic.counts
     figures = (
         f"{len(counts.failures)} of {counts.made}, {counts.excused} more while rules were damaged"

@@ -1,4 +1,4 @@
-"""Everything a fault can act on: the cluster, the API server, the daemon and what is told of them."""
+"""Everything a fault can act on: the cluster, the API server, the daemon, and their state."""
 
 import json
 import random
@@ -29,7 +29,7 @@ _EVENTS_KEPT = 4000
 
 @dataclass(frozen=True)
 class Settings:
-    """What the soak is to be like; times are in seconds."""
+    """The settings of a soak; times are in seconds."""
 
     seconds: float
     variant: str = "nftables"
@@ -78,7 +78,7 @@ class World:
         self.changes = 0
         self.hostile_changes = 0
         self.trouble: list[str] = []
-        """What went wrong beside what is counted elsewhere, a line each."""
+        """Problems that no counter shows, one line each."""
 
     def _flags(self) -> dict[str, str | None]:
         settings = self.settings
@@ -192,7 +192,7 @@ class World:
                 del self.server.received[:-100]
 
     def apply(self, update: Update) -> None:
-        """Tell the API server of a change."""
+        """Send a change to the API server."""
         self.server.put_many(list(update.put))
         for obj in update.delete:
             meta = obj["metadata"]

@@ -54,7 +54,7 @@ def spawn(target: Callable[[], None], name: str) -> threading.Thread:
         try:
             _current.progress = progress
             target()
-        except BaseException as error:  # noqa: BLE001 - a MemoryError must not go unnoticed either
+        except BaseException as error:  # noqa: BLE001 - a MemoryError ends the process as well
             die(f"thread {name} failed: {type(error).__name__}: {_text(error)}")
         progress.deadline = math.inf
         _threads.pop(progress, None)

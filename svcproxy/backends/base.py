@@ -55,8 +55,8 @@ class Foreign(msgspec.Struct, frozen=True):
         pid: its number in the initial pid namespace; 0 when unknown.
         sure: whether it was ours for sure that was changed; otherwise it may have been.
         families: of which families.
-        outside: what was changed is not ours, but ours depends on it, as on the node's addresses:
-            to follow it is no repair.
+        outside: an input of ours changed, such as the node's addresses, not what we program: the
+            update that follows does not count as a repair.
     """
 
     process: str

@@ -44,7 +44,7 @@ _LAST_SEQUENCE = (1 << 32) - 1
 
 
 def only_from_kernel(made: socket.socket) -> None:
-    """Have a socket take messages of the kernel only: other processes may send it some, too."""
+    """Have a socket accept messages from the kernel only, not from other processes."""
     made.connect((0, 0))
 
 
@@ -67,10 +67,10 @@ class InterruptedDumpError(OSError):
 class Connection:
     """A socket for one netlink protocol, in the network namespace of the thread that makes it.
 
-    It is for one thread. Sequence numbers are never used twice in its life, so that the answer
-    to a request that was given up cannot be taken for another's. After a failure of the
-    conversation itself the socket is replaced: the kernel may still be in the middle of a dump,
-    and begins no other on the same socket.
+    Only one thread may use it. Sequence numbers are not reused, so that a late answer to an
+    abandoned request is not taken for the answer to another one. After a time-out or a malformed
+    answer the socket is replaced: the kernel may still be in the middle of a dump, and does not
+    start another one on the same socket.
 
     Args:
         protocol: ``GENERIC``, ``ROUTE`` or ``NETFILTER``.

@@ -81,7 +81,8 @@ class Listener:
     def stop(self) -> None:
         """End the thread and close the socket; wait at most a second.
 
-        A thread that hangs keeps its socket: a number that is in use again would be read by it.
+        If the thread hangs, its socket stays open: it could otherwise read from another socket
+        that has got the same descriptor number.
         """
         self._stopped = True
         with contextlib.suppress(OSError):
@@ -94,10 +95,10 @@ class Listener:
             used.close()
 
     def received(self) -> Iterator[bytes | None]:
-        """What has come, datagram by datagram; ``None`` where some were lost.
+        """Yield the datagrams that have arrived; ``None`` where some were lost.
 
-        The kernel drops events that do not fit the socket's buffer. One that is longer than any
-        that the kernel should send is lost as well.
+        The kernel drops events that do not fit into the socket's buffer. A datagram that is longer
+        than our buffer counts as lost as well.
         """
         flags = socket.MSG_DONTWAIT | socket.MSG_TRUNC
         while not self._stopped:

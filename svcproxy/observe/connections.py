@@ -1,7 +1,8 @@
-"""The connections of one HTTP server: who is read from, answered, and hung up on.
+"""The connections of one HTTP server: accepting, reading, answering and closing them.
 
-A client address has a share of the connections, and when there is no room for a new one, the
-address with the most gives way. So one client cannot keep the kubelet's probes out.
+The number of connections is limited, in all and for each client address. When the limit is
+reached, a connection of the address that has the most is closed in favour of the new one. So one
+client cannot keep the kubelet's probes out.
 """
 
 import errno
@@ -143,7 +144,7 @@ class Connections:
             except OSError as error:
                 if error.errno in _NO_DESCRIPTOR:
                     self._starved()
-                return  # nobody else waits, or the client was faster
+                return  # no other client is waiting, or it has hung up
             self.add(sock, _peer(address), site)
 
     def add(self, sock: socket.socket, peer: Peer, site: Site) -> None:

@@ -1,7 +1,7 @@
 """The one HTTP engine: a thread that owns listening sockets and all connections to them.
 
 1. The thread waits for no client and renders no slow page, so a probe is answered at once.
-2. Other threads leave word and wake it; only it touches sockets.
+2. Only this thread touches sockets; other threads leave data for it and wake it.
 3. A defect in a turn is logged and the next turn goes on. If even that fails, as without memory,
    the process ends (``svcproxy.threads``).
 """

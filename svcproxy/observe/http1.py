@@ -171,7 +171,7 @@ def _request_line(line: bytes) -> _RequestLine:
 
 
 def _framed(line: _RequestLine, headers: Mapping[str, str]) -> Head:
-    """Tell where the body ends; RFC 9112, 6.3."""
+    """Find out where the body ends; RFC 9112, 6.3."""
     length = headers.get("content-length")
     coding = headers.get("transfer-encoding")
     if coding is not None:

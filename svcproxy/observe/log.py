@@ -206,7 +206,7 @@ def _exception(info: Any) -> BaseException | None:
 
 
 def catch_uncaught() -> None:
-    """Have the log tell of exceptions that nobody catches; Python itself would block on stderr."""
+    """Log uncaught exceptions; Python's own hooks write to stderr, which may block."""
     log = structlog.get_logger()
 
     def uncaught(

@@ -56,7 +56,7 @@ def format_exception(error: BaseException) -> str:
     """Return the traceback of ``error``: its innermost frames, without what is too long."""
     try:
         text = "".join(traceback.format_exception(error, limit=-limits.LOG_TRACE_FRAMES))
-    except Exception:  # noqa: BLE001 - an exception whose text cannot be had is still told of
+    except Exception:  # noqa: BLE001 - an exception without text is still logged
         text = type(error).__name__
     text = text.rstrip("\n")
     half = limits.LOG_TRACE_CHARS // 2
@@ -126,7 +126,7 @@ def _plain_json(value: Any, longest: int) -> tuple[Any, bool]:
             text = json.dumps(value, default=str, allow_nan=False)
             if len(text) <= longest:
                 return json.loads(text), False
-    # Named tuples and enums are told as in the text format, not as lists
+    # Named tuples and enums are written as in the text format, not as lists
     return _cut(_string(value), longest)
 
 

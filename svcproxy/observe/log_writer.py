@@ -1,9 +1,9 @@
-"""Writes log lines to stderr from a thread of its own, so that no caller ever waits for a reader.
+"""Writes log lines to stderr from a thread of its own, so that logging never blocks.
 
-stderr is often a pipe. When its reader stops reading, a write blocks, and who logs must not.
-Lines wait in a queue with a bounded number of lines and bytes. When it is full, new lines are
-dropped: those already in it show how the trouble began, and the report of the loss then stands
-where the lost lines would be. A quarter of the queue is kept for warnings and errors.
+stderr is often a pipe. When its reader stops reading, a write blocks. So lines wait in a queue that
+is bounded in lines and bytes. When the queue is full, new lines are dropped: the queued ones show
+how the trouble began, and the report of the loss stands where the lost lines would be. A quarter of
+the queue is reserved for warnings and errors.
 
 ``O_NONBLOCK`` is no way out: it belongs to the open file, which other processes share.
 """
@@ -115,7 +115,7 @@ class QueuedWriter:
     def _sleep(self, seconds: float) -> None:
         if not self._wake.acquire(timeout=seconds):
             with self._lock:
-                if not self._asleep:  # somebody has just woken us
+                if not self._asleep:  # a caller has just released the lock
                     self._wake.acquire()
                 self._asleep = False
 

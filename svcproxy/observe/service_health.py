@@ -6,7 +6,7 @@ Questions and answers are those of pkg/proxy/healthcheck/service_health.go in Ku
 Goals:
 
 1. One HTTP engine serves all Services of a family, thousands of them; it waits for no client.
-2. The sync thread only leaves word; opening and closing is the engine thread's work.
+2. The sync thread only records changes; the engine's thread opens and closes sockets.
 3. A port that cannot be opened is tried again until it can.
 4. Listening sockets take no more file descriptors than their share (``svcproxy.descriptors``).
 """

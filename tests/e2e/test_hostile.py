@@ -1,4 +1,4 @@
-"""Objects that a real API server accepts and that were made to hurt: all others are served."""
+"""Hostile objects that a real API server accepts: all other Services are served."""
 
 import json
 from functools import partial

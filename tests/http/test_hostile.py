@@ -1,4 +1,4 @@
-"""What one object or one answer of the API server can do to the others: nothing."""
+"""One hostile object or answer of the API server affects no other object: lists and watches."""
 
 import json
 import socket
@@ -35,7 +35,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("watch_list", [True, False])
 @pytest.mark.parametrize("what", HOSTILE)
-def test_what_is_not_read_hurts_nobody(
+def test_a_hostile_field_that_is_not_read_has_no_effect(
     server: FakeApiServer, follow: Follow, what: str, *, watch_list: bool
 ) -> None:
     bad = objects.service("bad")
@@ -56,7 +56,7 @@ def test_what_is_not_read_hurts_nobody(
 
 @pytest.mark.parametrize("watch_list", [True, False])
 @pytest.mark.parametrize("label", [rb'"\ud800"', b'"\xff"', b"[" * 2000 + b"]" * 2000, b'"\x01"'])
-def test_what_is_read_hurts_only_its_object(
+def test_a_hostile_field_that_is_read_costs_only_its_object(
     server: FakeApiServer, follow: Follow, label: bytes, *, watch_list: bool
 ) -> None:
     bad = objects.service("bad")

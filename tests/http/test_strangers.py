@@ -1,4 +1,4 @@
-"""What clients that nobody asked for cost: the servers in a process of their own, over real HTTP."""
+"""Abusive clients of our HTTP servers: memory, log and probes. The servers run in a process."""
 
 import http.client
 import json

@@ -1,4 +1,8 @@
-"""Names that would be rules: what no API server lets pass, from a folder that nobody checked."""
+"""Names that contain iptables rules, through the whole daemon: they are refused when parsed.
+
+They come from a folder of manifests, which no API server has validated. What the renderers do if
+such a name gets past the parser is in ``test_hostile_texts``.
+"""
 
 import json
 

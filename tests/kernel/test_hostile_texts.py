@@ -1,7 +1,7 @@
-"""Hostile names, other programs' rules and odd addresses on the real kernel.
+"""Hostile names, foreign rules and unusual addresses in the iptables backend, on the real kernel.
 
-The backend is driven directly, so that nothing before it has validated the names. Whether packets
-follow the rules is for the traffic tests to show.
+The backend is driven directly, so that no parser has validated the names before: this is the
+second barrier behind ``test_hostile_names``. No traffic is sent.
 """
 
 import os

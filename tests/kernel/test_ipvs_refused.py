@@ -1,4 +1,4 @@
-"""What IPVS refuses of one Service costs that one and no other."""
+"""An object of one Service that IPVS refuses affects no other Service."""
 
 import contextlib
 import time
@@ -57,7 +57,7 @@ def told(stage: Stage, offer: Offer) -> list[str]:
     return [line for line in stage.daemon.logs() if "refused" in line and name in line]
 
 
-def test_a_refused_endpoint_delays_nobody(stage: Stage, family: int) -> None:
+def test_a_refused_endpoint_delays_no_other_service(stage: Stage, family: int) -> None:
     servers, pod = Servers(stage.node, family), stage.here[0]
     with impossible_endpoint(stage, family):
         bad = stage.offer(

@@ -1,7 +1,7 @@
-"""What the kernel refuses of one Service port holds up no other, on the real kernel.
+"""A Service port that the kernel refuses blocks no other, on the real kernel.
 
-A set with a maximum size, as nobody makes it but these tests, is the kernel's simplest reason to
-refuse a single element (ENFILE).
+These tests give sets a maximum size, which svcproxy does not: a full set is the simplest way to make
+the kernel refuse a single element (ENFILE).
 """
 
 import contextlib

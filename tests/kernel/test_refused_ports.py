@@ -1,4 +1,7 @@
-"""Service ports that the real kernel refuses: each costs itself and no other."""
+"""Service ports that iptables or the kernel refuses: the backend applies all others.
+
+``test_refused_traffic`` shows the same with the whole daemon and with traffic.
+"""
 
 import contextlib
 import fcntl
@@ -54,7 +57,7 @@ REFUSED: Mapping[str, Callable[[], ServicePort]] = {
 
 
 @pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED)
-def test_what_is_refused_in_steps_blocks_nobody(
+def test_a_refused_change_blocks_no_other_port(
     bench: Bench, make: Callable[[], ServicePort]
 ) -> None:
     good = port(1, "bad")
@@ -82,7 +85,7 @@ def test_what_is_refused_in_steps_blocks_nobody(
 
 
 @pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED)
-def test_what_is_refused_at_the_start_blocks_nobody(
+def test_a_port_refused_at_the_start_blocks_no_other_port(
     bench: Bench, make: Callable[[], ServicePort]
 ) -> None:
     bad = make()
@@ -95,7 +98,7 @@ def test_what_is_refused_at_the_start_blocks_nobody(
     assert not again.operations
 
 
-def test_many_refused_among_many(bench: Bench) -> None:
+def test_many_refused_ports_block_no_other_port(bench: Bench) -> None:
     """Those that need what the kernel lacks cost a bounded number of restores."""
     bad = [port(number, affinity=2**40) for number in range(2, 92)]
     others = [port(number) for number in range(92, 250)]
@@ -151,7 +154,7 @@ def test_iptables_that_takes_nothing_is_a_failure(bench: Bench, tmp_path: Path) 
         bench.compare()
 
 
-def test_a_kernel_that_others_changed_is_compared_first(bench: Bench) -> None:
+def test_after_a_foreign_change_a_comparison_comes_before_isolation(bench: Bench) -> None:
     """An edit that fails because others flushed the chain is not the Service port's fault."""
     bench.put(port(1), port(2))
     bench.space.run(*command(bench, "-t", "filter", "-F", "KUBE-NODEPORTS"))

@@ -1,7 +1,7 @@
-"""Whatever the kernel refuses of some Services, the others are in force, and it heals.
+"""For any history of refusals, all other Services are in force, and the refused ones recover.
 
 The real backend drives the fake kernel, which refuses every new element of the Services that are
-poisoned at the moment, whatever became of them before.
+poisoned at that time.
 """
 
 from typing import Any

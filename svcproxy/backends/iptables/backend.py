@@ -153,13 +153,13 @@ class IptablesBackend:
     def apply(self, plan: Plan) -> Outcome:
         """Send the plan in one iptables-restore, one transaction per table.
 
-        With the nft variant, very many new chains go ahead in pieces, see ``staging``. Service ports
-        of which the kernel refuses something are left as they were, see ``isolation``.
+        With the nft variant, very many new chains are sent ahead in pieces, see ``staging``. Service
+        ports that the kernel refuses are left as they were, see ``isolation``.
         """
         try:
             return self._carry_out(plan)
         except RestoreRefused as error:
-            # What is refused may be right if others have changed what it was relative to.
+            # Another program changed the tables: the changes may be valid after a comparison.
             if isinstance(self._asked, Changes) and not self._watermark.untouched:
                 return self._compare_instead(self._asked)
             return self._isolate(error)
@@ -168,7 +168,7 @@ class IptablesBackend:
             raise
 
     def _compare_instead(self, changes: Changes) -> Outcome:
-        """Apply changes by a comparison from scratch, for the kernel is not as it was left."""
+        """Apply changes by a full comparison, because another program changed the tables."""
         self._planner.undo()
         ports = self._planner.wanted
         for name, port in changes.ports.items():
@@ -181,7 +181,7 @@ class IptablesBackend:
         return self.apply(plan)
 
     def _isolate(self, error: RestoreRefused) -> Outcome:
-        """Apply what was asked for but for the Service ports that are refused."""
+        """Apply the desired state or changes without the Service ports that are refused."""
         kernel = Kernel(self._carry_out, self.read, self._check_tables)
         isolation = Isolation(self._planner, kernel, error)
         asked = self._asked
@@ -226,7 +226,7 @@ class IptablesBackend:
         return _outcome(plan, len(texts), destroyed)
 
     def _destroy(self, sets: Collection[str]) -> int:
-        """Destroy sets; return how many the kernel let go. Each comparison tries the others again."""
+        """Destroy sets; return how many are gone. Each full comparison retries the others."""
         kept = self._sets.destroy(sets)
         if kept and kept != self._kept_sets:
             log.warning("iptables.set_kept", family=self.family, sets=len(kept), first=kept[0])
@@ -281,9 +281,9 @@ class IptablesBackend:
 
 
 def _changes_rules(text: str) -> bool:
-    """Whether an input does more than to empty and to delete chains.
+    """Whether a restore input adds, inserts or deletes rules, not only flushes and deletes chains.
 
-    That comes last: if it is refused, everything before it is in the kernel.
+    Chains are deleted by the last input: if it is refused, everything before it is in the kernel.
     """
     return any(f"\n-{command} " in text for command in "AID")
 

@@ -1,4 +1,4 @@
-"""What is to be changed, as a value, and how the rules of Service ports add up to it."""
+"""The changes to make, as a value, and their computation from the rules of Service ports."""
 
 from collections.abc import Mapping
 
@@ -26,10 +26,10 @@ class Observed(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The changes to both tables; ``sizes`` is how many of our rules each then holds.
+    """The changes to both tables; ``sizes`` is how many of our rules each holds afterwards.
 
-    ``refused`` are the Service ports that cannot be rendered, with the reason; they are left as they
-    were.
+    ``refused`` are the Service ports that the plan leaves as they were, with the reasons: those
+    that cannot be rendered, and those that the kernel refused before.
 
     ``create_sets`` have to exist before the rules that name them, ``destroy_sets`` can only go
     after those; ipset has no common transaction with iptables.
@@ -68,7 +68,7 @@ class Target:
         self._entries: dict[str, dict[int, str]] = {name: {} for name in TREES}
 
     def add(self, rules: PortRules, *, late: bool = False) -> None:
-        """Add one Service port; if ``late``, it gets no frontend that another has."""
+        """Add one Service port; if ``late``, without the frontends that another port has."""
         self.sets |= rules.sets
         self._chains.update(rules.chains)
         for name, found in self._entries.items():
@@ -80,7 +80,7 @@ class Target:
     def tables(
         self, settings: IptablesSettings, trees: Mapping[str, DispatchTree]
     ) -> dict[str, dict[str, Rules]]:
-        """Every chain by table; loads the dispatch trees."""
+        """Return every chain by table; loads the dispatch trees."""
         tables = static_chains(settings)
         tables[NAT].update(self._chains)
         tables[FILTER].update((chain, tuple(texts)) for chain, texts in self._lists.items())
@@ -113,14 +113,14 @@ class Difference:
         self._destroy |= old.sets - new.sets
 
     def former_keys(self) -> dict[str, dict[int, str | None]]:
-        """What the dispatch trees hold now at the keys that are about to change."""
+        """Return the dispatch trees' present rules at the keys that are about to change."""
         return {
             name: {number: self._trees[name].get(number) for number in noted}
             for name, noted in self._entries.items()
         }
 
     def change_trees(self) -> int:
-        """Change the dispatch trees; by how many rules they grew."""
+        """Change the dispatch trees; return by how many rules they grew."""
         growth = 0
         for tree, noted in self._entries.items():
             change = self._trees[tree].change(noted)
@@ -147,9 +147,10 @@ class Difference:
 def _note(
     into: dict[int, str | None], old: Mapping[int, str], new: Mapping[int, str], tree: DispatchTree
 ) -> None:
-    """Note set and removed keys; when a key changes hands, the new owner's rule stands.
+    """Note set and removed keys; if a key moves to another port, the new owner's rule wins.
 
-    A port that was refused may still think that it has a key which another one got since.
+    The last accepted state of a refused port may have a key that another port has taken since:
+    such a key is not removed.
     """
     for number in old.keys() - new.keys():
         if tree.get(number) == old[number]:

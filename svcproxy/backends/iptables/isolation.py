@@ -1,9 +1,9 @@
 """Applying all changes but those that iptables-restore or the kernel refuses.
 
-A restore is refused as a whole: one rule that the kernel does not take would block all Services.
-This runs only after such a refusal. First the lines that were named lead to the Service ports that
-they belong to. Where none is named (the kernel refuses a legacy table as a whole) or many ports are
-refused one after the other, the ports are halved until the refused ones are alone.
+A restore is atomic per table: one rule that the kernel refuses would block all Services. This
+module runs only after such a refusal. If iptables-restore names input lines, the Service ports that
+they belong to are left out. If it names none (the kernel refuses a legacy table as a whole), or if
+more ports are refused one after another, the ports are bisected until the refused ones are found.
 """
 
 from collections import deque
@@ -26,12 +26,12 @@ from svcproxy.model.serviceport import ServicePort
 Ports = Mapping[ServicePortName, ServicePort | None]
 
 _NAMED = 4
-"""So often are ports left out that were named; then the remaining ones are halved as well."""
+"""How many times named ports are left out before the remaining ports are bisected as well."""
 _NOT_TRIED = "not tried: too many other Service ports were refused in this sync"
 
 
 class Kernel(msgspec.Struct, frozen=True):
-    """What isolation does to the kernel.
+    """What isolation needs from the backend.
 
     Attributes:
         carry_out: applies a plan; raises ``RestoreRefused`` or ``BackendError``.
@@ -59,7 +59,7 @@ class Isolation:
         """Apply changes whose plan was refused.
 
         Raises:
-            BackendError: it is not a matter of single Service ports.
+            BackendError: the refusal is not due to single Service ports.
         """
         self._kernel.check()
         self._take_back(self._error)
@@ -70,7 +70,7 @@ class Isolation:
         """Apply the whole desired state, whose plan was refused.
 
         Raises:
-            BackendError: it is not a matter of single Service ports.
+            BackendError: the refusal is not due to single Service ports.
         """
         self._kernel.check()
         error, suspects = self._error, frozenset(desired.ports)
@@ -88,7 +88,7 @@ class Isolation:
                 return self._outcome()
         else:
             self._planner.undo()
-        # Without all that differs from the kernel the rest can be applied, and then piece by piece.
+        # Leave out every port that differs from the kernel, apply the rest, then add the former.
         suspects = frozenset(_differing(desired.ports, settings, self._kernel.read()))
         self._compare(desired, settings, suspects | self._refused.keys())
         remaining = {n: desired.ports[n] for n in suspects if n not in self._refused}
@@ -103,7 +103,7 @@ class Isolation:
         self._applied.append(self._kernel.carry_out(plan))
 
     def _apply(self, ports: Ports, error: RestoreRefused, *, halved: bool = False) -> None:
-        """Apply changes in groups; ``error`` is why all of them at once were refused."""
+        """Apply changes in groups; ``error`` is the refusal of all of them at once."""
         groups: deque[tuple[Ports, RestoreRefused | None]] = deque()
         groups.append((ports, None if halved else error))
         named = 0
@@ -121,7 +121,7 @@ class Isolation:
             groups.extend((piece, None) for piece in pieces if piece)
 
     def _attempt(self, ports: Ports) -> RestoreRefused | None:
-        """Apply some changes; return why they were refused."""
+        """Apply some changes; return the refusal, ``None`` on success."""
         if not self._left:
             if not self._applied:
                 raise TransactionError(str(self._error))
@@ -137,7 +137,7 @@ class Isolation:
         return None
 
     def _take_back(self, error: RestoreRefused) -> None:
-        """Undo a plan, in the kernel too if its first table was committed."""
+        """Undo a plan; if its first table was committed, undo that in the kernel as well."""
         filters = self._planner.undo()
         if error.partial and filters:
             self._kernel.carry_out(Plan({FILTER: filters, NAT: TablePlan()}, {}))
@@ -160,7 +160,7 @@ class Isolation:
         }
 
     def _outcome(self) -> Outcome:
-        """What all that was applied comes to."""
+        """Return the sum of all applied plans."""
         operations: dict[str, int] = {}
         written: dict[str, int] = {}
         for outcome in self._applied:
@@ -174,21 +174,21 @@ class Isolation:
 
 
 def _halves(ports: Ports) -> list[Ports]:
-    """Two groups; ports that need the same of the kernel come together."""
+    """Return two groups; ports that need the same kernel features are next to each other."""
     names = sorted(ports, key=lambda name: (_needs(ports[name]), name))
     middle = len(names) // 2
     return [{n: ports[n] for n in names[:middle]}, {n: ports[n] for n in names[middle:]}]
 
 
 def _needs(port: ServicePort | None) -> tuple[str, bool, bool]:
-    """What not every kernel may have."""
+    """Return the kernel features that a port needs and that a kernel may lack, as a sort key."""
     if port is None:
         return "", False, False
     return port.name.protocol.value, bool(port.affinity_seconds), bool(port.source_ranges)
 
 
 def _named_by(line: str) -> tuple[str, str]:
-    """What a line of a restore input names: a chain, and its whole rule in that chain."""
+    """Return the chain that a line of a restore input names, and the rule; either may be empty."""
     command, _, rest = line.partition(" ")
     if command.startswith(":"):
         return command[1:], ""
@@ -197,7 +197,7 @@ def _named_by(line: str) -> tuple[str, str]:
 
 
 def _names(port: ServicePort, settings: IptablesSettings) -> Iterator[str]:
-    """What ``_named_by`` can give for lines of a Service port: chains, and rules in shared ones."""
+    """Yield what ``_named_by`` may return for a Service port: its chains, and rules in shared ones."""
     try:
         rules = render(port, settings)
     except ValueError:
@@ -218,7 +218,7 @@ def _shared(rules: PortRules) -> Iterator[str]:
 def _differing(
     ports: Mapping[ServicePortName, ServicePort], settings: IptablesSettings, observed: Observed
 ) -> Iterator[ServicePortName]:
-    """The Service ports of which the kernel does not hold every rule."""
+    """Yield the Service ports whose rules are not all in the kernel."""
     nat = observed.tables.get(NAT, {})
     held = {
         text for table in observed.tables.values() for rules in table.values() for text in rules

@@ -27,11 +27,11 @@ _NOTHING = PortRules({}, {}, {}, {}, {})
 
 
 class _Former(msgspec.Struct):
-    """What the planner knew before its last plan, to go back if that is not applied.
+    """The planner's state before its last plan, to return to if the plan is not applied.
 
     ``ports`` holds the Service ports that changed, ``None`` for those that did not exist; after a
-    plan from scratch all of them. ``keys`` are the changed rules of the dispatch trees. ``filters``
-    takes back what an incremental plan did to the filter table.
+    plan from scratch, all of them. ``keys`` are the changed rules of the dispatch trees.
+    ``filters`` reverts an incremental plan's changes to the filter table.
     """
 
     ports: Mapping[ServicePortName, ServicePort | None]
@@ -41,7 +41,7 @@ class _Former(msgspec.Struct):
 
 
 class _Refused(msgspec.Struct):
-    """A Service port that the kernel refused; ``left`` plans from scratch leave it out."""
+    """A Service port that the kernel refused; the next ``left`` full comparisons skip it."""
 
     port: ServicePort
     reason: str
@@ -75,16 +75,17 @@ class Planner:
 
     @property
     def wanted(self) -> dict[ServicePortName, ServicePort]:
-        """The Service ports as they should be, also where the kernel has refused that."""
+        """The desired Service ports, including those that the kernel refused."""
         return self._ports | {name: noted.port for name, noted in self._refused.items()}
 
     def target(
         self, ports: Mapping[ServicePortName, ServicePort]
     ) -> tuple[dict[str, dict[str, Rules]], set[str], dict[ServicePortName, str]]:
-        """Every chain of ours by table, every ipset, and what cannot be rendered.
+        """Return our chains by table, our ipsets, and the ports that cannot be rendered.
 
-        The memory starts anew. Of several ports with the same frontend the last one has it. A port
-        that cannot be rendered keeps its last good state, but no frontend that another has now.
+        What was known before is forgotten. A frontend of several ports belongs to the last of
+        them. A port that cannot be rendered keeps its last good state, except for frontends that
+        another port has taken.
         """
         former, self._ports = self._ports, dict(ports)
         target = Target()
@@ -112,11 +113,11 @@ class Planner:
         """Compare from scratch with what the kernel holds.
 
         Args:
-            desired: all that should be there.
-            settings: what the rules depend on besides.
-            observed: what is there.
-            held: Service ports that stay as they were in the last applied plan, or absent; without
-                any, those that were refused and are the same since.
+            desired: the desired state.
+            settings: the settings that the rules depend on.
+            observed: what the kernel holds.
+            held: Service ports that stay as in the last applied plan, or absent. If empty, those
+                that the kernel refused and that have not changed since are held.
         """
         self._settings = settings
         former, sizes = self._ports, self._sizes.copy()
@@ -182,7 +183,7 @@ class Planner:
         ports: Mapping[ServicePortName, ServicePort | None],
         refused: Mapping[ServicePortName, str],
     ) -> None:
-        """Note which of ``ports`` the kernel refused, for plans from scratch to leave them out."""
+        """Note which of ``ports`` the kernel refused; the next full comparisons skip them."""
         for name, reason in refused.items():
             if (port := ports.get(name)) is not None:
                 self._refused[name] = _Refused(port, reason)
@@ -190,9 +191,10 @@ class Planner:
     def _still_refused(
         self, ports: Mapping[ServicePortName, ServicePort]
     ) -> dict[ServicePortName, str]:
-        """What was refused and has not changed since; it is tried again from time to time.
+        """Return the refused ports that have not changed; every tenth full comparison retries them.
 
-        To try it writes to the filter table, which is committed before nat is refused.
+        Not every one does, because a retry writes to the filter table: it is committed before the
+        nat table is refused.
         """
         found: dict[ServicePortName, str] = {}
         for name, noted in list(self._refused.items()):
@@ -204,13 +206,14 @@ class Planner:
         return found
 
     def undo(self) -> TablePlan:
-        """Forget the last plan, which was not applied; after it, ``plan_changes`` goes on.
+        """Return to the state before the last plan, which was not applied.
 
-        After a plan from scratch only the Service ports are known again: ``plan`` has to follow.
+        After an incremental plan, ``plan_changes`` may follow. After a plan from scratch only the
+        Service ports are restored, not the dispatch trees: ``plan`` has to follow.
 
         Returns:
-            What takes an incremental plan's changes to the filter table back, should they be in
-            the kernel.
+            The plan that reverts an incremental plan's changes to the filter table, for when that
+            table was committed.
         """
         former = self._former
         if former.keys:

@@ -283,7 +283,7 @@ class IpvsBackend:
         )
 
     def _still_unavailable(self) -> frozenset[str]:
-        """Those of the missing schedulers that the kernel has not got meanwhile."""
+        """Return the missing schedulers that the kernel still lacks."""
         ipvs = self._kernel.ipvs
         return frozenset(n for n in self._unavailable if probing.scheduler_is_missing(ipvs, n))
 
@@ -295,7 +295,7 @@ class IpvsBackend:
             return True
 
     def _note_unscheduled(self, done: Done) -> None:
-        """Give up schedulers that the kernel lacks until it has them, and report each once."""
+        """Use the default in place of schedulers that the kernel lacks; report each once."""
         missing = {operation.server.scheduler: operation.key for operation in done.unscheduled}
         for name, key in missing.items():
             log.warning(
@@ -310,7 +310,7 @@ class IpvsBackend:
         self._planner.lacks(missing.keys())
 
     def _report(self, done: Done) -> None:
-        """Report what no single Service port has to answer for.
+        """Raise the failures that concern no single Service port.
 
         Raises:
             BackendError: something could not be done.
@@ -341,7 +341,7 @@ class IpvsBackend:
                 )
 
     def _forget_gone(self, ports: Mapping[ServicePortName, ServicePort | None]) -> None:
-        """Forget what was said of deleted Services."""
+        """Forget the problems that were reported for deleted Services."""
         if self._told:
             for name in [name for name, port in ports.items() if port is None]:
                 self._told.pop(name.service, None)

@@ -1,4 +1,4 @@
-"""All that the kernel should hold, and the steps from what it holds to that."""
+"""The desired state of the kernel, and the steps that lead to it."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Target(NamedTuple):
-    """All that the kernel should hold."""
+    """The desired state of the kernel."""
 
     servers: dict[VirtualServerKey, ServerTarget]
     addresses: Counter[str]
@@ -33,7 +33,7 @@ class Target(NamedTuple):
 
     @classmethod
     def of(cls, states: Iterator[PortState], settings: IpvsSettings) -> "Target":
-        """Put together what Service ports need and what depends on settings alone."""
+        """Combine what the Service ports need with what depends on the settings alone."""
         tables = static_chains(settings)
         lists: dict[str, dict[str, list[str]]] = {
             table: {chain: [] for chain in LISTS[table]} for table in TABLES
@@ -63,7 +63,7 @@ def serve(
     found: VirtualServer | None,
     real: RealServers,
 ) -> None:
-    """Make a virtual server what it should be, but for the real servers that leave it."""
+    """Add the steps that update a virtual server, without removing real servers."""
     server, wanted = target
     if found is None:
         steps.append(AddVirtualServer(key, server))

@@ -111,13 +111,13 @@ class Planner:
         return self._ports.layout(name, self._settings)
 
     def held(self, name: ServicePortName) -> Iterator[tuple[VirtualServerKey, ServerTarget]]:
-        """The virtual servers of a port as the kernel has them, without what it refused."""
+        """Yield the virtual servers of a port without the objects that the kernel refused."""
         for key, (server, real) in self.layout(name).servers.items():
             if key not in self._refused.servers:
                 yield key, (server, real - self._refused.missing(key))
 
     def is_refused(self, key: VirtualServerKey) -> bool:
-        """Whether the kernel refused a virtual server or its present properties."""
+        """Whether the kernel refused a virtual server or its desired properties."""
         return key in self._refused.servers
 
     # --- From scratch -------------------------------------------------------------------------
@@ -259,7 +259,7 @@ class Planner:
         return None if self._overfull or self._refused.full else plan
 
     def _known_real(self, key: VirtualServerKey, known: ServerTarget | None) -> RealServers:
-        """The real servers that the kernel has of those that a port had so far."""
+        """Return the real servers that a port had, without those that the kernel refused."""
         return dict.fromkeys(known[1] - self._refused.missing(key), 1) if known else {}
 
     def _claim(self, plan: Plan, old: Iterable[PortState], new: Iterable[PortState]) -> None:
@@ -319,20 +319,21 @@ class Planner:
     def note(
         self, plan: Plan, failures: Sequence[Failure]
     ) -> tuple[dict[ServicePortName, str], list[Failure]]:
-        """Remember what the kernel refused of a plan.
+        """Remember the objects of a plan that the kernel refused.
 
-        The next ``plan_changes`` for one of these Service ports tries that again.
+        The next ``plan_changes`` for one of their Service ports retries them.
 
         Returns:
-            The Service ports that are incomplete, with the reasons; the failures of no single one.
+            The incomplete Service ports with the reasons, and the failures that concern no single
+            Service port.
         """
         reasons, rest = self._refused.note(failures, substitutes(plan.create_sets))
         if plan.compared:
-            self._refused.full = False  # it has just been made as large as it gets
+            self._refused.full = False  # the set has just got its largest size
         concerned = self.ports if plan.compared else plan.ports
         refused, left = attributed(reasons, self._suspects(reasons, concerned))
         if left and not plan.compared:
-            # Others share an address or entry that one of the changed ports has given up.
+            # Other ports need the same address or entry as one of the changed ports did.
             refused.update(attributed(left, self._suspects(left, self.ports))[0])
         return refused, rest
 

@@ -1,7 +1,4 @@
-"""The finished Service ports that the kernel was last told of, with their siblings.
-
-Pure.
-"""
+"""The Service ports of the last plan, with an index by Service. Pure."""
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
@@ -12,11 +9,11 @@ from svcproxy.model.names import NamespacedName, Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
 
 _FEW = 8
-"""Of a Service with more ports it is remembered which these are: a Service may have 20,000."""
+"""For a Service with more ports than this, the set of its ports is cached: it may have 20,000."""
 
 
 class Ports:
-    """Service ports by name; each knows which others its Service has."""
+    """Service ports by name, with the other ports of the same Service."""
 
     def __init__(self) -> None:
         self._ports: dict[ServicePortName, ServicePort] = {}
@@ -25,15 +22,15 @@ class Ports:
 
     @property
     def names(self) -> AbstractSet[ServicePortName]:
-        """The names of all of them."""
+        """The names of all Service ports."""
         return self._ports.keys()
 
     def get(self, names: Iterable[ServicePortName]) -> list[ServicePort]:
-        """Those of these names that there are."""
+        """Return the Service ports with these names; unknown names are skipped."""
         return [self._ports[name] for name in names if name in self._ports]
 
     def put(self, name: ServicePortName, port: ServicePort | None) -> None:
-        """Take the present meaning of a Service port; ``None`` if it is gone."""
+        """Set the present state of a Service port; ``None`` if it is gone."""
         self._taken_by.pop(name.service, None)
         if port is not None:
             self._ports[name] = port
@@ -48,14 +45,14 @@ class Ports:
     def concerned(
         self, changed: Mapping[ServicePortName, ServicePort | None]
     ) -> list[ServicePortName]:
-        """The changed ports, and those of the same Services: hidden ports keep clear of them."""
+        """Return the changed ports and their Services' other ports, whose hidden ports may change."""
         found = dict.fromkeys(changed)
         for service in {name.service for name in changed}:
             found.update(dict.fromkeys(self._names.get(service, ())))
         return list(found)
 
     def layout(self, name: ServicePortName, settings: IpvsSettings) -> PortState:
-        """What a port needs in the kernel; nothing if there is no such port."""
+        """Return the objects that a port needs in the kernel; none if there is no such port."""
         port = self._ports.get(name)
         return layout(port, settings, self._taken(name)) if port else NOTHING
 

@@ -1,10 +1,8 @@
-"""What the kernel refused of single Service ports, so that it costs no other one.
+"""Objects of single Service ports that the kernel refused.
 
-IPVS mode writes object by object, so one refusal undoes nothing else. What was refused is kept
-here until it is tried again or not wanted any more: the planner must know that the kernel does not
-hold it, and the audit must not miss it.
-
-Pure.
+IPVS mode writes each object on its own, so a refusal does not undo anything else. A refused object
+is remembered until it is retried or no longer wanted: the planner must know that the kernel does
+not hold it, and the audit must not report it as missing. Pure.
 """
 
 import errno
@@ -30,10 +28,10 @@ from svcproxy.model.serviceport import ServicePort
 
 T = TypeVar("T")
 Item = VirtualServerKey | Entry | str
-"""What Service ports need of the kernel: a virtual server, a set entry, or a bound address."""
+"""An object that a Service port needs: a virtual server, a set entry, or a bound address."""
 
 _MOST_REASONS = 3
-"""As many are named for one Service port; there may be one for each of its endpoints."""
+"""How many reasons are named for one Service port; each of its endpoints may have one."""
 
 _SYSTEMIC = frozenset(
     {
@@ -46,25 +44,25 @@ _SYSTEMIC = frozenset(
         errno.EOPNOTSUPP,
     }
 )
-"""Errors of the node and not of the object; a comparison from scratch looks at all of it."""
+"""Errors of the node, not of the object; a full comparison follows."""
 _GONE = frozenset({errno.ENOENT, errno.ESRCH})
 
 _SET_FULL = 4352
 _ENTRY_ERRORS = frozenset({4104, _SET_FULL, 4353, 4356, 4357})
 """ipset's errors for an impossible prefix length, a full set, an all-zero entry, and ranges.
 
-All others say that the set is not what it should be, which a comparison corrects."""
+Any other error means that the set itself is wrong, which a full comparison corrects."""
 
 
 class Refused:
-    """What the kernel does not hold, although Service ports need it.
+    """The refused objects: Service ports need them, and the kernel does not hold them.
 
     Attributes:
         servers: virtual servers that are missing or have other properties.
         real: real servers that are missing, by virtual server.
-        entries: missing set entries.
+        entries: set entries that are missing.
         addresses: addresses that are missing on ``kube-ipvs0``.
-        full: whether a set is full that should have had room.
+        full: whether a set was full; a full comparison then makes a larger one.
     """
 
     def __init__(self) -> None:
@@ -80,16 +78,15 @@ class Refused:
     def note(
         self, failures: Iterable[Failure], substitutes: Mapping[str, Collection[str]]
     ) -> tuple[dict[Item, list[str]], list[Failure]]:
-        """Remember failures that concern single Service ports.
+        """Remember the failures that concern single Service ports.
 
         Args:
-            failures: what the kernel refused.
-            substitutes: the sets whose place a set took that was filled under another name, by
-                that name.
+            failures: the operations that the kernel refused.
+            substitutes: for each temporary set, the sets that it was swapped with.
 
         Returns:
-            Why each item is missing, and the failures that are no single Service port's: deletions,
-            errors of the node, and servers that somebody else has deleted.
+            The reasons for each missing item, and the failures that concern no single Service
+            port: deletions, errors of the node, and servers that another program deleted.
         """
         reasons: dict[Item, list[str]] = {}
         rest = []
@@ -97,7 +94,7 @@ class Refused:
             items = self._noted(failure, substitutes)
             if not items:
                 rest.append(failure)
-            elif failure.number not in _GONE:  # else its virtual server has said it
+            elif failure.number not in _GONE:  # else the failure of its virtual server says why
                 for item in items:
                     reasons.setdefault(item, []).append(described(failure))
         return reasons, rest
@@ -114,7 +111,7 @@ class Refused:
                 self.servers.add(key)
                 items = (key,)
             case AddRealServer(key, real) | SetRealServer(key, real, 1):
-                # Without its virtual server, unless that was refused: somebody has deleted it.
+                # If its virtual server is gone but was not refused, another program deleted it.
                 if number not in _GONE or key in self.servers:
                     self.real.setdefault(key, set()).add(real)
                     items = (key,)
@@ -129,24 +126,24 @@ class Refused:
         return items
 
     def retried_servers(self, keys: Iterable[VirtualServerKey]) -> None:
-        """Forget virtual servers with their real servers: they are written again, or deleted."""
+        """Forget virtual servers with their real servers: they are being rewritten or deleted."""
         for key in keys:
             self.servers.discard(key)
             self.real.pop(key, None)
 
     def missing(self, key: VirtualServerKey) -> AbstractSet[RealServerKey]:
-        """The refused real servers of a virtual server."""
+        """Return the refused real servers of a virtual server."""
         return self.real.get(key, frozenset())
 
 
 def named(key: VirtualServerKey) -> str:
-    """A virtual server in words."""
+    """Return the text for a virtual server in messages."""
     protocol, address, port = key
     return f"virtual server {_endpoint(address, port)}/{protocol.keyword}"
 
 
 def described(failure: Failure) -> str:
-    """What failed, and why."""
+    """Return the text for a failure: the object and the reason."""
     match failure.operation:
         case AddVirtualServer(key) | SetVirtualServer(key):
             what = named(key)
@@ -164,10 +161,10 @@ def described(failure: Failure) -> str:
 def attributed(
     reasons: Mapping[Item, Sequence[str]], states: Iterable[tuple[ServicePortName, PortState]]
 ) -> tuple[dict[ServicePortName, str], dict[Item, Sequence[str]]]:
-    """Which Service ports need what is missing.
+    """Map missing items to the Service ports that need them.
 
     Returns:
-        For each of them, why it is not all there; and the reasons of items that none of them needs.
+        The reasons by Service port, and the reasons of the items that none of the ports needs.
     """
     found, left = {}, dict(reasons)
     for name, state in states:
@@ -181,7 +178,7 @@ def attributed(
 
 
 def suspects(ports: Iterable[ServicePort], items: Iterable[Item]) -> Iterator[ServicePort]:
-    """The Service ports that may need one of the items; cheaper than to compute their layouts."""
+    """Yield the Service ports that may need one of the items: cheaper than computing all layouts."""
     addresses, numbers = set(), set()
     for item in items:
         match item:
@@ -202,7 +199,7 @@ def suspects(ports: Iterable[ServicePort], items: Iterable[Item]) -> Iterator[Se
 
 
 def retry(refused: set[T], concerned: AbstractSet[T], gained: set[T], lost: set[T]) -> None:
-    """Add what is still needed to ``gained``, and take what was never there from ``lost``."""
+    """Add refused items that are still needed to ``gained``; drop the others from ``lost``."""
     again = refused & concerned
     refused -= again
     gained |= again - lost

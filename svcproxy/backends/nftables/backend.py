@@ -27,7 +27,7 @@ MINIMUM_KERNEL = (5, 13)
 _PROBE_TABLE = "svcproxy-probe"
 _ATTEMPTS = 3
 _HOLDS = 8
-"""How often what the kernel refuses is left out of one sync, before the sync fails as a whole."""
+"""How many times one sync leaves out what the kernel refuses, before the whole sync fails."""
 
 log = structlog.get_logger()
 
@@ -168,9 +168,9 @@ class NftablesBackend:
     def apply(self, plan: Plan) -> Outcome:
         """Carry out the plan in one transaction.
 
-        If the kernel holds something else than the plan starts from, it is read and compared
-        again at once: others changed our table, and the repair should not wait. What it refuses
-        even then is left out, so that one Service port does not hold up the others.
+        If the kernel differs from what the plan starts from, another program has changed our
+        table. It is read and compared again at once, so that the repair does not wait. What the
+        kernel refuses after that is left out, so that one Service port does not block the others.
         """
         work = _Work(frozenset() if plan.compared else self._planner.changed)
         while plan:
@@ -186,7 +186,7 @@ class NftablesBackend:
             log.warning("nftables.differs", family=self._family, error=work.doubt)
         strays = self._planner.settle()
         if self._refused or work.refused:
-            # A comparison that was asked for has tried all of them again.
+            # A full comparison that the caller asked for has retried all refused ports.
             others = self._refused - work.changed if work.changed else frozenset()
             self._refused = others | work.refused.keys() - strays
         operations = plan.operations
@@ -195,12 +195,12 @@ class NftablesBackend:
         return Outcome(operations, plan.sizes, plan.written, work.refused)
 
     def _after_refusal(self, plan: Plan, error: RefusedError, work: "_Work") -> Plan:
-        """What to do instead of a plan that the kernel refused."""
+        """Return the plan to try after the kernel refused one."""
         found = {} if error.partial else self._culprits(plan, error)
         if not plan.compared:
             known = found.keys() <= self._refused and not found.keys() <= work.refused.keys()
             if found and known:
-                # It refused them after a comparison, so another one would change nothing.
+                # The kernel refused the same ports after a full comparison: do not repeat it.
                 work.refused.update(found)
                 rest = self._planner.without(found)
                 rest.generation = self._table.expected_generation()
@@ -215,7 +215,7 @@ class NftablesBackend:
         return self._compare_after(error, work)
 
     def _culprits(self, plan: Plan, error: RefusedError) -> dict[ServicePortName, str]:
-        """The Service ports that the kernel refused, with the reasons."""
+        """Return the Service ports whose messages the kernel refused, with the reasons."""
         owners = self._planner.owners()
         found: dict[ServicePortName, str] = {}
         for message, reason in self._table.refusals(plan, error, self._sets()):
@@ -224,13 +224,13 @@ class NftablesBackend:
         return found
 
     def _compare_after(self, error: BackendError, work: "_Work") -> Plan:
-        """Compare again, because the kernel does not hold what the plan starts from."""
+        """Read and compare everything, because the kernel differs from what the plan starts from."""
         if work.comparisons == _ATTEMPTS:
             raise error
         work.comparisons += 1
         plan = self._planner.plan_again(self._table.read())
         if work.comparisons == _ATTEMPTS:
-            # Others change other tables all the time: that must not keep us from our work.
+            # Other programs keep changing other tables: commit whatever the generation is.
             plan.generation = 0
         return plan
 

@@ -38,7 +38,7 @@ class Refusal(NamedTuple):
     """One message of a transaction that the kernel refused.
 
     Attributes:
-        reason: the kernel's words, or the text of the error number.
+        reason: the text of the error number, with the kernel's message if it sent one.
         number: the error number.
         message: the message, ``None`` if it is not known.
         offset: where in it the offending attribute is, 0 if unknown.
@@ -54,9 +54,9 @@ class RefusedError(TransactionError):
     """The kernel refused a transaction; nothing of it was done.
 
     Attributes:
-        refusals: every message that was refused, in order; the first is the one described by
-            ``message``, ``offset`` and ``number``. Of the elements in one message, the kernel
-            looks at none behind the first that it refuses.
+        refusals: every message that was refused, in order; ``message``, ``offset`` and ``number``
+            describe the first. Within one message the kernel stops at the first element that it
+            refuses.
         message: the message that was refused, ``None`` if it is not known.
         offset: where in it the offending attribute is, 0 if unknown.
         number: the error number.
@@ -225,10 +225,10 @@ class Connection:
         return self._buffer[:size].tobytes()
 
     def _pending(self, known: Sequence[Refusal]) -> Iterator[tuple[bytes, int, int, int]]:
-        """The answers that are there.
+        """Yield the answers that have arrived.
 
-        If they overflow the receive buffer, the first ones are enough: the next attempt leaves
-        their causes out and gets to the others. ``known`` are the refusals among them so far.
+        If they overflow the receive buffer, the first refusals are enough: the next attempt leaves
+        out what they name and reveals the others. ``known`` are the refusals found so far.
         """
         lost: OSError | None = None
         while True:

@@ -1,4 +1,4 @@
-"""Service ports that the kernel refused, and what it holds of them meanwhile."""
+"""Service ports that the kernel refused, and what stays in the kernel until it accepts them."""
 
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
@@ -15,10 +15,11 @@ from svcproxy.model.serviceport import ServicePort
 
 
 class _Hold(IntEnum):
-    """What is planned for a refused Service port; each is tried when the one before is refused.
+    """What is planned for a refused Service port. If the kernel refuses that too, the next follows.
 
-    ``PREVIOUS``: what it was when the kernel last took it. ``FOUND``: the elements that the kernel
-    has of it, whatever they are; so after a restart, when nothing is known. ``ABSENT``: nothing.
+    ``PREVIOUS``: the state that the kernel last accepted. ``FOUND``: the elements that the kernel
+    holds at its keys, unchanged; used after a restart, when no accepted state is known.
+    ``ABSENT``: no elements.
     """
 
     PREVIOUS = 1
@@ -38,7 +39,7 @@ def takers(ports: Iterable[ServicePort]) -> Takers:
 
 
 def yielding(port: ServicePort, taken: Takers) -> ServicePort:
-    """A former Service port without the frontends that others have by now."""
+    """Return a former Service port without the frontends that other ports have taken since."""
     name, protocol = port.name, port.name.protocol
     kept = tuple(
         f for f in port.frontends if taken.get((protocol, f.address, f.port), name) == name
@@ -47,11 +48,11 @@ def yielding(port: ServicePort, taken: Takers) -> ServicePort:
 
 
 class Held:
-    """Remembers the last state that the kernel took, until it has taken the next.
+    """Remembers the state that the kernel last accepted, until it accepts the next one.
 
     Attributes:
-        undo: what the Service ports that changed since then were, ``None`` if they were not.
-        strays: Service ports of which elements in the kernel were kept, and nothing is known.
+        undo: the accepted states of the Service ports that changed since, ``None`` for new ones.
+        strays: Service ports at whose keys unknown elements were kept in the kernel (``FOUND``).
     """
 
     def __init__(self) -> None:
@@ -69,8 +70,8 @@ class Held:
         """Prepare a comparison.
 
         Args:
-            present: what the planner takes the kernel to hold, or has planned that it does.
-            wanted: the desired state; without it, that of the last plan.
+            present: the planner's Service ports: those in the kernel, or those of the last plan.
+            wanted: the desired state; if ``None``, that of the last plan.
         """
         if self._before is None:
             self._before = dict(present)
@@ -89,13 +90,13 @@ class Held:
         self.undo = {}
 
     def settle(self) -> None:
-        """Note that the kernel took what was planned."""
+        """Note that the kernel accepted the plan."""
         self.undo.clear()
         self._before = self._wanted = None
         self._holds.clear()
 
     def hold(self, names: Iterable[ServicePortName]) -> bool:
-        """Plan less for some Service ports; whether there is less."""
+        """Plan less for some Service ports; return whether that was possible."""
         before, wanted = self._before or {}, self._wanted or {}
         for name in names:
             hold = self._holds.get(name)
@@ -122,7 +123,7 @@ class Held:
         )
 
     def owners(self, present: Mapping[ServicePortName, ServicePort], settings: Settings) -> Owners:
-        """Whom the objects of the last plan belong to; ``present`` is what it makes."""
+        """Return the owners of the last plan's objects; ``present`` are the planned ports."""
         if self._wanted is not None:
             return Owners(self._wanted.values(), settings, (self._before or {}).values())
         changed = (present[name] for name in self.undo if name in present)
@@ -131,7 +132,7 @@ class Held:
     def ports(
         self, settings: Settings, observed: Observed
     ) -> tuple[Mapping[ServicePortName, ServicePort], Elements]:
-        """The Service ports to plan for, and the elements to keep besides theirs."""
+        """Return the Service ports to render, and the unknown elements to keep in addition."""
         wanted, before = self._wanted or {}, self._before or {}
         if not self._holds and not self.strays:
             return wanted, {}
@@ -148,13 +149,13 @@ class Held:
     def _kept(
         self, found: Mapping[ServicePortName, ServicePort], settings: Settings, observed: Observed
     ) -> Elements:
-        """What the kernel has of some Service ports."""
+        """Return the elements that the kernel holds at the keys of some Service ports."""
         owners, kept = Owners(found.values(), settings), Elements()
         self.strays = {}
         for name, tails in observed.elements.items():
             for key, tail in tails.items():
                 names = owners.of_element(name, key)
-                # Of former endpoints nothing is known, so all of those on this node stay.
+                # The former endpoints are unknown: keep the hairpins of all of them.
                 if names or (found and name == sets.HAIRPINS):
                     kept.setdefault(name, {})[key] = tail
                 if name not in {sets.HAIRPINS, sets.CLUSTER_ADDRESSES}:

@@ -1,8 +1,8 @@
 """Which Service ports an object of the table belongs to.
 
-A transaction is carried out as a whole or not at all, so a single element that the kernel refuses
-would hold up every other Service. Here the messages that were refused are led back to the Service
-ports that asked for them, so that the rest can go without them.
+A transaction is atomic: a single element that the kernel refuses would block every other Service.
+This module maps refused messages to the Service ports that they belong to, so that the transaction
+can be repeated without these ports.
 """
 
 from collections.abc import Iterable, Iterator
@@ -42,13 +42,13 @@ _PORT_AND_PROTOCOL = 8
 
 
 class Owners:
-    """Says which of some Service ports an element, set or chain belongs to.
+    """Finds the Service ports that an element, set or chain belongs to.
 
     Args:
-        ports: the Service ports.
-        settings: what they are rendered with.
-        former: what they were before; counts for what none of ``ports`` has, as a frontend may
-            have gone from one to another.
+        ports: the Service ports to search.
+        settings: the settings that they are rendered with.
+        former: their previous states; searched for objects that belong to none of ``ports``. They
+            come second because a frontend may have moved from one port to another.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Owners:
         return found
 
     def _keys(self, port: ServicePort) -> Iterator[bytes]:
-        """What keys of elements begin or end with; their lengths keep the kinds apart."""
+        """Yield the parts of element keys that identify a port; each kind has its own length."""
         protocol = protocol_key(port.name.protocol)
         for frontend in port.frontends:
             number = protocol + port_key(frontend.port)
@@ -85,7 +85,7 @@ class Owners:
             yield b"owner" + owner_key(port, self._settings.family) + protocol
 
     def of(self, message: Message) -> frozenset[ServicePortName]:
-        """The Service ports that a message of a transaction is about; empty if none in particular."""
+        """Return the Service ports that a message belongs to; empty if it belongs to none."""
         try:
             name = string(collect(message.body).get(_NAME_IN.get(message.kind, 0), b""))
             if message.kind in {NEW_ELEMENT, DELETE_ELEMENT}:
@@ -96,7 +96,7 @@ class Owners:
         return self._of_set(name) if sets.is_on_demand(name) else _NOBODY
 
     def of_element(self, name: str, key: bytes) -> frozenset[ServicePortName]:
-        """The Service ports that an element of a set belongs to."""
+        """Return the Service ports that an element of a set belongs to."""
         if name in {sets.HAIRPINS, sets.CLUSTER_ADDRESSES}:
             part = key[: self._address]
         elif name.startswith(sets.AFFINITY_ENDPOINTS):
@@ -108,7 +108,7 @@ class Owners:
         return next((frozenset(by[part]) for by in self._by_key if part in by), _NOBODY)
 
     def _of_set(self, name: str) -> frozenset[ServicePortName]:
-        """The Service ports that have elements in a set on demand, which may have a chain."""
+        """Return the Service ports with elements in a set on demand, which may have a chain."""
         found = (frozenset(p.name for p in v if self._needs(p, name)) for v in self._versions)
         return next((names for names in found if names), _NOBODY)
 

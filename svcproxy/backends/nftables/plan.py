@@ -111,7 +111,7 @@ class Planner:
         return self._compare(observed)
 
     def plan_again(self, observed: Observed) -> Plan:
-        """Compare from scratch what the last plan was about, but for what is held back."""
+        """Compare the desired state of the last plan from scratch, without what is held back."""
         self._held.begin(self._ports)
         return self._compare(observed)
 
@@ -136,9 +136,9 @@ class Planner:
         observed: Observed,
         elements: Elements,
     ) -> Elements:
-        """All elements, with the memory renewed as if nothing had been known.
+        """Render all Service ports and forget what was known before.
 
-        They are added to ``elements``, which are to stay as the kernel has them.
+        The result is added to ``elements``: unknown elements that stay in the kernel.
         """
         shared: dict[str, list[bytes]] = {sets.CLUSTER_ADDRESSES: [], sets.HAIRPINS: []}
         self._ports = {}
@@ -169,29 +169,28 @@ class Planner:
         return frozenset(self._held.undo)
 
     def owners(self) -> Owners:
-        """Whom the objects of the last plan belong to."""
+        """Return the owners of the last plan's objects."""
         return self._held.owners(self._ports, self._settings)
 
     def hold(self, names: Iterable[ServicePortName]) -> bool:
-        """Have ``plan_again`` leave Service ports as they were.
+        """Have ``plan_again`` leave some Service ports as they were.
 
         Returns:
-            Whether that can be done: not if they have been left out altogether already.
+            Whether that is possible; not if one of them has no element left to leave out.
         """
         return self._held.hold(names)
 
     def settle(self) -> frozenset[ServicePortName]:
-        """Note that the kernel took the last plan.
+        """Note that the kernel accepted the last plan.
 
         Returns:
-            The Service ports whose elements in the kernel were left without knowing them; only a
-            comparison can replace these.
+            The strays; see ``strays``.
         """
         self._held.settle()
         return frozenset(self._held.strays)
 
     def without(self, names: Collection[ServicePortName]) -> Plan:
-        """Take back the last ``plan_changes`` and plan all of it again but for some ports."""
+        """Undo the last ``plan_changes`` and plan the same changes without those of some ports."""
         undo = dict(self._held.undo)
         wanted = {name: self._ports.get(name) for name in undo if name not in names}
         self._change(undo, arranged=True)
