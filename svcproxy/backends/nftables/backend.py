@@ -33,14 +33,14 @@ log = structlog.get_logger()
 
 
 class _Work:
-    """What has happened while one plan is applied.
+    """The state of one call of ``apply``.
 
     Attributes:
-        changed: the Service ports that the plan is about; empty for a comparison.
-        comparisons: how often everything was compared again.
-        holds: how often Service ports were left out.
-        refused: those, with the reasons.
-        doubt: why the kernel was taken to hold something else than the plan starts from.
+        changed: the Service ports that the plan changes; empty for a full comparison.
+        comparisons: how many full comparisons were made because the kernel differed.
+        holds: how many times Service ports were left out.
+        refused: the Service ports that were left out, with the reasons.
+        doubt: the error that suggested that the kernel differs from what the plan starts from.
     """
 
     def __init__(self, changed: frozenset[ServicePortName]) -> None:
@@ -154,8 +154,9 @@ class NftablesBackend:
     def plan_changes(self, changes: Changes, node: Node | None) -> Plan | None:
         """Compute what changed Service ports mean.
 
-        Other settings need a full comparison. So does a table that is not ours any more, and a
-        Service port, or a frontend, of which the kernel holds unknown elements.
+        A full comparison is needed (``None``) if the settings changed, if the table is no longer
+        the one that was read or made, and if the kernel holds unknown elements at the keys of a
+        changed port.
         """
         if changes.service_cidrs_changed or self._settings(node) != self._planner.settings:
             return None

@@ -28,11 +28,11 @@ class _Hold(IntEnum):
 
 
 Takers = Mapping[tuple[Protocol, str, int], ServicePortName]
-"""Which Service port has a frontend, by protocol, address (empty for node ports) and port."""
+"""The Service port that has a frontend, by protocol, address (empty for node ports) and port."""
 
 
 def takers(ports: Iterable[ServicePort]) -> Takers:
-    """Say which of the Service ports has each of their frontends."""
+    """Index Service ports by their frontends."""
     return {
         (port.name.protocol, f.address, f.port): port.name for port in ports for f in port.frontends
     }
@@ -110,10 +110,10 @@ class Held:
                 self._holds[name] = _Hold.FOUND
         return True
 
-    def are_strays(self, changed: Mapping[ServicePortName, ServicePort | None]) -> bool:
-        """Whether elements of which nothing is known are kept of a changed Service port.
+    def concerns_strays(self, changed: Mapping[ServicePortName, ServicePort | None]) -> bool:
+        """Whether changes concern a stray, or take one of its frontends.
 
-        The same goes for a frontend that it takes. Only a comparison can replace such elements.
+        Only a full comparison can replace the unknown elements there.
         """
         if not self.strays:
             return False

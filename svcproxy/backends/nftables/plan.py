@@ -203,8 +203,8 @@ class Planner:
         return self.plan_changes(wanted)
 
     def needs_comparison(self, ports: Mapping[ServicePortName, ServicePort | None]) -> bool:
-        """Whether ``plan_changes`` cannot know all that changed Service ports replace."""
-        return self._held.are_strays(ports)
+        """Whether ``plan_changes`` would leave unknown elements that changed ports replace."""
+        return self._held.concerns_strays(ports)
 
     def plan_changes(self, ports: Mapping[ServicePortName, ServicePort | None]) -> Plan:
         """Compute the difference that changed Service ports make."""
