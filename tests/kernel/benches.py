@@ -1,6 +1,9 @@
 """The iptables backend in a namespace of its own, driven with finished Service ports."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+
+import pytest
 
 from svcproxy.backends.base import Desired, Outcome
 from svcproxy.backends.iptables.backend import IptablesBackend
@@ -12,6 +15,7 @@ from svcproxy.backends.xtables.savefile import parse
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 from svcproxy.state.desired import Changes
+from testbed import netns
 from testbed.netns import NetNS
 
 
@@ -64,6 +68,24 @@ class Bench:
         return bool(leads) and all(
             f"--to-destination {e.address}:{e.port}" in text for e in port.cluster_endpoints
         )
+
+
+@pytest.fixture
+def space() -> Iterator[NetNS]:
+    """A namespace of its own."""
+    made = NetNS(f"svp-bench-{os.getpid()}")
+    netns.ip_batch([f"netns add {made.name}"])
+    netns.ip_batch(["link set lo up"], netns=made.name)
+    yield made
+    netns.remove([made.name])
+
+
+@pytest.fixture
+def bench(space: NetNS, variant: Variant) -> Bench:
+    """A backend for IPv4 that has programmed nothing yet but its own chains."""
+    made = Bench(space, variant, IPFamily.IPV4)
+    made.compare({})
+    return made
 
 
 def frontend(

@@ -4,9 +4,7 @@ The backend is driven directly, so that no parser has validated the names before
 second barrier behind ``test_hostile_names``. No traffic is sent.
 """
 
-import os
 import subprocess
-from collections.abc import Iterator
 from ipaddress import ip_address
 
 import pytest
@@ -17,9 +15,10 @@ from msgspec import structs
 from svcproxy.backends.xtables.commands import Variant
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, FrontendKind, ServicePort, Verdict
-from testbed import netns
 from testbed.netns import NetNS
-from tests.kernel.benches import Bench, by_name, command, frontend, port
+from tests.kernel.benches import Bench, bench, by_name, command, frontend, port, space
+
+__all__ = ["bench", "space"]
 
 pytestmark = [
     pytest.mark.kernel,
@@ -42,22 +41,6 @@ HOSTILE = (
     " ",
     "%s $(reboot) `id` !",
 )
-
-
-@pytest.fixture
-def space() -> Iterator[NetNS]:
-    made = NetNS(f"svp-hostile-{os.getpid()}")
-    netns.ip_batch([f"netns add {made.name}"])
-    netns.ip_batch(["link set lo up"], netns=made.name)
-    yield made
-    netns.remove([made.name])
-
-
-@pytest.fixture
-def bench(space: NetNS, variant: Variant) -> Bench:
-    made = Bench(space, variant, IPFamily.IPV4)
-    made.compare({})
-    return made
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))

@@ -5,10 +5,9 @@
 
 import contextlib
 import fcntl
-import os
 import resource
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,33 +17,16 @@ from svcproxy.backends.base import BackendError, Outcome
 from svcproxy.backends.iptables.naming import CLUSTER_PREFIX
 from svcproxy.backends.xtables.commands import Variant
 from svcproxy.backends.xtables.hashing import port_hash
-from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes
-from testbed import netns
-from testbed.netns import NetNS
-from tests.kernel.benches import Bench, by_name, command, port
+from tests.kernel.benches import Bench, bench, by_name, command, port, space
+
+__all__ = ["bench", "space"]
 
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.parametrize("variant", [pytest.param(v, id=v.value) for v in Variant]),
 ]
-
-
-@pytest.fixture
-def space() -> Iterator[NetNS]:
-    made = NetNS(f"svp-refuse-{os.getpid()}")
-    netns.ip_batch([f"netns add {made.name}"])
-    netns.ip_batch(["link set lo up"], netns=made.name)
-    yield made
-    netns.remove([made.name])
-
-
-@pytest.fixture
-def bench(space: NetNS, variant: Variant) -> Bench:
-    made = Bench(space, variant, IPFamily.IPV4)
-    made.compare({})
-    return made
 
 
 REFUSED: Mapping[str, Callable[[], ServicePort]] = {
