@@ -8,6 +8,7 @@ changed endpoint rewrites the chains on its path only.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from zlib import crc32
 
 from svcproxy.backends.xtables.hashing import hash16
@@ -84,6 +85,7 @@ def _branch_rules(branches: list[tuple[int, Branch]], remaining: int) -> Rules:
     return tuple(rules)
 
 
+@lru_cache(maxsize=1024)
 def probability(weight: int, remaining: int) -> str:
     """The match that holds with probability ``weight / remaining``; empty when that is one.
 

@@ -50,12 +50,11 @@ class Plan(msgspec.Struct, frozen=True):
         The filter table goes first, as with kube-proxy: what is to be refused is refused before
         its forwarding ends.
         """
-        return joined(
-            line
-            for table in TABLES
-            if self.tables[table]
-            for line in self.tables[table].lines(table)
-        )
+        lines: list[str] = []
+        for table in TABLES:
+            if self.tables[table]:
+                lines += self.tables[table].lines(table)
+        return joined(lines)
 
 
 class Target:

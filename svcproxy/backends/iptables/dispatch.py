@@ -12,13 +12,12 @@ ports has no address part.
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from ipaddress import ip_address
 
 import msgspec
 
 from svcproxy.backends.iptables.naming import CLUSTER_PREFIX
 from svcproxy.backends.xtables.hashing import hash16
-from svcproxy.backends.xtables.ruleset import Rules, rule, spelled
+from svcproxy.backends.xtables.ruleset import Rules, packed, rule, unpacked
 from svcproxy.model.names import Protocol
 
 LEAF = 16
@@ -38,7 +37,7 @@ def key(address: str, protocol: Protocol, port: int) -> int:
     """
     if not 0 < port < 1 << 16:
         raise ValueError(f"{port} is no port")
-    number = int(ip_address(address)) if address else 0
+    number = int.from_bytes(packed(address)) if address else 0
     return number << _PORT_BITS | _PROTOCOLS.index(protocol) << 16 | port
 
 
@@ -270,6 +269,5 @@ class DispatchTree:
 def _destination(number: int, address_bits: int, bits: int) -> str:
     if not address_bits or not bits:
         return ""
-    packed = number >> _PORT_BITS
-    address = ip_address(packed.to_bytes(address_bits // 8, "big"))
-    return f"-d {spelled(str(address))}/{bits}"
+    address = (number >> _PORT_BITS).to_bytes(address_bits // 8, "big")
+    return f"-d {unpacked(address)}/{bits}"

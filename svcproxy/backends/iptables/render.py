@@ -51,8 +51,10 @@ def endpoint_target(endpoint: Endpoint) -> str:
     Raises:
         ValueError: the address is none.
     """
-    address = spelled(endpoint.address)
-    return f"[{address}]:{endpoint.port:d}" if ":" in address else f"{address}:{endpoint.port:d}"
+    address, port = spelled(endpoint.address), endpoint.port
+    if type(port) is not int:
+        raise ValueError(f"{port!r:.64} is no port")
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 class _Renderer:

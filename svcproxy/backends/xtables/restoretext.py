@@ -6,7 +6,7 @@ split it and take the rest for a line of its own.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from svcproxy.backends.base import TransactionError
 
@@ -30,31 +30,41 @@ class RestoreRefused(TransactionError):  # noqa: N818 - as the kernel's refusals
         self.partial = partial
 
 
-def joined(lines: Iterable[str]) -> str:
+def joined(lines: Sequence[str]) -> str:
     """Join the lines of a restore input.
 
     Raises:
         RestoreRefused: a line would be read as more than one, or not as written.
     """
-    checked = list(lines)
-    text = "\n".join((*checked, "")) if checked else ""
-    if not _is_sound(text, checked):
-        unsound = tuple(line for line in checked if not _is_sound(f"{line}\n", [line]))
+    text = "\n".join((*lines, "")) if lines else ""
+    if not _is_sound(text, lines):
+        unsound = tuple(line for line in lines if not _is_sound(f"{line}\n", (line,)))
         shown = "; ".join(ascii(line[:200]) for line in unsound[:3])
         raise RestoreRefused(f"not given to iptables-restore: {shown}", unsound)
     return text
 
 
-def _is_sound(text: str, lines: list[str]) -> bool:
+def _is_sound(text: str, lines: Sequence[str]) -> bool:
     return (
         text.count("\n") == len(lines)
         and "\0" not in text
         and "\r" not in text
-        and (not lines or max(map(len, lines)) <= LINE_BYTES)
+        and _is_narrow(text)
         # A backslash escapes within quotes; only foreign rules that are to be deleted have one.
-        and ("\\" in text or not any(line.count('"') & 1 for line in lines))
+        and ("\\" in text or not any(line.count('"') & 1 for line in lines if '"' in line))
         and (text.isascii() or max(len(line.encode(*ENCODING)) for line in lines) <= LINE_BYTES)
     )
+
+
+def _is_narrow(text: str) -> bool:
+    """Whether all lines are short enough; looks for one line end in each stretch of that length."""
+    begin = 0
+    while len(text) - begin > LINE_BYTES:
+        end = text.rfind("\n", begin, begin + LINE_BYTES + 1)
+        if end < 0:
+            return False
+        begin = end + 1
+    return True
 
 
 ENCODING = ("utf-8", "surrogateescape")

@@ -19,7 +19,7 @@ TABLES = (FILTER, NAT)
 
 def rule(*parts: str) -> str:
     """Join the non-empty parts of a rule with single spaces."""
-    return " ".join(part for part in parts if part)
+    return " ".join(filter(None, parts))
 
 
 COMMENT_BYTES = 255
@@ -61,15 +61,26 @@ def spelled(address: str) -> str:
     Raises:
         ValueError: it is no IP address. iptables would look it up as a host name.
     """
+    data = packed(address)
+    # Elsewhere the canonical spellings agree.
+    return unpacked(data) if address.startswith("::") else address
+
+
+def packed(address: str) -> bytes:
+    """An address as bytes; ten times as fast as ``ipaddress``.
+
+    Raises:
+        ValueError: it is no IP address.
+    """
     try:
-        if ":" in address:
-            packed = inet_pton(AF_INET6, address)
-            # Elsewhere the canonical spellings agree.
-            return inet_ntop(AF_INET6, packed) if address.startswith("::") else address
-        inet_pton(AF_INET, address)
+        return inet_pton(AF_INET6 if ":" in address else AF_INET, address)
     except (OSError, ValueError):
         raise ValueError(f"{address[:64]!r} is no IP address") from None
-    return address
+
+
+def unpacked(data: bytes) -> str:
+    """An address from its 4 or 16 bytes, as iptables-save prints it."""
+    return inet_ntop(AF_INET if len(data) == 4 else AF_INET6, data)
 
 
 def spelled_range(cidr: str) -> str:

@@ -35,19 +35,21 @@ def parse(text: str) -> Saved:
     tables: dict[str, dict[str, list[str]]] = {}
     current: dict[str, list[str]] = {}
     lines = text.split("\n")
-    number, end = 0, len(lines)
-    while number < end:
-        line = lines[number]
-        number += 1
+    following = 0
+    spaced = _TWO_SPACES[0] in text
+    for number, line in enumerate(lines, 1):
+        if number <= following:
+            continue
         if line.startswith("-A "):
             quoted = '"' in line
+            whole = line
             if quoted and not _is_plain(line):
-                line, number = _whole_rule(lines, number)
-            chain, _, rule = line[3:].partition(" ")
-            rule = rule.rstrip(" ")
+                whole, following = _whole_rule(lines, number)
+            chain, _, rule = whole[3:].partition(" ")
             # Ours with a counter have no quotes, and what is quoted must not change.
-            known = rule if quoted else rule.replace(*_TWO_SPACES)
-            current.setdefault(chain, []).append(known)
+            if spaced and not quoted:
+                rule = rule.replace(*_TWO_SPACES)
+            current.setdefault(chain, []).append(rule.rstrip(" "))
         elif line.startswith(":"):
             current.setdefault(line[1:].partition(" ")[0], [])
         elif line.startswith("*"):
@@ -60,10 +62,10 @@ def parse(text: str) -> Saved:
 
 def _is_plain(line: str) -> bool:
     """Whether a line surely is a whole rule with one quoted text, as nearly all are."""
-    parts = line.split('"')
-    if len(parts) != 3 or "\\" in parts[1]:
+    if "\\" in line or line.count('"') != 2:
         return False
-    return parts[0].endswith(_PLAIN_OPTIONS) and (not parts[2] or parts[2][0] == " ")
+    after = line[line.rfind('"') + 1 :]
+    return line.endswith(_PLAIN_OPTIONS, 0, line.find('"')) and (not after or after[0] == " ")
 
 
 def _whole_rule(lines: list[str], following: int) -> tuple[str, int]:

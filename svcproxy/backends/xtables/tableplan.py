@@ -1,7 +1,5 @@
 """What is to be changed in one table of iptables, and the restore input that does it."""
 
-from collections.abc import Iterator
-
 import msgspec
 
 from svcproxy.backends.xtables.ruleset import Rules
@@ -39,22 +37,16 @@ class TablePlan(msgspec.Struct):
         """How many rules this plan sends."""
         return sum(map(len, self.write.values())) + len(self.add) + len(self.jumps)
 
-    def lines(self, table: str) -> Iterator[str]:
+    def lines(self, table: str) -> list[str]:
         """The restore input; chains are declared before any rule refers to them."""
-        yield f"*{table}"
-        for chain in self.write:
-            yield f":{chain} - [0:0]"
-        for chain in self.delete:
-            yield f":{chain} - [0:0]"
-        for chain, text in self.remove:
-            yield f"-D {chain} {text}"
-        for chain, rules in self.write.items():
-            for text in rules:
-                yield f"-A {chain} {text}"
-        for chain, text in self.add:
-            yield f"-A {chain} {text}"
-        for jump in self.jumps:
-            yield f"-I {jump.source} {jump.text}"
-        for chain in self.delete:
-            yield f"-X {chain}"
-        yield "COMMIT"
+        return [
+            f"*{table}",
+            *[f":{chain} - [0:0]" for chain in self.write],
+            *[f":{chain} - [0:0]" for chain in self.delete],
+            *[f"-D {chain} {text}" for chain, text in self.remove],
+            *[f"-A {chain} {text}" for chain, rules in self.write.items() for text in rules],
+            *[f"-A {chain} {text}" for chain, text in self.add],
+            *[f"-I {jump.source} {jump.text}" for jump in self.jumps],
+            *[f"-X {chain}" for chain in self.delete],
+            "COMMIT",
+        ]
