@@ -24,9 +24,11 @@ RealServersByKey = dict[VirtualServerKey, dict[RealServerKey, int]]
 
 _PROTOCOLS = {protocol.value.encode(): protocol for protocol in Protocol}
 _MASKS = {IPFamily.IPV4: b"FFFFFFFF", IPFamily.IPV6: b"80000000"}
+# Written out, it matches in three quarters of the time that a repeated group takes
+_IPV6 = b":".join([rb"[0-9a-f]{4}"] * 8)
 _ADDRESSES = {
     IPFamily.IPV4: rb"[0-9A-F]{8}:[0-9A-F]{4}",
-    IPFamily.IPV6: rb"\[(?:[0-9a-f]{4}:){7}[0-9a-f]{4}\]:[0-9A-F]{4}",
+    IPFamily.IPV6: rb"\[%b\]:[0-9A-F]{4}" % _IPV6,
 }
 _ANY_ADDRESS = b"(?:%b)" % b"|".join(_ADDRESSES.values())
 _WEIGHT = rb"\d{1,10}"
