@@ -1,6 +1,8 @@
 """Running iptables-save and iptables-restore."""
 
+import math
 import os
+import select
 import selectors
 import shutil
 import subprocess
@@ -189,7 +191,9 @@ def _finish(
     )
 
 
-def _exchange(process: subprocess.Popen[bytes], program: str, sent: bytes) -> tuple[bytes, bytes]:
+def _exchange(
+    process: subprocess.Popen[bytes], program: str, sent: bytes
+) -> tuple[bytearray, bytearray]:
     """Give a process its input and collect its output, within the limits on time and size."""
     deadline = time.monotonic() + IPTABLES_PROGRAM_SECONDS
     assert process.stdout is not None
@@ -220,10 +224,34 @@ def _exchange(process: subprocess.Popen[bytes], program: str, sent: bytes) -> tu
             if len(output) > IPTABLES_SAVE_BYTES:
                 raise BackendError(f"{program} printed more than {IPTABLES_SAVE_BYTES} bytes")
     try:
-        process.wait(max(0.0, deadline - time.monotonic()))
+        _wait(process, max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired as error:
         raise BackendError(f"{program} did not end within {IPTABLES_PROGRAM_SECONDS} s") from error
-    return bytes(output), bytes(errors)
+    return output, errors
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for the end of a process.
+
+    ``Popen.wait`` with a time-out would look for it in steps of half a millisecond and more, which
+    is noticed in every change: a program's output ends a moment before the program itself.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer.
+    """
+    try:
+        ending = os.pidfd_open(process.pid)
+    except OSError:  # before Linux 5.3, or forbidden
+        process.wait(seconds)
+        return
+    try:
+        poll = select.poll()
+        poll.register(ending, select.POLLIN)
+        if not poll.poll(math.ceil(seconds * 1000)):
+            raise subprocess.TimeoutExpired(process.args, seconds)
+    finally:
+        os.close(ending)
+    process.wait()
 
 
 def _give(pipe: IO[bytes], rest: memoryview) -> memoryview:
