@@ -84,6 +84,8 @@ class World:
         settings = self.settings
         if settings.nftables:
             flags = {"proxy-mode": "nftables", "nodeport-addresses": "0.0.0.0/0,::/0"}
+        elif settings.variant == "ipvs":
+            flags = {"proxy-mode": "ipvs", "svcproxy-iptables-variant": "legacy"}
         else:
             flags = {"svcproxy-iptables-variant": settings.variant}
         return {"kubeconfig": str(self.folder / "kubeconfig"), **flags, **settings.flags}

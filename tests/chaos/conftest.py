@@ -2,8 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,6 +11,7 @@ import pytest
 
 from chaos.processes import sample
 from chaos.world import Settings, World
+from testbed import uml
 from testbed.daemon import PROGRAM
 from testbed.outcomes import Answer, LoadResult
 from testbed.waiting import eventually
@@ -56,7 +57,9 @@ class Row:
         )
 
 
-ROWS: list[Row] = []
+ROWS: list[Sequence[str]] = []
+"""The cells of each row; they come with the tests' reports, from a guest, too."""
+_PROPERTY = "figures"
 
 
 @dataclass
@@ -85,6 +88,8 @@ class Scene:
 
     world: World
     variant: str
+    properties: list[tuple[str, object]] = field(default_factory=list)
+    """Of the present test; its report takes them along."""
 
     def lines(self) -> int:
         """How many lines the daemon has logged."""
@@ -118,7 +123,6 @@ class Scene:
         """Have connections all the time; let a fault happen within, and judge its effects."""
         limits = limits or Limits()
         row = Row(scenario, self.variant, rss_before=self.megabytes())
-        ROWS.append(row)
         lines, world = self.lines(), self.world
         loads = [
             world.cluster.host(each.dial.source).traffic.load(
@@ -140,6 +144,7 @@ class Scene:
             row.connections = sum(result.total for result in results)
             row.failed = sum(self._wrong(result, index) for index, result in enumerate(results))
             row.lines, row.rss = self.lines() - lines, self.megabytes()
+            self.properties.append((_PROPERTY, row.cells))
         failures = [failure for result in results for failure in result.failures]
         row.last_failure = max((failure.at - over for failure in failures), default=0.0)
         self._judge(row, limits, world.daemon.logs()[lines:])
@@ -179,7 +184,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.is_relative_to(_SCENARIOS) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(600))
-    if not config.option.all_scenarios:
+    if not config.option.all_scenarios and not uml.inside():  # a guest gets a list of tests
         out = [
             item
             for item in items
@@ -221,6 +226,7 @@ def own_scene(variant: str, flags: dict[str, str]) -> Iterator[Scene]:
 def scene(own_scene: Scene, request: pytest.FixtureRequest) -> Scene:
     """The module's scene, with the daemon running and everything in force."""
     world = own_scene.world
+    own_scene.properties = request.node.user_properties
     if not world.daemon.running:
         world.start_daemon()
     world.probe.move(FAR)
@@ -228,12 +234,18 @@ def scene(own_scene: Scene, request: pytest.FixtureRequest) -> Scene:
     return own_scene
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Take the figures over."""
+    if report.when == "teardown":
+        ROWS.extend(cells for name, cells in report.user_properties if name == _PROPERTY)  # type: ignore[misc]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table of figures."""
     if not ROWS:
         return
     terminalreporter.section("figures of the scenarios")
-    rows = [_COLUMNS, *(row.cells for row in ROWS)]
+    rows = [_COLUMNS, *ROWS]
     widths = [max(len(row[index]) for row in rows) for index in range(len(_COLUMNS))]
     for row in rows:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))

@@ -1,7 +1,6 @@
 """What other root processes, and a kernel at its limits, do to the rules and to the daemon."""
 
 import contextlib
-import fcntl
 import random
 import signal
 import socket
@@ -21,6 +20,7 @@ from testbed.daemon import Daemon
 from testbed.kube_proxy import KubeProxyRules, Offered
 from testbed.metrics import Metrics
 from testbed.waiting import eventually
+from tests.chaos import steps
 from tests.chaos.conftest import FAR, Limits, Scene
 
 pytestmark = pytest.mark.kernel
@@ -66,7 +66,7 @@ IPTABLES = [f.name for f in damage.DAMAGE if "legacy" in f.modes]
 @pytest.mark.parametrize("name", NFTABLES)
 def test_damage_to_the_table_is_repaired(scene: Scene, chance: random.Random, name: str) -> None:
     _struck(scene, chance, name, times=10)
-    _assert_nothing_left_to_write(scene)
+    steps.assert_nothing_left_to_write(scene)
 
 
 @pytest.mark.iptables_only
@@ -75,35 +75,12 @@ def test_damage_to_the_chains_is_repaired(scene: Scene, chance: random.Random, n
     _struck(scene, chance, name, times=10)
     # What else the damage was finds the next comparison.
     time.sleep(PERIOD + 5)
-    _assert_nothing_left_to_write(scene)
-
-
-def _assert_nothing_left_to_write(scene: Scene) -> None:
-    """A fresh daemon finds everything as it has to be."""
-    world = scene.world
-    world.probe.move(FAR)
-    time.sleep(2.0)
-    world.end_daemon("SIGTERM", lambda: world.daemon.stop(timeout=30))
-    world.start_daemon()
-    assert operations(world.daemon.metrics()) == {}
+    steps.assert_nothing_left_to_write(scene)
 
 
 @pytest.mark.iptables_only
 def test_the_lock_of_xtables_held_for_a_minute(scene: Scene, tmp_path: Path) -> None:
-    """Nothing is written meanwhile, and everything soon after; the nft variant needs no lock."""
-    path = tmp_path / "xtables.lock"  # one of its own: the usual one is the whole machine's
-    with (
-        scene.started_with("env", f"XTABLES_LOCKFILE={path}"),
-        scene.trouble("xtables lock held for 60 s") as row,
-        path.open("a") as lock,
-    ):
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for _ in range(10):
-            scene.world.apply(scene.world.population.change(scene.world.churn_chance))
-        with contextlib.suppress(TimeoutError):
-            scene.world.probe.move(10.0)
-            row.note = "changes go on"
-        time.sleep(50)
+    steps.lock_held(scene, tmp_path)
 
 
 def _netlink(*messages: bytes) -> None:
@@ -214,7 +191,7 @@ def test_two_daemons_at_once(scene: Scene) -> None:
             row.note = f"{changes} changes, {written} operations of the first"
         finally:
             second.close()
-    _assert_nothing_left_to_write(scene)
+    steps.assert_nothing_left_to_write(scene)
 
 
 def _operations(metrics: Metrics) -> int:

@@ -5,23 +5,20 @@ import os
 import random
 import resource
 import signal
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from chaos import faults, hostile
-from chaos.verdict import operations
 from testbed.waiting import eventually
+from tests.chaos import steps
 from tests.chaos.conftest import FAR, Limits, Scene
 
 pytestmark = pytest.mark.kernel
 
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
 CGROUPS = Path("/sys/fs/cgroup/memory")
-_RATE = 20.0
 
 
 @pytest.fixture
@@ -29,49 +26,8 @@ def chance() -> random.Random:
     return random.Random(12)
 
 
-@contextlib.contextmanager
-def _churn(scene: Scene) -> Iterator[None]:
-    """Change Services all the time."""
-    stop, world = threading.Event(), scene.world
-
-    def run() -> None:
-        while not stop.wait(1 / _RATE):
-            world.apply(world.population.change(world.churn_chance))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
 def test_kills_at_random_moments_under_churn(scene: Scene, chance: random.Random) -> None:
-    """Each next start converges, and writes what has changed meanwhile rather than everything."""
-    world = scene.world
-    from_scratch = sum(operations(world.generations[0].metrics).values())
-    assert from_scratch
-    written = []
-    with scene.trouble("20 SIGKILLs under churn", Limits(lines=6000)) as row:
-        with _churn(scene):
-            for number in range(20):
-                world.daemon.kill()
-                time.sleep(chance.uniform(0.0, 0.5))
-                world.start_daemon()
-                written.append(sum(operations(world.daemon.metrics()).values()))
-                if number % 2:  # in the middle of a start
-                    world.daemon.kill()
-                    world.daemon.start()
-                time.sleep(chance.uniform(0.0, 1.5))
-            world.daemon.kill()
-            world.start_daemon()
-        row.note = f"first syncs wrote at most {max(written)} of {from_scratch} operations"
-    time.sleep(2)
-    world.end_daemon("SIGTERM", lambda: world.daemon.stop(timeout=30))
-    world.start_daemon()
-    assert operations(world.daemon.metrics()) == {}
-    assert max(written) < from_scratch / 2
+    steps.kills_under_churn(scene, chance, kills=20)
 
 
 @pytest.mark.quick
@@ -85,32 +41,18 @@ def test_suspended_for_a_minute(scene: Scene) -> None:
 
 
 def _suspended(scene: Scene, seconds: float) -> None:
-    with scene.trouble(f"SIGSTOP for {seconds:g} s under churn"), _churn(scene):
+    with scene.trouble(f"SIGSTOP for {seconds:g} s under churn"), steps.churn(scene):
         scene.world.daemon.signal(signal.SIGSTOP)
         time.sleep(seconds)
         scene.world.daemon.signal(signal.SIGCONT)
 
 
 def test_64_descriptors(scene: Scene) -> None:
-    """As many as it needs with some health check ports; strangers may not take them."""
-    with (
-        scene.started_with("prlimit", "--nofile=64:64"),
-        scene.trouble("RLIMIT_NOFILE 64, 200 idle connections", Limits(lines=400)),
-        _churn(scene),
-    ):
-        scene.world.server.cut()
-        strangers = threading.Thread(
-            target=lambda: faults.FAULTS_BY_NAME["idle-connections"].strike(
-                scene.world, random.Random(1)
-            )
-        )
-        strangers.start()
-        scene.world.probe.move(FAR)
-        strangers.join()
+    steps.few_descriptors(scene)
 
 
 def test_strangers_on_the_health_port(scene: Scene, chance: random.Random) -> None:
-    with scene.trouble("HTTP abuse: 500 bad requests", Limits(lines=50)) as row, _churn(scene):
+    with scene.trouble("HTTP abuse: 500 bad requests", Limits(lines=50)) as row, steps.churn(scene):
         for _ in range(5):
             faults.FAULTS_BY_NAME["http-abuse"].strike(scene.world, chance)
         row.note = f"/healthz {scene.world.daemon.healthz()[0]}"
@@ -269,6 +211,6 @@ def test_a_read_only_proc_sys(scene: Scene) -> None:
     with (
         scene.started_with("unshare", "-m", "sh", "-c", script, "sh"),
         scene.trouble("/proc/sys is read-only"),
-        _churn(scene),
+        steps.churn(scene),
     ):
         time.sleep(3)
