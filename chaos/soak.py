@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import signal
 import statistics
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from chaos import verdict
+from chaos import keeper, verdict
 from chaos.damage import DAMAGE
 from chaos.faults import FAULTS, Fault
 from chaos.options import arguments, settings
@@ -323,19 +324,34 @@ def main() -> int:
     chosen = arguments()
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGHUP, _end)
-    cleanup_stale()
-    with tempfile.TemporaryDirectory(prefix="svcproxy-soak-") as folder:
-        soak = Soak(settings(chosen), Path(folder), chosen.log)
-        print(f"soak: {soak.settings}", flush=True)
-        try:
+    try:
+        cleanup_stale()
+        with _kept_folder() as folder:
+            soak = Soak(settings(chosen), folder, chosen.log)
+            print(f"soak: {soak.settings}", flush=True)
             checks = soak.run()
-        except KeyboardInterrupt:
-            print("soak: ended before its time; everything is removed", flush=True)
-            return 130
+    except KeyboardInterrupt:
+        print("soak: ended before its time; everything is removed", flush=True)
+        return 130
     _summary(soak, checks)
     if chosen.json:
         chosen.json.write_text(json.dumps(soak.figures(checks), indent=1) + "\n", encoding="utf-8")
     return 0 if all(check.holds for check in checks) else 1
+
+
+@contextlib.contextmanager
+def _kept_folder() -> Iterator[Path]:
+    """A folder for all temporary files; at the end it is gone, and all namespaces with it."""
+    folder = Path(tempfile.gettempdir(), f"svcproxy-soak-{os.getpid()}")
+    guard = keeper.start(os.getpid(), folder)
+    before = tempfile.tempdir
+    try:
+        folder.mkdir(mode=0o700)
+        tempfile.tempdir = str(folder)
+        yield folder
+    finally:
+        tempfile.tempdir = before
+        guard.communicate()
 
 
 def _summary(soak: Soak, checks: Sequence[Check]) -> None:

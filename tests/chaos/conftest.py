@@ -13,7 +13,7 @@ from chaos.processes import sample
 from chaos.world import Settings, World
 from testbed import uml
 from testbed.daemon import PROGRAM
-from testbed.outcomes import Answer, LoadResult
+from testbed.outcomes import Answer, LoadResult, Sample
 from testbed.waiting import eventually
 
 NATIVE = ("nftables", "nft", "legacy")
@@ -41,6 +41,8 @@ class Row:
     note: str = ""
     last_failure: float = 0.0
     """Seconds from the end of the fault to the start of the last connection that failed."""
+    failures: list[str] = field(default_factory=list)
+    """Some of them: when, where to and what was seen."""
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -142,20 +144,26 @@ class Scene:
         finally:
             results = [load.stop() for load in loads]
             row.connections = sum(result.total for result in results)
-            row.failed = sum(self._wrong(result, index) for index, result in enumerate(results))
+            wrong = [
+                (each, self.world.stable[index].dial)
+                for index, result in enumerate(results)
+                for each in self._wrong(result, index)
+            ]
+            row.failed = len(wrong)
+            row.failures = [f"{s.at - over:+.1f} s, {dial}: {s.outcome}" for s, dial in wrong[:10]]
             row.lines, row.rss = self.lines() - lines, self.megabytes()
             self.properties.append((_PROPERTY, row.cells))
-        failures = [failure for result in results for failure in result.failures]
-        row.last_failure = max((failure.at - over for failure in failures), default=0.0)
+        row.last_failure = max((sample.at - over for sample, _ in wrong), default=0.0)
         self._judge(row, limits, world.daemon.logs()[lines:])
 
-    def _wrong(self, result: LoadResult, index: int) -> int:
-        """How many connections were not answered by one of the Service's own servers."""
+    def _wrong(self, result: LoadResult, index: int) -> list[Sample]:
+        """The connections that were not answered by one of the Service's own servers."""
         servers = self.world.stable[index].dial.servers
-        return sum(
-            not (isinstance(s.outcome, Answer) and s.outcome.server in servers)
+        return [
+            s
             for s in result.samples
-        )
+            if not (isinstance(s.outcome, Answer) and s.outcome.server in servers)
+        ]
 
     def _judge(self, row: Row, limits: Limits, logged: list[str]) -> None:
         assert row.recovered <= limits.recovered, row

@@ -1,5 +1,6 @@
 """The soak itself, for a minute: it runs, its verdict is good, and it leaves nothing behind."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -42,11 +43,32 @@ def test_a_minute_of_soak_ends_well(tmp_path: Path) -> None:
     assert not list(temporary.iterdir())
 
 
-def test_it_can_be_ended_at_any_time(tmp_path: Path) -> None:
-    with start(tmp_path, "--hours=1", "--services=20") as soak:
-        eventually(lambda: netns.existing(f"svp-{soak.pid}-"), "the namespaces", timeout=60)
-        soak.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize("moment", ["start", "namespaces", "daemon", "traffic"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_it_can_be_ended_at_any_time(tmp_path: Path, number: signal.Signals, moment: str) -> None:
+    def came() -> bool:
+        if moment == "start":
+            return any(tmp_path.iterdir())
+        if moment == "namespaces":
+            return bool(netns.existing(f"svp-{soak.pid}-"))
+        logs = [log.read_bytes() for log in tmp_path.glob("*/*.log")]
+        return any(b"sync.done" in log for log in logs) if moment == "traffic" else bool(logs)
+
+    with start(tmp_path, "--minutes=1", "--services=20") as soak:
+        eventually(came, moment, timeout=60)
+        soak.send_signal(number)
         output, _ = soak.communicate(timeout=60)
-    assert soak.returncode == 130, output
+    assert soak.returncode == (130 if number is signal.SIGTERM else -number), output
+    eventually(lambda: not processes(tmp_path), "the end of all processes", timeout=30)
     assert not netns.existing(f"svp-{soak.pid}-")
     assert not list(tmp_path.iterdir())
+
+
+def processes(folder: Path) -> list[str]:
+    """The command lines of those whose temporary files go to a folder, as the soak's children."""
+    wanted, found = f"TMPDIR={folder}".encode(), []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal() and wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.append((entry / "cmdline").read_text(encoding="utf-8", errors="replace"))
+    return found
