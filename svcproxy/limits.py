@@ -46,7 +46,7 @@ ANNOTATION_CHARACTERS = 256
 """How much of the value of an annotation is read; the longest meaningful value has 50."""
 
 SERVICE_FRONTENDS = 100_000
-"""Ports of a Service, times its addresses and source ranges together.
+"""Ports of a Service, times its addresses, with all source ranges for each load-balancer IP.
 
 The API limits an object to about 1.5 MB, which is enough for some 20,000 ports and as many
 addresses. Without a limit on the product, one Service could ask for 400 million rules."""

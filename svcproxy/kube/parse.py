@@ -222,12 +222,14 @@ def _cluster_name(metadata: wire.ObjectMeta) -> str:
 
 
 def _check_frontends(service: Service) -> None:
-    addresses = len(service.cluster_ips) + len(service.external_ips)
-    addresses += len(service.load_balancer_ips) + len(service.source_ranges)
+    """Bound what a Service needs in the kernel: each range is written for each load-balancer IP."""
+    balanced, ranges = len(service.load_balancer_ips), len(service.source_ranges)
+    addresses = len(service.cluster_ips) + len(service.external_ips) + balanced
     ports = len(service.ports)
-    if ports * addresses > limits.SERVICE_FRONTENDS:
-        counts = f"{ports} ports with {addresses} addresses and source ranges"
-        reason = f"{counts} exceed {limits.SERVICE_FRONTENDS} (ports times the others)"
+    if ports * (addresses + ranges * max(1, balanced)) > limits.SERVICE_FRONTENDS:
+        counts = f"{ports} ports with {addresses} addresses and {ranges} source ranges"
+        rule = "ports times addresses, with all ranges for each load-balancer IP"
+        reason = f"{counts} exceed {limits.SERVICE_FRONTENDS} ({rule})"
         raise LimitExceededError("spec.ports", reason, "service_frontends")
 
 

@@ -1,8 +1,8 @@
 """From one finished Service port to its elements."""
 
 from collections.abc import Iterable
-from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from functools import cached_property, lru_cache
+from ipaddress import ip_address, ip_network
 
 import msgspec
 
@@ -34,7 +34,6 @@ class EndpointList(msgspec.Struct, frozen=True):
     owner: bytes = b""
 
 
-Network = IPv4Network | IPv6Network
 ListKey = tuple[str, bytes]
 """The map that a list stands in, and the key that precedes the endpoints' numbers."""
 
@@ -151,18 +150,19 @@ class _Renderer:
         everybody alike.
         """
         self._put(sets.GUARDED, key, self.comment)
-        for network in self._sources():
-            name = sets.source_set(network.prefixlen)
-            self._put(name, key + network.network_address.packed, b"")
+        for name, source in self._sources:
+            self._put(name, key + source, b"")
 
-    def _sources(self) -> list[Network]:
+    @cached_property
+    def _sources(self) -> list[tuple[str, bytes]]:
+        """The set and the address of each source range, computed once for all frontends."""
         networks = [ip_network(cidr, strict=False) for cidr in self.port.source_ranges]
         node = self.settings.node_address
         if node and any(ip_address(node) in network for network in networks):
             # A load-balancer address is often added to the node itself; the node then reaches
             # it with that very address as its source.
             networks += (ip_network(f.address) for f in self.port.frontends if f.is_load_balancer)
-        return networks
+        return [(sets.source_set(n.prefixlen), n.network_address.packed) for n in networks]
 
 
 def owner_key(port: ServicePort, family: IPFamily) -> bytes:

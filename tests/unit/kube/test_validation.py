@@ -149,8 +149,22 @@ def test_frontends_of_a_service_are_bounded() -> None:
     assert refused(objects.service(ports=ports, externalIPs=many), "service_frontends") is None
     obj = objects.service(ports=ports, externalIPs=[*many, "192.0.3.1"])
     assert refused(obj, "service_frontends") == (
-        "spec.ports: 1000 ports with 101 addresses and source ranges exceed 100000"
-        " (ports times the others)"
+        "spec.ports: 1000 ports with 101 addresses and 0 source ranges exceed 100000"
+        " (ports times addresses, with all ranges for each load-balancer IP)"
+    )
+
+
+def test_source_ranges_count_for_each_port_and_load_balancer_ip() -> None:
+    ports = [{"name": f"p{n}", "port": n} for n in range(1, 11)]
+    ranges = [f"10.{n // 250}.{n % 250}.0/24" for n in range(1000)]
+    obj = objects.service(ports=ports, type="LoadBalancer", loadBalancerSourceRanges=ranges)
+    balancer = obj["status"]["loadBalancer"]
+    balancer["ingress"] = [{"ip": f"192.0.2.{n}"} for n in range(9)]
+    assert refused(obj, "service_frontends") is None
+    balancer["ingress"] = [{"ip": f"192.0.2.{n}"} for n in range(10)]
+    assert refused(obj, "service_frontends") == (
+        "spec.ports: 10 ports with 11 addresses and 1000 source ranges exceed 100000"
+        " (ports times addresses, with all ranges for each load-balancer IP)"
     )
 
 
