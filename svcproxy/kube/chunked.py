@@ -6,6 +6,7 @@ an event in one or more of its own: each costs calls, and a hand-over between th
 
 _HEXADECIMAL = b"0123456789abcdefABCDEF"
 _LONGEST_LINE = 1 << 16
+_LONGEST_TRAILER = 1 << 16
 
 
 class MalformedChunksError(ValueError):
@@ -20,6 +21,7 @@ class Dechunker:
         self._left = 0
         self._between = False
         self._trailing = False
+        self._trailer = 0
         self.ended = False
         """Whether the last chunk has come, and what may follow it."""
 
@@ -27,7 +29,8 @@ class Dechunker:
         """Give the data in ``received``, which goes on where the last call ended.
 
         Raises:
-            MalformedChunksError: there is no size where one has to be.
+            MalformedChunksError: there is no size where one has to be, or a line or the trailer
+                does not end.
         """
         received = self._line + received
         self._line = b""
@@ -54,6 +57,10 @@ class Dechunker:
         """Take what stands before, between or after chunks."""
         if self._trailing:
             self.ended = not line
+            # Whoever waits for data would read on for ever
+            self._trailer += len(line) + 2
+            if self._trailer > _LONGEST_TRAILER:
+                raise MalformedChunksError("the trailer does not end")
         elif self._between:
             self._between = False
             if line:

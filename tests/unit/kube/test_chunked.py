@@ -55,3 +55,11 @@ def test_what_comes_in_any_pieces_gives_what_the_library_gives(
 def test_what_is_in_no_chunks_is_refused(body: bytes) -> None:
     with pytest.raises(MalformedChunksError):
         Dechunker().feed(body)
+
+
+def test_a_trailer_without_end_is_refused() -> None:
+    """Nothing comes of it that a reader waiting for data would return with."""
+    dechunker = Dechunker()
+    assert dechunker.feed(b"1\r\na\r\n0\r\n" + b"X: y\r\n" * 1000) == b"a"
+    with pytest.raises(MalformedChunksError, match="trailer does not end"):
+        dechunker.feed(b"X: y\r\n" * 10_000)
