@@ -13,6 +13,12 @@ Applies only to documents that msgspec refuses (it recurses, up to the interpret
 1,000). The fields that svcproxy reads are at most 8 deep.
 """
 
+VERSION_CHARACTERS = 256
+"""The longest resourceVersion. The real ones are decimal numbers of up to 20 digits."""
+
+CONTINUE_CHARACTERS = 8192
+"""The longest token of a next page. The real ones hold a version and a key, in base64."""
+
 WATCH_LINE_BYTES = 16 << 20
 """The longest line of a watch stream. etcd takes objects of 1.5 MiB by default."""
 

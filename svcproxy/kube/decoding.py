@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from svcproxy import limits
 from svcproxy.kube import rawjson
 from svcproxy.kube.wire import (
     API_VERSIONS,
@@ -130,6 +131,11 @@ def decode_metadata(raw: bytes | msgspec.Raw) -> ObjectMeta:
         return envelope.metadata
 
 
+def usable_version(version: str | None) -> str:
+    """Give a resourceVersion, or an empty text for one that is absent or too long to ask for."""
+    return version if version and len(version) <= limits.VERSION_CHARACTERS else ""
+
+
 def decode_uid(raw: bytes | msgspec.Raw) -> str:
     """Read the UID of an object; empty where it cannot be read."""
     try:
@@ -158,8 +164,11 @@ def decode_page(kind: Kind, body: bytes) -> ListPage:
     for field, (found, wanted) in zip(("kind", "apiVersion"), expected, strict=True):
         if found != wanted:
             raise ParseError(field, f"{(found or '')[:40]!r} is not {wanted!r}")
-    if not page.metadata.resource_version:
-        raise ParseError("metadata.resourceVersion", "is missing")
+    if not usable_version(page.metadata.resource_version):
+        reason = "is too long" if page.metadata.resource_version else "is missing"
+        raise ParseError("metadata.resourceVersion", reason)
+    if len(page.metadata.continue_token or "") > limits.CONTINUE_CHARACTERS:
+        raise ParseError("metadata.continue", "is too long")
     if page.items is msgspec.UNSET:
         raise ParseError("items", "is missing")
     return page

@@ -31,7 +31,9 @@ class LineSplitter:
     def feed(self, chunk: bytes) -> list[bytes | LongLine]:
         """Add the next bytes; return the lines that they complete, without line ends.
 
-        A line that is too long is returned as soon as it exceeds the limit; its rest is skipped.
+        Empty lines are left out: to find out that they are no events takes longer than to send
+        them. A line that is too long is returned as soon as it exceeds the limit; its rest is
+        skipped.
         """
         first, *others = chunk.split(b"\n")
         lines: list[bytes | LongLine] = []
@@ -41,7 +43,9 @@ class LineSplitter:
         self._end(lines)
         last = others.pop()
         lines += [
-            line if len(line) <= self._limit else LongLine(line[:_HEAD_BYTES]) for line in others
+            line if len(line) <= self._limit else LongLine(line[:_HEAD_BYTES])
+            for line in others
+            if line.strip() or len(line) > self._limit
         ]
         self._append(last, lines)
         return lines
@@ -61,6 +65,8 @@ class LineSplitter:
         """Complete the incomplete line."""
         if not self._skipping:
             pieces = self._pieces
-            lines.append(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            line = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if line.strip():
+                lines.append(line)
             self._pieces, self._size = [], 0
         self._skipping = False

@@ -30,6 +30,7 @@ import msgspec
 
 from svcproxy import limits
 from svcproxy.kube import decoding, wire
+from svcproxy.kube.decoding import usable_version
 from svcproxy.kube.lines import LongLine
 from svcproxy.kube.outputs import (
     Cause,
@@ -259,7 +260,7 @@ class Reflector:
         type_, identity = decoding.decode_head(head)
         if type_ not in {"ADDED", "MODIFIED", "DELETED"}:
             return False
-        self._version = identity.resource_version or self._version
+        self._version = usable_version(identity.resource_version) or self._version
         name = _name(identity)
         if name is not None and type_ == "DELETED":
             self._remove(name, output)
@@ -284,7 +285,7 @@ class Reflector:
             kind = metadata.kind
         if kind is not None and kind != self._kind_name:
             obj, problem = None, self._other_kind(kind)
-        version = metadata.resource_version or ""
+        version = usable_version(metadata.resource_version)
         name = _name(metadata)
         if name is None:
             problem = problem or ParseError("metadata.name", "is missing")
@@ -306,7 +307,7 @@ class Reflector:
 
     def _drop(self, raw: msgspec.Raw, output: Output) -> None:
         identity = decoding.decode_identity(raw)
-        self._version = identity.resource_version or self._version
+        self._version = usable_version(identity.resource_version) or self._version
         name = _name(identity)
         if identity.kind is not None and identity.kind != self._kind:
             problem = self._other_kind(identity.kind)
@@ -328,11 +329,11 @@ class Reflector:
             metadata = decoding.decode_metadata(raw)
         except ParseError:
             return
-        self._version = metadata.resource_version or self._version
+        self._version = usable_version(metadata.resource_version) or self._version
         if self._phase is not _Phase.STREAM:
             return
         if (metadata.annotations or {}).get(INITIAL_EVENTS_END) == "true":
-            if metadata.resource_version:
+            if usable_version(metadata.resource_version):
                 self._complete(output)
             else:
                 self._unreadable("end of initial events without resourceVersion", output)

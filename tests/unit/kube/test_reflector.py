@@ -501,3 +501,33 @@ class TestLargePages:
         assert reflector.request().body_limit == limits.LIST_BYTES
         reflector.too_large("too large")
         assert reflector.request().body_limit == limits.LIST_PAGE_BYTES
+
+
+@pytest.mark.parametrize("kind", ["ADDED", "DELETED", "BOOKMARK"])
+def test_a_version_that_is_too_long_to_ask_for_is_not_asked_for(kind: str) -> None:
+    """A server may cut the connection instead of answering, and would do so for ever."""
+    reflector = watching("a")
+    long = item("a", 10**limits.VERSION_CHARACTERS)
+    reflector.lines([event(kind, long)])
+    assert query(reflector)["resourceVersion"] == "10"
+    reflector.lines([event(kind, item("a", 12))])
+    assert query(reflector)["resourceVersion"] == "12"
+
+
+def test_a_list_with_a_version_or_token_that_is_too_long_is_refused() -> None:
+    reflector = listing()
+    reflector.request()
+    long = reflector.page(page(item("a", 1), version=10**limits.VERSION_CHARACTERS))
+    assert long.trouble == "unreadable list: metadata.resourceVersion: is too long"
+    reflector.request()
+    endless = reflector.page(page(item("a", 1), token="x" * (limits.CONTINUE_CHARACTERS + 1)))
+    assert endless.trouble == "unreadable list: metadata.continue: is too long"
+    assert "continue" not in query(reflector)
+
+
+def test_initial_events_that_end_with_a_version_that_is_too_long_are_listed_instead() -> None:
+    reflector = Reflector(Kind.SERVICE)
+    reflector.request()
+    end = bookmark(10**limits.VERSION_CHARACTERS, end=True)
+    assert reflector.lines([event("ADDED", item("a", 1)), end]).step is Step.BACK_OFF
+    assert "watch" not in query(reflector)
