@@ -23,6 +23,8 @@ from svcproxy.backends.xtables.tableplan import Jump, TablePlan
 from svcproxy.model.names import ServicePortName
 from svcproxy.model.serviceport import ServicePort
 
+_REMOVAL_COST = 64
+"""So many rules are compared in the time that one rule is rendered and written."""
 _NOTHING = PortRules({}, {}, {}, {}, {})
 
 
@@ -176,7 +178,28 @@ class Planner:
         self._former = _Former(
             former, keys, sizes, TablePlan(remove=filters.add, add=filters.remove)
         )
+        self._rewrite_long_lists(filters)
         return plan
+
+    def _rewrite_long_lists(self, filters: TablePlan) -> None:
+        """Write a list as a whole where removing rules one by one takes longer.
+
+        iptables-nft-restore compares a rule to be removed with all rules before it: 5,000 removals
+        from a list of 5,000 took 38 s.
+        """
+        held = self._sizes[FILTER] + len(filters.remove)
+        removals = Counter(chain for chain, _ in filters.remove)
+        most = _REMOVAL_COST * (held + len(self._ports))
+        lists: dict[str, list[str]] = {c: [] for c, n in removals.items() if n * held > most}
+        if not lists:
+            return
+        for port in self._ports.values():
+            for chain, texts in render(port, self._settings).lists.items():
+                if chain in lists:
+                    lists[chain].extend(texts)
+        filters.write.update((chain, tuple(texts)) for chain, texts in lists.items())
+        filters.remove = [entry for entry in filters.remove if entry[0] not in lists]
+        filters.add = [entry for entry in filters.add if entry[0] not in lists]
 
     def note_refused(
         self,
