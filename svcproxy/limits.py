@@ -102,6 +102,15 @@ HTTP_CONNECTIONS = 64
 HTTP_CONNECTIONS_PER_PEER = 16
 """The most connections of one client address to the metrics port, and to the health port."""
 
+HTTP_BACKLOG = 1024
+"""The most connections of a port that wait to be accepted; ``net.core.somaxconn`` may allow fewer.
+
+With a full queue the kernel drops the SYN of a probe, which is sent again after a second: the
+time-out of the probe."""
+
+HTTP_PIPELINED = 4
+"""Clients that sent several requests at once and get their next answer before others are looked at."""
+
 HTTP_PAGE_THREADS = 2
 """The most pages of a port that are rendered at once; others wait, quick answers do not."""
 

@@ -198,8 +198,12 @@ class Connections:
             self._hang_up(connection)
 
     def go_on(self) -> None:
-        """Answer one more request of each client that has sent several at once."""
-        ready, self._ready = self._ready, []
+        """Answer one more request of some clients that have sent several at once, in turn.
+
+        Clients that come now do not wait until all of these have been answered.
+        """
+        most = limits.HTTP_PIPELINED
+        ready, self._ready = self._ready[:most], self._ready[most:]
         for connection in ready:
             if connection in self._open:
                 self._step_safely(connection)

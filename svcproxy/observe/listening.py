@@ -2,7 +2,7 @@
 
 import socket
 
-_BACKLOG = 128
+from svcproxy.limits import HTTP_BACKLOG
 
 
 def listening(host: str, port: int, *, only_v6: bool) -> socket.socket:
@@ -24,7 +24,7 @@ def listening(host: str, port: int, *, only_v6: bool) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_v6)
         sock.bind((host, port))
-        sock.listen(_BACKLOG)
+        sock.listen(HTTP_BACKLOG)
     except OSError:
         sock.close()
         raise

@@ -117,6 +117,25 @@ def test_one_of_several_requests_is_answered_in_a_turn(stack: ExitStack) -> None
     assert room.connections.deadline() > time.monotonic()
 
 
+def test_a_turn_answers_few_of_the_clients_that_sent_several_requests(stack: ExitStack) -> None:
+    """A probe that comes meanwhile would wait for an answer to each of them."""
+    room = Room(stack, Limits())
+    answered: list[Ask] = []
+
+    def answer(ask: Ask) -> Reply:
+        answered.append(ask)
+        return Reply(200, TEXT, b"ok")
+
+    room.site = Site(answer)
+    clients = [room.enter(bytes([n]), REQUEST * 3) for n in range(60)]
+    answered.clear()
+    room.turn()
+    assert len(answered) < 10
+    for _ in range(60):
+        room.turn()
+    assert [client.recv(4096).count(OK) for client in clients] == [3] * 60
+
+
 def test_a_client_that_reads_nothing_is_not_read_from(stack: ExitStack) -> None:
     room = Room(stack, Limits())
     site = Site(lambda _ask: Reply(200, TEXT, bytes(8_000_000)))
