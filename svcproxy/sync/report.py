@@ -188,11 +188,12 @@ class Reporter:
                 reason=reason,
                 effect="it stays as it was and is retried; all others are programmed",
             )
+            # One Event stands for all nodes: the same object is likely refused on many.
             self._events.service(
                 name.service,
                 "ServicePortRefused",
-                f"the kernel refused port {name.port or name.protocol}: {reason}; it stays as it"
-                " was and is retried",
+                f"at least one node's kernel refused port {name.port or name.protocol}: {reason};"
+                " there the port stays as it was and is retried",
             )
 
     def failed(self, error: Exception, *, thorough: bool, retry: float) -> None:
