@@ -243,8 +243,8 @@ class Follower:
 
     def _sync(self, sink: Sink) -> None:
         if not self._synced:
+            sink.synced(self._kind)  # if this fails, the next list repeats it
             self._synced = True
-            sink.synced(self._kind)
 
     def _complain(self, trouble: str) -> None:
         """Log what went wrong; for kinds that may not exist at all, only once."""

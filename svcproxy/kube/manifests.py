@@ -98,9 +98,9 @@ class ManifestSource:
             try:
                 self._scan(sink)
                 if not synced:
-                    synced = True
                     for kind in Kind:
                         sink.synced(kind)
+                    synced = True
                 self._missing = False
                 self._watch(sink)
             except FileNotFoundError:

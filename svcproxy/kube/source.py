@@ -23,7 +23,8 @@ class Sink(Protocol):
     def synced(self, kind: Kind) -> None:
         """Learn that the first full list of this kind has been delivered whole.
 
-        Called once per kind. Nothing is programmed before all kinds have been synced.
+        Called once per kind, and again if the call failed. Nothing is programmed before all kinds
+        have been synced.
         """
 
     def rejected(self, problem: Problem) -> None:

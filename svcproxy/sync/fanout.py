@@ -61,6 +61,6 @@ class Fanout:
         )
 
     def restarted(self, kind: Kind, reason: str) -> None:
-        """Count and log a watch that had to be started anew."""
+        """Count and log a watch that had to be restarted."""
         self._metrics.watch_restarts.labels(kind).inc()
         log.info("watch.restarted", kind=kind, reason=reason)

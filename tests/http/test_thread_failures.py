@@ -17,6 +17,7 @@ from svcproxy.sync.fanout import Fanout
 from testbed.apiserver.server import FakeApiServer
 from testbed.waiting import eventually
 from tests.fakes import objects
+from tests.fakes.sink import RecordingSink
 
 SCRIPT = """
 import sys, threading
@@ -90,3 +91,25 @@ def test_a_restarted_watch_is_logged_once(server: FakeApiServer) -> None:
         eventually(lambda: restarts() >= 1)
         source.stop()
     assert sum(log["event"] == "watch.restarted" for log in logs) == restarts()
+
+
+def test_a_sink_that_failed_to_note_the_first_list_learns_of_it_again(
+    server: FakeApiServer,
+) -> None:
+    class Forgetful(RecordingSink):
+        failures = 1
+
+        def synced(self, kind: Kind) -> None:
+            if kind is Kind.SERVICE and self.failures:
+                self.failures -= 1
+                raise MemoryError
+            super().synced(kind)
+
+    server.put(objects.service("web"))
+    sink = Forgetful()
+    source = KubernetesSource(ConnectionSettings(master=server.url, backoff_seconds=0.1), "node-1")
+    source.start(sink)
+    try:
+        eventually(lambda: Kind.SERVICE in sink.syncs)
+    finally:
+        source.stop()
