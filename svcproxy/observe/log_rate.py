@@ -1,12 +1,12 @@
-"""How many lines of each event may be logged: token buckets, one for each event name.
+"""Rate limits of log lines: one token bucket for each event name.
 
-So a flood of one event costs the lines of that event only. No clock: the caller has it.
+So a flood of one event suppresses lines of that event only. The caller passes the time.
 """
 
 from svcproxy import limits
 
 OTHERS = "(others)"
-"""The event name that stands for those beyond ``limits.LOG_EVENT_NAMES``."""
+"""The event name under which those beyond ``limits.LOG_EVENT_NAMES`` are counted."""
 
 
 class _Bucket:

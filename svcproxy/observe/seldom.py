@@ -1,4 +1,4 @@
-"""Log lines that others may cause often are written once in a while."""
+"""Limits log lines that clients or repeated defects can cause to one a minute."""
 
 import time
 

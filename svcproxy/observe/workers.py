@@ -14,7 +14,7 @@ Job = Callable[[], None]
 class Workers:
     """Runs jobs in order, a fixed number at a time; threads start with the first job.
 
-    The queue is as long as its user makes it: the server has one job for each open connection.
+    The queue itself has no limit: the server submits at most one job for each open connection.
 
     Args:
         name: begins the names of the threads.

@@ -48,7 +48,7 @@ class AffinitySets:
         """Create sets; one that exists is left as it is.
 
         Raises:
-            RestoreRefused: the kernel refused one, which stands for the chain of that name.
+            RestoreRefused: the kernel refused one; ``lines`` names the chain that uses it.
             BackendError: there is no ipset.
         """
         with _ipset() as ipset:
@@ -68,10 +68,10 @@ class AffinitySets:
                     raise RestoreRefused(str(error), (f":{name}",)) from error
 
     def destroy(self, names: Iterable[str]) -> list[str]:
-        """Destroy sets that no rule of ours names any more.
+        """Destroy sets that our rules no longer use.
 
         Returns:
-            Why the kernel kept some of them, one text for each: another program's rule may name it.
+            One error text for each set that the kernel kept; another program's rule may use it.
 
         Raises:
             BackendError: there is no ipset.

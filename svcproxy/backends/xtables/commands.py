@@ -27,8 +27,8 @@ _BUSY = 4  # RESOURCE_PROBLEM, also given for what the kernel refuses through nf
 
 
 Announced = Callable[[Callable[[], int]], AbstractContextManager[None]]
-"""Makes the context in which a process of ours runs: it calls the function that starts the process
-and gives its number, and leaves when the process has ended."""
+"""Makes the context in which a program runs: on entry it calls the function that starts the process
+and returns its number; it is left when the process has ended."""
 
 
 @contextmanager
@@ -95,7 +95,7 @@ class Iptables:
         done = _run(command, text, check=False, announced=self.announced)
         if done.returncode:
             failure = refusal(self._restore, done.stderr, text)
-            # A signal ended it, or it could not get the lock: this says nothing about the input.
+            # It was killed, or could not get the lock: the input is not the cause.
             if done.returncode < 0 or (done.returncode == _BUSY and not failure.lines):
                 raise TransactionError(str(failure))
             raise failure
@@ -171,10 +171,10 @@ def _run(
 def _finish(
     process: subprocess.Popen[bytes], command: list[str], text: str | None
 ) -> subprocess.CompletedProcess[str]:
-    """Feed a process and wait for its end, which comes in any case.
+    """Feed a process and wait for its end; it is killed if it fails to end.
 
-    Bytes are decoded here, because comments of other programs' rules need not be UTF-8, and
-    because Python's text mode would take a carriage return in one for the end of a line.
+    Output is decoded here, not by ``Popen``: comments of foreign rules may not be UTF-8, and
+    Python's text mode would treat a carriage return in a comment as the end of a line.
 
     Raises:
         BackendError: it took too long or printed too much.
@@ -255,7 +255,7 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def _give(pipe: IO[bytes], rest: memoryview) -> memoryview:
-    """Write a piece of the input; a program that does not read to the end has said why."""
+    """Write a piece of the input; if the program has closed its end, its stderr says why."""
     try:
         return rest[os.write(pipe.fileno(), rest[:_PIECE_BYTES]) :]
     except BlockingIOError:

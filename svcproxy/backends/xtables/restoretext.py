@@ -1,8 +1,8 @@
 """The input of iptables-restore as text: the last check before it leaves the process.
 
-The renderers quote or refuse what could break a rule. This is the second barrier, for what they
-miss: a rule is exactly one line, and no line is longer than iptables-restore's buffer, which would
-split it and take the rest for a line of its own.
+The renderers quote or refuse anything that could break a rule. This is the second barrier: a rule is
+exactly one line, and no line is longer than iptables-restore's buffer. iptables-restore would split
+a longer line and read the rest as a line of its own.
 """
 
 import re
@@ -19,8 +19,8 @@ class RestoreRefused(TransactionError):  # noqa: N818 - as the kernel's refusals
     """iptables-restore, or our own check before it, refused an input because of its contents.
 
     Attributes:
-        lines: the input lines that were named as the cause; empty if none was, as when the
-            kernel refused a legacy table as a whole.
+        lines: the input lines that iptables-restore named as the cause; empty if it named none,
+            for example because the kernel refused a legacy table as a whole.
         partial: whether a table before the refused one may have been committed.
     """
 
@@ -68,11 +68,11 @@ def _is_narrow(text: str) -> bool:
 
 
 ENCODING = ("utf-8", "surrogateescape")
-"""How text of iptables is decoded and encoded: bytes that are no UTF-8 survive unchanged."""
+"""Encoding and error handler for text of iptables: bytes that are not UTF-8 are preserved."""
 
 
 def refusal(program: str, stderr: str, text: str) -> RestoreRefused:
-    """What a failed restore means.
+    """Return the error for a failed restore.
 
     Args:
         program: the name of the program.
