@@ -7,7 +7,6 @@ and in pieces, because nothing leads to them yet, and old ones can go afterwards
 holds all that changes what the kernel does, in one transaction as ever.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from svcproxy.backends.iptables.difference import Plan
@@ -16,7 +15,6 @@ from svcproxy.backends.xtables.ruleset import NAT, Rules
 from svcproxy.backends.xtables.tableplan import TablePlan
 
 STAGE_CHAINS = 250
-_JUMP = re.compile(r" -j (\S+)$")
 
 
 def staged(plan: Plan, size: int = STAGE_CHAINS) -> Iterator[str]:
@@ -68,8 +66,7 @@ def _callees_first(chains: Mapping[str, Rules]) -> Iterator[str]:
             elif chain not in done:
                 done.add(chain)
                 stack.append((chain, True))
-                stack.extend(
-                    (found[1], False)
-                    for rule in chains[chain]
-                    if (found := _JUMP.search(f" {rule}")) and found[1] in chains
-                )
+                for rule in chains[chain]:
+                    match, _, target = rule.rpartition(" ")
+                    if target in chains and f" {match}".endswith(" -j"):
+                        stack.append((target, False))
