@@ -188,3 +188,21 @@ def test_a_set_that_others_have_filled_is_made_larger(
     outcome = bench.retry(refused.name)
     assert not outcome.refused
     assert not bench.compare().operations
+
+
+def test_a_rule_deleted_during_a_comparison_is_noticed(bench: Bench) -> None:
+    """What the comparison writes must not hide what somebody did after it had read."""
+    program = "iptables-legacy" if bench.family is IPFamily.IPV4 else "ip6tables-legacy"
+    bench.compare()
+    assert bench.is_right()
+    bench.space.run(program, "-t", "nat", "-D", "KUBE-MARK-MASQ", "1")
+
+    def sync() -> Outcome:
+        observed = bench.backend.read()
+        bench.space.run(program, "-t", "filter", "-D", "KUBE-FORWARD", "1")
+        return bench.backend.apply(bench.backend.plan(Desired({}, None), observed))
+
+    assert bench.space.call(sync).operations["chain_written"] == 1
+    assert not bench.is_right()
+    assert bench.compare().operations["chain_written"] == 1
+    assert bench.is_right()

@@ -249,14 +249,17 @@ class IpvsBackend:
         """What a comparison has made of the kernel, if there is as much of all as there should be.
 
         Otherwise the next comparison would read everything again, a period after each start.
-        Whether the virtual servers are right is seen soon enough.
+        Whether the virtual servers are right is seen soon enough. Rules that somebody else changed
+        between our reading and our writing must not pass for right.
         """
         if done.failures:
             return None
         counts = self._planner.counts
         found = self._look()
         counts["addresses"] += self._others
-        return None if found is None or _grown(found.counts, counts) else found
+        if found is None or _grown(found.counts, counts):
+            return None
+        return found if self._kernel.only_we_changed_rules else None
 
     def _look(self) -> Fingerprint | None:
         """The kernel's fingerprint; ``None`` if it is unreadable."""

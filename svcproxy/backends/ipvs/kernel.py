@@ -28,8 +28,9 @@ from svcproxy.backends.ipvs.values import (
     VirtualServerKey,
 )
 from svcproxy.backends.xtables.commands import Iptables, Variant
+from svcproxy.backends.xtables.fingerprint import Fingerprint as Sizes
 from svcproxy.backends.xtables.fingerprint import sizes as table_sizes
-from svcproxy.backends.xtables.generation import generation
+from svcproxy.backends.xtables.generation import Watermark, generation
 from svcproxy.backends.xtables.restoretext import ENCODING
 from svcproxy.backends.xtables.ruleset import TABLES
 from svcproxy.backends.xtables.savefile import parse
@@ -66,6 +67,13 @@ class IpvsKernel:
         self.sets = Sets(programs.family)
         self.links = Links(programs.family)
         self._rules: tuple[bytes | None, bytes] = None, b""
+        legacy = programs.variant is Variant.LEGACY
+        self._mark = Sizes(programs.family) if legacy else Watermark()
+
+    @property
+    def only_we_changed_rules(self) -> bool:
+        """Whether nobody else has changed rules since ``read``, as far as the kernel tells."""
+        return self._mark.untouched
 
     @property
     def sent(self) -> int:
@@ -79,6 +87,7 @@ class IpvsKernel:
             BackendError: something could not be read.
         """
         addresses = self.links.read()
+        self._mark.reading()
         known = self._version_of_rules()
         rules = self._programs.save(*TABLES)
         self._rules = known, _digest(rules)
@@ -142,7 +151,9 @@ class IpvsKernel:
 
     def restore(self, text: str) -> None:
         """Apply an input of iptables-restore."""
+        self._mark.writing()
         self._programs.restore(text)
+        self._mark.written(text.count("\nCOMMIT"))
 
     def connections(self, key: VirtualServerKey) -> Mapping[RealServerKey, Connections]:
         """The connections of each real server of a virtual server."""
