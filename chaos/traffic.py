@@ -180,11 +180,13 @@ class Probe:
     def move(self, limit: float) -> float:
         """Move the endpoint of both families; give the seconds until both have moved.
 
+        After a move that failed the endpoint stays where it was to be, for the kernel may still
+        have the one before, and moving back to that would show nothing.
+
         Raises:
             TimeoutError: that took longer than ``limit`` seconds.
         """
-        self._turn += 1
-        chosen = self._turn % 2
+        chosen = (self._turn + 1) % 2
         began = time.monotonic()
         for family in (4, 6):
             self._put(family, chosen)
@@ -199,6 +201,7 @@ class Probe:
                 if time.monotonic() - began > limit:
                     raise TimeoutError(f"{address} not at {wanted} after {limit:g} s: {dict(seen)}")
                 time.sleep(0.05)
+        self._turn += 1
         seconds = time.monotonic() - began
         self.seconds.append(seconds)
         return seconds

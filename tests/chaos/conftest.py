@@ -71,6 +71,7 @@ class Limits:
     Attributes:
         recovered: seconds from the end of the fault until a change is in force again.
         lines: lines in the log.
+        uncounted: lines with this text do not count, because the scenario itself asks for them.
         megabytes: what is added to the daemon's memory.
         failing: for how many seconds after the fault connections may fail, if it damages rules;
             ``None`` if none may fail at any time.
@@ -79,6 +80,7 @@ class Limits:
 
     recovered: float = 60.0
     lines: int = 300
+    uncounted: str | None = None
     megabytes: float = 40.0
     failing: float | None = None
     tracebacks: bool = False
@@ -151,10 +153,15 @@ class Scene:
             ]
             row.failed = len(wrong)
             row.failures = [f"{s.at - over:+.1f} s, {dial}: {s.outcome}" for s, dial in wrong[:10]]
-            row.lines, row.rss = self.lines() - lines, self.megabytes()
+            row.lines = self._counted(lines, limits.uncounted)
+            row.rss = self.megabytes()
             self.properties.append((_PROPERTY, row.cells))
         row.last_failure = max((sample.at - over for sample, _ in wrong), default=0.0)
         self._judge(row, limits, world.daemon.logs()[lines:])
+
+    def _counted(self, first: int, uncounted: str | None) -> int:
+        logged = self.world.daemon.logs()[first:]
+        return sum(uncounted is None or uncounted not in line for line in logged)
 
     def _wrong(self, result: LoadResult, index: int) -> list[Sample]:
         """The connections that were not answered by one of the Service's own servers."""
@@ -178,7 +185,7 @@ class Scene:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "scene" in metafunc.fixturenames:
+    if "variant" in metafunc.fixturenames:
         variants = getattr(metafunc.module, "VARIANTS", NATIVE)
         if metafunc.definition.get_closest_marker("iptables_only"):
             variants = ("nft", "legacy")

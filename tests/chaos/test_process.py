@@ -13,7 +13,7 @@ import pytest
 from chaos import faults, hostile
 from testbed.waiting import eventually
 from tests.chaos import steps
-from tests.chaos.conftest import FAR, Limits, Scene
+from tests.chaos.conftest import FAR, Limits, Scene, made
 
 pytestmark = pytest.mark.kernel
 
@@ -26,8 +26,13 @@ def chance() -> random.Random:
     return random.Random(12)
 
 
-def test_kills_at_random_moments_under_churn(scene: Scene, chance: random.Random) -> None:
-    steps.kills_under_churn(scene, chance, kills=20)
+def test_kills_at_random_moments_under_churn(
+    variant: str, chance: random.Random, request: pytest.FixtureRequest
+) -> None:
+    """With so many Services that only some of them change during a start."""
+    with made(variant, {}, services=300) as scene:
+        scene.properties = request.node.user_properties
+        steps.kills_under_churn(scene, chance, kills=20)
 
 
 @pytest.mark.quick
@@ -52,7 +57,8 @@ def test_64_descriptors(scene: Scene) -> None:
 
 
 def test_strangers_on_the_health_port(scene: Scene, chance: random.Random) -> None:
-    with scene.trouble("HTTP abuse: 500 bad requests", Limits(lines=50)) as row, steps.churn(scene):
+    limits = Limits(lines=50, uncounted="sync.done")  # of the churn, a line for each sync
+    with scene.trouble("HTTP abuse: 500 bad requests", limits) as row, steps.churn(scene):
         for _ in range(5):
             faults.FAULTS_BY_NAME["http-abuse"].strike(scene.world, chance)
         row.note = f"/healthz {scene.world.daemon.healthz()[0]}"
@@ -156,8 +162,12 @@ def _with_a_full_pipe(scene: Scene, folder: Path) -> None:
 
 
 @pytest.mark.skipif(FAKETIME is None, reason="needs libfaketime (apt-get install libfaketime)")
+@pytest.mark.nftables_only
 def test_jumps_of_the_clock(scene: Scene, tmp_path: Path) -> None:
-    """The time of day jumps by hours and days, as on nodes whose clock is set late."""
+    """The time of day jumps by hours and days, as on nodes whose clock is set late.
+
+    Only in nftables mode: with libfaketime, Python sometimes cannot start programs (EINVAL).
+    """
     clock = tmp_path / "clock"
     clock.write_text("+0\n", encoding="ascii")
     settings = (
