@@ -26,6 +26,8 @@ _INLINE = 4
 """A branch with up to so many rules stands in its parent: a chain costs more than a rule."""
 
 _PROTOCOLS = (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
+_SORTING = 50
+"""With more than one change for so many keys, sorting takes less time than moving keys."""
 _PORT_BITS = 18
 
 
@@ -107,16 +109,24 @@ class _View:
             yield from self.subtree(child.span, child.name)
 
     def around(self, numbers: Iterable[int], limit: int) -> Iterator[tuple[str, _Range, Rules]]:
-        """The chains on the paths of ``numbers``; from ``limit`` keys down, whole subtrees."""
+        """The chains on the paths of ``numbers``; from ``limit`` keys down, whole subtrees.
+
+        Each chain is given once, however many paths lead through it.
+        """
+        given: dict[str, list[_Child]] = {}
+        whole: set[str] = set()
         for number in numbers:
             slot = span = _Range(0, 0)
             name: str | None = self.shape.root
-            while name is not None:
-                if self._count(slot) <= limit:
-                    yield from self.subtree(span, name)
-                    break
-                rules, children = self._node(span, name)
-                yield name, span, rules
+            while name is not None and name not in whole:
+                if name not in given:
+                    if self._count(slot) <= limit:
+                        whole.add(name)
+                        yield from self.subtree(span, name)
+                        break
+                    rules, given[name] = self._node(span, name)
+                    yield name, span, rules
+                children = given[name]
                 name = None
                 for child in children:
                     if self.shape.holds(child.slot, number):
@@ -240,9 +250,7 @@ class DispatchTree:
         )
         limit = LEAF + len(changes)
         before = {name: (span, rules) for name, span, rules in old.around(changes, limit)}
-        self._keys = self._keys.copy()
-        for number, text in changes.items():
-            self._set(number, text)
+        self._set(changes)
         new = _View(self._shape, self._keys, self._texts.__getitem__)
         after = {name: (span, rules) for name, span, rules in new.around(changes, limit)}
         changed: dict[str, Rules | None] = {}
@@ -256,14 +264,19 @@ class DispatchTree:
                 growth += len(now or ()) - len(was or ())
         return TreeChange(changed, growth)
 
-    def _set(self, number: int, text: str | None) -> None:
-        if text is None:
-            del self._texts[number]
-            del self._keys[bisect_left(self._keys, number)]
-            return
-        if number not in self._texts:
-            insort(self._keys, number)
-        self._texts[number] = text
+    def _set(self, changes: Mapping[int, str | None]) -> None:
+        keys = self._keys.copy()
+        many = len(changes) * _SORTING > len(keys)
+        for number, text in changes.items():
+            if text is None:
+                del self._texts[number]
+                if not many:
+                    del keys[bisect_left(keys, number)]
+                continue
+            if number not in self._texts and not many:
+                insort(keys, number)
+            self._texts[number] = text
+        self._keys = sorted(self._texts) if many else keys
 
 
 def _destination(number: int, address_bits: int, bits: int) -> str:

@@ -3,11 +3,13 @@
 import re
 from ipaddress import ip_address, ip_network
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svcproxy.backends.iptables import dispatch
 from svcproxy.backends.iptables.dispatch import LEAF, DispatchTree, key
 from svcproxy.backends.xtables.ruleset import Rules
 from svcproxy.model.names import Protocol
@@ -135,3 +137,23 @@ def test_one_change_touches_few_chains() -> None:
         change = made.change({number: None})
         assert 1 <= len(change.chains) <= 3, f"of {total}"
         assert sum(len(r or ()) for r in change.chains.values()) <= 4 * LEAF
+
+
+def test_many_changes_at_once_look_at_each_chain_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking at all of them for each key took 7 s for 2,000 keys, and hours for 100,000."""
+    looked_at = 0
+    node = dispatch._View._node
+
+    def counted(view: dispatch._View, span: dispatch._Range, name: str) -> tuple[Rules, list[Any]]:
+        nonlocal looked_at
+        looked_at += 1
+        return node(view, span, name)
+
+    monkeypatch.setattr(dispatch._View, "_node", counted)
+    made, texts = tree({}, 32), addresses(2000, "10.96.0.0/16")
+    assert made.change(texts).growth > 2000
+    assert made.chains() == tree(texts, 32).chains()
+    assert len(made) == 2000
+    made.change(dict.fromkeys(texts))
+    assert len(made) == 0
+    assert looked_at < 20_000
