@@ -204,7 +204,9 @@ YAML_DEPTH = 100
 """How deep YAML may be nested, in a manifest or a kubeconfig. The API's own objects take 15."""
 
 YAML_NODES = 1_000_000
-"""Values in a YAML file; those behind an alias count at each use. 20,000 objects hold 800,000."""
+"""Values in a YAML or JSON file; those behind an alias count at each use.
+
+20,000 objects hold 800,000."""
 
 NUMBER_CHARACTERS = 64
 """The longest number in YAML; converting longer ones takes quadratic time."""

@@ -235,6 +235,10 @@ def _yaml_documents(origin: str, data: bytes) -> Iterator[_Document]:
 
 
 def _json_documents(origin: str, data: bytes) -> Iterator[_Document]:
+    # More than the values there are, where texts hold such characters, but never less
+    if sum(map(data.count, (b",", b"[", b"{"))) > limits.YAML_NODES:
+        reason = f"holds more than {limits.YAML_NODES} values"
+        raise ManifestError(_broken(origin, 0, reason), "yaml_nodes")
     try:
         content = json.loads(data)
     except json.JSONDecodeError as error:
