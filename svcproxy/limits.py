@@ -51,7 +51,7 @@ ADDRESS_CHARACTERS = 64
 ANNOTATION_CHARACTERS = 256
 """How much of the value of an annotation is read; the longest meaningful value has 50."""
 
-SERVICE_FRONTENDS = 100_000
+SERVICE_FRONTENDS = 32_000
 """Ports of a Service, times its addresses, with all source ranges for each load-balancer IP.
 
 The API limits an object to about 1.5 MB, which is enough for some 20,000 ports and as many

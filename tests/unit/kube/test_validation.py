@@ -145,11 +145,13 @@ def test_load_balancer_addresses_may_be_any_as_for_the_api_server() -> None:
 
 def test_frontends_of_a_service_are_bounded() -> None:
     ports = [{"name": f"p{n}", "port": n} for n in range(1, 1001)]
-    many = [f"192.0.{n // 250}.{n % 250}" for n in range(99)]
+    # The Service has a cluster IP as well.
+    many = [f"192.0.2.{n}" for n in range(limits.SERVICE_FRONTENDS // 1000 - 1)]
     assert refused(objects.service(ports=ports, externalIPs=many), "service_frontends") is None
     obj = objects.service(ports=ports, externalIPs=[*many, "192.0.3.1"])
     assert refused(obj, "service_frontends") == (
-        "spec.ports: 1000 ports with 101 addresses and 0 source ranges exceed 100000"
+        f"spec.ports: 1000 ports with {len(many) + 2} addresses and 0 source ranges exceed"
+        f" {limits.SERVICE_FRONTENDS}"
         " (ports times addresses, with all ranges for each load-balancer IP)"
     )
 
@@ -159,11 +161,13 @@ def test_source_ranges_count_for_each_port_and_load_balancer_ip() -> None:
     ranges = [f"10.{n // 250}.{n % 250}.0/24" for n in range(1000)]
     obj = objects.service(ports=ports, type="LoadBalancer", loadBalancerSourceRanges=ranges)
     balancer = obj["status"]["loadBalancer"]
-    balancer["ingress"] = [{"ip": f"192.0.2.{n}"} for n in range(9)]
+    most = (limits.SERVICE_FRONTENDS // len(ports) - 1) // (len(ranges) + 1)
+    balancer["ingress"] = [{"ip": f"192.0.2.{n}"} for n in range(most)]
     assert refused(obj, "service_frontends") is None
-    balancer["ingress"] = [{"ip": f"192.0.2.{n}"} for n in range(10)]
+    balancer["ingress"] = [{"ip": f"192.0.2.{n}"} for n in range(most + 1)]
     assert refused(obj, "service_frontends") == (
-        "spec.ports: 10 ports with 11 addresses and 1000 source ranges exceed 100000"
+        f"spec.ports: 10 ports with {most + 2} addresses and 1000 source ranges exceed"
+        f" {limits.SERVICE_FRONTENDS}"
         " (ports times addresses, with all ranges for each load-balancer IP)"
     )
 
