@@ -293,6 +293,21 @@ class _translated:  # noqa: N801 - used as a function
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, ReadTimeoutError | TimeoutError):
+            _drop_tracebacks(error)
             raise IdleError("nothing came within the time limit") from error
         if isinstance(error, HTTPError | http.client.HTTPException | OSError | ValueError):
+            _drop_tracebacks(error)
             raise TransportError(one_line(error)) from error
+
+
+def _drop_tracebacks(error: BaseException) -> None:
+    """Break the cycles of an exception that urllib3 still has in local variables.
+
+    Its traceback refers to their frames, and these to the connection, its buffers and the calling
+    frames with their objects. An API server that refuses connections would leave all of that to the
+    garbage collector at every attempt.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__

@@ -275,21 +275,22 @@ class Reflector:
     def _take(self, raw: msgspec.Raw, output: Output) -> str:
         """Handle one object; return its resourceVersion, empty if it cannot be read."""
         obj: wire.WireObject | None = None
-        problem: ParseError | None = None
+        # Not the exception itself: its traceback refers to this frame, which would be a cycle.
+        problem: tuple[str, str] | None = None
         metadata: wire.ObjectMeta | wire.Identity
         try:
             obj = decoding.decode_object(self._kind, raw)
             metadata, kind = obj.metadata, obj.kind
         except ParseError as error:
-            metadata, problem = decoding.decode_identity(raw), error
+            metadata, problem = decoding.decode_identity(raw), (error.field, error.reason)
             kind = metadata.kind
         if kind is not None and kind != self._kind_name:
             obj, problem = None, self._other_kind(kind)
         version = usable_version(metadata.resource_version)
         name = _name(metadata)
         if name is None:
-            problem = problem or ParseError("metadata.name", "is missing")
-            output.effects.append(Malformed(None, problem.field, problem.reason))
+            problem = problem or ("metadata.name", "is missing")
+            output.effects.append(Malformed(None, *problem))
             return version
         if self._phase is not _Phase.WATCH:
             self._seen.add(name)
@@ -302,7 +303,7 @@ class Reflector:
         if obj is not None:
             output.effects.append(Changed(name, obj))
         elif problem is not None:
-            output.effects.append(Malformed(name, problem.field, problem.reason))
+            output.effects.append(Malformed(name, *problem))
         return version
 
     def _drop(self, raw: msgspec.Raw, output: Output) -> None:
@@ -310,8 +311,7 @@ class Reflector:
         self._version = usable_version(identity.resource_version) or self._version
         name = _name(identity)
         if identity.kind is not None and identity.kind != self._kind:
-            problem = self._other_kind(identity.kind)
-            output.effects.append(Malformed(name, problem.field, problem.reason))
+            output.effects.append(Malformed(name, *self._other_kind(identity.kind)))
         elif name is not None:
             self._remove(name, output)
 
@@ -321,8 +321,8 @@ class Reflector:
         self._removed.append(name)
         output.effects.append(Removed(name))
 
-    def _other_kind(self, kind: str) -> ParseError:
-        return ParseError("kind", f"{kind[:40]!r} is not {self._kind}")
+    def _other_kind(self, kind: str) -> tuple[str, str]:
+        return "kind", f"{kind[:40]!r} is not {self._kind}"
 
     def _bookmark(self, raw: msgspec.Raw, output: Output) -> None:
         try:
