@@ -4,12 +4,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from testbed import ROOT, netns
+from testbed.waiting import eventually
 
 pytestmark = pytest.mark.kernel
 
@@ -44,7 +44,7 @@ def test_it_shows_that_everything_works(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_cleans_up(tmp_path: Path, number: int) -> None:
     demo = start(tmp_path)
-    time.sleep(0.7)
+    eventually(lambda: netns.existing(f"svp-{demo.pid}-"), "the first namespace")
     demo.send_signal(number)
     output = end(demo, tmp_path)
     assert demo.returncode == 130, output
