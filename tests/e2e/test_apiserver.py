@@ -117,11 +117,11 @@ def _dial(cluster: Cluster, address: str) -> object:
 
 def test_a_deeply_nested_object_hurts_nobody(cluster: Cluster, api: RealApiServer) -> None:
     """The API server stores it, and kube-proxy serves it."""
-    deep = dual_stack("deep", 30)
+    deep = dual_stack("deep", 40)
     entry = {"manager": "x", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1"}
     entry |= {"fieldsV1": "@FIELDS@", "time": "2024-01-01T00:00:00Z"}
     deep["metadata"]["managedFields"] = [entry]
-    web = dual_stack("beside", 31)
+    web = dual_stack("beside", 41)
     nested = '{"f:a":' * 1500 + "{}" + "}" * 1500
     text = json.dumps(deep).replace('"@FIELDS@"', nested)
     api.kubectl("create", "--validate=false", "-f", "-", stdin=text)
