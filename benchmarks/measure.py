@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks.iptables_tracer import saved_chains
 from benchmarks.kernel import Kernel
-from benchmarks.passed import rules_passed
 from benchmarks.population import PORT, SERVICE_RANGE, TARGET_PORT, Population, Shape, Size
 from benchmarks.realapi import RealApi
 from benchmarks.results import Change, Connections, Memory, Options, Received, Result
+from benchmarks.rule_growth import rules_passed
 from benchmarks.server import ApiServer
 from benchmarks.subject import Running, Subject
 from benchmarks.usage import Usage, usage
-from benchmarks.walk import saved_chains
 from testbed import netns
 from testbed.cluster import Cluster, Pod
 from testbed.metrics import Metrics

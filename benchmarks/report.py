@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.figures import columns, count, median, megabytes, quantile, seconds
-from benchmarks.passed import Growth, growth_table
 from benchmarks.results import Result
+from benchmarks.rule_growth import Growth, growth_table
 from benchmarks.targets import target_table
 
 _ABSENT = "-"

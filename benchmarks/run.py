@@ -15,10 +15,10 @@ from benchmarks import guest
 from benchmarks.figures import seconds
 from benchmarks.kernel import MODES, Kernel
 from benchmarks.measure import run
-from benchmarks.passed import growth
 from benchmarks.population import Shape, Size
 from benchmarks.report import Report, machine
 from benchmarks.results import Options
+from benchmarks.rule_growth import growth
 from benchmarks.server import ApiServerError
 from benchmarks.subject import Subject
 from benchmarks.targets import LARGE

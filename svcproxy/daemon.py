@@ -12,7 +12,9 @@ from typing import Any, NamedTuple, Self
 import structlog
 
 from svcproxy import __version__, limits, threads
-from svcproxy.backends.base import BackendError, BackendUnavailable, Foreign
+from svcproxy.backends.base import BackendError, BackendUnavailable, ExternalChange
+from svcproxy.cleanup.active_mode import ActiveMode, report
+from svcproxy.cleanup.sweeper import Sweeper
 from svcproxy.config import Config, LocalMode
 from svcproxy.conntrack.cleaner import StaleFlows
 from svcproxy.descriptors import LIMIT, Share, shares
@@ -20,8 +22,6 @@ from svcproxy.garbage import collect_rarely, collector
 from svcproxy.heap import share_one_heap
 from svcproxy.kube.recorder import EventRecorder, LogOnly
 from svcproxy.kube.source import Source
-from svcproxy.leftovers.present import Present, report
-from svcproxy.leftovers.sweeper import Sweeper
 from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import Node
 from svcproxy.modes import (
@@ -41,11 +41,11 @@ from svcproxy.observe.service_health import CHECK_LIMITS, ServiceHealthServers
 from svcproxy.servers import Servers
 from svcproxy.state.desired import DesiredState
 from svcproxy.stop import Stop
+from svcproxy.sync.core.schedule import Schedule
 from svcproxy.sync.fanout import Fanout
-from svcproxy.sync.followers import flow_cleaner, health_checks, local_addresses
-from svcproxy.sync.loop import FamilyLoop, Follower
+from svcproxy.sync.hooks import flow_cleaner, health_checks, local_addresses
+from svcproxy.sync.loop import FamilyLoop, SyncHook
 from svcproxy.sync.report import Reporter
-from svcproxy.sync.schedule import Schedule
 
 _STOP_SECONDS = 1.0
 
@@ -146,7 +146,7 @@ class _Running:
 
 def _clean_up(config: Config) -> int:
     """Remove the rules of all modes; return the exit status."""
-    from svcproxy.leftovers.sweep import sweep_all  # noqa: PLC0415 - needs every backend
+    from svcproxy.cleanup.sweep import sweep_all  # noqa: PLC0415 - needs every backend
 
     swept = sweep_all(config.ipvs_exclude_cidrs)
     report(swept, "end what still uses it and run --cleanup again")
@@ -247,7 +247,7 @@ def _doubt_local_traffic(config: Config) -> None:
 def _sweeper(config: Config, mode: Mode) -> Sweeper:
     """What removes the rules of other modes, and of kube-proxy, once this mode serves."""
     families = [backend.family for backend in mode.backends]
-    present = Present(config.proxy_mode, mode.variant, config.ipvs_exclude_cidrs)
+    present = ActiveMode(config.proxy_mode, mode.variant, config.ipvs_exclude_cidrs)
     return Sweeper(present, families, config.sync_period)
 
 
@@ -256,7 +256,7 @@ def _watch_kernel(mode: Mode, loops: Sequence[FamilyLoop[Any, Any]], shared: _Sh
     if mode.watch is None:
         return
 
-    def on_foreign(change: Foreign) -> None:
+    def on_external_change(change: ExternalChange) -> None:
         say = log.warning if change.sure else log.debug
         say("kernel.changed_by_others", process=change.process, pid=change.pid)
         if change.sure:
@@ -266,7 +266,7 @@ def _watch_kernel(mode: Mode, loops: Sequence[FamilyLoop[Any, Any]], shared: _Sh
                 loop.inbox.doubt(change)
 
     try:
-        watcher = mode.watch(on_foreign)
+        watcher = mode.watch(on_external_change)
     except BackendError as error:
         log.warning("kernel.not_watched", error=str(error), effect="repairs take a sync period")
         return
@@ -274,7 +274,7 @@ def _watch_kernel(mode: Mode, loops: Sequence[FamilyLoop[Any, Any]], shared: _Sh
     shared.running.add(watcher.stop)
 
 
-def _loop(shared: _Shared, backend: AnyBackend, settle: Follower) -> FamilyLoop[Any, Any]:
+def _loop(shared: _Shared, backend: AnyBackend, settle: SyncHook) -> FamilyLoop[Any, Any]:
     config, family = shared.config, backend.family
     servers = _health_check_servers(shared, family)
     shared.running.add(servers.stop)

@@ -8,7 +8,7 @@ now and then for ever after. They are in no cycles, so there is nothing to be fo
 import gc
 
 from svcproxy.heap import give_back
-from svcproxy.sync.loop import Follower, Settled
+from svcproxy.sync.loop import SyncHook, SyncResult
 
 _WHILE_LOADING = (1_000_000, 50, 100)
 _AFTERWARDS = (10_000, 50, 100)
@@ -26,7 +26,7 @@ def collect_rarely() -> None:
     gc.set_threshold(*_WHILE_LOADING)
 
 
-def collector(families: int) -> Follower:
+def collector(families: int) -> SyncHook:
     """Go back to normal when the first sync of all ``families`` is done.
 
     What is there by then is left out of all collections to come. What the sync needed for a
@@ -34,7 +34,7 @@ def collector(families: int) -> Follower:
     """
     waiting = families
 
-    def settle(settled: Settled) -> None:
+    def settle(settled: SyncResult) -> None:
         nonlocal waiting
         if settled.first:
             waiting -= 1

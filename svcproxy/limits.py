@@ -37,7 +37,7 @@ RESPONSE_HEAD_SECONDS = 120.0
 ERROR_BODY_BYTES = 64 << 10
 """How much of the body of an error response is read, decompressed."""
 
-# Objects, from the API server and from manifests alike: svcproxy.kube.parse
+# Objects, from the API server and from manifests alike: svcproxy.kube.core.parse
 
 LABEL_CHARACTERS = 63
 """The longest name of a Service, a namespace or a port, and the longest label value: the API's."""
@@ -164,7 +164,7 @@ LOG_QUEUE_BYTES = 1 << 20
 LOG_FLUSH_SECONDS = 0.5
 """Seconds that the end of the process waits for a slow reader of stderr."""
 
-# Defects of svcproxy that an object triggers: svcproxy.sync.isolation
+# Defects of svcproxy that an object triggers: svcproxy.sync.core.isolation
 
 ISOLATION_PLANS = 64
 """Plans that are computed to find the Service ports for which planning fails."""

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import structlog
 
-from svcproxy.backends.base import Backend, BackendUnavailable, Foreign
+from svcproxy.backends.base import Backend, BackendUnavailable, ExternalChange
 from svcproxy.backends.settings import LocalTraffic, Settings
 from svcproxy.config import Config, IptablesVariant, LocalMode, ProxyMode
 from svcproxy.model.names import REQUIRED_KINDS, IPFamily, Kind
 from svcproxy.model.objects import Node
 
 AnyBackend = Backend[Any, Any]
-OnForeign = Callable[[Foreign], None]
+OnExternalChange = Callable[[ExternalChange], None]
 SomeBackend = TypeVar("SomeBackend", bound=AnyBackend)
 
 log = structlog.get_logger()
@@ -41,7 +41,7 @@ class Mode(NamedTuple):
     """
 
     backends: Sequence[AnyBackend]
-    watch: Callable[[OnForeign], Watcher] | None = None
+    watch: Callable[[OnExternalChange], Watcher] | None = None
     variant: str | None = None
 
 
@@ -132,9 +132,9 @@ def _ipvs(config: Config) -> Mode:
         )
         return IpvsBackend(Iptables(variant, family), SettingsOf(config, family), options)
 
-    def watch(on_foreign: OnForeign) -> Watcher:
-        change = Foreign("address change", 0, sure=False, outside=True)
-        return AddressWatcher(lambda: on_foreign(change))
+    def watch(on_external_change: OnExternalChange) -> Watcher:
+        change = ExternalChange("address change", 0, sure=False, outside=True)
+        return AddressWatcher(lambda: on_external_change(change))
 
     return Mode(_probed(make), watch, variant)
 
@@ -153,9 +153,9 @@ def _iptables(config: Config) -> Mode:
     from svcproxy.backends.iptables.drift import suspicion  # noqa: PLC0415
     from svcproxy.backends.nftables.watcher import NftablesWatcher  # noqa: PLC0415
 
-    def watch(on_foreign: OnForeign) -> Watcher:
+    def watch(on_external_change: OnExternalChange) -> Watcher:
         watcher = NftablesWatcher(
-            on_foreign, families=[backend.family for backend in backends], judge=suspicion
+            on_external_change, families=[backend.family for backend in backends], judge=suspicion
         )
         for backend in backends:
             backend.announce_to(watcher.own)
@@ -170,9 +170,9 @@ def _nftables(config: Config) -> Mode:
 
     backends = _probed(lambda family: NftablesBackend(family, SettingsOf(config, family)))
 
-    def watch(on_foreign: OnForeign) -> Watcher:
+    def watch(on_external_change: OnExternalChange) -> Watcher:
         return NftablesWatcher(
-            on_foreign,
+            on_external_change,
             own_ports=[backend.port_id for backend in backends],
             families=[backend.family for backend in backends],
         )

@@ -10,7 +10,7 @@ from svcproxy.config import Config, flags_of
 from svcproxy.kube.recorder import EventRecorder
 from svcproxy.limits import HTTP_CONNECTIONS
 from svcproxy.observe.connections import Limits
-from svcproxy.observe.exchange import Route
+from svcproxy.observe.core.exchange import Route
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.http import BindError, Server
 from svcproxy.observe.log import Verbosity

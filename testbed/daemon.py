@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from testbed.cluster import CLUSTER_CIDRS, Host
+from testbed.forkserver import Child, daemons
 from testbed.metrics import Metrics
-from testbed.nursery import Child, daemons
 from testbed.waiting import SLOW, eventually
 
 PROGRAM = (sys.executable, "-m", "svcproxy")

@@ -7,9 +7,9 @@ which kube-proxy recognises its own, without what no test needs.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from svcproxy.backends.iptables import naming
-from svcproxy.backends.xtables.hashing import port_hash
-from svcproxy.backends.xtables.savefile import parse
+from svcproxy.backends.iptables.core import naming
+from svcproxy.backends.xtables.core.hashing import port_hash
+from svcproxy.backends.xtables.core.savefile import parse
 from svcproxy.model.names import Protocol, ServicePortName
 from testbed.cluster import CLUSTER_CIDRS
 from testbed.netns import NetNS

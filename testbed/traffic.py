@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from testbed import nursery
+from testbed import forkserver as nursery
 from testbed.netns import NetNS
 from testbed.outcomes import LoadResult, Outcome, Sample, count, decode
 

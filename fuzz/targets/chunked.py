@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from fuzz.apibytes import Source
-from svcproxy.kube.chunked import Dechunker, MalformedChunksError
+from svcproxy.kube.core.chunked import Dechunker, MalformedChunksError
 
 SEEDS: tuple[bytes, ...] = (
     b"",

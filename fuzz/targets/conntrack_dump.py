@@ -4,10 +4,10 @@ from contextlib import suppress
 from struct import pack
 
 from svcproxy.conntrack import netlink
-from svcproxy.conntrack.stale import Flow, Target
+from svcproxy.conntrack.core.stale import Flow, Target
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.attributes import MalformedError, attribute
-from svcproxy.netlink.messages import messages
+from svcproxy.netlink.core.attributes import MalformedError, attribute
+from svcproxy.netlink.core.messages import messages
 
 
 def _entry(family: int, length: int, more: bytes = b"") -> bytes:

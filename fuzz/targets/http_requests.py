@@ -10,8 +10,8 @@ from contextlib import ExitStack
 
 from fuzz.structure import Source
 from svcproxy.observe.connections import Connections, Limits, Site
-from svcproxy.observe.exchange import TEXT, Reply
-from svcproxy.observe.http1 import Ask, Bounds, Conversation
+from svcproxy.observe.core.exchange import TEXT, Reply
+from svcproxy.observe.core.http1 import Ask, Bounds, Conversation
 
 SEEDS: tuple[bytes, ...] = (
     b"",

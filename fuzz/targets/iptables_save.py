@@ -6,12 +6,12 @@ without quotes. Raw bytes are parsed as well, which must not fail.
 
 from fuzz.structure import Source
 from svcproxy.backends.base import Desired
-from svcproxy.backends.iptables.cleanup import User, inputs, leftovers
-from svcproxy.backends.iptables.difference import Observed
-from svcproxy.backends.iptables.plan import Planner
-from svcproxy.backends.iptables.settings import IptablesSettings
-from svcproxy.backends.xtables.ruleset import FILTER, NAT, TABLES
-from svcproxy.backends.xtables.savefile import Saved, parse
+from svcproxy.backends.iptables.core.cleanup import User, inputs, leftovers
+from svcproxy.backends.iptables.core.difference import Observed
+from svcproxy.backends.iptables.core.plan import Planner
+from svcproxy.backends.iptables.core.settings import IptablesSettings
+from svcproxy.backends.xtables.core.ruleset import FILTER, NAT, TABLES
+from svcproxy.backends.xtables.core.savefile import Saved, parse
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 

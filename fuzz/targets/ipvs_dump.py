@@ -6,9 +6,9 @@ from svcproxy.backends.ipvs import link_messages, messages
 from svcproxy.backends.ipvs.operations import AddRealServer, AddVirtualServer
 from svcproxy.backends.ipvs.values import RealServerKey, VirtualServer, VirtualServerKey
 from svcproxy.model.names import IPFamily, Protocol
-from svcproxy.netlink.attributes import MalformedError
-from svcproxy.netlink.messages import Message
-from svcproxy.netlink.messages import messages as split
+from svcproxy.netlink.core.attributes import MalformedError
+from svcproxy.netlink.core.messages import Message
+from svcproxy.netlink.core.messages import messages as split
 
 _KEYS = {
     IPFamily.IPV4: VirtualServerKey(Protocol.TCP, "10.0.0.1", 80),

@@ -3,11 +3,11 @@
 import zlib
 
 from fuzz.apibytes import Source, hostile
-from svcproxy.kube.body import Body
+from svcproxy.kube.core.body import Body
+from svcproxy.kube.core.outputs import Changed, Effect, Listed, Malformed, Step
+from svcproxy.kube.core.reflector import Reflector
+from svcproxy.kube.core.wire import ParseError
 from svcproxy.kube.delivery import parse_safely
-from svcproxy.kube.outputs import Changed, Effect, Listed, Malformed, Step
-from svcproxy.kube.reflector import Reflector
-from svcproxy.kube.wire import ParseError
 from svcproxy.model.names import Kind
 
 SEEDS: tuple[bytes, ...] = (

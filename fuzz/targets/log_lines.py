@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from svcproxy import limits
-from svcproxy.observe.log_text import Line, format_exception, render_json, render_text
+from svcproxy.observe.core.log_text import Line, format_exception, render_json, render_text
 
 SEEDS: tuple[bytes, ...] = (
     b"",

@@ -1,7 +1,7 @@
 """A manifest file is read or refused in one line, and the objects of another file stay."""
 
+from svcproxy.kube.core.validation import LABELS, SUBDOMAINS
 from svcproxy.kube.manifest_files import ManifestError, read_manifest
-from svcproxy.kube.validation import LABELS, SUBDOMAINS
 
 SEEDS = (
     b"kind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n",

@@ -1,6 +1,6 @@
 """Netlink messages and attributes are taken apart or refused; comparing them never raises."""
 
-from svcproxy.netlink.attributes import (
+from svcproxy.netlink.core.attributes import (
     MalformedError,
     attribute,
     collect,
@@ -10,7 +10,7 @@ from svcproxy.netlink.attributes import (
     string,
     walk,
 )
-from svcproxy.netlink.messages import messages
+from svcproxy.netlink.core.messages import messages
 
 _GOOD = nest(1, attribute(2, b"abcd"))
 

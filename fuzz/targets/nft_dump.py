@@ -9,16 +9,17 @@ from struct import error
 
 from fuzz.structure import Source
 from svcproxy.backends.base import Desired
-from svcproxy.backends.nftables import connection, dump
-from svcproxy.backends.nftables.dump import Observed
-from svcproxy.backends.nftables.plan import Planner, all_sets
-from svcproxy.backends.nftables.protocol import NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET
-from svcproxy.backends.nftables.ruleset import TABLE
-from svcproxy.backends.nftables.transaction import Message, explain, messages
+from svcproxy.backends.nftables import connection
+from svcproxy.backends.nftables.core.plan import Planner, all_sets
 from svcproxy.backends.settings import Settings
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
-from svcproxy.netlink.attributes import MalformedError, collect, string
+from svcproxy.netlink.core.attributes import MalformedError, collect, string
+from svcproxy.netlink.core.nf_tables import dump
+from svcproxy.netlink.core.nf_tables.dump import Observed
+from svcproxy.netlink.core.nf_tables.protocol import NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET
+from svcproxy.netlink.core.nf_tables.ruleset import TABLE
+from svcproxy.netlink.core.nf_tables.transaction import Message, explain, messages
 
 _SETTINGS = Settings(family=IPFamily.IPV4)
 

@@ -3,8 +3,8 @@
 from struct import pack
 
 from fuzz.structure import Source
-from svcproxy.backends.nftables.events import Changes, everything_in
-from svcproxy.netlink.attributes import attribute, text, u32
+from svcproxy.netlink.core.attributes import attribute, text, u32
+from svcproxy.netlink.core.nf_tables.events import Changes, everything_in
 
 _FAMILY = 2
 

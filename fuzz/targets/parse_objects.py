@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from fuzz.structure import Source
-from svcproxy.kube.decoding import decode_object
-from svcproxy.kube.parse import ParseError, parse_object
-from svcproxy.kube.wire import convert_object
+from svcproxy.kube.core.decoding import decode_object
+from svcproxy.kube.core.parse import ParseError, parse_object
+from svcproxy.kube.core.wire import convert_object
 from svcproxy.model.names import Kind
 
 SEEDS = (

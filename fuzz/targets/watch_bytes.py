@@ -1,11 +1,11 @@
 """A watch of Services with one hostile event among good ones, as its bytes arrive."""
 
 from fuzz.apibytes import Source, hostile
+from svcproxy.kube.core.lines import LineSplitter
+from svcproxy.kube.core.outputs import Changed, Effect, Step
+from svcproxy.kube.core.reflector import Reflector
+from svcproxy.kube.core.wire import ParseError
 from svcproxy.kube.delivery import parse_safely
-from svcproxy.kube.lines import LineSplitter
-from svcproxy.kube.outputs import Changed, Effect, Step
-from svcproxy.kube.reflector import Reflector
-from svcproxy.kube.wire import ParseError
 from svcproxy.model.names import Kind
 
 SEEDS: tuple[bytes, ...] = (

@@ -46,7 +46,7 @@ class Outcome(msgspec.Struct, frozen=True):
     refused: Mapping[ServicePortName, str] = {}
 
 
-class Foreign(msgspec.Struct, frozen=True):
+class ExternalChange(msgspec.Struct, frozen=True):
     """A change that somebody else has made to what we may have programmed.
 
     Attributes:
@@ -126,7 +126,7 @@ class Backend(Protocol[Observed, Plan]):
             BackendError: the kernel refused; nothing can be assumed about its state.
         """
 
-    def tend(self, hurry: Callable[[], bool]) -> float | Foreign | None:
+    def tend(self, hurry: Callable[[], bool]) -> float | ExternalChange | None:
         """Do what only passing time calls for; called after each sync, and when time is up.
 
         Args:

@@ -14,7 +14,7 @@ import yaml
 from svcproxy.config.collect import Given, shown
 from svcproxy.config.fields import FIELDS
 from svcproxy.config.model import HEALTHZ_PORT, METRICS_PORT
-from svcproxy.config.nodes import Loader, is_null, text_of
+from svcproxy.config.yaml_values import Loader, is_null, text_of
 from svcproxy.values import Bind, parse_ip
 
 API_VERSION = "kubeproxy.config.k8s.io/v1alpha1"

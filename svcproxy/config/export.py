@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-from svcproxy.config import nodes
+from svcproxy.config import yaml_values as nodes
 from svcproxy.config.document import API_VERSION, KIND
 from svcproxy.config.fields import FIELDS, Field, no_duration
 from svcproxy.config.flags import FLAGS
 from svcproxy.config.model import Config
-from svcproxy.config.nodes import SCALARS
+from svcproxy.config.yaml_values import SCALARS
 from svcproxy.values import Bind, format_duration
 
 _DURATIONS = frozenset(

@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from svcproxy.config import nodes
+from svcproxy.config import yaml_values as nodes
 from svcproxy.config.collect import Setting, used_in
 from svcproxy.config.flags import FLAGS
 from svcproxy.config.model import ProxyMode
-from svcproxy.config.nodes import Reader
+from svcproxy.config.yaml_values import Reader
 
 Unset = Callable[[str], bool]
 

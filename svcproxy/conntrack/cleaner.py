@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from functools import cache
 
+from svcproxy.conntrack.core.stale import Flow, Frontends, Key, queries
 from svcproxy.conntrack.netlink import filters_by_address
-from svcproxy.conntrack.stale import Flow, Frontends, Key, queries
 from svcproxy.conntrack.table import Table
 from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.serviceport import ServicePort

@@ -9,10 +9,10 @@ describes packets is in network byte order.
 from collections.abc import Iterator, Mapping
 from struct import Struct
 
-from svcproxy.conntrack.stale import Flow, Key, Target
+from svcproxy.conntrack.core.stale import Flow, Key, Target
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.attributes import HEADER, MalformedError, attribute, nest
-from svcproxy.netlink.messages import FLAG_ACK, FLAG_DUMP, Message, Request, encode
+from svcproxy.netlink.core.attributes import HEADER, MalformedError, attribute, nest
+from svcproxy.netlink.core.messages import FLAG_ACK, FLAG_DUMP, Message, Request, encode
 
 CT_NEW, CT_GET, CT_DELETE = 0x100, 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK << 8 | message
 _ROUTE, _GET_ROUTE = 24, 26

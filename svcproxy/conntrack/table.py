@@ -6,12 +6,12 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 
 from svcproxy.conntrack import netlink
-from svcproxy.conntrack.stale import Flow, Key
+from svcproxy.conntrack.core.stale import Flow, Key
 from svcproxy.limits import NETLINK_PATIENCE_SECONDS
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.attributes import MalformedError
 from svcproxy.netlink.connection import only_from_kernel
-from svcproxy.netlink.messages import DONE, ERROR, FLAG_INTERRUPTED, Message, messages
+from svcproxy.netlink.core.attributes import MalformedError
+from svcproxy.netlink.core.messages import DONE, ERROR, FLAG_INTERRUPTED, Message, messages
 from svcproxy.refusals import REFUSALS
 
 _NETFILTER = 12  # NETLINK_NETFILTER

@@ -4,12 +4,12 @@ import time
 from collections.abc import Collection
 
 from svcproxy.kube.client import Client
+from svcproxy.kube.core.outputs import Selectors
+from svcproxy.kube.core.parse import HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL
+from svcproxy.kube.core.reflector import Reflector
 from svcproxy.kube.credentials import ConnectionSettings
-from svcproxy.kube.follower import Follower
-from svcproxy.kube.outputs import Selectors
-from svcproxy.kube.parse import HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL
-from svcproxy.kube.reflector import Reflector
 from svcproxy.kube.source import Sink
+from svcproxy.kube.watch_thread import WatchThread
 from svcproxy.model.names import REQUIRED_KINDS, Kind
 
 _STOP_SECONDS = 1.0
@@ -47,7 +47,7 @@ class KubernetesSource:
         self._watch_list = watch_list
         self._page_size = page_size
         self._client: Client | None = None
-        self._followers: list[Follower] = []
+        self._followers: list[WatchThread] = []
 
     def start(self, sink: Sink) -> None:
         """Load the credentials and begin following in threads of our own.
@@ -65,7 +65,7 @@ class KubernetesSource:
             )
             required = kind in REQUIRED_KINDS
             self._followers.append(
-                Follower(kind, path, reflector, client, self._settings, required=required)
+                WatchThread(kind, path, reflector, client, self._settings, required=required)
             )
         for follower in self._followers:
             follower.start(sink)

@@ -20,9 +20,9 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from svcproxy import __version__, limits
-from svcproxy.kube.apiserver import ApiServer, PemFile
-from svcproxy.kube.body import Body
 from svcproxy.kube.connections import CHUNK_BYTES, Sockets
+from svcproxy.kube.core.apiserver import ApiServer, PemFile
+from svcproxy.kube.core.body import Body
 from svcproxy.kube.credentials import ConnectionSettings, OnRequest, load_api_server
 from svcproxy.kube.source import one_line
 from svcproxy.refusals import REFUSALS

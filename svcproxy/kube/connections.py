@@ -13,7 +13,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from svcproxy import limits
-from svcproxy.kube.chunked import Dechunker, MalformedChunksError
+from svcproxy.kube.core.chunked import Dechunker, MalformedChunksError
 from svcproxy.refusals import REFUSALS
 
 CHUNK_BYTES = 1 << 17

@@ -19,7 +19,7 @@ import msgspec
 
 from svcproxy import limits
 from svcproxy.files import UnfitFileError, read_bounded
-from svcproxy.kube.apiserver import ApiServer, PemFile, choose_proxy, no_authorization
+from svcproxy.kube.core.apiserver import ApiServer, PemFile, choose_proxy, no_authorization
 from svcproxy.kube.source import SourceError, one_line
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")

@@ -2,10 +2,10 @@
 
 import structlog
 
-from svcproxy.kube.parse import ParseError, parse_object
+from svcproxy.kube.core.parse import ParseError, parse_object
+from svcproxy.kube.core.validation import LimitExceededError
+from svcproxy.kube.core.wire import WireObject
 from svcproxy.kube.source import Sink
-from svcproxy.kube.validation import LimitExceededError
-from svcproxy.kube.wire import WireObject
 from svcproxy.model.names import Kind, NamespacedName
 from svcproxy.model.objects import ApiObject, ObjectKey, Problem
 from svcproxy.refusals import REFUSALS

@@ -26,12 +26,12 @@ from typing import Any, NamedTuple
 import structlog
 
 from svcproxy import limits, threads
-from svcproxy.kube.backoff import Backoff
 from svcproxy.kube.client import Client, TransportError
+from svcproxy.kube.core.backoff import Backoff
+from svcproxy.kube.core.decoding import decode_page, decode_uid
+from svcproxy.kube.core.wire import ParseError
 from svcproxy.kube.credentials import ConnectionSettings
-from svcproxy.kube.decoding import decode_page, decode_uid
 from svcproxy.kube.source import SourceError
-from svcproxy.kube.wire import ParseError
 from svcproxy.model.names import Kind, NamespacedName
 
 _log = structlog.get_logger(__name__)

@@ -12,10 +12,10 @@ import yaml
 
 from svcproxy import limits
 from svcproxy.files import UnfitFileError, read_bounded
-from svcproxy.kube.apiserver import PemFile
+from svcproxy.kube.core.apiserver import PemFile
+from svcproxy.kube.core.validation import shown
+from svcproxy.kube.core.yaml_limits import YamlLimitError, check_yaml
 from svcproxy.kube.source import SourceError, one_line
-from svcproxy.kube.validation import shown
-from svcproxy.kube.yaml_limits import YamlLimitError, check_yaml
 
 _NAMES_SHOWN = 10
 

@@ -13,10 +13,10 @@ import structlog
 import yaml
 
 from svcproxy import limits
+from svcproxy.kube.core.validation import LABELS, SUBDOMAINS, shown
+from svcproxy.kube.core.wire import API_VERSIONS, ParseError, convert_object
+from svcproxy.kube.core.yaml_limits import YamlLimitError, check_yaml
 from svcproxy.kube.delivery import parse_safely
-from svcproxy.kube.validation import LABELS, SUBDOMAINS, shown
-from svcproxy.kube.wire import API_VERSIONS, ParseError, convert_object
-from svcproxy.kube.yaml_limits import YamlLimitError, check_yaml
 from svcproxy.model.names import Kind, NamespacedName
 from svcproxy.model.objects import ApiObject, ObjectKey, Problem
 

@@ -15,7 +15,7 @@ from kubernetes.client import Configuration
 from kubernetes.config import kube_config
 from kubernetes.config.config_exception import ConfigException
 
-from svcproxy.kube.apiserver import PemFile
+from svcproxy.kube.core.apiserver import PemFile
 from svcproxy.kube.kubeconfig import Kubeconfig
 from svcproxy.kube.source import SourceError, one_line
 

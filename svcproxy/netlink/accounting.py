@@ -9,9 +9,9 @@ import os
 from collections.abc import Iterable
 from struct import Struct, error
 
-from svcproxy.netlink.attributes import U64, MalformedError, collect, text
 from svcproxy.netlink.connection import NETFILTER, Connection
-from svcproxy.netlink.messages import FLAG_CREATE, FLAG_EXCLUSIVE, Request
+from svcproxy.netlink.core.attributes import U64, MalformedError, collect, text
+from svcproxy.netlink.core.messages import FLAG_CREATE, FLAG_EXCLUSIVE, Request
 
 _SUBSYSTEM = 7
 _NEW, _GET = 0, 1

@@ -9,8 +9,8 @@ from struct import Struct
 from typing import NamedTuple
 
 from svcproxy.limits import NETLINK_DATAGRAM_BYTES, NETLINK_PATIENCE_SECONDS
-from svcproxy.netlink.attributes import MalformedError
-from svcproxy.netlink.messages import (
+from svcproxy.netlink.core.attributes import MalformedError
+from svcproxy.netlink.core.messages import (
     CODE,
     DONE,
     ERROR,

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import structlog
 
 from svcproxy import limits
-from svcproxy.observe.exchange import Reply
-from svcproxy.observe.http1 import Ask, Bounds, Conversation
+from svcproxy.observe.core.exchange import Reply
+from svcproxy.observe.core.http1 import Ask, Bounds, Conversation
 from svcproxy.observe.seldom import Seldom
 from svcproxy.refusals import REFUSALS
 

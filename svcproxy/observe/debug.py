@@ -16,7 +16,7 @@ from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 
-from svcproxy.observe.exchange import TEXT, Reply, Request, Route, not_found
+from svcproxy.observe.core.exchange import TEXT, Reply, Request, Route, not_found
 
 _HTML = "text/html; charset=utf-8"
 _SAMPLES_PER_SECOND = 50

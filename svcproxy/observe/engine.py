@@ -20,7 +20,7 @@ import structlog
 
 from svcproxy import limits, threads
 from svcproxy.observe.connections import Connection, Connections, Limits, Site
-from svcproxy.observe.exchange import Reply
+from svcproxy.observe.core.exchange import Reply
 from svcproxy.observe.seldom import Seldom
 from svcproxy.observe.workers import Workers
 from svcproxy.threads import spawn

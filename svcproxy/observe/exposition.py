@@ -13,7 +13,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.registry import Collector
 
-from svcproxy.observe.negotiation import accepted
+from svcproxy.observe.core.negotiation import accepted
 
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"

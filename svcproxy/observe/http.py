@@ -22,9 +22,9 @@ from urllib.parse import parse_qsl, urlsplit
 import structlog
 
 from svcproxy.observe.connections import Limits, Site
+from svcproxy.observe.core.exchange import TEXT, Reply, Request, Route, not_found
+from svcproxy.observe.core.http1 import Ask
 from svcproxy.observe.engine import Engine
-from svcproxy.observe.exchange import TEXT, Reply, Request, Route, not_found
-from svcproxy.observe.http1 import Ask
 from svcproxy.observe.listening import listening
 from svcproxy.observe.seldom import Seldom
 from svcproxy.threads import spawn

@@ -21,8 +21,8 @@ from structlog.typing import EventDict, WrappedLogger
 
 from svcproxy import limits, threads
 from svcproxy.config import LogFormat
-from svcproxy.observe.log_rate import Rates
-from svcproxy.observe.log_text import Line, format_exception, render_json, render_text
+from svcproxy.observe.core.log_rate import Rates
+from svcproxy.observe.core.log_text import Line, format_exception, render_json, render_text
 from svcproxy.observe.log_writer import QueuedWriter
 from svcproxy.refusals import REFUSALS
 

@@ -15,12 +15,12 @@ from typing import Any
 from svcproxy import __version__
 from svcproxy.config import ProxyMode
 from svcproxy.observe.connections import Limits
-from svcproxy.observe.exchange import TEXT, Reply, Request, Route
+from svcproxy.observe.core.exchange import TEXT, Reply, Request, Route
+from svcproxy.observe.core.zpages import Status, flagz, statusz
 from svcproxy.observe.exposition import Exposition, render
 from svcproxy.observe.health import Answer, HealthState
 from svcproxy.observe.http import Server
 from svcproxy.observe.metrics import Metrics
-from svcproxy.observe.zpages import Status, flagz, statusz
 from svcproxy.values import Bind
 
 CONFIG_GROUP = "kubeproxy.config.k8s.io"

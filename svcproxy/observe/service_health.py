@@ -28,9 +28,9 @@ from svcproxy.descriptors import Share
 from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.observe.connections import Limits, Site
+from svcproxy.observe.core.exchange import Reply
+from svcproxy.observe.core.http1 import Ask
 from svcproxy.observe.engine import Engine
-from svcproxy.observe.exchange import Reply
-from svcproxy.observe.http1 import Ask
 from svcproxy.observe.listening import listening
 from svcproxy.observe.seldom import Seldom
 from svcproxy.refusals import REFUSALS

@@ -5,7 +5,7 @@ from threading import Condition
 
 import msgspec
 
-from svcproxy.backends.base import Foreign
+from svcproxy.backends.base import ExternalChange
 from svcproxy.model.names import Kind
 from svcproxy.model.objects import ApiObject, ObjectKey
 
@@ -18,7 +18,7 @@ class Batch(msgspec.Struct, frozen=True):
 
     objects: dict[ObjectKey, ApiObject | None]
     synced: frozenset[Kind]
-    doubt: Foreign | None = None
+    doubt: ExternalChange | None = None
 
     def then(self, later: "Batch") -> "Batch":
         """This batch followed by a ``later`` one, as one."""
@@ -40,7 +40,7 @@ class Inbox:
         self._condition = Condition()
         self._objects: dict[ObjectKey, ApiObject | None] = {}
         self._synced: set[Kind] = set()
-        self._doubt: Foreign | None = None
+        self._doubt: ExternalChange | None = None
         self._closed = False
 
     def put(self, objects: Mapping[ObjectKey, ApiObject | None]) -> None:
@@ -57,7 +57,7 @@ class Inbox:
             self._synced.add(kind)
             self._condition.notify()
 
-    def doubt(self, change: Foreign) -> None:
+    def doubt(self, change: ExternalChange) -> None:
         """Note that another program changed the kernel; of several changes, a certain one is kept."""
         with self._condition:
             if self._doubt is None or change.sure:

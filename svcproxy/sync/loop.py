@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from svcproxy import limits, threads
-from svcproxy.backends.base import Backend, BackendError, Desired, Foreign, Outcome
+from svcproxy.backends.base import Backend, BackendError, Desired, ExternalChange, Outcome
 from svcproxy.conntrack.table import ConntrackError
 from svcproxy.model.names import REQUIRED_KINDS, IPFamily, Kind, ServicePortName
 from svcproxy.model.objects import (
@@ -22,11 +22,11 @@ from svcproxy.model.objects import (
 )
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes, DesiredState
+from svcproxy.sync.core.isolation import Isolation
+from svcproxy.sync.core.quarantine import Quarantine
+from svcproxy.sync.core.schedule import Schedule
 from svcproxy.sync.inbox import Batch, Inbox
-from svcproxy.sync.isolation import Isolation
-from svcproxy.sync.quarantine import Quarantine
 from svcproxy.sync.report import Reporter, Times
-from svcproxy.sync.schedule import Schedule
 
 log = structlog.get_logger()
 
@@ -34,7 +34,7 @@ Observed = TypeVar("Observed")
 Plan = TypeVar("Plan")
 
 
-class Settled(msgspec.Struct, frozen=True):
+class SyncResult(msgspec.Struct, frozen=True):
     """What a successful sync has brought into the kernel.
 
     ``changes`` are all since the last success; ``ports`` and ``node`` are the whole state;
@@ -47,7 +47,7 @@ class Settled(msgspec.Struct, frozen=True):
     first: bool
 
 
-Follower = Callable[[Settled], None]
+SyncHook = Callable[[SyncResult], None]
 """Something to do after each successful sync, in the loop's thread.
 
 It is called even if nothing changed, so that it can make up for an earlier failure of its own."""
@@ -67,7 +67,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         schedule: Schedule,
         reporter: Reporter,
         *,
-        followers: Sequence[Follower] = (),
+        followers: Sequence[SyncHook] = (),
         kinds: Iterable[Kind] = REQUIRED_KINDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -85,7 +85,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._unsettled = Changes({})
         self._first = True
         self._spares = 0
-        self._doubt: Foreign | None = None
+        self._doubt: ExternalChange | None = None
         self._tend_at: float | None = None
         self._thread: Thread | None = None
 
@@ -168,7 +168,7 @@ class FamilyLoop(Generic[Observed, Plan]):
             except Exception as error:  # noqa: BLE001 - it affects only this object; it is logged
                 self._reporter.defect("object", error, kind=key[0], name=str(key[1]))
 
-    def _suspect(self, change: Foreign) -> None:
+    def _suspect(self, change: ExternalChange) -> None:
         """Have the kernel compared, for somebody else has, or may have, changed it."""
         self._schedule.doubt(sure=change.sure)
         self._doubt = change
@@ -202,7 +202,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._hold(outcome, end, None if thorough else changes)
         held = self._refused.names | self._isolation.names
         in_force, self._unsettled = self._unsettled.split(held)
-        settled = Settled(in_force, self._state.ports, self._state.node, self._first)
+        settled = SyncResult(in_force, self._state.ports, self._state.node, self._first)
         self._first = False
         self._reporter.done(
             outcome,
@@ -245,13 +245,13 @@ class FamilyLoop(Generic[Observed, Plan]):
         except BackendError as error:
             self._failed(error, thorough=False)
             return
-        if isinstance(wish, Foreign):
+        if isinstance(wish, ExternalChange):
             self._suspect(wish)
             self._tend_at = self._clock()  # for whatever else it has to do until then
         elif wish is not None:
             self._tend_at = self._clock() + wish
 
-    def _follow(self, settled: Settled) -> None:
+    def _follow(self, settled: SyncResult) -> None:
         """Do what comes after a sync; its failure is not the sync's."""
         for follower in self._followers:
             try:

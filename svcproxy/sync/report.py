@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
-from svcproxy.backends.base import Foreign, Outcome, TransactionError
+from svcproxy.backends.base import ExternalChange, Outcome, TransactionError
 from svcproxy.kube.recorder import EventRecorder
 from svcproxy.limits import SERVICE_TARGETS
 from svcproxy.model.names import IPFamily, ServicePortName
@@ -153,7 +153,7 @@ class Reporter:
         kind = "full" if thorough else "partial"
         say("sync.done", family=self._family, kind=kind, ms=round(seconds * 1000, 1), **operations)
 
-    def repaired(self, change: Foreign | None) -> None:
+    def repaired(self, change: ExternalChange | None) -> None:
         """Note that the sync undid what others had done to the kernel, and who, if that is known."""
         self._series.repairs.inc()
         culprit = {}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from svcproxy.kube import decoding
-from svcproxy.kube.parse import ParseError, parse_object
+from svcproxy.kube.core import decoding
+from svcproxy.kube.core.parse import ParseError, parse_object
 from svcproxy.model.names import Kind
 from svcproxy.model.objects import ApiObject
 from tests.fakes.objects import Obj

@@ -7,7 +7,7 @@ programs agree is for the kernel tests to show.
 import re
 from collections.abc import Iterable
 
-from svcproxy.backends.xtables.savefile import Saved
+from svcproxy.backends.xtables.core.savefile import Saved
 
 BUILT_IN = {
     "filter": ("INPUT", "FORWARD", "OUTPUT"),

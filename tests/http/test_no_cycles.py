@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from svcproxy.kube.client import Client, TransportError
+from svcproxy.kube.core.outputs import Malformed
+from svcproxy.kube.core.reflector import Reflector
 from svcproxy.kube.credentials import ConnectionSettings
-from svcproxy.kube.outputs import Malformed
-from svcproxy.kube.reflector import Reflector
 from svcproxy.model.names import Kind
 
 ATTEMPTS = 50

@@ -22,7 +22,8 @@ from tests.fakes.sink import RecordingSink
 SCRIPT = """
 import sys, threading
 from pathlib import Path
-from svcproxy.kube import events, follower
+from svcproxy.kube import events
+from svcproxy.kube import watch_thread as follower
 from svcproxy.kube.api import KubernetesSource
 from svcproxy.kube.credentials import ConnectionSettings
 from svcproxy.observe import log

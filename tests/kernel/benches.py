@@ -7,11 +7,11 @@ import pytest
 
 from svcproxy.backends.base import Desired, Outcome
 from svcproxy.backends.iptables.backend import IptablesBackend
-from svcproxy.backends.iptables.naming import CLUSTER_PREFIX
+from svcproxy.backends.iptables.core.naming import CLUSTER_PREFIX
 from svcproxy.backends.settings import Settings
 from svcproxy.backends.xtables.commands import Iptables, Variant
-from svcproxy.backends.xtables.hashing import port_hash
-from svcproxy.backends.xtables.savefile import parse
+from svcproxy.backends.xtables.core.hashing import port_hash
+from svcproxy.backends.xtables.core.savefile import parse
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 from svcproxy.state.desired import Changes

@@ -9,11 +9,11 @@ import pytest
 
 from svcproxy.conntrack import netlink
 from svcproxy.conntrack.cleaner import StaleFlows
-from svcproxy.conntrack.stale import Flow, Key
+from svcproxy.conntrack.core.stale import Flow, Key
 from svcproxy.conntrack.table import Table, _answers, _opened
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
-from svcproxy.netlink.attributes import attribute, nest
+from svcproxy.netlink.core.attributes import attribute, nest
 from svcproxy.state.desired import Changes
 from testbed import netns
 from testbed.cluster import PREFIX

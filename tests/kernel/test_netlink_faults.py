@@ -14,20 +14,20 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from svcproxy.backends.base import BackendError, Foreign
+from svcproxy.backends.base import BackendError, ExternalChange
 from svcproxy.backends.ipvs.address_watcher import AddressWatcher
 from svcproxy.backends.nftables.connection import Connection as NftConnection
 from svcproxy.backends.nftables.connection import RefusedError
-from svcproxy.backends.nftables.protocol import DELETE_SET, TABLE_OF
-from svcproxy.backends.nftables.transaction import Message
 from svcproxy.backends.nftables.watcher import LOST, NftablesWatcher
 from svcproxy.conntrack import table as conntrack_table
-from svcproxy.conntrack.stale import Key
+from svcproxy.conntrack.core.stale import Key
 from svcproxy.conntrack.table import ConntrackError, Table
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.attributes import text
 from svcproxy.netlink.connection import NETFILTER, ROUTE, Connection
-from svcproxy.netlink.messages import Request
+from svcproxy.netlink.core.attributes import text
+from svcproxy.netlink.core.messages import Request
+from svcproxy.netlink.core.nf_tables.protocol import DELETE_SET, TABLE_OF
+from svcproxy.netlink.core.nf_tables.transaction import Message
 from svcproxy.refusals import REFUSALS
 from testbed import netns
 from testbed.netns import NetNS
@@ -274,7 +274,7 @@ def _flood(space: NetNS) -> None:
 
 
 def test_lost_nftables_events_lead_to_a_comparison(space: NetNS) -> None:
-    told: list[Foreign] = []
+    told: list[ExternalChange] = []
     before = _refused("enobufs")
     watcher = space.call(lambda: NftablesWatcher(told.append))
     watcher._listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)

@@ -12,21 +12,21 @@ import pytest
 from structlog.testing import capture_logs
 
 from svcproxy.backends.base import Backend, BackendError, Desired, Outcome
-from svcproxy.backends.nftables.dump import Observed
-from svcproxy.backends.nftables.expressions import Code, verdict
-from svcproxy.backends.nftables.ruleset import ChainSpec, Rule, SetSpec
-from svcproxy.backends.nftables.transaction import Plan
 from svcproxy.kube.recorder import LogOnly
 from svcproxy.model.names import IPFamily, Kind, NamespacedName, Protocol
 from svcproxy.model.objects import EndpointSlice, Service, ServicePortSpec, SliceEndpoint, SlicePort
 from svcproxy.model.serviceport import ServicePort, Verdict
-from svcproxy.netlink.attributes import nest, u32
+from svcproxy.netlink.core.attributes import nest, u32
+from svcproxy.netlink.core.nf_tables.dump import Observed
+from svcproxy.netlink.core.nf_tables.expressions import Code, verdict
+from svcproxy.netlink.core.nf_tables.ruleset import ChainSpec, Rule, SetSpec
+from svcproxy.netlink.core.nf_tables.transaction import Plan
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
 from svcproxy.state.desired import Changes, DesiredState
+from svcproxy.sync.core.schedule import Schedule
 from svcproxy.sync.loop import FamilyLoop
 from svcproxy.sync.report import Reporter
-from svcproxy.sync.schedule import Schedule
 from tests.kernel.test_nftables_table import Programmed, family, programmed, space
 from tests.unit.nftables.services import VIP, service_port
 
@@ -251,7 +251,7 @@ def test_what_cannot_be_led_back_to_a_port_fails_as_a_whole(
 ) -> None:
     """A chain of all Services, for example; what was in force stays."""
     wrong = ChainSpec("all-tiers", (Rule((verdict(Code.JUMP, "nowhere"),)),))
-    monkeypatch.setattr("svcproxy.backends.nftables.plan.tiers_chain", lambda *_: wrong)
+    monkeypatch.setattr("svcproxy.backends.nftables.core.plan.tiers_chain", lambda *_: wrong)
     with pytest.raises(BackendError, match="No such file or directory"):
         applied.change(served(applied.family, 4))
     monkeypatch.undo()

@@ -13,14 +13,14 @@ from svcproxy.backends.base import BackendError, BackendUnavailable, Desired
 from svcproxy.backends.nftables import backend as backend_module
 from svcproxy.backends.nftables.backend import NftablesBackend
 from svcproxy.backends.nftables.connection import Connection, RefusedError
-from svcproxy.backends.nftables.dump import OWNED
-from svcproxy.backends.nftables.plan import all_sets
-from svcproxy.backends.nftables.protocol import FLAG_CREATE, NEW_TABLE, TABLE_OF
-from svcproxy.backends.nftables.transaction import Message, Plan
+from svcproxy.backends.nftables.core.plan import all_sets
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import Node
 from svcproxy.model.serviceport import Endpoint, ServicePort, Verdict
-from svcproxy.netlink.attributes import text, u32
+from svcproxy.netlink.core.attributes import text, u32
+from svcproxy.netlink.core.nf_tables.dump import OWNED
+from svcproxy.netlink.core.nf_tables.protocol import FLAG_CREATE, NEW_TABLE, TABLE_OF
+from svcproxy.netlink.core.nf_tables.transaction import Message, Plan
 from svcproxy.state.desired import Changes
 from testbed import netns
 from testbed.netns import NetNS
@@ -411,7 +411,7 @@ def test_missing_rights_are_told() -> None:
 
 def test_a_missing_expression_is_told(space: NetNS, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "svcproxy.backends.nftables.expressions.random_number",
+        "svcproxy.netlink.core.nf_tables.expressions.random_number",
         lambda *_: b"\x1c\0\x01\x80\x0b\0\x01\0numgem\0\0\x0c\0\x02\x80\x08\0\x01\0\0\0\0\x01",
     )
     with pytest.raises(

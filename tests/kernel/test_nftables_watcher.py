@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from svcproxy.backends.base import Desired, Foreign
+from svcproxy.backends.base import Desired, ExternalChange
 from svcproxy.backends.nftables.backend import NftablesBackend
 from svcproxy.backends.nftables.watcher import LOST, NftablesWatcher
 from svcproxy.backends.settings import Settings
@@ -38,7 +38,7 @@ class Scene:
         self.put()
         self.watcher: NftablesWatcher | None = None
 
-    def see(self, change: Foreign) -> None:
+    def see(self, change: ExternalChange) -> None:
         self.seen.append((change.process, change.pid))
 
     def put(self) -> None:
@@ -161,11 +161,11 @@ def test_lost_events_are_told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> 
     blocked = threading.Event()
     seen: list[str] = []
 
-    def on_foreign(change: Foreign) -> None:
+    def on_external_change(change: ExternalChange) -> None:
         seen.append(change.process)
         blocked.wait(5.0)
 
-    scene.watcher = scene.space.call(lambda: NftablesWatcher(on_foreign))
+    scene.watcher = scene.space.call(lambda: NftablesWatcher(on_external_change))
     scene.watcher.start()
     scene.change()
     eventually(lambda: seen, "the first event")
@@ -178,7 +178,7 @@ def test_lost_events_are_told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_failing_listener_does_not_end_the_watch(scene: Scene) -> None:
-    def fail(change: Foreign) -> None:
+    def fail(change: ExternalChange) -> None:
         scene.see(change)
         raise RuntimeError("not now")
 
@@ -234,15 +234,15 @@ def test_others_are_seen_while_our_own_program_runs(scene: Scene) -> None:
 
 
 def test_it_says_how_sure_it_is_and_of_which_family(scene: Scene) -> None:
-    told: list[Foreign] = []
+    told: list[ExternalChange] = []
     scene.watcher = scene.space.call(lambda: NftablesWatcher(told.append, judge=in_nat))
     scene.watcher.start()
     culprit = restore(scene, "KUBE-ONE")
     removal = scene.nft("delete chain ip nat KUBE-ONE")
     eventually(lambda: len(told) == 2, "both")
     assert told == [
-        Foreign("iptables-nft", culprit, sure=True, families=frozenset((V4,))),
-        Foreign("nft", removal, sure=False, families=frozenset((V4,))),
+        ExternalChange("iptables-nft", culprit, sure=True, families=frozenset((V4,))),
+        ExternalChange("nft", removal, sure=False, families=frozenset((V4,))),
     ]
 
 

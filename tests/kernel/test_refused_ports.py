@@ -14,9 +14,9 @@ import pytest
 from pyroute2 import IPSet
 
 from svcproxy.backends.base import BackendError, Outcome
-from svcproxy.backends.iptables.naming import CLUSTER_PREFIX
+from svcproxy.backends.iptables.core.naming import CLUSTER_PREFIX
 from svcproxy.backends.xtables.commands import Variant
-from svcproxy.backends.xtables.hashing import port_hash
+from svcproxy.backends.xtables.core.hashing import port_hash
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes
 from tests.kernel.benches import Bench, bench, by_name, command, port, space

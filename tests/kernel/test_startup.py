@@ -169,7 +169,7 @@ FOREIGN = {
     "ipvs": {"iptables", "nftables"},
 }
 """Of each variant, what belongs to others; iptables' nft variant listens to nftables' events."""
-NEVER = {"svcproxy.leftovers.sweep", "kubernetes", "yaml", "requests", "rich", "pyroute2"}
+NEVER = {"svcproxy.cleanup.sweep", "kubernetes", "yaml", "requests", "rich", "pyroute2"}
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ import pytest
 from testbed import manifests, uml, vm
 from testbed.cluster import Cluster
 from testbed.daemon import Daemon
+from testbed.forkserver import daemons
 from testbed.kube_proxy import KubeProxyRules, Offered
 from testbed.kube_proxy_ipvs import IPVS_DEVICE, KubeProxyIpvs
 from testbed.manifests import ManifestFolder
 from testbed.netns import ip_batch
-from testbed.nursery import daemons
 from testbed.outcomes import Answer
 from testbed.traffic import Held, Traffic
 from testbed.waiting import SLOW, eventually

@@ -56,8 +56,8 @@ POISONED = """
 import sys
 from svcproxy import cli
 cli.load_daemon()
-from svcproxy.backends.iptables.plan import Planner as Iptables
-from svcproxy.backends.nftables.plan import Planner as Nftables
+from svcproxy.backends.iptables.core.plan import Planner as Iptables
+from svcproxy.backends.nftables.core.plan import Planner as Nftables
 
 def poisoned(owner, name):
     inner = getattr(owner, name)

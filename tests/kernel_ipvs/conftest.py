@@ -12,7 +12,7 @@ from svcproxy.backends.ipvs.ipset import Sets
 from svcproxy.backends.ipvs.links import Links
 from svcproxy.backends.ipvs.operations import DestroySet
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.messages import Request
+from svcproxy.netlink.core.messages import Request
 from testbed import netns
 from testbed.netns import NetNS
 

@@ -31,7 +31,7 @@ from svcproxy.backends.ipvs.values import (
     VirtualServerKey,
 )
 from svcproxy.model.names import IPFamily, Protocol
-from svcproxy.netlink.messages import FLAG_ACK, FLAG_DUMP, encode
+from svcproxy.netlink.core.messages import FLAG_ACK, FLAG_DUMP, encode
 from testbed.netns import NetNS
 
 Address = Callable[[int], str]

@@ -9,14 +9,14 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from svcproxy.backends.iptables.difference import Observed, Plan
-from svcproxy.backends.iptables.plan import Planner
-from svcproxy.backends.iptables.settings import IptablesSettings
-from svcproxy.backends.iptables.staging import STAGE_CHAINS, staged
-from svcproxy.backends.iptables.static import LISTS
+from svcproxy.backends.iptables.core.difference import Observed, Plan
+from svcproxy.backends.iptables.core.plan import Planner
+from svcproxy.backends.iptables.core.settings import IptablesSettings
+from svcproxy.backends.iptables.core.staging import STAGE_CHAINS, staged
+from svcproxy.backends.iptables.core.static import LISTS
 from svcproxy.backends.settings import LocalTraffic
-from svcproxy.backends.xtables.ruleset import FILTER
-from svcproxy.backends.xtables.savefile import Saved
+from svcproxy.backends.xtables.core.ruleset import FILTER
+from svcproxy.backends.xtables.core.savefile import Saved
 from svcproxy.model.names import IPFamily
 from tests.fakes.restored_tables import RestoredTables
 from tests.property.machines import Machine

@@ -6,14 +6,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from svcproxy.backends.base import Desired, Outcome
-from svcproxy.backends.iptables.difference import Observed, Plan
-from svcproxy.backends.iptables.isolation import Isolation, Kernel
-from svcproxy.backends.iptables.plan import Planner
-from svcproxy.backends.iptables.settings import IptablesSettings
-from svcproxy.backends.iptables.staging import staged
-from svcproxy.backends.xtables.restoretext import RestoreRefused, refusal
-from svcproxy.backends.xtables.ruleset import NAT
-from svcproxy.backends.xtables.savefile import Saved
+from svcproxy.backends.iptables.core.difference import Observed, Plan
+from svcproxy.backends.iptables.core.isolation import Isolation, Kernel
+from svcproxy.backends.iptables.core.plan import Planner
+from svcproxy.backends.iptables.core.settings import IptablesSettings
+from svcproxy.backends.iptables.core.staging import staged
+from svcproxy.backends.xtables.core.restoretext import RestoreRefused, refusal
+from svcproxy.backends.xtables.core.ruleset import NAT
+from svcproxy.backends.xtables.core.savefile import Saved
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 from tests.fakes.restored_tables import BUILT_IN, RestoredTables

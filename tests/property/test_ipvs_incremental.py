@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from svcproxy.backends.base import Desired
-from svcproxy.backends.iptables.settings import IptablesSettings
+from svcproxy.backends.iptables.core.settings import IptablesSettings
 from svcproxy.backends.ipvs import naming
 from svcproxy.backends.ipvs.chains import LISTS
 from svcproxy.backends.ipvs.execute import Executor
@@ -24,7 +24,7 @@ from svcproxy.backends.ipvs.settings import IpvsSettings
 from svcproxy.backends.ipvs.termination import Termination
 from svcproxy.backends.ipvs.values import RealServerKey
 from svcproxy.backends.settings import LocalTraffic
-from svcproxy.backends.xtables.ruleset import NAT
+from svcproxy.backends.xtables.core.ruleset import NAT
 from svcproxy.model.names import IPFamily
 from svcproxy.state.desired import DesiredState
 from tests.fakes.ipvs_kernel import IpvsKernel

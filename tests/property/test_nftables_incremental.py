@@ -13,15 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from svcproxy.backends.nftables.plan import Planner
-from svcproxy.backends.nftables.ruleset import data_tail
-from svcproxy.backends.nftables.sets import parse_tier
-from svcproxy.backends.nftables.settings import NftablesSettings
-from svcproxy.backends.nftables.transaction import Plan
+from svcproxy.backends.nftables.core.plan import Planner
+from svcproxy.backends.nftables.core.sets import parse_tier
+from svcproxy.backends.nftables.core.settings import NftablesSettings
 from svcproxy.backends.settings import LocalTraffic
 from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import EndpointSlice, Service, SliceEndpoint, SlicePort
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
+from svcproxy.netlink.core.nf_tables.ruleset import data_tail
+from svcproxy.netlink.core.nf_tables.transaction import Plan
 from tests.property.machines import Machine
 from tests.property.strategies import NODE, SYNC, events, services
 from tests.unit.nftables.fake_kernel import FakeKernel, FakeSet

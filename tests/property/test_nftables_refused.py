@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from svcproxy.backends.base import Desired
 from svcproxy.backends.nftables.backend import NftablesBackend
 from svcproxy.backends.nftables.connection import Refusal, RefusedError, StaleGenerationError
-from svcproxy.backends.nftables.fields import address_key, port_key, protocol_key
-from svcproxy.backends.nftables.plan import Planner
-from svcproxy.backends.nftables.protocol import NEW_ELEMENT
-from svcproxy.backends.nftables.ruleset import TABLE
-from svcproxy.backends.nftables.settings import NftablesSettings
-from svcproxy.backends.nftables.transaction import (
+from svcproxy.backends.nftables.core.plan import Planner
+from svcproxy.backends.nftables.core.settings import NftablesSettings
+from svcproxy.backends.window import is_liberal
+from svcproxy.model.names import IPFamily, ServicePortName
+from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.core.nf_tables.fields import address_key, port_key, protocol_key
+from svcproxy.netlink.core.nf_tables.protocol import NEW_ELEMENT
+from svcproxy.netlink.core.nf_tables.ruleset import TABLE
+from svcproxy.netlink.core.nf_tables.transaction import (
     Message,
     Plan,
     batch,
@@ -27,9 +30,6 @@ from svcproxy.backends.nftables.transaction import (
     split,
     stages,
 )
-from svcproxy.backends.window import is_liberal
-from svcproxy.model.names import IPFamily, ServicePortName
-from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes, DesiredState
 from tests.property.machines import feed
 from tests.property.strategies import NODE, SYNC

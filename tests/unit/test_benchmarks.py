@@ -13,15 +13,15 @@ import pytest
 
 from benchmarks import figures, guest, run, usage
 from benchmarks.churn import Churn
-from benchmarks.passed import growth, planned_chains, rules_passed
+from benchmarks.iptables_tracer import Packet, UnknownRuleError, Walker, saved_chains
 from benchmarks.population import SERVICE_RANGE, Population, Shape, Size
 from benchmarks.report import Machine, Report
 from benchmarks.results import Change, Memory, Options, Result
+from benchmarks.rule_growth import growth, planned_chains, rules_passed
 from benchmarks.subject import Subject
 from benchmarks.targets import LARGE, target_table
-from benchmarks.walk import Packet, UnknownRuleError, Walker, saved_chains
-from svcproxy.kube.decoding import decode_object
-from svcproxy.kube.parse import parse_object
+from svcproxy.kube.core.decoding import decode_object
+from svcproxy.kube.core.parse import parse_object
 from svcproxy.model.names import Kind
 from testbed.apiserver.server import FakeApiServer
 from testbed.manifests import Object

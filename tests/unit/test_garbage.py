@@ -5,7 +5,7 @@ import pytest
 
 from svcproxy.garbage import collect_rarely, collector
 from svcproxy.state.desired import Changes
-from svcproxy.sync.loop import Settled
+from svcproxy.sync.loop import SyncResult
 
 
 @pytest.fixture(autouse=True)
@@ -16,8 +16,8 @@ def as_before() -> Iterator[None]:
     gc.set_threshold(*thresholds)
 
 
-def settled(*, first: bool) -> Settled:
-    return Settled(Changes({}), {}, None, first)
+def settled(*, first: bool) -> SyncResult:
+    return SyncResult(Changes({}), {}, None, first)
 
 
 def test_the_collector_is_back_when_all_families_are_programmed() -> None:

@@ -11,20 +11,20 @@ import pytest
 
 from benchmarks.population import Population, Shape, Size
 from svcproxy.backends.base import Desired
-from svcproxy.backends.iptables.difference import Observed as IptablesObserved
-from svcproxy.backends.iptables.plan import Planner as IptablesPlanner
-from svcproxy.backends.iptables.settings import IptablesSettings
+from svcproxy.backends.iptables.core.difference import Observed as IptablesObserved
+from svcproxy.backends.iptables.core.plan import Planner as IptablesPlanner
+from svcproxy.backends.iptables.core.settings import IptablesSettings
 from svcproxy.backends.ipvs.plan import Observed as IpvsObserved
 from svcproxy.backends.ipvs.planner import Planner as IpvsPlanner
 from svcproxy.backends.ipvs.settings import IpvsSettings
-from svcproxy.backends.nftables.dump import Observed as NftablesObserved
-from svcproxy.backends.nftables.plan import Planner as NftablesPlanner
+from svcproxy.backends.nftables.core.plan import Planner as NftablesPlanner
 from svcproxy.backends.settings import Settings
-from svcproxy.kube.decoding import decode_object
-from svcproxy.kube.parse import parse_object
+from svcproxy.kube.core.decoding import decode_object
+from svcproxy.kube.core.parse import parse_object
 from svcproxy.model.names import IPFamily, Kind, ServicePortName
 from svcproxy.model.objects import EndpointSlice, Service
 from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.core.nf_tables.dump import Observed as NftablesObserved
 from svcproxy.state.desired import DesiredState
 from testbed.manifests import Object
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import pytest
 
 from svcproxy import threads
+from svcproxy.cleanup.active_mode import ActiveMode
+from svcproxy.cleanup.sweeper import Sweeper
 from svcproxy.config import ProxyMode
-from svcproxy.leftovers.present import Present
-from svcproxy.leftovers.sweeper import Sweeper
 from svcproxy.model.names import IPFamily
-from svcproxy.sync.loop import Settled
+from svcproxy.sync.loop import SyncResult
 from testbed.waiting import eventually
 from tests.unit.sync.test_loop import Stage, service
 
@@ -74,13 +74,13 @@ def test_the_sweeper(deaths: list[str], monkeypatch: pytest.MonkeyPatch) -> None
         raise MemoryError
 
     monkeypatch.setattr(Sweeper, "_sweep", fail)
-    sweeper = Sweeper(Present(ProxyMode.NFTABLES, None, ()), [IPFamily.IPV4], 30.0)
+    sweeper = Sweeper(ActiveMode(ProxyMode.NFTABLES, None, ()), [IPFamily.IPV4], 30.0)
     sweeper.start()
     stage = Stage()
     stage.put(service("a"))
     stage.synced()
     stage.step()
-    settled: Settled = stage.settled[0]
+    settled: SyncResult = stage.settled[0]
     sweeper.follower(IPFamily.IPV4)(settled)
     eventually(lambda: deaths)
     assert "leftovers" in deaths[0]

@@ -6,24 +6,24 @@ import structlog
 from msgspec import structs
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
-from svcproxy.backends.iptables.difference import Observed, Plan
-from svcproxy.backends.iptables.isolation import Isolation, Kernel
-from svcproxy.backends.iptables.naming import FORWARD, POSTROUTING
-from svcproxy.backends.iptables.plan import Planner
+from svcproxy.backends.iptables.core.difference import Observed, Plan
+from svcproxy.backends.iptables.core.isolation import Isolation, Kernel
+from svcproxy.backends.iptables.core.naming import FORWARD, POSTROUTING
+from svcproxy.backends.iptables.core.plan import Planner
+from svcproxy.backends.iptables.core.settings import IptablesSettings
+from svcproxy.backends.iptables.core.staging import staged
+from svcproxy.backends.iptables.core.static import counted, hairpin
 from svcproxy.backends.iptables.sets import AffinitySets
-from svcproxy.backends.iptables.settings import IptablesSettings
-from svcproxy.backends.iptables.staging import staged
-from svcproxy.backends.iptables.static import counted, hairpin
 from svcproxy.backends.iptables.sweep import sweep
 from svcproxy.backends.localnet import allow_localnet
 from svcproxy.backends.settings import Settings
 from svcproxy.backends.window import is_liberal
 from svcproxy.backends.xtables.commands import Announced, Iptables, Variant
+from svcproxy.backends.xtables.core.restoretext import RestoreRefused
+from svcproxy.backends.xtables.core.ruleset import FILTER, NAT, TABLES
+from svcproxy.backends.xtables.core.savefile import parse
 from svcproxy.backends.xtables.fingerprint import Fingerprint
 from svcproxy.backends.xtables.generation import Watermark
-from svcproxy.backends.xtables.restoretext import RestoreRefused
-from svcproxy.backends.xtables.ruleset import FILTER, NAT, TABLES
-from svcproxy.backends.xtables.savefile import parse
 from svcproxy.model.counters import COUNTERS, INVALID_DROPPED
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import Node

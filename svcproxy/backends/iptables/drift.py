@@ -1,8 +1,8 @@
 """Which changes of others to iptables' tables (of the nft variant) can concern us."""
 
-from svcproxy.backends.iptables import naming
-from svcproxy.backends.iptables.static import JUMPS, LISTS
-from svcproxy.backends.xtables.ruleset import FILTER, NAT
+from svcproxy.backends.iptables.core import naming
+from svcproxy.backends.iptables.core.static import JUMPS, LISTS
+from svcproxy.backends.xtables.core.ruleset import FILTER, NAT
 
 _OURS = {
     NAT: frozenset((naming.SERVICES, naming.NODE_PORTS, naming.POSTROUTING, naming.MARK_MASQ)),

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from svcproxy.backends.base import BackendError
-from svcproxy.backends.iptables.naming import ENDPOINT_PREFIX
-from svcproxy.backends.xtables.restoretext import RestoreRefused
+from svcproxy.backends.iptables.core.naming import ENDPOINT_PREFIX
+from svcproxy.backends.xtables.core.restoretext import RestoreRefused
 from svcproxy.model.names import IPFamily
 
 CLIENTS = 65536

@@ -6,10 +6,10 @@ Legacy tables are looked at only if they exist: looking would create them.
 from collections.abc import Collection
 
 from svcproxy.backends.base import BackendError, BackendUnavailable
-from svcproxy.backends.iptables.cleanup import SEARCHED, User, inputs, leftovers
+from svcproxy.backends.iptables.core.cleanup import SEARCHED, User, inputs, leftovers
 from svcproxy.backends.xtables.commands import Iptables, Variant
+from svcproxy.backends.xtables.core.savefile import parse
 from svcproxy.backends.xtables.generation import generation
-from svcproxy.backends.xtables.savefile import parse
 from svcproxy.backends.xtables.variant import legacy_tables
 from svcproxy.model.names import IPFamily
 

@@ -8,10 +8,10 @@ from svcproxy.backends.base import BackendError
 from svcproxy.backends.ipvs import link_messages
 from svcproxy.backends.ipvs.failing import failed
 from svcproxy.backends.ipvs.values import DUMMY_INTERFACE
-from svcproxy.netlink.attributes import MalformedError
 from svcproxy.netlink.connection import ROUTE, Connection
+from svcproxy.netlink.core.attributes import MalformedError
+from svcproxy.netlink.core.messages import messages
 from svcproxy.netlink.listener import Listener, listening_socket
-from svcproxy.netlink.messages import messages
 from svcproxy.refusals import REFUSALS
 
 log = structlog.get_logger()

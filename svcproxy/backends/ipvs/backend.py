@@ -10,7 +10,13 @@ import msgspec
 import structlog
 from msgspec import structs
 
-from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Foreign, Outcome
+from svcproxy.backends.base import (
+    BackendError,
+    BackendUnavailable,
+    Desired,
+    ExternalChange,
+    Outcome,
+)
 from svcproxy.backends.ipvs import probing, sysctls
 from svcproxy.backends.ipvs.audit import Audit, Difference
 from svcproxy.backends.ipvs.auditor import Auditor
@@ -207,12 +213,12 @@ class IpvsBackend:
         rules = {table: each.rules for table, each in plan.tables.items()}
         return Outcome(operations, self._planner.sizes, rules, refused)
 
-    def tend(self, hurry: Callable[[], bool]) -> float | Foreign | None:
+    def tend(self, hurry: Callable[[], bool]) -> float | ExternalChange | None:
         """Look at the real servers that drain, if it is time, and at some virtual servers."""
         pause, found = self._tend_draining(), self._auditor.step(hurry)
         if isinstance(found, Difference):
             log.info("ipvs.foreign_change", family=self.family, virtual_server=str(found))
-            return Foreign("", 0, sure=False)
+            return ExternalChange("", 0, sure=False)
         return found if pause is None else pause if found is None else min(pause, found)
 
     def _tend_draining(self) -> float | None:

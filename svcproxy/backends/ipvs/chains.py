@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from svcproxy.backends.ipvs import naming
 from svcproxy.backends.ipvs.naming import SETS, SetNames
 from svcproxy.backends.ipvs.settings import IpvsSettings
-from svcproxy.backends.xtables.masquerade import forwarded, marked, masqueraded
-from svcproxy.backends.xtables.ruleset import FILTER, NAT, Rules, comment, rule, spelled_range
-from svcproxy.backends.xtables.tableplan import Jump
+from svcproxy.backends.xtables.core.masquerade import forwarded, marked, masqueraded
+from svcproxy.backends.xtables.core.ruleset import FILTER, NAT, Rules, comment, rule, spelled_range
+from svcproxy.backends.xtables.core.tableplan import Jump
 from svcproxy.model.names import IPFamily, Protocol
 
 LISTS = {

@@ -20,7 +20,7 @@ from svcproxy.backends.ipvs.values import (
 from svcproxy.limits import IP_VS_LISTING_BYTES
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.connection import GENERIC, Connection, Refusal
-from svcproxy.netlink.messages import Message, Request
+from svcproxy.netlink.core.messages import Message, Request
 from svcproxy.refusals import REFUSALS
 
 _PIECE = 1 << 14

@@ -34,7 +34,7 @@ from svcproxy.backends.ipvs.plan import Entry, Plan, restore_input
 from svcproxy.backends.ipvs.planner import Planner
 from svcproxy.backends.ipvs.termination import Termination
 from svcproxy.backends.ipvs.values import Connections, RealServerKey, SetEntry, VirtualServerKey
-from svcproxy.backends.xtables.tableplan import TablePlan
+from svcproxy.backends.xtables.core.tableplan import TablePlan
 
 
 class Kernel(Protocol):

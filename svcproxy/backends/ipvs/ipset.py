@@ -18,7 +18,7 @@ from svcproxy.backends.ipvs.operations import (
 from svcproxy.backends.ipvs.values import SetEntry, SetKind
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.connection import NETFILTER, Connection
-from svcproxy.netlink.messages import Request
+from svcproxy.netlink.core.messages import Request
 
 
 class Sets:

@@ -22,9 +22,9 @@ from svcproxy.backends.ipvs.operations import (
 )
 from svcproxy.backends.ipvs.values import SetEntry, SetKind
 from svcproxy.model.names import IPFamily, Protocol
-from svcproxy.netlink.addresses import packed, text
-from svcproxy.netlink.attributes import MalformedError, attribute, collect, nest, string, walk
-from svcproxy.netlink.messages import HEADER, Request
+from svcproxy.netlink.core.addresses import packed, text
+from svcproxy.netlink.core.attributes import MalformedError, attribute, collect, nest, string, walk
+from svcproxy.netlink.core.messages import HEADER, Request
 
 MAX_ENTRIES = 1000
 """In one message; the list that holds them has room for 65,535 bytes, see ``_MAX_BYTES``."""

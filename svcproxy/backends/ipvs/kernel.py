@@ -28,12 +28,12 @@ from svcproxy.backends.ipvs.values import (
     VirtualServerKey,
 )
 from svcproxy.backends.xtables.commands import Iptables, Variant
+from svcproxy.backends.xtables.core.restoretext import ENCODING
+from svcproxy.backends.xtables.core.ruleset import TABLES
+from svcproxy.backends.xtables.core.savefile import parse
 from svcproxy.backends.xtables.fingerprint import Fingerprint as Sizes
 from svcproxy.backends.xtables.fingerprint import sizes as table_sizes
 from svcproxy.backends.xtables.generation import Watermark, generation
-from svcproxy.backends.xtables.restoretext import ENCODING
-from svcproxy.backends.xtables.ruleset import TABLES
-from svcproxy.backends.xtables.savefile import parse
 
 _CLOCK_MONOTONIC_COARSE = 6
 

@@ -24,7 +24,7 @@ from svcproxy.backends.ipvs.values import (
     VirtualServer,
     VirtualServerKey,
 )
-from svcproxy.backends.xtables.ruleset import (
+from svcproxy.backends.xtables.core.ruleset import (
     FILTER,
     NAT,
     Rules,

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from svcproxy.backends.ipvs.messages import UNREADABLE
 from svcproxy.backends.ipvs.values import Addresses
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.addresses import packed, text
-from svcproxy.netlink.attributes import MalformedError, attribute, collect, nest, string
-from svcproxy.netlink.messages import FLAG_CREATE, FLAG_EXCLUSIVE, Message, Request
+from svcproxy.netlink.core.addresses import packed, text
+from svcproxy.netlink.core.attributes import MalformedError, attribute, collect, nest, string
+from svcproxy.netlink.core.messages import FLAG_CREATE, FLAG_EXCLUSIVE, Message, Request
 
 LINK_GROUP, IPV4_GROUP, IPV6_GROUP = 1, 5, 9
 """RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR: who is told of changes."""

@@ -14,9 +14,9 @@ from svcproxy.backends.ipvs.link_messages import Link
 from svcproxy.backends.ipvs.operations import AddressOperation, BindAddresses, Failure
 from svcproxy.backends.ipvs.values import DUMMY_INTERFACE, Addresses
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.attributes import MalformedError
 from svcproxy.netlink.connection import ROUTE, Connection
-from svcproxy.netlink.messages import Request
+from svcproxy.netlink.core.attributes import MalformedError
+from svcproxy.netlink.core.messages import Request
 
 _SIOCGIFCONF = 0x8912
 _IFCONF = Struct("@iP")

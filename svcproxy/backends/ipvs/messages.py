@@ -29,9 +29,9 @@ from svcproxy.backends.ipvs.values import (
     VirtualServerKey,
 )
 from svcproxy.model.names import IPFamily, Protocol
-from svcproxy.netlink.addresses import packed, text
-from svcproxy.netlink.attributes import attribute, collect, nest, string
-from svcproxy.netlink.messages import Request
+from svcproxy.netlink.core.addresses import packed, text
+from svcproxy.netlink.core.attributes import attribute, collect, nest, string
+from svcproxy.netlink.core.messages import Request
 
 CONTROLLER = 0x10
 """The message type that generic netlink's families are looked up with."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from svcproxy.backends.ipvs.values import SetKind
-from svcproxy.backends.xtables.hashing import port_hash
+from svcproxy.backends.xtables.core.hashing import port_hash
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 
 SERVICES = "KUBE-SERVICES"

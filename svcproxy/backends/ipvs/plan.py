@@ -14,10 +14,10 @@ from svcproxy.backends.ipvs.values import (
     VirtualServer,
     VirtualServerKey,
 )
-from svcproxy.backends.xtables.restoretext import joined
-from svcproxy.backends.xtables.ruleset import TABLES
-from svcproxy.backends.xtables.savefile import Saved
-from svcproxy.backends.xtables.tableplan import TablePlan
+from svcproxy.backends.xtables.core.restoretext import joined
+from svcproxy.backends.xtables.core.ruleset import TABLES
+from svcproxy.backends.xtables.core.savefile import Saved
+from svcproxy.backends.xtables.core.tableplan import TablePlan
 from svcproxy.model.names import ServicePortName
 
 Entry = tuple[str, SetEntry]

@@ -36,8 +36,8 @@ from svcproxy.backends.ipvs.values import (
     SetEntry,
     VirtualServerKey,
 )
-from svcproxy.backends.xtables.ruleset import FILTER, NAT, TABLES
-from svcproxy.backends.xtables.tableplan import TablePlan
+from svcproxy.backends.xtables.core.ruleset import FILTER, NAT, TABLES
+from svcproxy.backends.xtables.core.tableplan import TablePlan
 from svcproxy.model.names import Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
 

@@ -18,7 +18,7 @@ from svcproxy.backends.ipvs.values import (
     VirtualServerKey,
 )
 from svcproxy.model.names import IPFamily, Protocol
-from svcproxy.netlink.addresses import packed, text
+from svcproxy.netlink.core.addresses import packed, text
 
 RealServersByKey = dict[VirtualServerKey, dict[RealServerKey, int]]
 

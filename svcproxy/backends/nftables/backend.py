@@ -9,17 +9,17 @@ import structlog
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
 from svcproxy.backends.localnet import allow_localnet
 from svcproxy.backends.nftables.connection import RefusedError, StaleGenerationError
-from svcproxy.backends.nftables.dump import Observed
-from svcproxy.backends.nftables.plan import Planner, all_chains, all_sets
-from svcproxy.backends.nftables.ruleset import TABLE, SetSpec
-from svcproxy.backends.nftables.sets import BALANCES, Tier, source_set
-from svcproxy.backends.nftables.settings import extended
+from svcproxy.backends.nftables.core.plan import Planner, all_chains, all_sets
+from svcproxy.backends.nftables.core.sets import BALANCES, Tier, source_set
+from svcproxy.backends.nftables.core.settings import extended
 from svcproxy.backends.nftables.table import KernelTable
-from svcproxy.backends.nftables.transaction import Plan, messages
 from svcproxy.backends.settings import Settings
 from svcproxy.backends.window import is_liberal
 from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.objects import Node
+from svcproxy.netlink.core.nf_tables.dump import Observed
+from svcproxy.netlink.core.nf_tables.ruleset import TABLE, SetSpec
+from svcproxy.netlink.core.nf_tables.transaction import Plan, messages
 from svcproxy.state.desired import Changes
 
 MINIMUM_KERNEL = (5, 13)

@@ -9,14 +9,14 @@ from struct import Struct
 from typing import NamedTuple
 
 from svcproxy.backends.base import BackendError, TransactionError
-from svcproxy.backends.nftables import protocol as nft
-from svcproxy.backends.nftables.dump import generation
-from svcproxy.backends.nftables.protocol import MESSAGE_HEADER
-from svcproxy.backends.nftables.transaction import Message, batch, request
 from svcproxy.limits import NETLINK_DATAGRAM_BYTES
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.attributes import MalformedError, collect, string
 from svcproxy.netlink.connection import PATIENCE, TIMED_OUT, only_from_kernel
+from svcproxy.netlink.core.attributes import MalformedError, collect, string
+from svcproxy.netlink.core.nf_tables import protocol as nft
+from svcproxy.netlink.core.nf_tables.dump import generation
+from svcproxy.netlink.core.nf_tables.protocol import MESSAGE_HEADER
+from svcproxy.netlink.core.nf_tables.transaction import Message, batch, request
 from svcproxy.refusals import REFUSALS
 
 _NETFILTER = 12

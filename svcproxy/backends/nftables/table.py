@@ -6,8 +6,6 @@ from threading import Lock
 from weakref import WeakValueDictionary
 
 from svcproxy.backends.base import BackendError
-from svcproxy.backends.nftables import dump
-from svcproxy.backends.nftables import protocol as nft
 from svcproxy.backends.nftables.connection import (
     Connection,
     InterruptedDumpError,
@@ -15,12 +13,21 @@ from svcproxy.backends.nftables.connection import (
     RefusedError,
     StaleGenerationError,
 )
-from svcproxy.backends.nftables.dump import Observed
-from svcproxy.backends.nftables.ruleset import SetSpec, Tails
-from svcproxy.backends.nftables.sets import AFFINITY
-from svcproxy.backends.nftables.transaction import Message, Plan, explain, messages, split, stages
+from svcproxy.backends.nftables.core.sets import AFFINITY
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.attributes import MalformedError, text
+from svcproxy.netlink.core.attributes import MalformedError, text
+from svcproxy.netlink.core.nf_tables import dump
+from svcproxy.netlink.core.nf_tables import protocol as nft
+from svcproxy.netlink.core.nf_tables.dump import Observed
+from svcproxy.netlink.core.nf_tables.ruleset import EncodedElements, SetSpec
+from svcproxy.netlink.core.nf_tables.transaction import (
+    Message,
+    Plan,
+    explain,
+    messages,
+    split,
+    stages,
+)
 
 _READ_ATTEMPTS = 10
 _DUMP_ATTEMPTS = 5
@@ -158,7 +165,7 @@ class KernelTable:
                 observed.elements[name] = self._read_elements(name, description)
         return observed
 
-    def _read_elements(self, name: str, description: bytes) -> Tails:
+    def _read_elements(self, name: str, description: bytes) -> EncodedElements:
         """Read a set.
 
         While the kernel enlarges a set's hash table (``rhashtable``), which goes on for a while
@@ -167,7 +174,7 @@ class KernelTable:
         """
         count = dump.element_count(description)
         of = self._of + text(nft.NAME_OF, name)
-        found: Tails = {}
+        found: EncodedElements = {}
         for attempt in range(_DUMP_ATTEMPTS):
             if attempt:
                 time.sleep(_DUMP_PAUSE)

@@ -10,11 +10,11 @@ from threading import Lock
 
 import structlog
 
-from svcproxy.backends.base import BackendError, Foreign
-from svcproxy.backends.nftables.events import Change, Changes, Judge, everything_in, without
-from svcproxy.backends.nftables.protocol import EVENT_GROUP, FAMILY_NUMBERS
-from svcproxy.backends.nftables.ruleset import TABLE
+from svcproxy.backends.base import BackendError, ExternalChange
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.core.nf_tables.events import Change, Changes, Judge, everything_in, without
+from svcproxy.netlink.core.nf_tables.protocol import EVENT_GROUP, FAMILY_NUMBERS
+from svcproxy.netlink.core.nf_tables.ruleset import TABLE
 from svcproxy.netlink.listener import Listener, listening_socket
 
 LOST = "unknown"
@@ -29,7 +29,7 @@ log = structlog.get_logger()
 
 
 class NftablesWatcher:
-    """A thread that listens to nf_tables events and calls ``on_foreign`` for others' changes.
+    """A thread that listens to nf_tables events and calls ``on_external_change`` for others' changes.
 
     Our own are told by the netlink address they come from, not by the process: the kernel names
     processes by their numbers in the initial pid namespace, which a container does not know. The
@@ -37,7 +37,7 @@ class NftablesWatcher:
     nothing. Changes that we have a program make cannot be told like this; see ``own``.
 
     Args:
-        on_foreign: called in the watcher's thread after each transaction of somebody else that
+        on_external_change: called in the watcher's thread after each transaction of somebody else that
             concerns us, and with the process ``LOST`` when events were lost: then anything may
             have changed.
         own_ports: the netlink addresses of our own connections (``NftablesBackend.port_id``).
@@ -50,12 +50,12 @@ class NftablesWatcher:
 
     def __init__(
         self,
-        on_foreign: Callable[[Foreign], None],
+        on_external_change: Callable[[ExternalChange], None],
         own_ports: Collection[int] = (),
         families: Collection[IPFamily] = tuple(IPFamily),
         judge: Judge = _ALL_OF_OURS,
     ) -> None:
-        self._on_foreign = on_foreign
+        self._on_foreign = on_external_change
         self._changes = Changes(judge, [FAMILY_NUMBERS[family] for family in families])
         self._lock = Lock()
         self._own: set[int] = set()
@@ -104,21 +104,21 @@ class NftablesWatcher:
         for data in self._listener.received():
             if data is None:
                 self._changes.forget()
-                self._tell(Foreign(LOST, 0))
+                self._tell(ExternalChange(LOST, 0))
             else:
                 for change in self._changes.take(data, self._own):
                     self._tell(_foreign(change))
 
-    def _tell(self, change: Foreign) -> None:
+    def _tell(self, change: ExternalChange) -> None:
         try:
             self._on_foreign(change)
         except Exception:
             log.exception("nftables.watcher_failed")
 
 
-def _foreign(change: Change) -> Foreign:
+def _foreign(change: Change) -> ExternalChange:
     families = frozenset(f for f, number in FAMILY_NUMBERS.items() if number in change.families)
-    return Foreign(change.process, change.pid, change.sure, families)
+    return ExternalChange(change.process, change.pid, change.sure, families)
 
 
 def _ignore(own_ports: Collection[int], listening: socket.socket) -> None:

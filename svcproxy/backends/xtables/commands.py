@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import IO
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, TransactionError
-from svcproxy.backends.xtables.restoretext import ENCODING, refusal
+from svcproxy.backends.xtables.core.restoretext import ENCODING, refusal
 from svcproxy.descriptors import LIMIT
 from svcproxy.limits import IPTABLES_PROGRAM_SECONDS, IPTABLES_SAVE_BYTES
 from svcproxy.model.names import IPFamily

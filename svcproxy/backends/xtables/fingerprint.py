@@ -11,7 +11,7 @@ import os
 import socket
 from struct import Struct
 
-from svcproxy.backends.xtables.ruleset import TABLES
+from svcproxy.backends.xtables.core.ruleset import TABLES
 from svcproxy.model.names import IPFamily
 
 _GET_INFO = 64  # IPT_SO_GET_INFO, IP6T_SO_GET_INFO

@@ -11,9 +11,9 @@ import socket
 from struct import Struct
 
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.attributes import MalformedError, collect, text
 from svcproxy.netlink.connection import NETFILTER
-from svcproxy.netlink.messages import (
+from svcproxy.netlink.core.attributes import MalformedError, collect, text
+from svcproxy.netlink.core.messages import (
     ERROR,
     FLAG_ACK,
     FLAG_CREATE,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from svcproxy.conntrack.stale import PROTOCOLS, Flow, Key, Target
+from svcproxy.conntrack.core.stale import PROTOCOLS, Flow, Key, Target
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 from svcproxy.state.desired import Changes

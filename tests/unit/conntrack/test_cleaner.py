@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from svcproxy.conntrack.cleaner import StaleFlows
-from svcproxy.conntrack.stale import MAX_QUERIES, Flow, Key
+from svcproxy.conntrack.core.stale import MAX_QUERIES, Flow, Key
 from svcproxy.conntrack.table import ConntrackError, Table
 from svcproxy.model.names import IPFamily
 from svcproxy.state.desired import Changes

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 import pytest
 
 from svcproxy.conntrack import netlink
+from svcproxy.conntrack.core.stale import Flow, Key, Target
 from svcproxy.conntrack.netlink import CTA_TUPLE_ORIG, CTA_TUPLE_REPLY
-from svcproxy.conntrack.stale import Flow, Key, Target
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink import messages as wire
-from svcproxy.netlink.attributes import MalformedError, attribute, nest
+from svcproxy.netlink.core import messages as wire
+from svcproxy.netlink.core.attributes import MalformedError, attribute, nest
 from tests.unit.conntrack.ports import target
 
 V4, V6 = IPFamily.IPV4, IPFamily.IPV6

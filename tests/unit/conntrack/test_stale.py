@@ -3,7 +3,7 @@ from collections.abc import Iterable
 import pytest
 from msgspec import structs
 
-from svcproxy.conntrack.stale import MAX_QUERIES, Flow, Frontends, Key, queries
+from svcproxy.conntrack.core.stale import MAX_QUERIES, Flow, Frontends, Key, queries
 from svcproxy.model.names import Protocol
 from svcproxy.model.serviceport import ServicePort
 from tests.unit.conntrack.ports import (

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.conntrack.stale import Flow, Frontends, queries
+from svcproxy.conntrack.core.stale import Flow, Frontends, queries
 from svcproxy.model.names import ServicePortName
 from svcproxy.model.serviceport import ServicePort
 from tests.unit.conntrack.ports import by_name, change, flow, service_port, target

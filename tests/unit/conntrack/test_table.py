@@ -9,10 +9,10 @@ from typing import Self
 import pytest
 
 from svcproxy.conntrack import netlink, table
-from svcproxy.conntrack.stale import Flow, Key
+from svcproxy.conntrack.core.stale import Flow, Key
 from svcproxy.conntrack.table import ConntrackError, Table
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink import messages as wire
+from svcproxy.netlink.core import messages as wire
 from tests.unit.conntrack.ports import flow, target
 
 QUERY = Key(17, target("10.96.0.10:53").address, 53)

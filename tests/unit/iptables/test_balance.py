@@ -5,8 +5,8 @@ from fractions import Fraction
 
 import pytest
 
-from svcproxy.backends.iptables.balance import FLAT, balance
-from svcproxy.backends.xtables.ruleset import Rules
+from svcproxy.backends.iptables.core.balance import FLAT, balance
+from svcproxy.backends.xtables.core.ruleset import Rules
 
 RULE = re.compile(r"(?:-m statistic --mode random --probability (\S+) )?-j (\S+)")
 

@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 
-from svcproxy.backends.iptables.cleanup import User, inputs, leftovers
-from svcproxy.backends.iptables.difference import Plan
-from svcproxy.backends.iptables.staging import STAGE_CHAINS, staged
-from svcproxy.backends.xtables.savefile import parse
-from svcproxy.backends.xtables.tableplan import TablePlan
+from svcproxy.backends.iptables.core.cleanup import User, inputs, leftovers
+from svcproxy.backends.iptables.core.difference import Plan
+from svcproxy.backends.iptables.core.staging import STAGE_CHAINS, staged
+from svcproxy.backends.xtables.core.savefile import parse
+from svcproxy.backends.xtables.core.tableplan import TablePlan
 from tests.fakes.restored_tables import RestoredTables
 
 PORTALS = '-m comment --comment "kubernetes service portals"'

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svcproxy.backends.iptables import dispatch
-from svcproxy.backends.iptables.dispatch import LEAF, DispatchTree, key
-from svcproxy.backends.xtables.ruleset import Rules
+from svcproxy.backends.iptables.core import dispatch
+from svcproxy.backends.iptables.core.dispatch import LEAF, DispatchTree, key
+from svcproxy.backends.xtables.core.ruleset import Rules
 from svcproxy.model.names import Protocol
 
 

@@ -3,11 +3,11 @@
 import random
 
 from svcproxy.backends.base import Desired
-from svcproxy.backends.iptables import naming
-from svcproxy.backends.iptables.difference import Observed, Plan
-from svcproxy.backends.iptables.plan import Planner
-from svcproxy.backends.iptables.settings import IptablesSettings
-from svcproxy.backends.xtables.ruleset import FILTER
+from svcproxy.backends.iptables.core import naming
+from svcproxy.backends.iptables.core.difference import Observed, Plan
+from svcproxy.backends.iptables.core.plan import Planner
+from svcproxy.backends.iptables.core.settings import IptablesSettings
+from svcproxy.backends.xtables.core.ruleset import FILTER
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Frontend, FrontendKind, ServicePort, Verdict
 from tests.fakes.restored_tables import RestoredTables

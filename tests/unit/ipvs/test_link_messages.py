@@ -9,8 +9,8 @@ from svcproxy.backends.ipvs import link_messages as messages
 from svcproxy.backends.ipvs.link_messages import BoundAddress, Follower, Link
 from svcproxy.backends.ipvs.values import Addresses
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.attributes import attribute
-from svcproxy.netlink.messages import Message
+from svcproxy.netlink.core.attributes import attribute
+from svcproxy.netlink.core.messages import Message
 from tests.unit.ipvs.values import addresses
 
 OURS = "kube-ipvs0"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.kube.addresses import canonical_cidr, canonical_ip, is_ipv6
+from svcproxy.kube.core.addresses import canonical_cidr, canonical_ip, is_ipv6
 
 
 @pytest.mark.parametrize(

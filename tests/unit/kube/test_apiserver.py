@@ -2,7 +2,7 @@
 
 import pytest
 
-from svcproxy.kube.apiserver import choose_proxy
+from svcproxy.kube.core.apiserver import choose_proxy
 
 URL = "https://api.cluster.example:6443"
 ENVIRONMENT = {"https": "http://secure:3128", "http": "http://plain:3128"}

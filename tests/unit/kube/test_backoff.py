@@ -1,4 +1,4 @@
-from svcproxy.kube.backoff import Backoff
+from svcproxy.kube.core.backoff import Backoff
 
 
 def test_waits_double_up_to_the_longest_and_are_drawn_from_nothing_up() -> None:

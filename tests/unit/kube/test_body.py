@@ -3,7 +3,7 @@ import zlib
 
 import pytest
 
-from svcproxy.kube.body import Body
+from svcproxy.kube.core.body import Body
 
 
 @pytest.mark.parametrize("encoding", ["", "identity", "gzip", "GZIP"])

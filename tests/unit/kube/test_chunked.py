@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.kube.chunked import Dechunker, MalformedChunksError
+from svcproxy.kube.core.chunked import Dechunker, MalformedChunksError
 
 
 class Sock:

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from svcproxy.kube import decoding, wire
 from svcproxy.kube import delivery as delivery_module
+from svcproxy.kube.core import decoding, wire
 from svcproxy.kube.delivery import Delivery
 from svcproxy.model.names import Kind, NamespacedName
 from svcproxy.model.objects import Problem

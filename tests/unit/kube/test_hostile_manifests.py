@@ -9,9 +9,9 @@ import pytest
 
 from svcproxy import limits
 from svcproxy.kube import manifests
+from svcproxy.kube.core.yaml_limits import YamlLimitError, check_yaml
 from svcproxy.kube.manifest_files import ManifestError, read_manifest
 from svcproxy.kube.manifests import ManifestSource
-from svcproxy.kube.yaml_limits import YamlLimitError, check_yaml
 from svcproxy.refusals import REFUSALS
 from tests.fakes.sink import RecordingSink
 

@@ -3,7 +3,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.kube.lines import LineSplitter, LongLine
+from svcproxy.kube.core.lines import LineSplitter, LongLine
 
 
 @given(st.lists(st.binary(max_size=12)), st.data())

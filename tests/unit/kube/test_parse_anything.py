@@ -4,7 +4,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.kube.parse import ParseError
+from svcproxy.kube.core.parse import ParseError
 from svcproxy.model.names import Kind
 from tests.fakes import objects
 from tests.fakes.objects import Obj

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svcproxy.kube import rawjson
-from svcproxy.kube.rawjson import BrokenJsonError
+from svcproxy.kube.core import rawjson
+from svcproxy.kube.core.rawjson import BrokenJsonError
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

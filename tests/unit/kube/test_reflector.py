@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 
 from svcproxy import limits
-from svcproxy.kube.lines import LongLine
-from svcproxy.kube.outputs import (
+from svcproxy.kube.core.lines import LongLine
+from svcproxy.kube.core.outputs import (
     Cause,
     Changed,
     Effect,
@@ -14,7 +14,7 @@ from svcproxy.kube.outputs import (
     Selectors,
     Step,
 )
-from svcproxy.kube.reflector import Reflector
+from svcproxy.kube.core.reflector import Reflector
 from svcproxy.model.names import Kind, NamespacedName
 from tests.fakes.lines import bookmark, error, event, item, page, status
 

@@ -2,8 +2,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from svcproxy.kube.outputs import Cause, Changed, Output, Removed, Step
-from svcproxy.kube.reflector import Reflector
+from svcproxy.kube.core.outputs import Cause, Changed, Output, Removed, Step
+from svcproxy.kube.core.reflector import Reflector
 from svcproxy.model.names import Kind
 from tests.fakes.lines import bookmark, error, event, item, page
 

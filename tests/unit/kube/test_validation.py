@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from svcproxy import limits
-from svcproxy.kube import wire
+from svcproxy.kube.core import wire
+from svcproxy.kube.core.parse import ParseError
+from svcproxy.kube.core.validation import LABEL_VALUES, LABELS, SUBDOMAINS, TAINT_KEYS, shown
 from svcproxy.kube.delivery import parse_safely
-from svcproxy.kube.parse import ParseError
-from svcproxy.kube.validation import LABEL_VALUES, LABELS, SUBDOMAINS, TAINT_KEYS, shown
 from svcproxy.model.names import Kind
 from svcproxy.model.objects import EndpointSlice, Service
 from svcproxy.refusals import REFUSALS

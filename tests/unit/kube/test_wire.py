@@ -3,8 +3,8 @@ import json
 import msgspec
 import pytest
 
-from svcproxy.kube import decoding, wire
-from svcproxy.kube.wire import ParseError
+from svcproxy.kube.core import decoding, wire
+from svcproxy.kube.core.wire import ParseError
 from svcproxy.model.names import Kind
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.netlink.addresses import packed, text
+from svcproxy.netlink.core.addresses import packed, text
 
 
 @given(st.ip_addresses().map(str))

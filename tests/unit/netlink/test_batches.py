@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.netlink.attributes import MalformedError
 from svcproxy.netlink.connection import MAX_BYTES, MAX_MESSAGES, _batches
-from svcproxy.netlink.messages import HEADER, Request, encode, messages
+from svcproxy.netlink.core.attributes import MalformedError
+from svcproxy.netlink.core.messages import HEADER, Request, encode, messages
 
 sizes = st.lists(st.sampled_from([0, 1, 40, 30_000, MAX_BYTES, 3 * MAX_BYTES]), max_size=500)
 

@@ -7,14 +7,14 @@ carries out a transaction as a whole or not at all.
 import copy
 from dataclasses import dataclass, field
 
-from svcproxy.backends.nftables import dump
-from svcproxy.backends.nftables import protocol as nft
-from svcproxy.backends.nftables.dump import Observed
-from svcproxy.backends.nftables.protocol import HEADERS, MESSAGE_HEADER
-from svcproxy.backends.nftables.ruleset import TABLE
-from svcproxy.backends.nftables.transaction import Plan, batch, messages, stages
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.attributes import attribute, collect, string, text, u32, walk
+from svcproxy.netlink.core.attributes import attribute, collect, string, text, u32, walk
+from svcproxy.netlink.core.nf_tables import dump
+from svcproxy.netlink.core.nf_tables import protocol as nft
+from svcproxy.netlink.core.nf_tables.dump import Observed
+from svcproxy.netlink.core.nf_tables.protocol import HEADERS, MESSAGE_HEADER
+from svcproxy.netlink.core.nf_tables.ruleset import TABLE
+from svcproxy.netlink.core.nf_tables.transaction import Plan, batch, messages, stages
 
 
 class RefusedByFakeError(Exception):

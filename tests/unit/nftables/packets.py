@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.attributes import collect, string
+from svcproxy.netlink.core.attributes import collect, string
 from tests.unit.nftables.fake_kernel import FakeKernel, expressions, verdict_of
 
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)

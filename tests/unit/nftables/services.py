@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from svcproxy.backends.base import Desired
-from svcproxy.backends.nftables.plan import Planner
-from svcproxy.backends.nftables.settings import NftablesSettings
+from svcproxy.backends.nftables.core.plan import Planner
+from svcproxy.backends.nftables.core.settings import NftablesSettings
 from svcproxy.backends.settings import LocalTraffic, Settings
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict

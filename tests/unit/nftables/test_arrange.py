@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.backends.nftables.arrange import arrange
+from svcproxy.backends.nftables.core.arrange import arrange
 from svcproxy.model.serviceport import Endpoint
 
 lists = st.lists(st.integers(1, 20), unique=True, max_size=12).map(

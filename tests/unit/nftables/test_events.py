@@ -4,9 +4,9 @@ from struct import iter_unpack, pack
 
 import pytest
 
-from svcproxy.backends.nftables import protocol as nft
-from svcproxy.backends.nftables.events import Change, Changes, everything_in, without
-from svcproxy.netlink.attributes import text, u32
+from svcproxy.netlink.core.attributes import text, u32
+from svcproxy.netlink.core.nf_tables import protocol as nft
+from svcproxy.netlink.core.nf_tables.events import Change, Changes, everything_in, without
 
 
 def event(kind: int, body: bytes, family: int = 2, port: int = 9) -> bytes:

@@ -6,12 +6,12 @@ import itertools
 import pytest
 
 from svcproxy.backends.base import Desired
-from svcproxy.backends.nftables.fields import PORT
-from svcproxy.backends.nftables.plan import Planner
-from svcproxy.backends.nftables.ruleset import TABLE, ChainSpec, Hook, SetSpec
+from svcproxy.backends.nftables.core.plan import Planner
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import ServicePort, Verdict
-from svcproxy.netlink.attributes import text
+from svcproxy.netlink.core.attributes import text
+from svcproxy.netlink.core.nf_tables.fields import PORT
+from svcproxy.netlink.core.nf_tables.ruleset import TABLE, ChainSpec, Hook, SetSpec
 from tests.unit.nftables.fake_kernel import FakeSet, FakeTable
 from tests.unit.nftables.services import BALANCER, CLIENT, POD, VIP, Bench, options, service_port
 

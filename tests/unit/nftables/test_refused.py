@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from svcproxy.backends.base import BackendError, Desired
-from svcproxy.backends.nftables import sets
 from svcproxy.backends.nftables.backend import NftablesBackend
 from svcproxy.backends.nftables.connection import Refusal, RefusedError
-from svcproxy.backends.nftables.render import hairpin_key
-from svcproxy.backends.nftables.ruleset import TABLE
-from svcproxy.backends.nftables.settings import NftablesSettings
-from svcproxy.backends.nftables.transaction import Message, Plan, messages
+from svcproxy.backends.nftables.core import sets
+from svcproxy.backends.nftables.core.render import hairpin_key
+from svcproxy.backends.nftables.core.settings import NftablesSettings
 from svcproxy.backends.window import is_liberal
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.core.nf_tables.ruleset import TABLE
+from svcproxy.netlink.core.nf_tables.transaction import Message, Plan, messages
 from svcproxy.state.desired import Changes
 from tests.property.test_nftables_incremental import canonical
 from tests.property.test_nftables_refused import fresh

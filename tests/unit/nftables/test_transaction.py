@@ -4,15 +4,9 @@ from struct import unpack_from
 
 import pytest
 
-from svcproxy.backends.nftables import protocol as nft
-from svcproxy.backends.nftables.dump import same_tail
-from svcproxy.backends.nftables.fields import address_key, comment_in, comment_note
-from svcproxy.backends.nftables.plan import Planner, all_sets
-from svcproxy.backends.nftables.protocol import HEADERS, MESSAGE_HEADER
-from svcproxy.backends.nftables.ruleset import comment_tail, data_tail
-from svcproxy.backends.nftables.transaction import Message, Plan, batch, explain, messages
+from svcproxy.backends.nftables.core.plan import Planner, all_sets
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.attributes import (
+from svcproxy.netlink.core.attributes import (
     MalformedError,
     attribute,
     collect,
@@ -23,6 +17,12 @@ from svcproxy.netlink.attributes import (
     u32,
     walk,
 )
+from svcproxy.netlink.core.nf_tables import protocol as nft
+from svcproxy.netlink.core.nf_tables.dump import same_tail
+from svcproxy.netlink.core.nf_tables.fields import address_key, comment_in, comment_note
+from svcproxy.netlink.core.nf_tables.protocol import HEADERS, MESSAGE_HEADER
+from svcproxy.netlink.core.nf_tables.ruleset import comment_tail, data_tail
+from svcproxy.netlink.core.nf_tables.transaction import Message, Plan, batch, explain, messages
 from tests.unit.nftables.services import Bench, options, service_port
 
 V4 = IPFamily.IPV4

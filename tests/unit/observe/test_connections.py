@@ -10,8 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from svcproxy.observe.connections import Connections, Limits, Site, _peer
-from svcproxy.observe.exchange import TEXT, Reply
-from svcproxy.observe.http1 import Ask
+from svcproxy.observe.core.exchange import TEXT, Reply
+from svcproxy.observe.core.http1 import Ask
 from svcproxy.refusals import REFUSALS
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

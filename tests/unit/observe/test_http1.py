@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.observe.exchange import TEXT, Reply
-from svcproxy.observe.http1 import Ask, Bounds, Conversation, Head, Parser, Refusal
+from svcproxy.observe.core.exchange import TEXT, Reply
+from svcproxy.observe.core.http1 import Ask, Bounds, Conversation, Head, Parser, Refusal
 
 HOST = b"Host: x\r\n"
 END = b"\r\n"

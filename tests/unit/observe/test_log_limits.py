@@ -11,7 +11,7 @@ import structlog
 
 from svcproxy import limits
 from svcproxy.observe import log
-from svcproxy.observe.log_rate import OTHERS, Rates
+from svcproxy.observe.core.log_rate import OTHERS, Rates
 from svcproxy.refusals import REFUSALS
 from tests.unit.observe.test_log import Configure, Lines, configure
 

@@ -19,8 +19,8 @@ from svcproxy.descriptors import Share
 from svcproxy.model.names import IPFamily, NamespacedName, Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.observe.connections import Connections, Limits, Site
+from svcproxy.observe.core.http1 import Bounds, Parser
 from svcproxy.observe.health import HealthState
-from svcproxy.observe.http1 import Bounds, Parser
 from svcproxy.observe.service_health import ServiceHealthServers
 
 V4, V6 = IPFamily.IPV4, IPFamily.IPV6

@@ -12,7 +12,7 @@ from svcproxy.model.names import NamespacedName, ServicePortName
 from svcproxy.model.objects import Node, Service
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes, DesiredState
-from svcproxy.sync.isolation import Ports, isolate
+from svcproxy.sync.core.isolation import Ports, isolate
 from tests.unit.sync.test_loop import Content, DictBackend, Stage, service
 
 

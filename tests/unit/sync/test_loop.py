@@ -9,7 +9,7 @@ from svcproxy.backends.base import (
     Backend,
     BackendError,
     Desired,
-    Foreign,
+    ExternalChange,
     Outcome,
     TransactionError,
 )
@@ -19,9 +19,9 @@ from svcproxy.model.objects import EndpointSlice, Node, Service, ServicePortSpec
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
 from svcproxy.state.desired import Changes, DesiredState
-from svcproxy.sync.loop import FamilyLoop, Settled
+from svcproxy.sync.core.schedule import Schedule
+from svcproxy.sync.loop import FamilyLoop, SyncResult
 from svcproxy.sync.report import Reporter
-from svcproxy.sync.schedule import Schedule
 from tests.fakes.sink import key_of
 
 Content = dict[str, int]
@@ -40,7 +40,7 @@ class DictBackend:
         self.broken = False
         self.untouched_for_sure = False
         self.takes: dict[str, float] = {}
-        self.pauses: list[float | Foreign] = []
+        self.pauses: list[float | ExternalChange] = []
         self.hurry: Callable[[], bool] = lambda: False
         self.tended = 0
         self.pass_time: Callable[[float], None] = lambda _: None
@@ -75,7 +75,7 @@ class DictBackend:
         self.kernel = plan
         return Outcome(operations={"written": len(plan)})
 
-    def tend(self, hurry: Callable[[], bool]) -> float | Foreign | None:
+    def tend(self, hurry: Callable[[], bool]) -> float | ExternalChange | None:
         self.tended += 1
         self.hurry = hurry
         return self.pauses.pop(0) if self.pauses else None
@@ -100,7 +100,7 @@ class Stage:
         self.health = HealthState(
             sync_period=30.0, clock=lambda: self.now, wall=lambda: self.now, needs_node=False
         )
-        self.settled: list[Settled] = []
+        self.settled: list[SyncResult] = []
         checked: Backend[Content, Content] = self.backend
         self.loop = FamilyLoop(
             checked,
@@ -304,7 +304,7 @@ def test_an_untouched_kernel_is_no_excuse_after_a_failure(running: Stage) -> Non
 def test_a_foreign_change_that_is_told_of_is_repaired_at_once(running: Stage) -> None:
     running.backend.untouched_for_sure = True
     running.backend.kernel = {"foreign edit": 1}
-    running.loop.inbox.doubt(Foreign("nft", 1))
+    running.loop.inbox.doubt(ExternalChange("nft", 1))
     assert running.step(1.1) == ["read", "apply"]
     assert running.backend.kernel == {"ns/a:http": 1}
 
@@ -314,7 +314,7 @@ def test_following_the_nodes_addresses_is_no_repair(
     running: Stage, repairs: int, *, outside: bool
 ) -> None:
     running.backend.kernel = {"another address": 1}
-    running.loop.inbox.doubt(Foreign("somebody", 0, outside=outside))
+    running.loop.inbox.doubt(ExternalChange("somebody", 0, outside=outside))
     assert running.step(1.1) == ["read", "apply"]
     assert running.value("svcproxy_drift_repairs_total", {"ip_family": "IPv4"}) == repairs
 
@@ -337,7 +337,7 @@ def test_followers_learn_what_a_port_meant_before(running: Stage) -> None:
 
 
 def test_a_follower_that_fails_does_not_fail_the_sync(running: Stage) -> None:
-    def fail(_: Settled) -> None:
+    def fail(_: SyncResult) -> None:
         raise OSError("no such table")
 
     running.loop._followers = (fail, running.settled.append)
@@ -438,7 +438,7 @@ def test_what_a_backend_comes_upon_is_compared_soon_and_counts_as_a_repair(
     running: Stage,
 ) -> None:
     running.backend.untouched_for_sure = True
-    running.backend.pauses = [3.0, Foreign("", 0, sure=False), 4.0]
+    running.backend.pauses = [3.0, ExternalChange("", 0, sure=False), 4.0]
     running.put(service("b", 2))
     running.step(later=1.0)
     assert running.step(later=3.1) == []
@@ -450,7 +450,7 @@ def test_what_a_backend_comes_upon_is_compared_soon_and_counts_as_a_repair(
 
 def test_a_backend_that_comes_upon_something_is_asked_again_at_once(running: Stage) -> None:
     """It may have something else to do before the comparison, which may have to wait."""
-    running.backend.pauses = [3.0, Foreign("", 0, sure=False), 0.02]
+    running.backend.pauses = [3.0, ExternalChange("", 0, sure=False), 0.02]
     running.put(service("b", 2))
     running.step(later=1.0)
     tended = running.backend.tended

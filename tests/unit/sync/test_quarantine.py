@@ -3,7 +3,7 @@
 import math
 
 from svcproxy.model.names import Protocol, ServicePortName
-from svcproxy.sync.quarantine import Quarantine
+from svcproxy.sync.core.quarantine import Quarantine
 
 A, B = (ServicePortName("ns", name, "http", Protocol.TCP) for name in "ab")
 

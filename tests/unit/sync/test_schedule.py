@@ -2,7 +2,7 @@
 
 import pytest
 
-from svcproxy.sync.schedule import Schedule
+from svcproxy.sync.core.schedule import Schedule
 
 
 def synced(now: float = 100.0, *, min_interval: float = 1.0, period: float = 30.0) -> Schedule:

@@ -9,7 +9,7 @@ import pytest
 from svcproxy.backends.base import BackendError
 from svcproxy.backends.xtables import commands
 from svcproxy.backends.xtables.commands import Iptables, Variant
-from svcproxy.backends.xtables.restoretext import RestoreRefused
+from svcproxy.backends.xtables.core.restoretext import RestoreRefused
 from svcproxy.model.names import IPFamily
 
 Make = Callable[[str], Iptables]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from svcproxy.backends.xtables.restoretext import RestoreRefused, joined, refusal
+from svcproxy.backends.xtables.core.restoretext import RestoreRefused, joined, refusal
 
 INPUT = "*filter\n-A A -j B\nCOMMIT\n*nat\n:C - [0:0]\n-A C -j D\nCOMMIT\n"
 

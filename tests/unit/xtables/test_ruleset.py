@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.backends.xtables.ruleset import comment, spelled, spelled_range
+from svcproxy.backends.xtables.core.ruleset import comment, spelled, spelled_range
 
 
 def test_an_ordinary_comment_is_as_it_was() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from svcproxy.backends.xtables.savefile import parse, unquoted
+from svcproxy.backends.xtables.core.savefile import parse, unquoted
 
 OURS = ":KUBE-SVC-A - [0:0]\n-A KUBE-SVC-A -p tcp -j DNAT --to-destination 1.2.3.4:5\n"
 

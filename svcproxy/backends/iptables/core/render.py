@@ -1,0 +1,275 @@
+"""From one finished Service port to its rules."""
+
+from ipaddress import ip_address, ip_network
+
+import msgspec
+
+from svcproxy.backends.iptables.core import naming
+from svcproxy.backends.iptables.core.balance import Branch, balance
+from svcproxy.backends.iptables.core.dispatch import key
+from svcproxy.backends.iptables.core.settings import IptablesSettings
+from svcproxy.backends.xtables.core.hashing import port_hash
+from svcproxy.backends.xtables.core.ruleset import Rules, comment, rule, spelled, spelled_range
+from svcproxy.model.names import IPFamily
+from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
+
+_MARK_MASQ = f"-j {naming.MARK_MASQ}"
+
+
+class PortRules(msgspec.Struct, frozen=True):
+    """The rules of one Service port.
+
+    ``chains`` are its own chains in the nat table. ``cluster_ips``, ``external_ips`` and
+    ``node_ports`` are its entries in the three dispatch trees, by key. ``lists`` are its rules in
+    the shared chains of the filter table, in which order does not matter. ``sets`` are the
+    ipsets in which its endpoints remember clients.
+    """
+
+    chains: dict[str, Rules]
+    cluster_ips: dict[int, str]
+    external_ips: dict[int, str]
+    node_ports: dict[int, str]
+    lists: dict[str, Rules]
+    sets: frozenset[str] = frozenset()
+
+
+def render(port: ServicePort, settings: IptablesSettings) -> PortRules:
+    """Compute all rules of one Service port; they depend on nothing else.
+
+    Nothing gets into a rule as it came: names are comments or hashed, addresses are parsed, numbers
+    are formatted as numbers.
+
+    Raises:
+        ValueError: an address or a number is none.
+    """
+    return _Renderer(port, settings).render()
+
+
+def endpoint_target(endpoint: Endpoint) -> str:
+    """``address:port``, or ``[address]:port`` for IPv6, as ``--to-destination`` wants it.
+
+    Raises:
+        ValueError: the address is none.
+    """
+    address, port = spelled(endpoint.address), endpoint.port
+    if type(port) is not int:
+        raise ValueError(f"{port!r:.64} is no port")
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+class _Renderer:
+    """Holds what the parts of one Service port's rules share."""
+
+    def __init__(self, port: ServicePort, settings: IptablesSettings) -> None:
+        self.port = port
+        self.settings = settings
+        self.text = str(port.name)
+        self.keyword = port.name.protocol.keyword
+        suffix = port_hash(port.name)
+        self.cluster_chain = naming.CLUSTER_PREFIX + suffix
+        self.local_chain = naming.LOCAL_PREFIX + suffix
+        self.external_chain = naming.EXTERNAL_PREFIX + suffix
+        self.firewall_chain = naming.FIREWALL_PREFIX + suffix
+        self.forwarded = any(f.verdict is not Verdict.REJECT for f in port.frontends)
+        self.chains: dict[str, Rules] = {}
+        self.cluster_ips: dict[int, str] = {}
+        self.external_ips: dict[int, str] = {}
+        self.node_ports: dict[int, str] = {}
+        self.lists: dict[str, list[str]] = {}
+        self.sets: set[str] = set()
+
+    def render(self) -> PortRules:
+        for frontend in self.port.frontends:
+            if frontend.kind is FrontendKind.CLUSTER_IP:
+                self._cluster_ip(frontend)
+            else:
+                self._external(frontend)
+        if self.port.cluster_endpoints and self.forwarded:
+            self._policy_chain(self.cluster_chain, self.port.cluster_endpoints)
+        if self.port.local_endpoints and self.forwarded:
+            self._policy_chain(self.local_chain, self.port.local_endpoints)
+        if self.port.health_check_node_port:
+            self._health_check_port()
+        lists = {chain: tuple(rules) for chain, rules in self.lists.items()}
+        return PortRules(
+            self.chains,
+            self.cluster_ips,
+            self.external_ips,
+            self.node_ports,
+            lists,
+            frozenset(self.sets),
+        )
+
+    def _match(self, frontend: Frontend, note: str = "") -> str:
+        """The match for a frontend in the order of iptables-save; ``note`` becomes a comment."""
+        return rule(
+            self._destination(frontend),
+            f"-p {self.keyword}",
+            comment(note) if note else "",
+            f"-m {self.keyword} --dport {frontend.port:d}",
+        )
+
+    def _destination(self, frontend: Frontend) -> str:
+        if not frontend.address:
+            return ""
+        if (":" in frontend.address) != (self.settings.family is IPFamily.IPV6):
+            raise ValueError(f"{frontend.address[:64]!r} is no {self.settings.family} address")
+        return f"-d {spelled(frontend.address)}/{self.settings.family.bits}"
+
+    def _key(self, frontend: Frontend) -> int:
+        return key(frontend.address, self.port.name.protocol, frontend.port)
+
+    def _filter(self, chain: str, frontend: Frontend, verdict: Verdict, note: str) -> None:
+        """Refuse what was not forwarded: REJECT without any endpoint, else DROP."""
+        unreachable = "icmp6" if self.settings.family is IPFamily.IPV6 else "icmp"
+        target = "DROP"
+        if verdict is Verdict.REJECT:
+            target = f"REJECT --reject-with {unreachable}-port-unreachable"
+        text = rule(
+            self._destination(frontend),
+            f"-p {self.keyword}",
+            comment(f"{self.text} {note}"),
+            "" if frontend.address else "-m addrtype --dst-type LOCAL",
+            f"-m {self.keyword} --dport {frontend.port:d} -j {target}",
+        )
+        self.lists.setdefault(chain, []).append(text)
+
+    def _cluster_ip(self, frontend: Frontend) -> None:
+        if frontend.verdict is Verdict.FORWARD:
+            chain = self.local_chain if frontend.local else self.cluster_chain
+            head = self._match(frontend, f"{self.text} {frontend.kind.value}")
+            self.cluster_ips[self._key(frontend)] = f"{head} -j {chain}"
+        else:
+            self._filter(naming.SERVICES, frontend, frontend.verdict, _why(frontend.verdict))
+
+    def _external(self, frontend: Frontend) -> None:
+        if frontend.verdict is not Verdict.REJECT:
+            self._external_chain(frontend)
+            chain = self.external_chain
+            guarded = frontend.kind is FrontendKind.LOAD_BALANCER and self.port.source_ranges
+            if guarded:
+                chain = self.firewall_chain
+                self._guard(frontend)
+            if frontend.kind is FrontendKind.NODE_PORT:
+                head = self._match(frontend, self.text)
+                self.node_ports[self._key(frontend)] = f"{head} -j {chain}"
+            else:
+                head = self._match(frontend, f"{self.text} {frontend.kind.value}")
+                self.external_ips[self._key(frontend)] = f"{head} -j {chain}"
+        if frontend.verdict is not Verdict.FORWARD:
+            chain = naming.EXTERNAL_SERVICES
+            self._filter(chain, frontend, frontend.verdict, _why(frontend.verdict))
+
+    def _external_chain(self, frontend: Frontend) -> None:
+        """KUBE-EXT: what happens to traffic from outside, and to local traffic to outside IPs."""
+        if self.external_chain in self.chains:
+            return
+        if not frontend.local:
+            # Another node's endpoint must answer through us, so it may not see the client.
+            self.chains[self.external_chain] = (_MARK_MASQ, f"-j {self.cluster_chain}")
+            return
+        rules = []
+        local = self.settings.local_traffic
+        if local:
+            # Pods reach external addresses as if they went out to a load balancer and back:
+            # neither policy applies to them.
+            source = f"-s {local.source}" if local.source else f"-i {local.interface}"
+            note = comment(f"pod traffic for {self.text} external destinations")
+            # iptables-save leaves out what matches everything.
+            rules.append(rule("" if local.everybody else source, note, f"-j {self.cluster_chain}"))
+        from_node = "-m addrtype --src-type LOCAL"
+        note = comment(f"masquerade LOCAL traffic for {self.text} external destinations")
+        rules.append(f"{note} {from_node} {_MARK_MASQ}")
+        note = comment(f"route LOCAL traffic for {self.text} external destinations")
+        rules.append(f"{note} {from_node} -j {self.cluster_chain}")
+        if frontend.verdict is Verdict.FORWARD:
+            rules.append(f"-j {self.local_chain}")
+        self.chains[self.external_chain] = tuple(rules)
+
+    def _guard(self, frontend: Frontend) -> None:
+        """KUBE-FW: a load balancer's source ranges; KUBE-PROXY-FIREWALL drops what is left."""
+        sources = [spelled_range(cidr) for cidr in self.port.source_ranges]
+        if self._admits_node():
+            # A load-balancer address is often added to the node itself; the node then reaches
+            # it with that very address as its source.
+            bits = self.settings.family.bits
+            sources.extend(
+                f"{spelled(f.address)}/{bits}"
+                for f in self.port.frontends
+                if f.kind is FrontendKind.LOAD_BALANCER
+            )
+        note = comment(f"{self.text} loadbalancer IP")
+        rules = [f"-s {s} {note} -j {self.external_chain}" for s in dict.fromkeys(sources)]
+        self.chains[self.firewall_chain] = tuple(rules)
+        note = f"{self.text} traffic not accepted by {self.firewall_chain}"
+        head = self._match(frontend, note)
+        self.lists.setdefault(naming.PROXY_FIREWALL, []).append(f"{head} -j DROP")
+
+    def _admits_node(self) -> bool:
+        if not self.settings.node_address:
+            return False
+        node = ip_address(self.settings.node_address)
+        return any(node in ip_network(cidr) for cidr in self.port.source_ranges)
+
+    def _policy_chain(self, chain: str, endpoints: tuple[Endpoint, ...]) -> None:
+        """KUBE-SVC or KUBE-SVL: affinity, then the balance.
+
+        kube-proxy's chain begins with the masquerading of what comes to the cluster IP from
+        outside; ours is one rule for all Services, in ``static``.
+        """
+        targets = {endpoint_target(e): e for e in endpoints}
+        prefix = chain[: len(naming.CLUSTER_PREFIX)]
+        if not self.port.affinity_seconds and self.settings.hairpin_match:
+            match = f"-p {self.keyword}"
+
+            def translate(target: str) -> Branch:
+                return match, f"-j DNAT --to-destination {target}"
+
+            self.chains.update(balance(chain, prefix, tuple(targets), translate))
+            return
+        chains = {target: naming.endpoint_chain(self.port.name, target) for target in targets}
+        for target, endpoint in targets.items():
+            self._endpoint_chain(chains[target], endpoint, target)
+        balanced = balance(chain, prefix, tuple(targets), lambda t: ("", f"-j {chains[t]}"))
+        if self.port.affinity_seconds:
+            remembered = tuple(self._remembered(c) for c in chains.values())
+            balanced[chain] = remembered + balanced[chain]
+        self.chains.update(balanced)
+
+    def _endpoint_chain(self, chain: str, endpoint: Endpoint, target: str) -> None:
+        """KUBE-SEP, where an endpoint needs a chain: to remember clients, or for its hairpin."""
+        rules = []
+        if not self.settings.hairpin_match:
+            source = f"-s {spelled(endpoint.address)}/{self.settings.family.bits}"
+            rules.append(f"{source} {_MARK_MASQ}")
+        remember = ""
+        if self.port.affinity_seconds and self.settings.affinity_sets:
+            # A client's time begins anew with each connection, as with xt_recent's --set.
+            self.sets.add(chain)
+            seconds = self.port.affinity_seconds
+            rules.append(f"-j SET --add-set {chain} src --exist --timeout {seconds:d}")
+        elif self.port.affinity_seconds:
+            remember = f"-m recent --set --name {chain} --mask {self._mask()} --rsource"
+        rules.append(rule(f"-p {self.keyword}", remember, f"-j DNAT --to-destination {target}"))
+        self.chains[chain] = tuple(rules)
+
+    def _remembered(self, chain: str) -> str:
+        if self.settings.affinity_sets:
+            return f"-m set --match-set {chain} src -j {chain}"
+        seconds = self.port.affinity_seconds
+        recent = f"-m recent --rcheck --seconds {seconds:d} --reap --name {chain}"
+        return f"{recent} --mask {self._mask()} --rsource -j {chain}"
+
+    def _mask(self) -> str:
+        if self.settings.family is IPFamily.IPV6:
+            return ":".join(["ffff"] * 8)
+        return "255.255.255.255"
+
+    def _health_check_port(self) -> None:
+        note = comment(f"{self.text} health check node port")
+        text = f"-p tcp {note} -m tcp --dport {self.port.health_check_node_port:d} -j ACCEPT"
+        self.lists.setdefault(naming.NODE_PORTS, []).append(text)
+
+
+def _why(verdict: Verdict) -> str:
+    return "has no endpoints" if verdict is Verdict.REJECT else "has no local endpoints"

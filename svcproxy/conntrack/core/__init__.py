@@ -1,0 +1,1 @@
+"""Which conntrack entries are stale, decided without I/O."""

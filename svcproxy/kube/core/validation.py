@@ -1,0 +1,115 @@
+"""The API server's rules for names, applied to every object.
+
+Objects of a real API server always pass. Manifests, and answers of a hostile or broken server, may
+not. A name that passes holds no quote, no white space and no control character, so it is safe in a
+rule, a comment or a log line.
+
+Sources: ``k8s.io/apimachinery/pkg/util/validation``, ``pkg/apis/core/validation`` and
+``pkg/apis/discovery/validation`` of Kubernetes 1.36.
+"""
+
+import re
+
+from svcproxy import limits
+from svcproxy.kube.core.wire import ParseError
+
+_PART = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
+_BETWEEN = f"{{0,{limits.LABEL_CHARACTERS - 2}}}"
+_LABEL = rf"[a-z0-9](?:[-a-z0-9]{_BETWEEN}[a-z0-9])?"
+# The API limits the whole of a subdomain, not each of its labels.
+_SUBDOMAIN = rf"(?![^/]{{{limits.SUBDOMAIN_CHARACTERS + 1}}}){_PART}(?:\.{_PART})*"
+_VALUE = rf"[A-Za-z0-9](?:[-A-Za-z0-9_.]{_BETWEEN}[A-Za-z0-9])?"
+
+
+class LimitExceededError(ParseError):
+    """An object holds more of something than ``svcproxy.limits`` allows.
+
+    Attributes:
+        limit: the label under which it is counted.
+    """
+
+    def __init__(self, field: str, reason: str, limit: str) -> None:
+        super().__init__(field, reason)
+        self.limit = limit
+
+
+def shown(value: object) -> str:
+    """Quote a value for a message: escaped, and cut after ``limits.SHOWN_CHARACTERS``."""
+    text = value if isinstance(value, str) else _number(value)
+    if len(text) <= limits.SHOWN_CHARACTERS:
+        return repr(text) if isinstance(value, str) else text
+    return f"{text[: limits.SHOWN_CHARACTERS]!r}… ({len(text)} characters)"
+
+
+def _number(value: object) -> str:
+    try:
+        return str(value)
+    except ValueError:  # Python refuses to print integers of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
+class Names(dict[str, str]):
+    """Checks names by one rule: ``names[name]`` returns the name, or raises a ``ValueError``.
+
+    A dictionary, because the first list of a large cluster checks 100,000 names. A name that was
+    checked before costs one look-up in C, like ``sys.intern``, and shares its text.
+
+    Args:
+        rule: a regular expression for allowed names.
+        what: the rule in words, for messages.
+    """
+
+    def __init__(self, rule: str, what: str) -> None:
+        super().__init__()
+        self.allowed = re.compile(rule).fullmatch
+        """Matches an allowed name without caching it; for names that are unique."""
+        self._what = what
+
+    def __missing__(self, name: str) -> str:
+        if not self.allowed(name):
+            raise ValueError(self.reason(name))
+        if len(self) >= limits.SHARED_NAMES:
+            self.clear()
+        self[name] = name
+        return name
+
+    def reason(self, name: str) -> str:
+        """Return the message for a name that breaks the rule."""
+        return f"{shown(name)} is not {self._what}"
+
+    def at(self, field: str, name: str) -> str:
+        """Return the name in a field.
+
+        Raises:
+            ParseError: the name breaks the rule.
+        """
+        try:
+            return self[name]
+        except ValueError as error:
+            raise ParseError(field, str(error)) from None
+
+
+LABELS = Names(
+    _LABEL,
+    f"a DNS label: up to {limits.LABEL_CHARACTERS} of a-z, 0-9 and -, no - at either end",
+)
+"""Services, namespaces and ports. Service names may begin with a digit, as they may with the
+feature gate ``RelaxedServiceNameValidation``."""
+
+SUBDOMAINS = Names(
+    _SUBDOMAIN,
+    f"a DNS subdomain: up to {limits.SUBDOMAIN_CHARACTERS} characters, DNS labels with dots between",
+)
+"""EndpointSlices, Nodes and ServiceCIDRs."""
+
+LABEL_VALUES = Names(
+    rf"(?:{_VALUE})?",
+    f"a label value: up to {limits.LABEL_CHARACTERS} of A-Z, a-z, 0-9, -, _ and .",
+)
+"""The Service of a slice, zones and zone hints. The empty text is allowed."""
+
+TAINT_KEYS = Names(
+    rf"(?:{_SUBDOMAIN}/)?{_VALUE}",
+    "a qualified name such as example.com/key",
+)
+"""Keys of taints."""

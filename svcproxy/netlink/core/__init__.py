@@ -1,0 +1,1 @@
+"""Netlink messages as values: building and parsing them, without sockets."""

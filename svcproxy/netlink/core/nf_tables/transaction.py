@@ -1,0 +1,359 @@
+"""From a plan to the messages of one netlink transaction, and from an error back to its cause."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from svcproxy.model.names import IPFamily
+from svcproxy.netlink.core.attributes import (
+    HEADER,
+    NESTED,
+    MalformedError,
+    attribute,
+    collect,
+    string,
+    text,
+    u32,
+    walk,
+)
+from svcproxy.netlink.core.nf_tables.fields import comment_in, comment_note, show
+from svcproxy.netlink.core.nf_tables.protocol import (
+    BATCH_BEGIN,
+    BATCH_END,
+    DELETE_CHAIN,
+    DELETE_ELEMENT,
+    DELETE_RULE,
+    DELETE_SET,
+    DELETE_TABLE,
+    FAMILY_HEADER,
+    FAMILY_NUMBERS,
+    FLAG_APPEND,
+    FLAG_CREATE,
+    FLAG_EXCLUSIVE,
+    FLAG_REQUEST,
+    HEADERS,
+    LIST_ELEMENT,
+    MESSAGE_HEADER,
+    NEW_CHAIN,
+    NEW_ELEMENT,
+    NEW_RULE,
+    NEW_SET,
+    NEW_TABLE,
+    SUBSYSTEM,
+    TABLE_OF,
+    message_type,
+)
+from svcproxy.netlink.core.nf_tables.ruleset import (
+    ChainSpec,
+    EncodedElements,
+    SetSpec,
+    element,
+    key_prefix,
+)
+
+_LIST_LIMIT = 60_000
+"""How long one list of elements may get; an attribute has at most 65,535 bytes."""
+_ELEMENTS, _CHAIN_OF, _SET_ID, _RULES = 3, 2, 10, 4
+_NEW = FLAG_CREATE | FLAG_EXCLUSIVE
+_DELETIONS = frozenset((DELETE_TABLE, DELETE_CHAIN, DELETE_RULE, DELETE_SET, DELETE_ELEMENT))
+
+
+class Plan(msgspec.Struct):
+    """The changes to one table, in the order in which they are sent.
+
+    Attributes:
+        delete_table: begin with deleting the table.
+        make_table: make it (anew).
+        sets: sets to make.
+        chains: chains to make.
+        open: rules that existing chains get at their heads, to lead to sets and chains that are
+            made. They are there before anything depends on them (``stages``), and go again as
+            their chains are among ``rewrite``.
+        rewrite: chains that exist and get these rules instead of those they have.
+        delete_chains: chains to delete, with their rules.
+        delete_sets: sets to delete, with their elements.
+        remove: keys of elements to delete, by set.
+        add: elements to add, by set.
+        generation: the state of the kernel that the plan starts from, 0 if that does not matter.
+        compared: it comes from a comparison with what was read, not from what was known.
+        sizes: how many elements, rules and chains the table has afterwards.
+    """
+
+    delete_table: bool = False
+    make_table: bool = False
+    sets: list[SetSpec] = []
+    chains: list[ChainSpec] = []
+    open: list[ChainSpec] = []
+    rewrite: list[ChainSpec] = []
+    delete_chains: list[str] = []
+    delete_sets: list[str] = []
+    remove: dict[str, list[bytes]] = {}
+    add: dict[str, EncodedElements] = {}
+    generation: int = 0
+    compared: bool = False
+    sizes: Mapping[str, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.delete_table
+            or self.make_table
+            or self.sets
+            or self.chains
+            or self.rewrite
+            or self.delete_chains
+            or self.delete_sets
+            or self.remove
+            or self.add
+        )
+
+    @property
+    def written(self) -> dict[str, int]:
+        """How many elements, rules and chains the plan sends."""
+        made = [*self.chains, *self.open, *self.rewrite]
+        counts = {
+            "elements": sum(map(len, self.add.values())),
+            "rules": sum(len(chain.rules) for chain in made),
+            "chains": len(self.chains),
+        }
+        return {kind: count for kind, count in counts.items() if count}
+
+    @property
+    def operations(self) -> dict[str, int]:
+        """What the plan does, by kind."""
+        written = self.written
+        counts = {
+            "table_deleted": int(self.delete_table),
+            "table_added": int(self.make_table),
+            "set_added": len(self.sets),
+            "set_deleted": len(self.delete_sets),
+            "chain_added": len(self.chains),
+            "chain_flushed": len(self.rewrite),
+            "chain_deleted": len(self.delete_chains),
+            "rule_added": written.get("rules", 0),
+            "element_added": written.get("elements", 0),
+            "element_deleted": sum(map(len, self.remove.values())),
+        }
+        return {kind: count for kind, count in counts.items() if count}
+
+
+def stages(plan: Plan) -> Iterator[Plan]:
+    """The transactions that carry out a plan: one, or two if rules lead to what is made.
+
+    A packet takes the rules of a base chain, and of what it jumps to, as they were when it came,
+    but looks elements up as they are (``nft_do_chain`` and ``nft_genmask_cur``). Elements that go
+    to a new map in the transaction that also makes the rule for it would be out of reach of the
+    packets that are under way. So the map and its rule come first, and empty.
+    """
+    if not plan.open:
+        yield plan
+        return
+    yield Plan(
+        sets=plan.sets,
+        chains=plan.chains,
+        open=plan.open,
+        generation=plan.generation,
+        compared=plan.compared,
+    )
+    yield msgspec.structs.replace(plan, sets=[], chains=[], open=[])
+
+
+class Message(NamedTuple):
+    """One message of a transaction; ``what`` names its object for people."""
+
+    kind: int
+    flags: int
+    body: bytes
+    what: str
+
+
+def messages(plan: Plan, table: str) -> Iterator[Message]:
+    """The messages that carry out a plan; every object comes after those it refers to."""
+    of = text(TABLE_OF, table)
+    if plan.delete_table:
+        yield Message(DELETE_TABLE, 0, of, f"table {table}")
+    if plan.make_table:
+        yield _make_table(of)
+    for number, spec in enumerate(plan.sets):
+        # Every set of a transaction has to have a number; nothing of ours refers to it.
+        body = of + spec.attributes() + u32(_SET_ID, number + 1)
+        yield Message(NEW_SET, _NEW, body, f"set {spec.name}")
+    yield from _chains(plan, of)
+    for name in plan.delete_sets:
+        yield Message(DELETE_SET, 0, of + text(2, name), f"set {name}")
+    for name, keys in plan.remove.items():
+        for block in _blocks((key, b"") for key in keys):
+            yield _elements(DELETE_ELEMENT, 0, of, name, block)
+    # A dump leaves elements out while the kernel enlarges the set's hash table (rhashtable).
+    flags = FLAG_CREATE if plan.compared else _NEW
+    for name, tails in plan.add.items():
+        for block in _blocks(tails.items()):
+            yield _elements(NEW_ELEMENT, flags, of, name, block)
+
+
+def _make_table(of: bytes) -> Message:
+    note = attribute(6, comment_note("Kubernetes Services; do not edit, changes are undone"))
+    return Message(NEW_TABLE, _NEW, of + u32(2, 0) + note, "the table")
+
+
+def _chains(plan: Plan, of: bytes) -> Iterator[Message]:
+    """Rules come before elements: a rule with a full map is checked against all of it."""
+    for chain in plan.chains:
+        yield Message(NEW_CHAIN, _NEW, of + chain.attributes(), f"chain {chain.name}")
+    for chain in plan.rewrite:
+        flush = of + text(_CHAIN_OF, chain.name)
+        yield Message(DELETE_RULE, 0, flush, f"the rules of chain {chain.name}")
+    for chain in plan.open:
+        for rule in chain.rules:
+            body = of + text(_CHAIN_OF, chain.name) + rule.attributes()
+            yield Message(NEW_RULE, FLAG_CREATE, body, f"a rule at the head of chain {chain.name}")
+    for chain in (*plan.chains, *plan.rewrite):
+        for number, rule in enumerate(chain.rules):
+            body = of + text(_CHAIN_OF, chain.name) + rule.attributes()
+            what = f"rule {number + 1} of chain {chain.name}"
+            yield Message(NEW_RULE, FLAG_CREATE | FLAG_APPEND, body, what)
+    for name in plan.delete_chains:
+        yield Message(DELETE_CHAIN, 0, of + text(3, name), f"chain {name}")
+
+
+def _blocks(elements: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
+    prefixes: dict[int, bytes] = {}
+    parts: list[bytes] = []
+    length = 0
+    for key, tail in elements:
+        size = len(key)
+        if size not in prefixes:
+            prefixes[size] = key_prefix(size)
+        part = element(prefixes[size], key, tail)
+        length += len(part)
+        if length > _LIST_LIMIT:
+            yield b"".join(parts)
+            parts, length = [], len(part)
+        parts.append(part)
+    if parts:
+        yield b"".join(parts)
+
+
+def _elements(kind: int, flags: int, of: bytes, name: str, block: bytes) -> Message:
+    listed = attribute(_ELEMENTS | NESTED, block)
+    return Message(kind, flags, of + text(2, name) + listed, f"an element of {name}")
+
+
+def batch(
+    found: Iterable[Message], family: IPFamily, generation: int = 0, *, end: bool = True
+) -> bytes:
+    """Encode a transaction; the messages' sequence numbers count from 1.
+
+    Args:
+        found: its messages.
+        family: the family of the table.
+        generation: the kernel refuses the transaction with ERESTART if anything in nf_tables,
+            whoever did it, has changed since this generation; 0 for not to ask (kernel 4.16).
+        end: without its end, the kernel only checks the transaction and undoes it (as
+            ``nft --check`` has it do).
+    """
+    condition = u32(1, generation) if generation else b""
+    parts = [_envelope(BATCH_BEGIN, 0, condition)]
+    number = FAMILY_NUMBERS[family]
+    sequence = 0
+    pack, pack_family = MESSAGE_HEADER.pack, FAMILY_HEADER.pack(number, 0, 0)
+    for kind, flags, body, _ in found:
+        sequence += 1
+        size = HEADERS + len(body)
+        parts += (
+            pack(size, message_type(kind), FLAG_REQUEST | flags, sequence, 0),
+            pack_family,
+            body,
+        )
+    if end:
+        parts.append(_envelope(BATCH_END, sequence + 1))
+    return b"".join(parts)
+
+
+def _envelope(kind: int, sequence: int, attributes: bytes = b"") -> bytes:
+    size = HEADERS + len(attributes)
+    header = MESSAGE_HEADER.pack(size, kind, FLAG_REQUEST, sequence, 0)
+    return header + FAMILY_HEADER.pack(0, 0, SUBSYSTEM) + attributes
+
+
+def request(kind: int, flags: int, family: IPFamily, body: bytes = b"") -> bytes:
+    """Encode a message that stands alone: a question to the kernel."""
+    header = MESSAGE_HEADER.pack(
+        HEADERS + len(body), message_type(kind), FLAG_REQUEST | flags, 1, 0
+    )
+    return header + FAMILY_HEADER.pack(FAMILY_NUMBERS[family], 0, 0) + body
+
+
+def split(message: Message) -> Iterator[Message]:
+    """The same as messages with one element each; one about something else is left as it is.
+
+    The kernel stops at the first element of a message that it refuses, and older ones do not say
+    which it was.
+    """
+    if message.kind not in {NEW_ELEMENT, DELETE_ELEMENT}:
+        yield message
+        return
+    for found, value, start in walk(message.body):
+        if found == _ELEMENTS:
+            for _, member, _ in walk(value):
+                listed = attribute(_ELEMENTS | NESTED, attribute(LIST_ELEMENT, member))
+                yield message._replace(body=message.body[:start] + listed)
+
+
+def element_keys(body: bytes) -> Iterator[bytes]:
+    """The keys of the elements in the body of a message.
+
+    Raises:
+        MalformedError: a length does not fit.
+    """
+    for _, member, _ in walk(collect(body).get(_ELEMENTS, b"")):
+        yield collect(collect(member).get(1, b"")).get(1, b"")
+
+
+def explain(message: Message, offset: int, sets: Mapping[str, SetSpec]) -> str:
+    """Name the object that an error is about.
+
+    Args:
+        message: the message that the kernel refused.
+        offset: where in it the offending attribute is, from the extended acknowledgement; 0 if
+            unknown.
+        sets: to print elements' keys with.
+    """
+    verb = "delete" if message.kind in _DELETIONS else "add"
+    inner = ""
+    try:
+        if message.kind in {NEW_ELEMENT, DELETE_ELEMENT}:
+            inner = _element_at(message.body, offset - HEADERS, sets)
+        elif message.kind == NEW_RULE:
+            inner = _expression_at(message.body, offset - HEADERS)
+    except MalformedError:
+        inner = ""
+    return f"cannot {verb} {message.what}{inner}"
+
+
+def _at(body: bytes, offset: int, kind: int) -> bytes | None:
+    """The member of the list ``kind`` that covers a position."""
+    for found, value, start in walk(body):
+        if found == kind:
+            for _, member, where in walk(value):
+                begin = start + HEADER.size + where
+                if begin <= offset < begin + HEADER.size + len(member):
+                    return member
+    return None
+
+
+def _element_at(body: bytes, offset: int, sets: Mapping[str, SetSpec]) -> str:
+    member = _at(body, offset, _ELEMENTS)
+    if member is None:
+        return ""
+    parts = collect(member)
+    key = collect(parts.get(1, b"")).get(1, b"")
+    spec = sets.get(string(collect(body).get(2, b"")))
+    shown = show(spec.key, key) if spec is not None else key.hex()
+    comment = comment_in(parts.get(6, b""))
+    return f": {shown} ({comment})" if comment else f": {shown}"
+
+
+def _expression_at(body: bytes, offset: int) -> str:
+    member = _at(body, offset, _RULES)
+    return f", expression {string(collect(member).get(1, b''))}" if member is not None else ""

@@ -1,0 +1,1 @@
+"""HTTP parsing, content negotiation and log text, without I/O."""

@@ -1,0 +1,76 @@
+"""What is done after a successful sync: stale flows, health-check ports."""
+
+import time
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import structlog
+
+from svcproxy.conntrack.cleaner import StaleFlows
+from svcproxy.model.names import IPFamily
+from svcproxy.model.objects import Node
+from svcproxy.observe.metrics import Metrics
+from svcproxy.observe.service_health import ServiceHealthServers
+from svcproxy.sync.loop import SyncHook, SyncResult
+
+log = structlog.get_logger()
+
+
+def flow_cleaner(flows: StaleFlows, family: IPFamily, metrics: Metrics) -> SyncHook:
+    """Delete flows that the sync has made stale: only now does nothing make them anew.
+
+    The first time, all ports are looked at: flows may have gone stale while no proxy ran.
+    """
+
+    def clean(settled: SyncResult) -> None:
+        begin = time.monotonic()
+        deleted = flows.clean_all(settled.ports) if settled.first else flows.clean(settled.changes)
+        metrics.conntrack_duration.labels(family).observe(time.monotonic() - begin)
+        if deleted:
+            metrics.conntrack_deleted.labels(family).inc(deleted)
+            log.info("conntrack.cleaned", family=family, flows=deleted)
+
+    return clean
+
+
+def health_checks(
+    servers: ServiceHealthServers, addresses: Callable[[Node | None], tuple[str, ...]]
+) -> SyncHook:
+    """Open, close and renew the health-check node ports; ``addresses`` says where they listen."""
+
+    def apply(settled: SyncResult) -> None:
+        if settled.changes.node_changed or settled.first:
+            servers.move(addresses(settled.node))
+        servers.apply(settled.changes.ports)
+
+    return apply
+
+
+def local_addresses(family: IPFamily, ranges: tuple[str, ...]) -> tuple[str, ...]:
+    """This machine's addresses within ``ranges`` (CIDRs), as the kernel lists them in /proc."""
+    networks = [ip_network(cidr) for cidr in ranges]
+    found = _local_ipv6() if family is IPFamily.IPV6 else _local_ipv4()
+    return tuple(sorted(a for a in found if any(ip_address(a) in n for n in networks)))
+
+
+def _local_ipv4() -> set[str]:
+    found: set[str] = set()
+    last = ""
+    for line in Path("/proc/net/fib_trie").read_text().splitlines():
+        words = line.split()
+        if words[:1] == ["|--"]:
+            last = words[1]
+        elif words[:3] == ["/32", "host", "LOCAL"]:
+            found.add(last)
+    return found
+
+
+_LINK_LOCAL = "20"
+"""The scope of an address in /proc/net/if_inet6 (``IPV6_ADDR_LINKLOCAL``)."""
+
+
+def _local_ipv6() -> set[str]:
+    fields = map(str.split, Path("/proc/net/if_inet6").read_text().splitlines())
+    # Nobody can listen on a link-local address without saying on which link.
+    return {str(ip_address(bytes.fromhex(f[0]))) for f in fields if f[3] != _LINK_LOCAL}
