@@ -74,8 +74,8 @@ def planned_chains(population: Population) -> Chains:
     state.checkout()
     settings = Settings(IPFamily.IPV4, local_traffic=LocalTraffic(CLUSTER_CIDRS[0]))
     programs = _Recorder()
-    backend = IptablesBackend(programs, lambda _node: settings)
-    backend.apply(backend.plan(Desired(state.ports, None), backend.read()))
+    backend = IptablesBackend(programs, settings)
+    backend.apply(backend.plan(Desired(state.ports, settings), backend.read()))
     return saved_chains("".join(programs.inputs))
 
 

@@ -27,6 +27,7 @@ from svcproxy.model.objects import Node
 from svcproxy.modes import (
     AnyBackend,
     Mode,
+    SettingsOf,
     followed_kinds,
     longest_pause,
     make_mode,
@@ -257,9 +258,9 @@ def _watch_kernel(mode: Mode, loops: Sequence[FamilyLoop[Any, Any]], shared: _Sh
         return
 
     def on_external_change(change: ExternalChange) -> None:
-        say = log.warning if change.sure else log.debug
+        say = log.warning if change.certain else log.debug
         say("kernel.changed_by_others", process=change.process, pid=change.pid)
-        if change.sure:
+        if change.certain:
             shared.metrics.count_foreign(change.process)
         for loop in loops:
             if loop.family in change.families:
@@ -288,6 +289,7 @@ def _loop(shared: _Shared, backend: AnyBackend, settle: SyncHook) -> FamilyLoop[
             longest_pause=longest_pause(config.proxy_mode),
         ),
         Reporter(family, shared.metrics, shared.health, shared.events),
+        settings_for=SettingsOf(config, family),
         followers=(
             flow_cleaner(StaleFlows(family), family, shared.metrics),
             health_checks(servers, partial(_health_check_addresses, config, family)),

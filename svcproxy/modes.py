@@ -130,10 +130,10 @@ def _ipvs(config: Config) -> Mode:
             graceful_limit=config.ipvs_graceful_termination_limit,
             period=config.ipvs_sync_period,
         )
-        return IpvsBackend(Iptables(variant, family), SettingsOf(config, family), options)
+        return IpvsBackend(Iptables(variant, family), SettingsOf(config, family)(None), options)
 
     def watch(on_external_change: OnExternalChange) -> Watcher:
-        change = ExternalChange("address change", 0, sure=False, outside=True)
+        change = ExternalChange("address change", 0, certain=False, affects_inputs=True)
         return AddressWatcher(lambda: on_external_change(change))
 
     return Mode(_probed(make), watch, variant)
@@ -145,7 +145,7 @@ def _iptables(config: Config) -> Mode:
 
     variant = _variant(config)
     backends = _probed(
-        lambda family: IptablesBackend(Iptables(variant, family), SettingsOf(config, family))
+        lambda family: IptablesBackend(Iptables(variant, family), SettingsOf(config, family)(None))
     )
     if variant is Variant.LEGACY:
         return Mode(backends, variant=variant)
@@ -168,7 +168,7 @@ def _nftables(config: Config) -> Mode:
     from svcproxy.backends.nftables.backend import NftablesBackend  # noqa: PLC0415
     from svcproxy.backends.nftables.watcher import NftablesWatcher  # noqa: PLC0415
 
-    backends = _probed(lambda family: NftablesBackend(family, SettingsOf(config, family)))
+    backends = _probed(lambda family: NftablesBackend(family, SettingsOf(config, family)(None)))
 
     def watch(on_external_change: OnExternalChange) -> Watcher:
         return NftablesWatcher(

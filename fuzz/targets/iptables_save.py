@@ -41,7 +41,7 @@ def _ports() -> dict[ServicePortName, ServicePort]:
     return found
 
 
-_DESIRED = Desired(_ports(), None)
+_DESIRED = Desired(_ports(), _SETTINGS)
 
 
 def _ours() -> dict[str, list[str]]:
@@ -87,7 +87,7 @@ def _survive(found: Saved) -> None:
     tables = {FILTER: found.get(FILTER, {}), NAT: found.get(NAT, {})}
     for plan in (
         Planner(_SETTINGS).plan(_DESIRED, _SETTINGS, Observed(tables)),
-        Planner(_SETTINGS).plan(Desired({}, None), _SETTINGS, Observed(tables)),
+        Planner(_SETTINGS).plan(Desired({}, _SETTINGS), _SETTINGS, Observed(tables)),
     ):
         text = plan.text()
         assert text.count("\n") == sum(1 for t in plan.tables.values() if t for _ in t.lines("t"))

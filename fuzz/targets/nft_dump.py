@@ -42,7 +42,7 @@ def _port(number: int) -> ServicePort:
 
 
 _PORTS = {port.name: port for port in map(_port, range(1, 4))}
-_DESIRED = Desired(_PORTS, None)
+_DESIRED = Desired(_PORTS, _SETTINGS)
 _PLAN = Planner(_SETTINGS).plan(_DESIRED, _SETTINGS, Observed())
 _BODIES = [(m.kind, m.body) for m in messages(_PLAN, TABLE)]
 SEEDS = (

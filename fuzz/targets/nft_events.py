@@ -41,5 +41,5 @@ def check(data: bytes) -> None:
             assert change.process.isprintable()
             assert change.families <= {_FAMILY}
     (found,) = changes.take(GOOD)
-    assert (found.process, found.pid, found.sure) == ("nft", 4242, True)
+    assert (found.process, found.pid, found.certain) == ("nft", 4242, True)
     assert found.families == {_FAMILY}

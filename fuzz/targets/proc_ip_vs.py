@@ -74,7 +74,9 @@ def _audited(listing: bytes, family: IPFamily, size: int) -> list[Difference]:
         name = ServicePortName("ns", f"s{number}", "", Protocol.TCP)
         frontend = Frontend(FrontendKind.CLUSTER_IP, vip, 80, local=False, verdict=Verdict.FORWARD)
         ports[name] = ServicePort(name, (frontend,), (Endpoint(_REAL[family], 8080),), ())
-    planner.plan(Desired(ports, None), planner.settings, Observed({}, {}, {}, {}, frozenset()))
+    planner.plan(
+        Desired(ports, planner.settings), planner.settings, Observed({}, {}, {}, {}, frozenset())
+    )
     audit = Audit(planner, Termination(0), _TICKS)
     audit.compared()
     audit.renew(len(ports))

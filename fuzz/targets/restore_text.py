@@ -73,15 +73,15 @@ def check(data: bytes) -> None:
     )
     nothing = Observed({})
     scratch = Planner(settings)
-    whole = scratch.plan(Desired(ports, None), settings, nothing)
+    whole = scratch.plan(Desired(ports, settings), settings, nothing)
     _read_back(whole)
     steps = Planner(settings)
-    steps.plan(Desired({}, None), settings, nothing)
+    steps.plan(Desired({}, settings), settings, nothing)
     step = steps.plan_changes(ports)
     _read_back(step)
     assert step.refused.keys() == whole.refused.keys()
     alone = Planner(settings)
-    alone.plan(Desired({}, None), settings, nothing)
+    alone.plan(Desired({}, settings), settings, nothing)
     expected = alone.plan_changes({port.name: port for port in _GOOD})
     for plan in (whole, step):
         held = {rule for rules in plan.tables[NAT].write.values() for rule in rules}

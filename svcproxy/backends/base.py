@@ -1,12 +1,12 @@
 """What the sync loop asks of a backend, whichever part of the kernel it programs."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from svcproxy.backends.settings import Settings
 from svcproxy.model.names import IPFamily, ServicePortName
-from svcproxy.model.objects import Node
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes
 
@@ -17,12 +17,14 @@ Plan = TypeVar("Plan")
 class Desired(msgspec.Struct, frozen=True):
     """The whole desired state of one family, the input of a plan from scratch.
 
-    ``service_cidrs`` are the ranges that cluster IPs are taken from, for backends that drop what
-    is sent to those that nobody has.
+    Attributes:
+        ports: all Service ports of the family.
+        settings: what the rules depend on besides Service ports.
+        service_cidrs: the ranges of cluster IPs, for backends that drop packets to unassigned ones.
     """
 
     ports: Mapping[ServicePortName, ServicePort]
-    node: Node | None
+    settings: Settings
     service_cidrs: tuple[str, ...] = ()
 
 
@@ -47,23 +49,35 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class ExternalChange(msgspec.Struct, frozen=True):
-    """A change that somebody else has made to what we may have programmed.
+    """Another program changed kernel state that svcproxy may have programmed.
 
     Attributes:
-        process: the name of the process, as the kernel has it (up to 15 characters); empty when
-            nobody knows.
-        pid: its number in the initial pid namespace; 0 when unknown.
-        sure: whether it was ours for sure that was changed; otherwise it may have been.
-        families: of which families.
-        outside: an input of ours changed, such as the node's addresses, not what we program: the
-            update that follows does not count as a repair.
+        process: the name of the process, as the kernel has it (up to 15 characters); empty if
+            unknown.
+        pid: its process ID in the initial PID namespace; 0 if unknown.
+        certain: whether the change certainly affects svcproxy's objects; otherwise it may.
+        families: the IP families that are affected.
+        affects_inputs: an input of svcproxy changed, such as the node's addresses, not what it
+            programs: the update that follows does not count as a repair.
     """
 
     process: str
     pid: int
-    sure: bool = True
+    certain: bool = True
     families: frozenset[IPFamily] = frozenset(IPFamily)
-    outside: bool = False
+    affects_inputs: bool = False
+
+
+class Maintenance(NamedTuple):
+    """The result of ``Backend.maintain``.
+
+    Attributes:
+        next_in: seconds until the next call; ``None`` for not before the next sync.
+        found: a change of another program that calls for a resync.
+    """
+
+    next_in: float | None = None
+    found: ExternalChange | None = None
 
 
 class Backend(Protocol[Observed, Plan]):
@@ -80,10 +94,10 @@ class Backend(Protocol[Observed, Plan]):
         """The family that this backend programs."""
 
     @property
-    def spares(self) -> int:
-        """How many periodic comparisons may be spared in a row while ``untouched`` says so.
+    def max_skipped_resyncs(self) -> int:
+        """How many periodic resyncs in a row may be skipped while ``is_unchanged`` holds.
 
-        What it cannot see is found by the one after them.
+        The resync after them finds changes that ``is_unchanged`` cannot see.
         """
 
     def probe(self) -> None:
@@ -93,10 +107,10 @@ class Backend(Protocol[Observed, Plan]):
             BackendUnavailable: they cannot; the message names the remedy.
         """
 
-    def untouched(self) -> bool:
-        """Whether the kernel surely holds what the last ``apply`` left, if that is cheap to tell.
+    def is_unchanged(self) -> bool:
+        """Whether the kernel certainly holds what the last ``apply`` left, by a cheap check.
 
-        It spares the periodic comparison; ``False`` when it cannot be told.
+        If so, the loop may skip a periodic resync. ``False`` if that is unknown.
         """
 
     def read(self) -> Observed:
@@ -109,14 +123,16 @@ class Backend(Protocol[Observed, Plan]):
     def plan(self, desired: Desired, observed: Observed) -> Plan:
         """Compute the difference between ``desired`` and what the kernel holds."""
 
-    def plan_changes(self, changes: Changes, node: Node | None) -> Plan | None:
+    def plan_changes(self, changes: Changes, settings: Settings) -> Plan | None:
         """Compute what ``changes`` mean for the kernel as of the last ``apply``.
 
-        ``node`` is the present Node object, for when ``changes`` say that it changed. A Service
-        port that was refused before may be among ``changes`` without having changed since.
+        Args:
+            changes: the changed Service ports. A port that was refused before may be among them
+                without having changed since.
+            settings: the current settings; the same object as long as nothing in them changed.
 
         Returns:
-            The plan, or ``None`` when only a comparison from scratch will do.
+            The plan, or ``None`` if only a resync can apply the changes.
         """
 
     def apply(self, plan: Plan) -> Outcome:
@@ -126,16 +142,14 @@ class Backend(Protocol[Observed, Plan]):
             BackendError: the kernel refused; nothing can be assumed about its state.
         """
 
-    def tend(self, hurry: Callable[[], bool]) -> float | ExternalChange | None:
-        """Do what only passing time calls for; called after each sync, and when time is up.
+    def maintain(self, should_yield: Callable[[], bool]) -> Maintenance:
+        """Do periodic work: let real servers drain, audit the kernel.
+
+        The loop calls it after each sync, and again when the returned delay has passed.
 
         Args:
-            hurry: whether something has come that is more important, so that what takes long had
-                better go on at the next call.
-
-        Returns:
-            Seconds until it wants to be called again, ``None`` for not before the next sync; or
-            what others have done, if it came upon such a thing, which calls for a comparison.
+            should_yield: whether changes are waiting, so that long work should continue in the
+                next call.
 
         Raises:
             BackendError: the kernel did not do what was asked.

@@ -60,7 +60,7 @@ class Inbox:
     def doubt(self, change: ExternalChange) -> None:
         """Note that another program changed the kernel; of several changes, a certain one is kept."""
         with self._condition:
-            if self._doubt is None or change.sure:
+            if self._doubt is None or change.certain:
                 self._doubt = change
                 self._condition.notify()
 

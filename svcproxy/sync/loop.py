@@ -10,6 +10,7 @@ import structlog
 
 from svcproxy import limits, threads
 from svcproxy.backends.base import Backend, BackendError, Desired, ExternalChange, Outcome
+from svcproxy.backends.settings import Settings
 from svcproxy.conntrack.table import ConntrackError
 from svcproxy.model.names import REQUIRED_KINDS, IPFamily, Kind, ServicePortName
 from svcproxy.model.objects import (
@@ -67,6 +68,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         schedule: Schedule,
         reporter: Reporter,
         *,
+        settings_for: Callable[[Node | None], Settings],
         followers: Sequence[SyncHook] = (),
         kinds: Iterable[Kind] = REQUIRED_KINDS,
         clock: Callable[[], float] = time.monotonic,
@@ -74,6 +76,8 @@ class FamilyLoop(Generic[Observed, Plan]):
         self.inbox = Inbox(on_put=self._on_put, on_drain=reporter.taken)
         self._backend = backend
         self._state = state
+        self._settings_for = settings_for
+        self._settings = settings_for(state.node)
         self._schedule = schedule
         self._reporter = reporter
         self._clock = clock
@@ -86,7 +90,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._first = True
         self._spares = 0
         self._doubt: ExternalChange | None = None
-        self._tend_at: float | None = None
+        self._maintain_at: float | None = None
         self._thread: Thread | None = None
 
     @property
@@ -126,7 +130,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         due = self._schedule.due()
         if not self._schedule.requested:
             due = min(due, self._refused.next_due, self._isolation.next_due)
-        return due if self._tend_at is None else min(due, self._tend_at)
+        return due if self._maintain_at is None else min(due, self._maintain_at)
 
     def step(self) -> None:
         """Take in what has come, and sync if it is time; never raises."""
@@ -136,8 +140,8 @@ class FamilyLoop(Generic[Observed, Plan]):
                 self._schedule.request()
             if not self._missing and self._clock() >= self._schedule.due():
                 self._sync()
-            if self._tend_at is not None and self._clock() >= self._tend_at:
-                self._tend()
+            if self._maintain_at is not None and self._clock() >= self._maintain_at:
+                self._maintain()
         except Exception as error:  # noqa: BLE001 - the old rules still work; it is logged
             self._reporter.defect("sync", error)
             self._failed(error, thorough=True)
@@ -170,7 +174,7 @@ class FamilyLoop(Generic[Observed, Plan]):
 
     def _suspect(self, change: ExternalChange) -> None:
         """Have the kernel compared, for somebody else has, or may have, changed it."""
-        self._schedule.doubt(sure=change.sure)
+        self._schedule.doubt(sure=change.certain)
         self._doubt = change
 
     def _sync(self) -> None:
@@ -192,10 +196,10 @@ class FamilyLoop(Generic[Observed, Plan]):
         except BackendError as error:
             self._failed(error, thorough=thorough)
             return
-        end = self._tend_at = self._clock()
+        end = self._maintain_at = self._clock()
         found = bool(outcome.operations)
         self._schedule.succeeded(end, compared=due or thorough, took=end - begin, found=found)
-        if compared_only and found and not (self._doubt and self._doubt.outside):
+        if compared_only and found and not (self._doubt and self._doubt.affects_inputs):
             self._reporter.repaired(self._doubt)
         if thorough:
             self._doubt = None
@@ -215,6 +219,8 @@ class FamilyLoop(Generic[Observed, Plan]):
     def _checkout(self, now: float) -> Changes:
         """Return what changed, and the Service ports that are due for another attempt."""
         changes = self._state.checkout()
+        if changes.node_changed:
+            self._settings = self._settings_for(self._state.node)
         self._unsettled = self._unsettled.then(changes)
         self._reporter.changes(changes, self._state.conflicts)
         if self._refused.names:
@@ -235,21 +241,20 @@ class FamilyLoop(Generic[Observed, Plan]):
         news = self._refused.note(now, outcome.refused, None if tried is None else tried.ports)
         self._reporter.refused(news, len(self._refused))
 
-    def _tend(self) -> None:
+    def _maintain(self) -> None:
         """Let the backend do what only time calls for, if it knows what the kernel holds."""
-        self._tend_at = None
+        self._maintain_at = None
         if self._schedule.failing:
             return
         try:
-            wish = self._backend.tend(lambda: self.inbox.filled)
+            result = self._backend.maintain(lambda: self.inbox.filled)
         except BackendError as error:
             self._failed(error, thorough=False)
             return
-        if isinstance(wish, ExternalChange):
-            self._suspect(wish)
-            self._tend_at = self._clock()  # for whatever else it has to do until then
-        elif wish is not None:
-            self._tend_at = self._clock() + wish
+        if result.found is not None:
+            self._suspect(result.found)
+        if result.next_in is not None:
+            self._maintain_at = self._clock() + result.next_in
 
     def _follow(self, settled: SyncResult) -> None:
         """Do what comes after a sync; its failure is not the sync's."""
@@ -264,13 +269,13 @@ class FamilyLoop(Generic[Observed, Plan]):
     def _spared(self) -> bool:
         """Whether the kernel tells at no cost that a comparison would find nothing.
 
-        After ``Backend.spares`` of them a comparison is made all the same: a foreign change in the
+        After ``Backend.max_skipped_resyncs`` of them a comparison is made all the same: a foreign change in the
         very moment of our own would go unnoticed otherwise.
         """
-        if self._doubt or self._first or self._schedule.failing or not self._backend.untouched():
+        if self._doubt or self._first or self._schedule.failing or not self._backend.is_unchanged():
             self._spares = 0
             return False
-        self._spares = (self._spares + 1) % (self._backend.spares + 1)
+        self._spares = (self._spares + 1) % (self._backend.max_skipped_resyncs + 1)
         return self._spares > 0
 
     def _program(self, changes: Changes, *, thorough: bool) -> tuple[Outcome, float, bool]:
@@ -278,7 +283,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         backend, plan = self._backend, None
         if not thorough:
             try:
-                plan = backend.plan_changes(changes, self._state.node)
+                plan = backend.plan_changes(changes, self._settings)
             except BackendError:
                 raise
             except Exception as error:  # noqa: BLE001 - logged; _plan_all finds the cause
@@ -294,7 +299,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         state, now = self._state, self._clock()
 
         def plan(ports: Mapping[ServicePortName, ServicePort]) -> Plan:
-            return self._backend.plan(Desired(ports, state.node, state.service_cidrs), observed)
+            return self._backend.plan(Desired(ports, self._settings, state.service_cidrs), observed)
 
         try:
             made = plan(self._isolation.admitted(state.ports, now))

@@ -31,8 +31,8 @@ class Bench:
 
     def start(self) -> None:
         """Begin as a fresh process does."""
-        settings = Settings(family=self.family)
-        self.backend = IptablesBackend(self.programs, lambda _: settings)
+        self.settings = settings = Settings(family=self.family)
+        self.backend = IptablesBackend(self.programs, settings)
         self.space.call(self.backend.probe)
 
     def put(self, *ports: ServicePort) -> Outcome:
@@ -41,7 +41,7 @@ class Bench:
         self.ports.update({port.name: port for port in ports})
 
         def sync() -> Outcome:
-            plan = self.backend.plan_changes(Changes(changed), None)
+            plan = self.backend.plan_changes(Changes(changed), self.settings)
             assert plan is not None
             return self.backend.apply(plan)
 
@@ -51,7 +51,7 @@ class Bench:
         """Compare from scratch."""
         if ports is not None:
             self.ports = dict(ports)
-        desired = Desired(dict(self.ports), None)
+        desired = Desired(dict(self.ports), self.settings)
         return self.space.call(
             lambda: self.backend.apply(self.backend.plan(desired, self.backend.read()))
         )

@@ -93,14 +93,14 @@ class Applied:
 
     def compare(self, *ports: ServicePort) -> Outcome:
         self.transactions = self.reads = 0
-        desired = Desired({port.name: port for port in ports}, None)
+        desired = Desired({port.name: port for port in ports}, self.programmed.settings)
         return self.backend.apply(self.backend.plan(desired, self.backend.read()))
 
     def change(self, *ports: ServicePort, gone: tuple[ServicePort, ...] = ()) -> Outcome:
         self.transactions = self.reads = 0
         changed: dict[Any, ServicePort | None] = {port.name: port for port in ports}
         changed.update(dict.fromkeys((port.name for port in gone), None))
-        plan = self.backend.plan_changes(Changes(changed), None)
+        plan = self.backend.plan_changes(Changes(changed), self.programmed.settings)
         assert plan is not None
         return self.backend.apply(plan)
 
@@ -207,7 +207,10 @@ def test_after_a_restart_what_the_kernel_has_of_it_stays(applied: Applied) -> No
     applied.change(gone=(rejected(family, 2),))
     everything = [after, served(family, 5), served(family, 6)]
     # What the kernel has of it is unknown, so only a comparison can replace that.
-    assert applied.backend.plan_changes(Changes({after.name: after}), None) is None
+    assert (
+        applied.backend.plan_changes(Changes({after.name: after}), applied.programmed.settings)
+        is None
+    )
     assert not applied.compare(*everything).refused
     assert not applied.compare(*everything).operations
 
@@ -274,6 +277,7 @@ def _loop(programmed: Programmed) -> Iterator[tuple[FamilyLoop[Observed, Plan], 
         DesiredState(programmed.family, "node1"),
         Schedule(0.0, 30.0),
         Reporter(programmed.family, Metrics(), health, LogOnly()),
+        settings_for=lambda _node: programmed.settings,
         clock=clock,
     )
     for kind in Kind:

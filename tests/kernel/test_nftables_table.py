@@ -15,7 +15,6 @@ from svcproxy.backends.nftables.backend import NftablesBackend
 from svcproxy.backends.nftables.connection import Connection, RefusedError
 from svcproxy.backends.nftables.core.plan import all_sets
 from svcproxy.model.names import IPFamily
-from svcproxy.model.objects import Node
 from svcproxy.model.serviceport import Endpoint, ServicePort, Verdict
 from svcproxy.netlink.core.attributes import text, u32
 from svcproxy.netlink.core.nf_tables.dump import OWNED
@@ -55,10 +54,7 @@ class Programmed:
         self.ports: dict[Any, ServicePort] = {}
 
     def _make(self) -> NftablesBackend:
-        def settings_for(_node: Node | None) -> Any:
-            return self.settings
-
-        made = NftablesBackend(self.family, settings_for)
+        made = NftablesBackend(self.family, self.settings)
         try:
             # The socket belongs to the namespace of the thread that opens it.
             self.space.call(made.probe)
@@ -70,13 +66,13 @@ class Programmed:
     def compare(self, *ports: ServicePort) -> dict[str, int]:
         self.ports = {port.name: port for port in ports} or self.ports
         backend = self.backend
-        plan = backend.plan(Desired(self.ports, None), backend.read())
+        plan = backend.plan(Desired(self.ports, self.settings), backend.read())
         return dict(backend.apply(plan).operations)
 
     def change(self, *ports: ServicePort) -> dict[str, int] | None:
         changes = Changes({port.name: port for port in ports})
         self.ports.update(changes.ports)  # type: ignore[arg-type]
-        plan = self.backend.plan_changes(changes, None)
+        plan = self.backend.plan_changes(changes, self.settings)
         return None if plan is None else dict(self.backend.apply(plan).operations)
 
     def restart(self) -> dict[str, int]:
@@ -223,13 +219,13 @@ def test_a_restart_changes_what_changed_meanwhile(programmed: Programmed, family
 def test_a_comparison_repairs(programmed: Programmed, family: IPFamily, damage: str) -> None:
     programmed.compare(*one_of_each(family))
     whole = sorted(programmed.listed().split())
-    assert programmed.backend.untouched()
+    assert programmed.backend.is_unchanged()
     programmed.nft(damage.format(t=TABLES[family], vip=VIP[family]))
-    assert not programmed.backend.untouched()
+    assert not programmed.backend.is_unchanged()
     assert programmed.compare()
     assert sorted(programmed.listed().split()) == whole
     assert programmed.compare() == {}
-    assert programmed.backend.untouched()
+    assert programmed.backend.is_unchanged()
 
 
 def test_a_table_that_another_process_owns_is_told(
@@ -291,7 +287,7 @@ def test_an_incremental_change_reads_no_table(
 def test_others_tables_are_no_reason_to_compare(programmed: Programmed, family: IPFamily) -> None:
     programmed.compare(*one_of_each(family))
     programmed.nft("add table inet somebody")
-    assert not programmed.backend.untouched(), "who knows"
+    assert not programmed.backend.is_unchanged(), "who knows"
     operations = programmed.change(service_port(family, (1, 2, 5), external=True, local=True))
     assert operations is not None
     assert "compared_again" not in operations
@@ -305,8 +301,8 @@ def test_the_other_familys_transactions_are_ours(space: NetNS) -> None:
         four.compare(service_port(IPFamily.IPV4))
         six.compare(service_port(IPFamily.IPV6))
         four.change(service_port(IPFamily.IPV4, (1, 2)))
-        assert four.backend.untouched()
-        assert six.backend.untouched()
+        assert four.backend.is_unchanged()
+        assert six.backend.is_unchanged()
 
 
 def test_a_table_that_is_gone_is_noticed_before_a_change(
@@ -334,7 +330,7 @@ def test_a_transaction_between_planning_and_applying_is_harmless(
     """Somebody else's table: the generation is stale, ours is not."""
     programmed.compare(service_port(family, (1, 3, 5)))
     port = service_port(family, (1, 3, 9))
-    plan = programmed.backend.plan_changes(Changes({port.name: port}), None)
+    plan = programmed.backend.plan_changes(Changes({port.name: port}), programmed.settings)
     assert plan is not None
     programmed.nft("add table inet somebody")
     assert programmed.backend.apply(plan).operations == {"element_added": 1, "element_deleted": 1}
@@ -346,7 +342,7 @@ def test_a_comparison_that_is_overtaken_is_made_again(
     programmed.compare(service_port(family, (1, 3, 5)))
     backend = programmed.backend
     port = service_port(family, (1, 3, 9))
-    plan = backend.plan(Desired({port.name: port}, None), backend.read())
+    plan = backend.plan(Desired({port.name: port}, programmed.settings), backend.read())
     programmed.nft(f"flush chain {TABLES[family]} svcproxy services")
     operations = backend.apply(plan).operations
     assert operations["compared_again"] == 1
@@ -394,7 +390,7 @@ def test_missing_rights_are_told() -> None:
         "from svcproxy.backends.nftables.backend import NftablesBackend\n"
         "from svcproxy.backends.settings import Settings\n"
         "from svcproxy.model.names import IPFamily as F\n"
-        "try: NftablesBackend(F.IPV4, lambda node: Settings(F.IPV4)).probe()\n"
+        "try: NftablesBackend(F.IPV4, Settings(F.IPV4)).probe()\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
     command = [sys.executable, "-c", program]

@@ -33,7 +33,7 @@ class Scene:
         self.space = space
         self.seen: list[tuple[str, int]] = []
         self._numbers = itertools.count(1)
-        self.backend = NftablesBackend(V4, lambda _node: Settings(V4))
+        self.backend = NftablesBackend(V4, Settings(V4))
         space.call(self.backend.probe)
         self.put()
         self.watcher: NftablesWatcher | None = None
@@ -43,7 +43,7 @@ class Scene:
 
     def put(self) -> None:
         port = service_port(V4)
-        plan = self.backend.plan(Desired({port.name: port}, None), self.backend.read())
+        plan = self.backend.plan(Desired({port.name: port}, Settings(V4)), self.backend.read())
         self.backend.apply(plan)
 
     def watch(self, **more: object) -> NftablesWatcher:
@@ -125,7 +125,7 @@ def test_what_happened_before_the_start_is_seen(scene: Scene) -> None:
 def test_our_own_changes_are_not_seen(scene: Scene) -> None:
     scene.watch()
     port = service_port(V4, (1, 2, 9))
-    plan = scene.backend.plan_changes(Changes({port.name: port}), None)
+    plan = scene.backend.plan_changes(Changes({port.name: port}), Settings(V4))
     assert plan is not None
     assert scene.backend.apply(plan).operations
     scene.backend.clean_up()
@@ -139,7 +139,7 @@ def test_a_large_load_of_ours_overflows_nothing(
     monkeypatch.setattr("svcproxy.netlink.listener.NETLINK_EVENT_BUFFER_BYTES", 1 << 16)
     scene.watch()
     ports = [service_port(V4, name=f"s{n}", vip=f"10.97.{n // 250}.{n % 250}") for n in range(2000)]
-    plan = scene.backend.plan_changes(Changes({port.name: port for port in ports}), None)
+    plan = scene.backend.plan_changes(Changes({port.name: port for port in ports}), Settings(V4))
     assert plan is not None
     assert scene.backend.apply(plan).operations["element_added"] == 2000 * 5
     assert scene.settled() == []
@@ -241,8 +241,8 @@ def test_it_says_how_sure_it_is_and_of_which_family(scene: Scene) -> None:
     removal = scene.nft("delete chain ip nat KUBE-ONE")
     eventually(lambda: len(told) == 2, "both")
     assert told == [
-        ExternalChange("iptables-nft", culprit, sure=True, families=frozenset((V4,))),
-        ExternalChange("nft", removal, sure=False, families=frozenset((V4,))),
+        ExternalChange("iptables-nft", culprit, certain=True, families=frozenset((V4,))),
+        ExternalChange("nft", removal, certain=False, families=frozenset((V4,))),
     ]
 
 

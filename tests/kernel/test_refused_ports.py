@@ -173,7 +173,7 @@ def test_without_descriptors_a_sync_fails_and_the_next_succeeds(bench: Bench) ->
     used = len(list(Path("/proc/self/fd").iterdir()))
 
     def starved() -> Outcome:
-        plan = bench.backend.plan_changes(Changes({port(2).name: port(2)}), None)
+        plan = bench.backend.plan_changes(Changes({port(2).name: port(2)}), bench.settings)
         assert plan is not None
         resource.setrlimit(resource.RLIMIT_NOFILE, (used - 1, hard))
         try:

@@ -38,9 +38,11 @@ class Bench:
     def start(self) -> None:
         """Begin as a fresh process does."""
         source = "10.0.0.0/8" if self.family is IPFamily.IPV4 else "::1.2.0.0/112"
-        settings = Settings(family=self.family, local_traffic=LocalTraffic(source=source))
+        self.settings = settings = Settings(
+            family=self.family, local_traffic=LocalTraffic(source=source)
+        )
         programs = Iptables(Variant.LEGACY, self.family)
-        self.backend = IpvsBackend(programs, lambda _: settings, IpvsOptions())
+        self.backend = IpvsBackend(programs, settings, IpvsOptions())
 
     def put(self, *ports: ServicePort) -> Outcome:
         """Change Service ports step by step."""
@@ -49,7 +51,9 @@ class Bench:
 
     def retry(self, *names: ServicePortName) -> Outcome:
         def sync() -> Outcome:
-            plan = self.backend.plan_changes(Changes({n: self.ports.get(n) for n in names}), None)
+            plan = self.backend.plan_changes(
+                Changes({n: self.ports.get(n) for n in names}), self.settings
+            )
             if plan is None:
                 return self._compare()
             return self.backend.apply(plan)
@@ -61,12 +65,12 @@ class Bench:
         return self.space.call(self._compare)
 
     def _compare(self) -> Outcome:
-        desired = Desired(dict(self.ports), None)
+        desired = Desired(dict(self.ports), self.settings)
         return self.backend.apply(self.backend.plan(desired, self.backend.read()))
 
     def is_right(self) -> bool:
         """Whether the backend finds that nothing has changed."""
-        return self.space.call(self.backend.untouched)
+        return self.space.call(self.backend.is_unchanged)
 
 
 @pytest.fixture
@@ -200,7 +204,7 @@ def test_a_rule_deleted_during_a_comparison_is_noticed(bench: Bench) -> None:
     def sync() -> Outcome:
         observed = bench.backend.read()
         bench.space.run(program, "-t", "filter", "-D", "KUBE-FORWARD", "1")
-        return bench.backend.apply(bench.backend.plan(Desired({}, None), observed))
+        return bench.backend.apply(bench.backend.plan(Desired({}, bench.settings), observed))
 
     assert bench.space.call(sync).operations["chain_written"] == 1
     assert not bench.is_right()

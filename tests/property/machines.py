@@ -65,7 +65,7 @@ class Machine:
 
     def compare(self, planner: Any = None) -> Any:
         """The plan of a comparison from scratch."""
-        desired = Desired(self.state.ports, self.state.node)
+        desired = Desired(self.state.ports, self.options)
         return (planner or self.planner).plan(desired, self.options, self.observed())
 
     def sync(self) -> None:

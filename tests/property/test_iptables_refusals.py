@@ -71,7 +71,7 @@ class Refusing:
     def compare(
         self, ports: Mapping[ServicePortName, ServicePort]
     ) -> Mapping[ServicePortName, str]:
-        desired = Desired(ports, None)
+        desired = Desired(ports, SETTINGS)
         plan = self.planner.plan(desired, SETTINGS, self.observed())
         try:
             return self.carry_out(plan).refused

@@ -56,7 +56,7 @@ class Machine:
         self._full = True
 
     def plan(self) -> Plan:
-        desired = Desired(self.state.ports, self.state.node)
+        desired = Desired(self.state.ports, self.options)
         return self.planner.plan(desired, self.options, self.kernel.observed())
 
     def apply(self, plan: Plan) -> None:

@@ -103,7 +103,7 @@ class Loop:
 
     def restart(self) -> None:
         """A new process; the kernel stays as it is."""
-        self.backend = NftablesBackend(FAMILY, lambda _: OPTIONS)
+        self.backend = NftablesBackend(FAMILY, OPTIONS)
         self.backend._kernel = self.table  # type: ignore[assignment]
         self.full = True
 
@@ -122,9 +122,9 @@ class Loop:
         if not (full or self.full):
             again = {name: self.state.ports.get(name) for name in self.refused}
             tried = Changes({**changes.ports, **again})
-            plan = self.backend.plan_changes(tried, None)
+            plan = self.backend.plan_changes(tried, OPTIONS)
         if plan is None:
-            plan = self.backend.plan(Desired(self.state.ports, None), self.backend.read())
+            plan = self.backend.plan(Desired(self.state.ports, OPTIONS), self.backend.read())
         outcome = self.backend.apply(plan)
         self.refused = set(outcome.refused)
         self.full = False
@@ -146,7 +146,7 @@ class Loop:
 
 def fresh(ports: dict[ServicePortName, ServicePort]) -> dict[str, Any]:
     kernel = FakeKernel(FAMILY)
-    kernel.apply(Planner(OPTIONS).plan(Desired(ports, None), OPTIONS, kernel.observed()))
+    kernel.apply(Planner(OPTIONS).plan(Desired(ports, OPTIONS), OPTIONS, kernel.observed()))
     return canonical(kernel)
 
 
@@ -179,4 +179,4 @@ def test_the_others_are_in_force_and_all_of_it_heals(
     # What was kept without being known goes with the next comparison at the latest.
     loop.sync(set(), full=True)
     assert canonical(loop.kernel) == fresh(dict(loop.state.ports))
-    assert not loop.backend.plan(Desired(loop.state.ports, None), loop.backend.read())
+    assert not loop.backend.plan(Desired(loop.state.ports, OPTIONS), loop.backend.read())

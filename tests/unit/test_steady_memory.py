@@ -37,21 +37,23 @@ PlanChanges = Callable[[Ports], object]
 def iptables(state: DesiredState) -> PlanChanges:
     settings = IptablesSettings(IPFamily.IPV4)
     planner = IptablesPlanner(settings)
-    planner.plan(Desired(state.ports, None), settings, IptablesObserved({}))
+    planner.plan(Desired(state.ports, settings), settings, IptablesObserved({}))
     return planner.plan_changes
 
 
 def ipvs(state: DesiredState) -> PlanChanges:
     settings = IpvsSettings(IPFamily.IPV4)
     planner = IpvsPlanner(settings)
-    planner.plan(Desired(state.ports, None), settings, IpvsObserved({}, {}, {}, {}, frozenset()))
+    planner.plan(
+        Desired(state.ports, settings), settings, IpvsObserved({}, {}, {}, {}, frozenset())
+    )
     return planner.plan_changes
 
 
 def nftables(state: DesiredState) -> PlanChanges:
     settings = Settings(IPFamily.IPV4)
     planner = NftablesPlanner(settings)
-    planner.plan(Desired(state.ports, None), settings, NftablesObserved())
+    planner.plan(Desired(state.ports, settings), settings, NftablesObserved())
     return planner.plan_changes
 
 

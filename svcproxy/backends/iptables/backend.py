@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable
 import structlog
 from msgspec import structs
 
-from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
+from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Maintenance, Outcome
 from svcproxy.backends.iptables.core.difference import Observed, Plan
 from svcproxy.backends.iptables.core.isolation import Isolation, Kernel
 from svcproxy.backends.iptables.core.naming import FORWARD, POSTROUTING
@@ -26,7 +26,6 @@ from svcproxy.backends.xtables.fingerprint import Fingerprint
 from svcproxy.backends.xtables.generation import Watermark
 from svcproxy.model.counters import COUNTERS, INVALID_DROPPED
 from svcproxy.model.names import IPFamily
-from svcproxy.model.objects import Node
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.netlink import accounting
 from svcproxy.state.desired import Changes
@@ -41,15 +40,16 @@ log = structlog.get_logger()
 class IptablesBackend:
     """Programs one family with iptables.
 
-    ``settings_for`` gives the settings for the present Node object; when they change, all rules
-    are computed anew.
+    Args:
+        programs: iptables-save and iptables-restore of the family.
+        settings: the settings before the Node object is known; a change leads to a resync.
     """
 
-    spares = 9
+    max_skipped_resyncs = 9
 
-    def __init__(self, programs: Iptables, settings_for: Callable[[Node | None], Settings]) -> None:
+    def __init__(self, programs: Iptables, settings: Settings) -> None:
         self._programs = programs
-        self._settings_for = settings_for
+        self._settings = settings
         self._hairpin_match = True
         self._accounting = False
         self._drop_invalid = True
@@ -57,7 +57,7 @@ class IptablesBackend:
         self._affinity_sets: bool | None = None
         nft = programs.variant is Variant.NFT
         self._watermark = Watermark() if nft else Fingerprint(programs.family)
-        self._planner = Planner(self._settings(None))
+        self._planner = Planner(self._extended(settings))
         self._asked: Desired | Changes = Changes({})
         self._kept_sets: list[str] = []
 
@@ -83,7 +83,7 @@ class IptablesBackend:
                 f"cannot use the {self.family} tables: {error}"
                 " (svcproxy needs root or CAP_NET_ADMIN and CAP_NET_RAW)"
             ) from error
-        settings = self._settings(None)
+        settings = self._settings
         if not self._hairpin_match:
             log.info("iptables.no_bpf_match", family=self.family, effect="a chain per endpoint")
         if settings.family is IPFamily.IPV4 and settings.localhost_node_ports:
@@ -119,7 +119,7 @@ class IptablesBackend:
             return False
         return True
 
-    def untouched(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether nobody else has changed the tables since they were found to be right.
 
         The nft variant has the kernel's generation number for that, legacy tables their sizes.
@@ -140,12 +140,12 @@ class IptablesBackend:
         self._accounting = self._accounting and self._make_counters()
         self._consider_affinity(desired.ports.values())
         self._asked = desired
-        return self._planner.plan(desired, self._settings(desired.node), observed)
+        return self._planner.plan(desired, self._extended(desired.settings), observed)
 
-    def plan_changes(self, changes: Changes, node: Node | None) -> Plan | None:
+    def plan_changes(self, changes: Changes, settings: Settings) -> Plan | None:
         """Compute what changed Service ports mean; other settings need a full comparison."""
         self._consider_affinity(port for port in changes.ports.values() if port is not None)
-        if self._settings(node) != self._planner.settings:
+        if self._extended(settings) != self._planner.settings:
             return None
         self._asked = changes
         return self._planner.plan_changes(changes.ports)
@@ -176,7 +176,7 @@ class IptablesBackend:
                 ports.pop(name, None)
             else:
                 ports[name] = port
-        self._asked = Desired(ports, None)
+        self._asked = Desired(ports, self._settings)
         plan = self._planner.plan(self._asked, self._planner.settings, self.read())
         return self.apply(plan)
 
@@ -233,9 +233,9 @@ class IptablesBackend:
         self._kept_sets = kept
         return len(sets) - len(kept)
 
-    def tend(self, _hurry: Callable[[], bool]) -> float | None:
-        """Nothing: rules do not depend on time."""
-        return None
+    def maintain(self, _should_yield: Callable[[], bool]) -> Maintenance:
+        """Do nothing: rules do not depend on time."""
+        return Maintenance()
 
     def clean_up(self) -> None:
         """Remove our chains, jumps and ipsets, and what kube-proxy may have left."""
@@ -243,9 +243,9 @@ class IptablesBackend:
         if (names := self._sets.names()) and (kept := self._sets.destroy(names)):
             raise BackendError(f"{kept[0]}; {len(kept)} ipsets stay")
 
-    def _settings(self, node: Node | None) -> IptablesSettings:
+    def _extended(self, settings: Settings) -> IptablesSettings:
         return IptablesSettings(
-            **structs.asdict(self._settings_for(node)),
+            **structs.asdict(settings),
             drop_invalid=self._drop_invalid,
             hairpin_match=self._hairpin_match,
             accounting=self._accounting,

@@ -15,6 +15,7 @@ from svcproxy.backends.base import (
     BackendUnavailable,
     Desired,
     ExternalChange,
+    Maintenance,
     Outcome,
 )
 from svcproxy.backends.ipvs import probing, sysctls
@@ -32,7 +33,6 @@ from svcproxy.backends.settings import Settings
 from svcproxy.backends.window import is_liberal
 from svcproxy.backends.xtables.commands import Iptables
 from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
-from svcproxy.model.objects import Node
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.refusals import REFUSALS
 from svcproxy.state.desired import Changes
@@ -70,30 +70,34 @@ class IpvsOptions(msgspec.Struct, frozen=True, kw_only=True):
 class IpvsBackend:
     """Programs one family with IPVS.
 
-    ``settings_for`` gives the settings for the present Node object; when they change, or the
-    node's own addresses, everything is compared from scratch.
+    Args:
+        programs: iptables-save and iptables-restore of the family.
+        settings: the settings before the Node object is known. A change of the settings, or of
+            the node's own addresses, leads to a resync.
+        options: what the flags say about IPVS.
+        clock: monotonic seconds.
     """
 
-    spares = 59
+    max_skipped_resyncs = 59
     """Virtual servers are checked all the time, entries, addresses and rules by their numbers; a
     comparison takes long."""
 
     def __init__(
         self,
         programs: Iptables,
-        settings_for: Callable[[Node | None], Settings],
+        settings: Settings,
         options: IpvsOptions,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._programs = programs
-        self._settings_for = settings_for
+        self._settings = settings
         self._options = options
         self._clock = clock
         self._addresses: tuple[str, ...] = ()
         self._networks: tuple[str, ...] = ()
         self._drop_invalid = True
         self._unavailable: frozenset[str] = frozenset()
-        self._planner = Planner(self._settings(None))
+        self._planner = Planner(self._extended(settings))
         self._termination = Termination(options.graceful_limit)
         self._audit = Audit(self._planner, self._termination, ticks_per_second())
         self._open: _Opened | None = None
@@ -151,10 +155,10 @@ class IpvsBackend:
         for problem in sysctls.ensure(wanted):
             log.warning("sysctl.not_set", sysctl=problem.sysctl.name, error=str(problem))
 
-    def untouched(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether nobody else has changed anything since it was found to be right.
 
-        Of virtual servers, ``tend`` knows.
+        Of virtual servers, ``maintain`` knows.
         """
         if self._right is None or not self._auditor.current:
             return False
@@ -181,11 +185,11 @@ class IpvsBackend:
         present = {name.service for name in desired.ports}
         self._told = {name: text for name, text in self._told.items() if name in present}
         self._check_schedulers(desired.ports.values())
-        return self._planner.plan(desired, self._settings(desired.node), observed)
+        return self._planner.plan(desired, self._extended(desired.settings), observed)
 
-    def plan_changes(self, changes: Changes, node: Node | None) -> Plan | None:
+    def plan_changes(self, changes: Changes, settings: Settings) -> Plan | None:
         """Compute what changed Service ports mean; other settings need a full comparison."""
-        if self._settings(node) != self._planner.settings:
+        if self._extended(settings) != self._planner.settings:
             return None
         self._forget_gone(changes.ports)
         self._check_schedulers(port for port in changes.ports.values() if port is not None)
@@ -213,15 +217,17 @@ class IpvsBackend:
         rules = {table: each.rules for table, each in plan.tables.items()}
         return Outcome(operations, self._planner.sizes, rules, refused)
 
-    def tend(self, hurry: Callable[[], bool]) -> float | ExternalChange | None:
-        """Look at the real servers that drain, if it is time, and at some virtual servers."""
-        pause, found = self._tend_draining(), self._auditor.step(hurry)
+    def maintain(self, should_yield: Callable[[], bool]) -> Maintenance:
+        """Check the real servers that drain, if it is time, and audit some virtual servers."""
+        pause, found = self._maintain_draining(), self._auditor.step(should_yield)
         if isinstance(found, Difference):
             log.info("ipvs.foreign_change", family=self.family, virtual_server=str(found))
-            return ExternalChange("", 0, sure=False)
-        return found if pause is None else pause if found is None else min(pause, found)
+            return Maintenance(0.0, ExternalChange("", 0, certain=False))
+        return Maintenance(
+            found if pause is None else pause if found is None else min(pause, found)
+        )
 
-    def _tend_draining(self) -> float | None:
+    def _maintain_draining(self) -> float | None:
         now = self._clock()
         if self._termination.pause() is None:
             return None
@@ -276,13 +282,13 @@ class IpvsBackend:
 
     def clean_up(self) -> None:
         """Remove what is a Service's, ours or kube-proxy's: virtual servers, rules and ipsets."""
-        desired = Desired({}, None)
+        desired = Desired({}, self._settings)
         for _ in range(2):
             self.apply(self.plan(desired, self.read()))
 
-    def _settings(self, node: Node | None) -> IpvsSettings:
+    def _extended(self, settings: Settings) -> IpvsSettings:
         return IpvsSettings(
-            **structs.asdict(self._settings_for(node)),
+            **structs.asdict(settings),
             scheduling=scheduling(self._options.scheduler),
             addresses=self._addresses,
             subnets=self._networks,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Outcome
+from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Maintenance, Outcome
 from svcproxy.backends.localnet import allow_localnet
 from svcproxy.backends.nftables.connection import RefusedError, StaleGenerationError
 from svcproxy.backends.nftables.core.plan import Planner, all_chains, all_sets
@@ -16,7 +16,6 @@ from svcproxy.backends.nftables.table import KernelTable
 from svcproxy.backends.settings import Settings
 from svcproxy.backends.window import is_liberal
 from svcproxy.model.names import IPFamily, ServicePortName
-from svcproxy.model.objects import Node
 from svcproxy.netlink.core.nf_tables.dump import Observed
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE, SetSpec
 from svcproxy.netlink.core.nf_tables.transaction import Plan, messages
@@ -54,22 +53,22 @@ class _Work:
 class NftablesBackend:
     """Programs one family with nftables, over netlink and without any program.
 
-    ``settings_for`` gives the settings for the present Node object; when they change, the table
-    is compared from scratch.
+    Args:
+        family: the IP family.
+        settings: the settings before the Node object is known; a change leads to a resync.
+        table: the name of the table.
     """
 
-    spares = 9
+    max_skipped_resyncs = 9
 
-    def __init__(
-        self, family: IPFamily, settings_for: Callable[[Node | None], Settings], table: str = TABLE
-    ) -> None:
+    def __init__(self, family: IPFamily, settings: Settings, table: str = TABLE) -> None:
         self._family = family
-        self._settings_for = settings_for
+        self._settings = settings
         self._name = table
         self._kernel: KernelTable | None = None
         self._service_cidrs: tuple[str, ...] = ()
         self._drop_invalid = True
-        self._planner = Planner(self._settings(None))
+        self._planner = Planner(self._extended(settings))
         self._refused: frozenset[ServicePortName] = frozenset()
 
     @property
@@ -115,19 +114,19 @@ class NftablesBackend:
             raise BackendUnavailable(
                 f"{error}: the kernel needs CONFIG_NETFILTER_NETLINK"
             ) from error
-        settings = self._settings(None)
+        settings = self._settings
         if settings.family is IPFamily.IPV4 and settings.localhost_node_ports:
             allow_localnet()
 
     def _check_everything(self) -> None:
-        settings = self._settings(None)
+        settings = self._extended(self._settings)
         tiers = [str(Tier(b, 2, seconds)) for b in BALANCES for seconds in (0, 10800)]
         present = [*tiers, source_set(8)]
         specs, chains = all_sets(settings, present), all_chains(settings, present)
         plan = Plan(make_table=True, sets=list(specs.values()), chains=list(chains.values()))
         self._table.check(list(messages(plan, _PROBE_TABLE)), specs)
 
-    def untouched(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether no transaction but ours has come since the table was read or made."""
         try:
             return self._table.is_untouched()
@@ -142,23 +141,23 @@ class NftablesBackend:
         """Compare everything."""
         self._service_cidrs = desired.service_cidrs
         self._drop_invalid = not is_liberal()
-        return self._planner.plan(desired, self._settings(desired.node), observed)
+        return self._planner.plan(desired, self._extended(desired.settings), observed)
 
-    def _settings(self, node: Node | None) -> Settings:
+    def _extended(self, settings: Settings) -> Settings:
         return extended(
-            self._settings_for(node),
+            settings,
             service_cidrs=self._service_cidrs,
             drop_invalid=self._drop_invalid,
         )
 
-    def plan_changes(self, changes: Changes, node: Node | None) -> Plan | None:
+    def plan_changes(self, changes: Changes, settings: Settings) -> Plan | None:
         """Compute what changed Service ports mean.
 
         A full comparison is needed (``None``) if the settings changed, if the table is no longer
         the one that was read or made, and if the kernel holds unknown elements at the keys of a
         changed port.
         """
-        if changes.service_cidrs_changed or self._settings(node) != self._planner.settings:
+        if changes.service_cidrs_changed or self._extended(settings) != self._planner.settings:
             return None
         if not self._table.is_same() or self._planner.needs_comparison(changes.ports):
             return None
@@ -238,9 +237,9 @@ class NftablesBackend:
     def _sets(self) -> dict[str, SetSpec]:
         return all_sets(self._planner.settings, ())
 
-    def tend(self, _hurry: Callable[[], bool]) -> float | None:
-        """Nothing: rules do not depend on time."""
-        return None
+    def maintain(self, _should_yield: Callable[[], bool]) -> Maintenance:
+        """Do nothing: rules do not depend on time."""
+        return Maintenance()
 
     def clean_up(self) -> None:
         """Delete our table."""

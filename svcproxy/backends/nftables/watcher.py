@@ -118,7 +118,7 @@ class NftablesWatcher:
 
 def _foreign(change: Change) -> ExternalChange:
     families = frozenset(f for f, number in FAMILY_NUMBERS.items() if number in change.families)
-    return ExternalChange(change.process, change.pid, change.sure, families)
+    return ExternalChange(change.process, change.pid, change.certain, families)
 
 
 def _ignore(own_ports: Collection[int], listening: socket.socket) -> None:

@@ -29,7 +29,9 @@ def without_endpoints(count: int) -> Ports:
 
 def programmed(ports: Ports) -> tuple[Planner, RestoredTables]:
     planner, kernel = Planner(SETTINGS), RestoredTables()
-    kernel.restore(planner.plan(Desired(ports, None), SETTINGS, Observed(kernel.saved())).text())
+    kernel.restore(
+        planner.plan(Desired(ports, SETTINGS), SETTINGS, Observed(kernel.saved())).text()
+    )
     return planner, kernel
 
 

@@ -67,7 +67,7 @@ class Audited:
         self.termination = Termination(60)
         self.audit = Audit(self.planner, self.termination, ticks=100)
         ports = {each.name: each for each in (port(WEB, ONE, TWO), port(DNS, ONE, affinity=10800))}
-        self.planner.plan(Desired(ports, None), settings, observed())
+        self.planner.plan(Desired(ports, settings), settings, observed())
         self.audit.compared()
         self.change()
 
@@ -212,7 +212,7 @@ def test_other_families_settings_are_read_as_the_kernel_writes_them() -> None:
     planner = Planner(settings)
     key = VirtualServerKey(Protocol.SCTP, "fd00:10::1", 80)
     wanted = port(key, "fd00:2::", affinity=60)
-    planner.plan(Desired({wanted.name: wanted}, None), settings, observed())
+    planner.plan(Desired({wanted.name: wanted}, settings), settings, observed())
     audit = Audit(planner, Termination(0), ticks=250)
     audit.compared()
     audit.renew(1)

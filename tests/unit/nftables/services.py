@@ -70,7 +70,7 @@ class Bench:
         self.family = settings.family
         self.planner = Planner(settings)
         self.kernel = FakeKernel(settings.family)
-        desired = Desired({port.name: port for port in ports}, None)
+        desired = Desired({port.name: port for port in ports}, self.settings)
         self.kernel.apply(self.planner.plan(desired, settings, self.kernel.observed()))
         self.node = Node(self.kernel, (NODE[settings.family],))
 

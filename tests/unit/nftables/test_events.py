@@ -123,7 +123,7 @@ def test_the_gravest_judgement_of_a_transaction_counts() -> None:
 
     def told(*chains: str) -> list[bool]:
         data = b"".join(event(nft.NEW_RULE, text(1, "nat") + text(2, c)) for c in chains)
-        return [change.sure for change in Changes(judge, [2, 10]).take(data + generation())]
+        return [change.certain for change in Changes(judge, [2, 10]).take(data + generation())]
 
     assert told("perhaps", "sure", "perhaps") == [True]
     assert told("perhaps", "no") == [False]

@@ -78,7 +78,7 @@ def test_packets_under_way_are_served(bench: Bench, changed: ServicePort, *, who
     targets = [VIP[V4], BALANCER[V4]] if len(changed.frontends) > 1 else [VIP[V4]]
     kernel.states = [copy.deepcopy(kernel.table)]
     if whole:
-        desired = Desired({**bench.planner.ports, changed.name: changed}, None)
+        desired = Desired({**bench.planner.ports, changed.name: changed}, bench.settings)
         kernel.apply(Planner(bench.settings).plan(desired, bench.settings, kernel.observed()))
     else:
         bench.change(changed)
@@ -137,7 +137,7 @@ def test_a_change_without_effect_here_is_nothing(bench: Bench) -> None:
 
 def test_other_settings_rewrite_only_the_chains_they_concern(bench: Bench) -> None:
     other = options(V4, masquerade_all=True)
-    desired = Desired(bench.planner.ports, None)
+    desired = Desired(bench.planner.ports, bench.settings)
     plan = bench.planner.plan(desired, other, bench.kernel.observed())
     assert [chain.name for chain in plan.rewrite] == ["services"]
     assert not plan.add
@@ -155,7 +155,7 @@ def test_a_table_of_another_make_is_made_anew(bench: Bench, what: str) -> None:
     else:
         elsewhere = ChainSpec("nat-output", (), Hook("nat", 3, -90))
         table.chains["nat-output"] = of + elsewhere.attributes()
-    desired = Desired(bench.planner.ports, None)
+    desired = Desired(bench.planner.ports, bench.settings)
     plan = Planner(bench.settings).plan(desired, bench.settings, bench.kernel.observed())
     assert plan.delete_table
     assert plan.make_table
@@ -169,7 +169,7 @@ def test_a_restart_keeps_the_order_that_the_kernel_has(bench: Bench) -> None:
     ports = {port.name: port for port in (service_port(V4, (2, 8, 9)),)}
     others = {name: port for name, port in bench.planner.ports.items() if name not in ports}
     again = Planner(bench.settings)
-    desired = Desired({**others, **ports}, None)
+    desired = Desired({**others, **ports}, bench.settings)
     assert not again.plan(desired, bench.settings, bench.kernel.observed())
     changed = service_port(V4, (2, 8, 11))
     assert again.plan_changes({changed.name: changed}).operations == {
@@ -183,7 +183,7 @@ def test_a_restart_removes_lengths_that_are_gone(bench: Bench) -> None:
     ports = dict(bench.planner.ports)
     ports[service_port(V4).name] = service_port(V4, (1, 2, 3))
     plan = Planner(bench.settings).plan(
-        Desired(ports, None), bench.settings, bench.kernel.observed()
+        Desired(ports, bench.settings), bench.settings, bench.kernel.observed()
     )
     assert plan.delete_chains == plan.delete_sets == ["all4"]
     bench.kernel.apply(plan)

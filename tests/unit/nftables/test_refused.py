@@ -59,7 +59,7 @@ class RefusingTable:
 
 def started(table: RefusingTable) -> NftablesBackend:
     """A new process, with the table as it is."""
-    backend = NftablesBackend(FAMILY, lambda _: OPTIONS)
+    backend = NftablesBackend(FAMILY, OPTIONS)
     backend._kernel = table  # type: ignore[assignment]
     return backend
 
@@ -76,11 +76,11 @@ def test_a_port_that_is_refused_even_as_it_was_fails_the_sync() -> None:
     backend = started(table)
     former = service_port(FAMILY, (1, 2), name="former", vip="10.97.0.1")
     changed = service_port(FAMILY, (1, 2, 3), name="former", vip="10.97.0.1")
-    backend.apply(backend.plan(Desired({former.name: former}, None), backend.read()))
+    backend.apply(backend.plan(Desired({former.name: former}, OPTIONS), backend.read()))
     backend._refused = frozenset({former.name})
     heir = service_port(FAMILY, (4,), name="heir", vip="10.97.0.1")
     table.wrong = hairpin_of(former)
-    plan = backend.plan_changes(Changes({former.name: changed, heir.name: heir}), None)
+    plan = backend.plan_changes(Changes({former.name: changed, heir.name: heir}), OPTIONS)
     assert plan
     with pytest.raises(BackendError, match="wrong"):
         backend.apply(plan)
@@ -93,15 +93,15 @@ def test_a_port_of_which_unknown_elements_were_kept_is_compared(*, gone: bool) -
     former = service_port(FAMILY, (1,), name="former", vip="10.97.0.1", local=True, external=True)
     other = service_port(FAMILY, (3,), name="other", vip="10.97.0.2")
     backend = started(table)
-    backend.apply(backend.plan(Desired({former.name: former}, None), backend.read()))
+    backend.apply(backend.plan(Desired({former.name: former}, OPTIONS), backend.read()))
 
     heir = service_port(FAMILY, (2,), name="heir", vip="10.97.0.1")
     table.wrong, table.times = hairpin_of(heir), 1
     backend = started(table)
-    outcome = backend.apply(backend.plan(Desired({heir.name: heir}, None), backend.read()))
+    outcome = backend.apply(backend.plan(Desired({heir.name: heir}, OPTIONS), backend.read()))
     assert outcome.refused == {heir.name: "wrong"}
-    assert backend.plan_changes(Changes({other.name: other}), None) is not None
+    assert backend.plan_changes(Changes({other.name: other}), OPTIONS) is not None
     wanted = {} if gone else {heir.name: heir}
-    assert backend.plan_changes(Changes({heir.name: wanted.get(heir.name)}), None) is None
-    backend.apply(backend.plan(Desired(wanted, None), backend.read()))
+    assert backend.plan_changes(Changes({heir.name: wanted.get(heir.name)}), OPTIONS) is None
+    backend.apply(backend.plan(Desired(wanted, OPTIONS), backend.read()))
     assert canonical(table.kernel) == fresh(wanted)

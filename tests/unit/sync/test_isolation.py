@@ -8,8 +8,9 @@ from msgspec import structs
 from structlog.testing import capture_logs
 
 from svcproxy.backends.base import Desired
+from svcproxy.backends.settings import Settings
 from svcproxy.model.names import NamespacedName, ServicePortName
-from svcproxy.model.objects import Node, Service
+from svcproxy.model.objects import Service
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes, DesiredState
 from svcproxy.sync.core.isolation import Ports, isolate
@@ -29,9 +30,9 @@ class Brittle(DictBackend):
         self._check(desired.ports.values())
         return super().plan(desired, observed)
 
-    def plan_changes(self, changes: Changes, node: Node | None) -> Content | None:
+    def plan_changes(self, changes: Changes, settings: Settings) -> Content | None:
         self._check(changes.ports.values())
-        return super().plan_changes(changes, node)
+        return super().plan_changes(changes, settings)
 
     def _check(self, ports: object) -> None:
         for port in ports:  # type: ignore[attr-defined]

@@ -10,9 +10,11 @@ from svcproxy.backends.base import (
     BackendError,
     Desired,
     ExternalChange,
+    Maintenance,
     Outcome,
     TransactionError,
 )
+from svcproxy.backends.settings import Settings
 from svcproxy.kube.recorder import LogOnly
 from svcproxy.model.names import IPFamily, Kind, NamespacedName, Protocol
 from svcproxy.model.objects import EndpointSlice, Node, Service, ServicePortSpec
@@ -32,24 +34,24 @@ class DictBackend:
     """A kernel of one dict: Service port names and how many frontends they have."""
 
     family = IPFamily.IPV4
-    spares = 9
+    max_skipped_resyncs = 9
 
     def __init__(self) -> None:
         self.kernel: Content = {}
         self.steps: list[str] = []
         self.broken = False
-        self.untouched_for_sure = False
+        self.is_unchanged_now = False
         self.takes: dict[str, float] = {}
-        self.pauses: list[float | ExternalChange] = []
-        self.hurry: Callable[[], bool] = lambda: False
-        self.tended = 0
+        self.pauses: list[Maintenance] = []
+        self.should_yield: Callable[[], bool] = lambda: False
+        self.maintained = 0
         self.pass_time: Callable[[float], None] = lambda _: None
 
     def probe(self) -> None:
         pass
 
-    def untouched(self) -> bool:
-        return self.untouched_for_sure
+    def is_unchanged(self) -> bool:
+        return self.is_unchanged_now
 
     def read(self) -> Content:
         self._step("read")
@@ -58,9 +60,9 @@ class DictBackend:
     def plan(self, desired: Desired, observed: Content) -> Content:
         return {str(name): len(port.frontends) for name, port in desired.ports.items()}
 
-    def plan_changes(self, changes: Changes, node: Node | None) -> Content | None:
+    def plan_changes(self, changes: Changes, settings: Settings) -> Content | None:
         self.pass_time(self.takes.get("plan_changes", 0.0))
-        if changes.node_changed and node is not None and node.pod_cidrs:
+        if changes.node_changed and settings.node_address:
             return None
         kept = dict(self.kernel)
         for name, port in changes.ports.items():
@@ -75,10 +77,10 @@ class DictBackend:
         self.kernel = plan
         return Outcome(operations={"written": len(plan)})
 
-    def tend(self, hurry: Callable[[], bool]) -> float | ExternalChange | None:
-        self.tended += 1
-        self.hurry = hurry
-        return self.pauses.pop(0) if self.pauses else None
+    def maintain(self, should_yield: Callable[[], bool]) -> Maintenance:
+        self.maintained += 1
+        self.should_yield = should_yield
+        return self.pauses.pop(0) if self.pauses else Maintenance()
 
     def clean_up(self) -> None:
         self.kernel = {}
@@ -87,6 +89,11 @@ class DictBackend:
         if self.broken:
             raise TransactionError("the kernel says no")
         self.steps.append(name)
+
+
+def _settings(node: Node | None) -> Settings:
+    cidrs = node.pod_cidrs if node else ()
+    return Settings(IPFamily.IPV4, node_address=cidrs[0] if cidrs else "")
 
 
 class Stage:
@@ -107,6 +114,7 @@ class Stage:
             DesiredState(IPFamily.IPV4, "node1"),
             Schedule(1.0, 30.0),
             Reporter(IPFamily.IPV4, self.metrics, self.health, LogOnly()),
+            settings_for=_settings,
             followers=(self.settled.append,),
             clock=lambda: self.now,
         )
@@ -272,17 +280,17 @@ def test_the_kernel_is_compared_every_period(running: Stage) -> None:
 
 
 def test_a_kernel_that_is_surely_untouched_is_compared_every_tenth_time(running: Stage) -> None:
-    running.backend.untouched_for_sure = True
+    running.backend.is_unchanged_now = True
     steps = [bool(running.step(30.1)) for _ in range(20)]
     assert steps == ([False] * 9 + [True]) * 2
-    running.backend.untouched_for_sure = False
+    running.backend.is_unchanged_now = False
     assert running.step(30.1)
 
 
 def test_changes_are_no_reason_to_compare_a_kernel_that_is_surely_untouched(
     running: Stage,
 ) -> None:
-    running.backend.untouched_for_sure = True
+    running.backend.is_unchanged_now = True
     compared = []
     for number in range(20):
         running.put(service("b", 2 + number))
@@ -297,12 +305,12 @@ def test_an_untouched_kernel_is_no_excuse_after_a_failure(running: Stage) -> Non
     running.step(5.0)
     running.remove("b")
     running.backend.broken = False
-    running.backend.untouched_for_sure = True
+    running.backend.is_unchanged_now = True
     assert running.step(2.0) == ["read", "apply"]
 
 
 def test_a_foreign_change_that_is_told_of_is_repaired_at_once(running: Stage) -> None:
-    running.backend.untouched_for_sure = True
+    running.backend.is_unchanged_now = True
     running.backend.kernel = {"foreign edit": 1}
     running.loop.inbox.doubt(ExternalChange("nft", 1))
     assert running.step(1.1) == ["read", "apply"]
@@ -314,7 +322,7 @@ def test_following_the_nodes_addresses_is_no_repair(
     running: Stage, repairs: int, *, outside: bool
 ) -> None:
     running.backend.kernel = {"another address": 1}
-    running.loop.inbox.doubt(ExternalChange("somebody", 0, outside=outside))
+    running.loop.inbox.doubt(ExternalChange("somebody", 0, affects_inputs=outside))
     assert running.step(1.1) == ["read", "apply"]
     assert running.value("svcproxy_drift_repairs_total", {"ip_family": "IPv4"}) == repairs
 
@@ -405,68 +413,76 @@ def test_merged_changes_keep_what_was_before_the_first(running: Stage) -> None:
 
 
 def test_the_backend_is_called_again_when_its_time_has_come(running: Stage) -> None:
-    running.backend.pauses = [5.0, 5.0]
+    running.backend.pauses = [Maintenance(5.0), Maintenance(5.0)]
     running.put(service("b", 2))
     running.step(later=1.0)
-    tended = running.backend.tended
+    maintained = running.backend.maintained
     running.step(later=4.9)
-    assert running.backend.tended == tended
+    assert running.backend.maintained == maintained
     running.step(later=0.2)
-    assert running.backend.tended == tended + 1
+    assert running.backend.maintained == maintained + 1
     running.step(later=5.1)
-    assert running.backend.tended == tended + 2
+    assert running.backend.maintained == maintained + 2
     running.step(later=10.0)
-    assert running.backend.tended == tended + 2, "it did not ask for more"
+    assert running.backend.maintained == maintained + 2, "it did not ask for more"
 
 
 def test_a_backend_that_failed_is_not_called_for_passing_time(running: Stage) -> None:
-    running.backend.pauses = [1.5]
+    running.backend.pauses = [Maintenance(1.5)]
     running.put(service("b", 2))
     running.step(later=1.0)
-    tended = running.backend.tended
+    maintained = running.backend.maintained
     running.backend.broken = True
     running.put(service("c", 3))
     running.step(later=1.0)
     running.step(later=0.6)
-    assert running.backend.tended == tended, "nobody knows what the kernel holds"
+    assert running.backend.maintained == maintained, "nobody knows what the kernel holds"
     running.backend.broken = False
     running.step(later=1.1)
-    assert running.backend.tended == tended + 1
+    assert running.backend.maintained == maintained + 1
 
 
 def test_what_a_backend_comes_upon_is_compared_soon_and_counts_as_a_repair(
     running: Stage,
 ) -> None:
-    running.backend.untouched_for_sure = True
-    running.backend.pauses = [3.0, ExternalChange("", 0, sure=False), 4.0]
+    running.backend.is_unchanged_now = True
+    running.backend.pauses = [
+        Maintenance(3.0),
+        Maintenance(0.0, ExternalChange("", 0, certain=False)),
+        Maintenance(4.0),
+    ]
     running.put(service("b", 2))
     running.step(later=1.0)
     assert running.step(later=3.1) == []
-    tended = running.backend.tended
+    maintained = running.backend.maintained
     assert running.step(later=0.1) == ["read", "apply"]
-    assert running.backend.tended > tended
+    assert running.backend.maintained > maintained
     assert running.value("svcproxy_drift_repairs_total", {"ip_family": "IPv4"}) == 1
 
 
 def test_a_backend_that_comes_upon_something_is_asked_again_at_once(running: Stage) -> None:
     """It may have something else to do before the comparison, which may have to wait."""
-    running.backend.pauses = [3.0, ExternalChange("", 0, sure=False), 0.02]
+    running.backend.pauses = [
+        Maintenance(3.0),
+        Maintenance(0.0, ExternalChange("", 0, certain=False)),
+        Maintenance(0.02),
+    ]
     running.put(service("b", 2))
     running.step(later=1.0)
-    tended = running.backend.tended
+    maintained = running.backend.maintained
     running.step(later=3.1)
     running.step()
     running.step(later=0.05)
-    assert running.backend.tended == tended + 3
+    assert running.backend.maintained == maintained + 3
 
 
 def test_a_backend_is_told_when_something_has_come(running: Stage) -> None:
     running.put(service("b", 2))
     running.step(later=1.0)
-    assert not running.backend.hurry()
+    assert not running.backend.should_yield()
     running.put(service("c", 3))
-    assert running.backend.hurry()
+    assert running.backend.should_yield()
     running.step(later=1.0)
-    assert not running.backend.hurry()
+    assert not running.backend.should_yield()
     running.loop.inbox.close()
-    assert running.backend.hurry()
+    assert running.backend.should_yield()

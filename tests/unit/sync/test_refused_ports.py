@@ -90,13 +90,13 @@ def test_the_loop_sleeps_until_the_retry_is_due(stage: Stage) -> None:
     picky(stage).refusing = {"ns/b:http"}
     stage.put(service("b", 2))
     stage.step(1.1)
-    stage.loop._tend_at = None
+    stage.loop._maintain_at = None
     assert stage.loop._wake_at() == stage.now + 1.0
     picky(stage).refusing.clear()
     assert stage.step(1.0) == ["apply"]
     assert stage.value(*HELD) == 0
     assert "ns/b:http" in stage.backend.kernel
-    stage.loop._tend_at = None
+    stage.loop._maintain_at = None
     assert stage.loop._wake_at() > stage.now + 20.0
 
 
@@ -132,5 +132,5 @@ def test_a_failure_of_the_whole_sync_does_not_make_the_loop_spin(stage: Stage) -
     stage.backend.broken = True
     stage.put(service("c", 3))
     stage.step(1.1)
-    stage.loop._tend_at = None
+    stage.loop._maintain_at = None
     assert stage.loop._wake_at() > stage.now

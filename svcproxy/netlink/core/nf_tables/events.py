@@ -68,7 +68,7 @@ class Change(NamedTuple):
     process: str
     pid: int
     generation: int = 0
-    sure: bool = True
+    certain: bool = True
     families: frozenset[int] = frozenset()
 
 
@@ -82,7 +82,7 @@ class Changes:
         self._judge = judge
         self._families = frozenset(families)
         self._touched: set[int] = set()
-        self._sure = False
+        self._certain = False
 
     def take(self, data: bytes, own: Collection[int] = ()) -> Iterator[Change]:
         """Take in one datagram; give the transactions of interest that end in it.
@@ -102,14 +102,14 @@ class Changes:
             if kind == SUBSYSTEM << 8 | NEW_GENERATION:
                 if self._touched:
                     found = _change(body)
-                    yield found._replace(sure=self._sure, families=frozenset(self._touched))
+                    yield found._replace(certain=self._certain, families=frozenset(self._touched))
                 self.forget()
             elif kind >> 8 == SUBSYSTEM and data[start + MESSAGE_HEADER.size] in self._families:
                 self._note(data[start + MESSAGE_HEADER.size], kind & 0xFF, body)
             start += (max(size, HEADERS) + 3) & ~3
 
     def _note(self, family: int, kind: int, body: bytes) -> None:
-        if self._sure and family in self._touched:
+        if self._certain and family in self._touched:
             return  # it cannot become worse: a large change of others need not be taken apart
         try:
             found = collect(body)
@@ -119,12 +119,12 @@ class Changes:
         sure = self._judge(string(found.get(TABLE_OF, b"")), chain, deletion=kind in _DELETIONS)
         if sure is not None:
             self._touched.add(family)
-            self._sure = self._sure or sure
+            self._certain = self._certain or sure
 
     def forget(self) -> None:
         """Begin anew after events were lost."""
         self._touched.clear()
-        self._sure = False
+        self._certain = False
 
 
 def _change(body: bytes) -> Change:
