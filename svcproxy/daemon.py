@@ -32,6 +32,7 @@ from svcproxy.modes import (
     longest_pause,
     make_mode,
     node_address,
+    service_annotations,
 )
 from svcproxy.node.setup import NodeParameters
 from svcproxy.observe import log as logging
@@ -329,10 +330,12 @@ def _health_check_addresses(config: Config, family: IPFamily, node: Node | None)
 
 def _source(config: Config, node_name: str, metrics: Metrics) -> tuple[Source, EventRecorder]:
     """The source that the flags ask for, and where Events go; loads only what is used."""
+    annotations = service_annotations(config.proxy_mode)
     if config.manifests is not None:
         from svcproxy.kube.manifests import ManifestSource  # noqa: PLC0415
 
-        return ManifestSource(Path(config.manifests), node_name), LogOnly()
+        folder = Path(config.manifests)
+        return ManifestSource(folder, node_name, annotations=annotations), LogOnly()
     from svcproxy.kube.api import KubernetesSource  # noqa: PLC0415
     from svcproxy.kube.credentials import ConnectionSettings  # noqa: PLC0415
     from svcproxy.kube.events import KubernetesEvents  # noqa: PLC0415
@@ -343,4 +346,5 @@ def _source(config: Config, node_name: str, metrics: Metrics) -> tuple[Source, E
         on_request=metrics.requested,
     )
     kinds = followed_kinds(config.proxy_mode)
-    return KubernetesSource(settings, node_name, kinds), KubernetesEvents(settings, node_name)
+    source = KubernetesSource(settings, node_name, kinds, annotations=annotations)
+    return source, KubernetesEvents(settings, node_name)

@@ -56,6 +56,15 @@ def followed_kinds(mode: ProxyMode) -> frozenset[Kind]:
     return REQUIRED_KINDS
 
 
+def service_annotations(mode: ProxyMode) -> frozenset[str]:
+    """The keys of the Service annotations that the backend of a mode interprets."""
+    if mode is ProxyMode.IPVS:
+        from svcproxy.backends.ipvs.scheduling import ANNOTATIONS  # noqa: PLC0415
+
+        return ANNOTATIONS
+    return frozenset()
+
+
 def longest_pause(mode: ProxyMode) -> float:
     """The seconds after which a sync may follow a long one, in a storm of changes.
 

@@ -27,6 +27,8 @@ _WORDS = (
     "2024-01-01T00:00:00Z", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59.9-23:59",
 )  # fmt: skip
 _NUMBERS = (0, 1, 80, 30080, 65535, 65536, -1, 2**63, 10**30)
+_ANNOTATION = "svcproxy.io/ipvs-scheduler"
+_ANNOTATIONS = frozenset({_ANNOTATION})
 _SAFE = re.compile(r"[A-Za-z0-9._:/-]*").fullmatch
 
 
@@ -37,7 +39,7 @@ def check(data: bytes) -> None:
     obj = _OBJECTS[kind](source)
     for wire_object in (convert_object, _decoded):
         try:
-            parsed = parse_object(wire_object(kind, obj))
+            parsed = parse_object(wire_object(kind, obj), _ANNOTATIONS)
         except (ParseError, UnicodeError):
             continue
         for text in _texts(msgspec.to_builtins(parsed)):
@@ -88,7 +90,7 @@ def _metadata(source: Source) -> Any:
         "name": _text(source) if source.flag() else "web",
         "namespace": _text(source) if source.flag() else "default",
         "labels": {source.choice(labels): _text(source)},
-        "annotations": {"svcproxy.io/ipvs-scheduler": _text(source)},
+        "annotations": {_ANNOTATION: _text(source)},
         "creationTimestamp": _text(source),
     }
 

@@ -30,6 +30,7 @@ class KubernetesSource:
         watch_list: whether to ask for initial states as streams (KEP-3157); servers that do not
             know them are found out.
         page_size: how many objects a page of a list holds.
+        annotations: the annotation keys of Services to keep.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class KubernetesSource:
         *,
         watch_list: bool = True,
         page_size: int = 500,
+        annotations: frozenset[str] = frozenset(),
     ) -> None:
         self._settings = settings
         self._node_name = node_name
         self._kinds = kinds
         self._watch_list = watch_list
         self._page_size = page_size
+        self._annotations = annotations
         self._client: Client | None = None
         self._followers: list[WatchThread] = []
 
@@ -65,7 +68,15 @@ class KubernetesSource:
             )
             required = kind in REQUIRED_KINDS
             self._followers.append(
-                WatchThread(kind, path, reflector, client, self._settings, required=required)
+                WatchThread(
+                    kind,
+                    path,
+                    reflector,
+                    client,
+                    self._settings,
+                    required=required,
+                    annotations=self._annotations,
+                )
             )
         for follower in self._followers:
             follower.start(sink)

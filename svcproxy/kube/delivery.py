@@ -13,7 +13,7 @@ from svcproxy.refusals import REFUSALS
 _log = structlog.get_logger()
 
 
-def parse_safely(obj: WireObject) -> ApiObject | None:
+def parse_safely(obj: WireObject, annotations: frozenset[str] = frozenset()) -> ApiObject | None:
     """Parse an object; a defect of the parser costs that object and not the thread.
 
     Raises:
@@ -21,7 +21,7 @@ def parse_safely(obj: WireObject) -> ApiObject | None:
         MemoryError: memory ran out, which says nothing about the object.
     """
     try:
-        return parse_object(obj)
+        return parse_object(obj, annotations)
     except LimitExceededError as error:
         REFUSALS.count("object", error.limit)
         raise
@@ -41,18 +41,20 @@ class Delivery:
     Args:
         kind: the kind of the objects.
         sink: who receives them.
+        annotations: the annotation keys of Services to keep.
     """
 
-    def __init__(self, kind: Kind, sink: Sink) -> None:
+    def __init__(self, kind: Kind, sink: Sink, annotations: frozenset[str] = frozenset()) -> None:
         self._kind = kind
         self._sink = sink
+        self._annotations = annotations
         self._problems: dict[NamespacedName | None, Problem] = {}
         self._objects: dict[ObjectKey, ApiObject | None] = {}
 
     def present(self, name: NamespacedName, obj: WireObject) -> None:
         """Note the present state of an object, or that it is none of ours any more."""
         try:
-            parsed = parse_safely(obj)
+            parsed = parse_safely(obj, self._annotations)
         except ParseError as error:
             self.malformed(name, error.field, error.reason)
             return

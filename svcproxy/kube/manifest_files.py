@@ -101,17 +101,18 @@ class _Document(msgspec.Struct):
         return int(node.start_mark.line) + 1
 
 
-def read_manifest(origin: str, data: bytes) -> Manifest:
+def read_manifest(origin: str, data: bytes, annotations: frozenset[str] = frozenset()) -> Manifest:
     """Read the Services, EndpointSlices, Nodes and ServiceCIDRs of a manifest file.
 
     Args:
         origin: the name of the file; it stands in problems, and ``.json`` decides the format.
         data: the content of the file.
+        annotations: the annotation keys of Services to keep.
 
     Raises:
         ManifestError: the file is no YAML or no JSON, or exceeds a limit.
     """
-    reader = _Reader(origin)
+    reader = _Reader(origin, annotations)
     documents = _json_documents if origin.endswith(".json") else _yaml_documents
     try:
         for document in documents(origin, data):
@@ -125,8 +126,9 @@ def read_manifest(origin: str, data: bytes) -> Manifest:
 class _Reader:
     """Collects the objects and problems of one file."""
 
-    def __init__(self, origin: str) -> None:
+    def __init__(self, origin: str, annotations: frozenset[str]) -> None:
         self._origin = origin
+        self._annotations = annotations
         self.objects: dict[ObjectKey, ApiObject | None] = {}
         self.failed: set[ObjectKey] = set()
         self.nameless = False
@@ -188,7 +190,7 @@ class _Reader:
             self._report(document, kind, name, error)
             return
         try:
-            parsed = parse_safely(convert_object(kind, content))
+            parsed = parse_safely(convert_object(kind, content), self._annotations)
         except ParseError as error:
             self._reject(document, kind, name, error)
             return

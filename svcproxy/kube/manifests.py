@@ -59,12 +59,21 @@ class ManifestSource:
         directory: the folder.
         node_name: the name of this node.
         rescan_seconds: how often to look at the files without having been told of a change.
+        annotations: the annotation keys of Services to keep.
     """
 
-    def __init__(self, directory: Path, node_name: str, *, rescan_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        node_name: str,
+        *,
+        rescan_seconds: float = 10.0,
+        annotations: frozenset[str] = frozenset(),
+    ) -> None:
         self._directory = directory
         self._node = (Kind.NODE, NamespacedName("", node_name))
         self._rescan_seconds = rescan_seconds
+        self._annotations = annotations
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._missing = False
@@ -180,7 +189,7 @@ class ManifestSource:
             if kept and not data.strip():
                 reason = "is empty: delete the file to delete its objects"
                 return _File(signature, kept, (Problem(None, None, "", reason, path.name),))
-            manifest = read_manifest(path.name, data)
+            manifest = read_manifest(path.name, data, self._annotations)
         except ManifestError as error:
             if error.limit:
                 REFUSALS.count("manifests", error.limit)

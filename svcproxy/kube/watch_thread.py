@@ -51,6 +51,7 @@ class WatchThread:
         settings: how long to wait for answers.
         required: whether the daemon has to wait for these objects. Otherwise they count as synced
             if the server does not have them, and requests go on with back-off.
+        annotations: the annotation keys of Services to keep.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class WatchThread:
         settings: ConnectionSettings,
         *,
         required: bool = True,
+        annotations: frozenset[str] = frozenset(),
     ) -> None:
         self._kind = kind
         self._path = path
@@ -69,6 +71,7 @@ class WatchThread:
         self._client = client
         self._settings = settings
         self._required = required
+        self._annotations = annotations
         self._trouble = ""
         self._stopping = threading.Event()
         self._backoff = Backoff(random.uniform, longest=settings.backoff_seconds)
@@ -78,7 +81,7 @@ class WatchThread:
 
     def start(self, sink: Sink) -> None:
         """Start the thread."""
-        delivery = Delivery(self._kind, sink)
+        delivery = Delivery(self._kind, sink, self._annotations)
         self._thread = threads.spawn(partial(self._run, sink, delivery), f"watch-{self._kind}")
 
     def stop(self) -> None:

@@ -86,8 +86,8 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False):
     ``local_ready`` are then the addresses of the ready endpoints on this node, which that port's
     health answer counts (terminating ones do not count, whatever the lists fall back to).
     ``serving`` are, for UDP and SCTP, all endpoints that can still answer, whether the lists hold
-    them or not: conntrack leaves their flows alone. ``scheduler`` and ``scheduler_flags`` are what
-    the Service asks of IPVS, as written there; empty and ``None`` when it does not ask.
+    them or not: conntrack leaves their flows alone. ``annotations`` are those of the Service that
+    the mode's backend interprets, sorted by key.
     """
 
     name: ServicePortName
@@ -99,5 +99,4 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False):
     health_check_node_port: int = 0
     local_ready: tuple[str, ...] = ()
     serving: tuple[Endpoint, ...] = ()
-    scheduler: str = ""
-    scheduler_flags: tuple[str, ...] | None = None
+    annotations: tuple[tuple[str, str], ...] = ()

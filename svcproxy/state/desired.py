@@ -11,7 +11,6 @@ from svcproxy.model.objects import EndpointSlice, Node, Service, ServiceCIDR, Se
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 from svcproxy.state.cidrs import ServiceRanges
 from svcproxy.state.claims import Address, Claim, Claims, Conflict
-from svcproxy.state.scheduling import scheduler_wish
 from svcproxy.state.slices import Candidate, SliceCache
 from svcproxy.state.topology import EndpointLists, Place, categorize
 
@@ -347,7 +346,6 @@ class DesiredState:
             or (external and service.external_policy_local),
         )
         ranges = self._ours(service.source_ranges)
-        wish = scheduler_wish(service.annotations)
         balanced: Collection[str] = service.load_balancer_ips
         if len(balanced) > _FEW:
             balanced = frozenset(balanced)
@@ -362,8 +360,7 @@ class DesiredState:
             health_check_node_port=service.health_check_node_port,
             local_ready=_local_ready(candidates) if service.health_check_node_port else (),
             serving=_serving(candidates) if key.protocol is not Protocol.TCP else (),
-            scheduler=wish.scheduler,
-            scheduler_flags=wish.flags,
+            annotations=service.annotations,
         )
 
 

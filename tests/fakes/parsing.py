@@ -11,8 +11,9 @@ from svcproxy.model.objects import ApiObject
 from tests.fakes.objects import Obj
 
 
-def parsed(obj: Obj) -> ApiObject | None:
-    return parse_object(decoding.decode_object(Kind(obj["kind"]), json.dumps(obj).encode()))
+def parsed(obj: Obj, annotations: frozenset[str] = frozenset()) -> ApiObject | None:
+    decoded = decoding.decode_object(Kind(obj["kind"]), json.dumps(obj).encode())
+    return parse_object(decoded, annotations)
 
 
 def problem_of(obj: Obj) -> str:

@@ -27,6 +27,12 @@ from svcproxy.backends.ipvs.messages import Timeouts
 from svcproxy.backends.ipvs.plan import Observed, Plan
 from svcproxy.backends.ipvs.planner import Planner
 from svcproxy.backends.ipvs.refused import described
+from svcproxy.backends.ipvs.scheduling import (
+    FLAGS,
+    SCHEDULER,
+    SchedulerChoice,
+    scheduler_choice,
+)
 from svcproxy.backends.ipvs.settings import SCHEDULERS, IpvsSettings, scheduling, unknown_flags
 from svcproxy.backends.ipvs.termination import Termination
 from svcproxy.backends.settings import Settings
@@ -36,7 +42,6 @@ from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.refusals import REFUSALS
 from svcproxy.state.desired import Changes
-from svcproxy.state.scheduling import FLAGS, SCHEDULER
 
 _MOST_FAILURES = 5
 """As many are told in one error."""
@@ -338,10 +343,11 @@ class IpvsBackend:
     def _check_schedulers(self, ports: Iterable[ServicePort]) -> None:
         """Report once each Service that asks for a scheduler or flag that does not exist."""
         for port in ports:
-            if not port.scheduler and port.scheduler_flags is None:
+            choice = scheduler_choice(port.annotations)
+            if not choice.scheduler and choice.flags is None:
                 self._told.pop(port.name.service, None)
                 continue
-            problem = self._scheduler_problem(port)
+            problem = self._scheduler_problem(choice)
             if self._told.get(port.name.service, "") == problem:
                 continue
             self._told[port.name.service] = problem
@@ -361,12 +367,12 @@ class IpvsBackend:
             for name in [name for name, port in ports.items() if port is None]:
                 self._told.pop(name.service, None)
 
-    def _scheduler_problem(self, port: ServicePort) -> str:
-        name = port.scheduler or self._options.scheduler
+    def _scheduler_problem(self, choice: SchedulerChoice) -> str:
+        name = choice.scheduler or self._options.scheduler
         if name not in SCHEDULERS:
             known = ", ".join(sorted(SCHEDULERS))
             return f"{SCHEDULER}: {name!r} is no scheduler: choose one of {known}"
-        unknown = unknown_flags(name, port.scheduler_flags or ())
+        unknown = unknown_flags(name, choice.flags or ())
         if unknown:
             return f"{FLAGS}: {name} has no {', '.join(map(repr, unknown))}"
         return ""

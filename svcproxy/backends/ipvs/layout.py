@@ -16,6 +16,7 @@ import msgspec
 
 from svcproxy.backends.ipvs import naming
 from svcproxy.backends.ipvs.naming import SETS
+from svcproxy.backends.ipvs.scheduling import scheduler_choice
 from svcproxy.backends.ipvs.settings import SCHEDULERS, IpvsSettings, scheduling
 from svcproxy.backends.ipvs.values import (
     RealServerKey,
@@ -324,12 +325,13 @@ _NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 
 def _server(port: ServicePort, settings: IpvsSettings) -> VirtualServer:
     chosen = settings.scheduling
-    if port.scheduler in settings.unavailable:
+    choice = scheduler_choice(port.annotations)
+    if choice.scheduler in settings.unavailable:
         pass  # its flags mean nothing to another scheduler
-    elif port.scheduler in SCHEDULERS:
-        chosen = scheduling(port.scheduler, port.scheduler_flags)
-    elif port.scheduler_flags is not None:
-        chosen = scheduling(chosen.name, port.scheduler_flags)
+    elif choice.scheduler in SCHEDULERS:
+        chosen = scheduling(choice.scheduler, choice.flags)
+    elif choice.flags is not None:
+        chosen = scheduling(chosen.name, choice.flags)
     flags = chosen.flags
     if port.affinity_seconds:
         flags |= ServerFlag.PERSISTENT

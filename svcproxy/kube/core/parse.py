@@ -67,11 +67,15 @@ MAX_AFFINITY_SECONDS = 86400
 
 _PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
 _FAMILIES = {family.value: family for family in IPFamily}
-_ANNOTATION_MARKS = ("svcproxy", "kube-router.io/")
+_NO_KEYS: frozenset[str] = frozenset()
 
 
-def parse_object(obj: wire.WireObject) -> ApiObject | None:
+def parse_object(obj: wire.WireObject, annotations: frozenset[str] = _NO_KEYS) -> ApiObject | None:
     """Parse an object of any kind.
+
+    Args:
+        obj: the decoded object.
+        annotations: the annotation keys of Services to keep, see ``parse_service``.
 
     Returns:
         The parsed object, or ``None`` for one that is not to be proxied.
@@ -82,14 +86,19 @@ def parse_object(obj: wire.WireObject) -> ApiObject | None:
     if isinstance(obj, wire.EndpointSlice):
         return parse_endpoint_slice(obj)
     if isinstance(obj, wire.Service):
-        return parse_service(obj)
+        return parse_service(obj, annotations)
     if isinstance(obj, wire.ServiceCIDR):
         return parse_service_cidr(obj)
     return parse_node(obj)
 
 
-def parse_service(obj: wire.Service) -> Service | None:
+def parse_service(obj: wire.Service, annotations: frozenset[str] = _NO_KEYS) -> Service | None:
     """Parse a Service.
+
+    Args:
+        obj: the decoded Service.
+        annotations: the keys of the annotations to keep: those that the mode's backend interprets.
+            Changes to other annotations leave the parsed Service equal.
 
     Returns:
         ``None`` for an ExternalName or headless Service, or with the label
@@ -126,7 +135,7 @@ def parse_service(obj: wire.Service) -> Service | None:
         affinity_seconds=_affinity(spec),
         health_check_node_port=_health_check_port(spec) if checked else 0,
         created=epoch(obj.metadata.creation_timestamp),
-        annotations=_annotations(obj.metadata),
+        annotations=_annotations(obj.metadata.annotations, annotations),
     )
     if len(service.ports) > 1 or external_ips or service.load_balancer_ips:
         _check_frontends(service)
@@ -379,14 +388,9 @@ def _taints(taints: list[wire.Taint] | None) -> tuple[str, ...]:
     )
 
 
-def _annotations(metadata: wire.ObjectMeta) -> tuple[tuple[str, str], ...]:
-    """Keep the annotations that speak to service proxies like this one, sorted."""
-    if not metadata.annotations:
+def _annotations(found: dict[str, str] | None, keys: frozenset[str]) -> tuple[tuple[str, str], ...]:
+    """Keep the annotations with the given keys, sorted, each value cut to the limit."""
+    if not keys or not found:
         return ()
-    return tuple(
-        sorted(
-            (key, value[: limits.ANNOTATION_CHARACTERS])
-            for key, value in metadata.annotations.items()
-            if any(mark in key for mark in _ANNOTATION_MARKS)
-        )
-    )
+    kept = sorted(key for key in keys if key in found)
+    return tuple([(key, found[key][: limits.ANNOTATION_CHARACTERS]) for key in kept])

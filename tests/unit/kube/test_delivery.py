@@ -96,7 +96,7 @@ def test_nameless_problems_are_told(sink: RecordingSink, delivery: Delivery) -> 
 def test_a_defect_of_the_parser_costs_one_object(
     sink: RecordingSink, delivery: Delivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def defective(_obj: object) -> None:
+    def defective(_obj: object, _annotations: object) -> None:
         raise ZeroDivisionError("oops")
 
     monkeypatch.setattr(delivery_module, "parse_object", defective)
@@ -107,7 +107,7 @@ def test_a_defect_of_the_parser_costs_one_object(
 def test_running_out_of_memory_is_no_problem_of_the_object(
     delivery: Delivery, sink: RecordingSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exhausted(_obj: object) -> None:
+    def exhausted(_obj: object, _annotations: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(delivery_module, "parse_object", exhausted)

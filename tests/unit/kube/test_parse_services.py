@@ -136,16 +136,20 @@ class TestService:
         assert service.external_ips == ("192.0.2.1",)
         assert service.source_ranges == ("10.0.0.0/8", "fd00::/64")
 
-    def test_annotations_are_kept_when_they_are_for_us(self) -> None:
+    def test_only_annotations_with_given_keys_are_kept(self) -> None:
         obj = objects.service()
         obj["metadata"]["annotations"] = {
             "svcproxy.example/b": "1",
             "kube-router.io/a": "2",
             "kubectl.kubernetes.io/last-applied-configuration": "{}",
         }
-        service = parsed(obj)
+        keys = frozenset({"svcproxy.example/b", "kube-router.io/a", "kube-router.io/absent"})
+        service = parsed(obj, keys)
         assert isinstance(service, Service)
         assert service.annotations == (("kube-router.io/a", "2"), ("svcproxy.example/b", "1"))
+        service = parsed(obj)
+        assert isinstance(service, Service)
+        assert service.annotations == ()
 
     @pytest.mark.parametrize(
         ("text", "created"), [("1970-01-01T00:01:00Z", 60.0), (None, 0.0), ("yesterday", 0.0)]

@@ -204,7 +204,7 @@ def test_long_texts_cost_no_more_than_a_message() -> None:
 def test_values_of_annotations_are_cut() -> None:
     obj = objects.service()
     obj["metadata"]["annotations"] = {"svcproxy.io/ipvs-scheduler": "r" * 10**6}
-    service = parsed(obj)
+    service = parsed(obj, frozenset({"svcproxy.io/ipvs-scheduler"}))
     assert isinstance(service, Service)
     assert len(service.annotations[0][1]) == limits.ANNOTATION_CHARACTERS
 

@@ -61,3 +61,13 @@ def test_changes_add_up() -> None:
         {}, node_changed=True, service_cidrs_changed=True
     )
     assert cidrs
+
+
+def test_a_port_carries_the_annotations_of_its_service(state: DesiredState) -> None:
+    ports = (ServicePortSpec("http", Protocol.TCP, 80, 0),)
+    annotations = (("example.com/a", "1"),)
+    web = NamespacedName("ns", "web")
+    state.update_service(Service(web, ports, ("10.96.0.1",), annotations=annotations))
+    (port,) = state.checkout().ports.values()
+    assert port is not None
+    assert port.annotations == annotations
