@@ -159,15 +159,17 @@ def _iptables(config: Config) -> Mode:
     if variant is Variant.LEGACY:
         return Mode(backends, variant=variant)
 
-    from svcproxy.backends.iptables.drift import suspicion  # noqa: PLC0415
+    from svcproxy.backends.iptables.core.drift import classify_change  # noqa: PLC0415
     from svcproxy.backends.nftables.watcher import NftablesWatcher  # noqa: PLC0415
 
     def watch(on_external_change: OnExternalChange) -> Watcher:
         watcher = NftablesWatcher(
-            on_external_change, families=[backend.family for backend in backends], judge=suspicion
+            on_external_change,
+            families=[backend.family for backend in backends],
+            judge=classify_change,
         )
         for backend in backends:
-            backend.announce_to(watcher.own)
+            backend.track_processes(watcher.own)
         return watcher
 
     return Mode(backends, watch, variant)

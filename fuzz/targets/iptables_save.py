@@ -6,11 +6,11 @@ without quotes. Raw bytes are parsed as well, which must not fail.
 
 from fuzz.structure import Source
 from svcproxy.backends.base import Desired
-from svcproxy.backends.iptables.core.cleanup import User, inputs, leftovers
-from svcproxy.backends.iptables.core.difference import Observed
-from svcproxy.backends.iptables.core.plan import Planner
+from svcproxy.backends.iptables.core.cleanup import ChainOwner, removal_inputs, stale_chains
+from svcproxy.backends.iptables.core.plan import Observed
+from svcproxy.backends.iptables.core.planner import Planner
 from svcproxy.backends.iptables.core.settings import IptablesSettings
-from svcproxy.backends.xtables.core.ruleset import FILTER, NAT, TABLES
+from svcproxy.backends.xtables.core.rule_text import FILTER, NAT, TABLES
 from svcproxy.backends.xtables.core.savefile import Saved, parse
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
@@ -91,9 +91,9 @@ def _survive(found: Saved) -> None:
     ):
         text = plan.text()
         assert text.count("\n") == sum(1 for t in plan.tables.values() if t for _ in t.lines("t"))
-    for present in (None, *User):
-        for table, removal in leftovers(tables, present).items():
-            for text in inputs(removal, table, pieces=True):
+    for present in (None, *ChainOwner):
+        for table, removal in stale_chains(tables, present).items():
+            for text in removal_inputs(removal, table, pieces=True):
                 assert text.endswith("COMMIT\n")
 
 

@@ -7,10 +7,10 @@ from itertools import pairwise
 
 from fuzz.structure import Source
 from svcproxy.backends.base import Desired
-from svcproxy.backends.iptables.core.difference import Observed, Plan
-from svcproxy.backends.iptables.core.plan import Planner
+from svcproxy.backends.iptables.core.plan import Observed, Plan
+from svcproxy.backends.iptables.core.planner import Planner
 from svcproxy.backends.iptables.core.settings import IptablesSettings
-from svcproxy.backends.xtables.core.ruleset import NAT
+from svcproxy.backends.xtables.core.rule_text import NAT
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from svcproxy.backends.base import BackendError
-from svcproxy.backends.iptables import sweep as iptables
-from svcproxy.backends.iptables.core.cleanup import User
+from svcproxy.backends.iptables import cleanup as iptables
+from svcproxy.backends.iptables.core.cleanup import ChainOwner
 from svcproxy.backends.ipvs.naming import IPVS_FILTER
 from svcproxy.backends.nftables.connection import RefusedError
 from svcproxy.backends.nftables.table import KernelTable
@@ -70,7 +70,9 @@ def _run(present: ActiveMode, steps: list[Step]) -> Swept:
 
 
 def _iptables(variant: Variant, family: IPFamily, spared: tuple[str, ...]) -> Step:
-    return lambda present: iptables.sweep(variant, family, _user_of(present, variant), spared)
+    return lambda present: iptables.remove_stale_chains(
+        variant, family, _user_of(present, variant), spared
+    )
 
 
 def _spared(present: ActiveMode) -> tuple[str, ...]:
@@ -82,11 +84,11 @@ def _spared(present: ActiveMode) -> tuple[str, ...]:
     return (IPVS_FILTER,) if leaving and has_connections() else ()
 
 
-def _user_of(present: ActiveMode, variant: Variant) -> User | None:
+def _user_of(present: ActiveMode, variant: Variant) -> ChainOwner | None:
     """Who uses the tables of a variant of iptables."""
     if present.variant != variant or present.mode is ProxyMode.NFTABLES or present.mode is None:
         return None
-    return User.IPVS if present.mode is ProxyMode.IPVS else User.IPTABLES
+    return ChainOwner.IPVS if present.mode is ProxyMode.IPVS else ChainOwner.IPTABLES
 
 
 def _nftables(present: ActiveMode, family: IPFamily) -> Mapping[str, int]:

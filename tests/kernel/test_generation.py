@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from svcproxy.backends.xtables.generation import Watermark, generation, has_tables
+from svcproxy.backends.xtables.change_tracker import GenerationTracker
+from svcproxy.backends.xtables.generation import generation, has_tables
 from svcproxy.model.names import IPFamily
 from testbed import netns
 from testbed.netns import NetNS
@@ -13,11 +14,11 @@ pytestmark = pytest.mark.kernel
 
 
 class Namespace:
-    """A namespace with a watermark in it, and somebody who changes things."""
+    """A namespace with a change tracker, whose tables a test changes."""
 
     def __init__(self, space: NetNS) -> None:
         self.space = space
-        self.mark = Watermark()
+        self.mark = GenerationTracker()
         self._tables = 0
 
     def commit(self) -> None:
@@ -25,17 +26,17 @@ class Namespace:
         self.space.run("nft", "add", "table", "ip", f"table{self._tables}")
 
     def reading(self) -> None:
-        self.space.call(self.mark.reading)
+        self.space.call(self.mark.before_read)
 
     def write(self, commits: int, foreign: int = 0) -> None:
-        self.space.call(self.mark.writing)
+        self.space.call(self.mark.before_write)
         for _ in range(commits + foreign):
             self.commit()
-        self.space.call(lambda: self.mark.written(commits))
+        self.space.call(lambda: self.mark.after_write(commits))
 
     @property
     def untouched(self) -> bool:
-        return self.space.call(lambda: self.mark.untouched)
+        return self.space.call(self.mark.is_unchanged)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from svcproxy.backends.base import Desired, ExternalChange
 from svcproxy.backends.nftables.backend import NftablesBackend
 from svcproxy.backends.nftables.watcher import LOST, NftablesWatcher
 from svcproxy.backends.settings import Settings
-from svcproxy.backends.xtables.commands import unannounced
+from svcproxy.backends.xtables.commands import untracked
 from svcproxy.model.names import IPFamily
 from svcproxy.state.desired import Changes
 from testbed import netns
@@ -205,7 +205,7 @@ def restore(scene: Scene, chain: str, watcher: NftablesWatcher | None = None) ->
         process.append(scene.space.popen(command, output=subprocess.DEVNULL))
         return process[0].pid
 
-    with watcher.own(start) if watcher else unannounced(start):
+    with watcher.own(start) if watcher else untracked(start):
         assert process[0].wait() == 0
     return process[0].pid
 

@@ -56,7 +56,7 @@ POISONED = """
 import sys
 from svcproxy import cli
 cli.load_daemon()
-from svcproxy.backends.iptables.core.plan import Planner as Iptables
+from svcproxy.backends.iptables.core.planner import Planner as Iptables
 from svcproxy.backends.nftables.core.plan import Planner as Nftables
 
 def poisoned(owner, name):

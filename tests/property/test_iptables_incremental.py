@@ -9,13 +9,13 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from svcproxy.backends.iptables.core.difference import Observed, Plan
-from svcproxy.backends.iptables.core.plan import Planner
+from svcproxy.backends.iptables.core.plan import Observed, Plan
+from svcproxy.backends.iptables.core.planner import Planner
+from svcproxy.backends.iptables.core.restore_inputs import CHUNK_CHAINS, restore_inputs
 from svcproxy.backends.iptables.core.settings import IptablesSettings
-from svcproxy.backends.iptables.core.staging import STAGE_CHAINS, staged
 from svcproxy.backends.iptables.core.static import LISTS
 from svcproxy.backends.settings import LocalTraffic
-from svcproxy.backends.xtables.core.ruleset import FILTER
+from svcproxy.backends.xtables.core.rule_text import FILTER
 from svcproxy.backends.xtables.core.savefile import Saved
 from svcproxy.model.names import IPFamily
 from tests.fakes.restored_tables import RestoredTables
@@ -28,14 +28,14 @@ class Tables(Machine):
 
     def __init__(self, options: IptablesSettings) -> None:
         super().__init__(options, Planner(options), RestoredTables())
-        self.stage = STAGE_CHAINS
+        self.stage = CHUNK_CHAINS
 
     def observed(self) -> Observed:
         return Observed(self.kernel.saved(), frozenset(self.kernel.sets))
 
     def apply(self, plan: Plan) -> None:
         self.kernel.create_sets(plan.create_sets)
-        for text in staged(plan, size=self.stage):
+        for text in restore_inputs(plan, size=self.stage):
             self.kernel.restore(text)
         self.kernel.destroy_sets(plan.destroy_sets)
 

@@ -6,13 +6,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from svcproxy.backends.base import Desired, Outcome
-from svcproxy.backends.iptables.core.difference import Observed, Plan
 from svcproxy.backends.iptables.core.isolation import Isolation, Kernel
-from svcproxy.backends.iptables.core.plan import Planner
+from svcproxy.backends.iptables.core.plan import Observed, Plan
+from svcproxy.backends.iptables.core.planner import Planner
+from svcproxy.backends.iptables.core.restore_inputs import restore_inputs
 from svcproxy.backends.iptables.core.settings import IptablesSettings
-from svcproxy.backends.iptables.core.staging import staged
 from svcproxy.backends.xtables.core.restoretext import RestoreRefused, refusal
-from svcproxy.backends.xtables.core.ruleset import NAT
+from svcproxy.backends.xtables.core.rule_text import NAT
 from svcproxy.backends.xtables.core.savefile import Saved
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
@@ -41,7 +41,7 @@ class Refusing:
 
     def carry_out(self, plan: Plan) -> Outcome:
         self.tables.create_sets(plan.create_sets)
-        for text in staged(plan, size=3):
+        for text in restore_inputs(plan, size=3):
             self.restores += 1
             self.restore(text)
         self.tables.destroy_sets(plan.destroy_sets)

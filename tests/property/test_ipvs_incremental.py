@@ -24,7 +24,7 @@ from svcproxy.backends.ipvs.settings import IpvsSettings
 from svcproxy.backends.ipvs.termination import Termination
 from svcproxy.backends.ipvs.values import RealServerKey
 from svcproxy.backends.settings import LocalTraffic
-from svcproxy.backends.xtables.core.ruleset import NAT
+from svcproxy.backends.xtables.core.rule_text import NAT
 from svcproxy.model.names import IPFamily
 from svcproxy.state.desired import DesiredState
 from tests.fakes.ipvs_kernel import IpvsKernel

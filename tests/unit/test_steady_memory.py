@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks.population import Population, Shape, Size
 from svcproxy.backends.base import Desired
-from svcproxy.backends.iptables.core.difference import Observed as IptablesObserved
-from svcproxy.backends.iptables.core.plan import Planner as IptablesPlanner
+from svcproxy.backends.iptables.core.plan import Observed as IptablesObserved
+from svcproxy.backends.iptables.core.planner import Planner as IptablesPlanner
 from svcproxy.backends.iptables.core.settings import IptablesSettings
 from svcproxy.backends.ipvs.plan import Observed as IpvsObserved
 from svcproxy.backends.ipvs.planner import Planner as IpvsPlanner

@@ -6,24 +6,23 @@ import structlog
 from msgspec import structs
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Maintenance, Outcome
-from svcproxy.backends.iptables.core.difference import Observed, Plan
+from svcproxy.backends.iptables.affinity_sets import AffinitySets
+from svcproxy.backends.iptables.cleanup import remove_stale_chains
 from svcproxy.backends.iptables.core.isolation import Isolation, Kernel
 from svcproxy.backends.iptables.core.naming import FORWARD, POSTROUTING
-from svcproxy.backends.iptables.core.plan import Planner
+from svcproxy.backends.iptables.core.plan import Observed, Plan
+from svcproxy.backends.iptables.core.planner import Planner
+from svcproxy.backends.iptables.core.restore_inputs import restore_inputs
 from svcproxy.backends.iptables.core.settings import IptablesSettings
-from svcproxy.backends.iptables.core.staging import staged
-from svcproxy.backends.iptables.core.static import counted, hairpin
-from svcproxy.backends.iptables.sets import AffinitySets
-from svcproxy.backends.iptables.sweep import sweep
+from svcproxy.backends.iptables.core.static import hairpin_match, nfacct_match
 from svcproxy.backends.localnet import allow_localnet
 from svcproxy.backends.settings import Settings
 from svcproxy.backends.window import is_liberal
-from svcproxy.backends.xtables.commands import Announced, Iptables, Variant
+from svcproxy.backends.xtables.change_tracker import GenerationTracker, TableSizeTracker
+from svcproxy.backends.xtables.commands import Iptables, TrackProcess, Variant
 from svcproxy.backends.xtables.core.restoretext import RestoreRefused
-from svcproxy.backends.xtables.core.ruleset import FILTER, NAT, TABLES
+from svcproxy.backends.xtables.core.rule_text import FILTER, NAT, TABLES
 from svcproxy.backends.xtables.core.savefile import parse
-from svcproxy.backends.xtables.fingerprint import Fingerprint
-from svcproxy.backends.xtables.generation import Watermark
 from svcproxy.model.counters import COUNTERS, INVALID_DROPPED
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import ServicePort
@@ -56,7 +55,7 @@ class IptablesBackend:
         self._sets = AffinitySets(programs.family)
         self._affinity_sets: bool | None = None
         nft = programs.variant is Variant.NFT
-        self._watermark = Watermark() if nft else Fingerprint(programs.family)
+        self._tracker = GenerationTracker() if nft else TableSizeTracker(programs.family)
         self._planner = Planner(self._extended(settings))
         self._asked: Desired | Changes = Changes({})
         self._kept_sets: list[str] = []
@@ -66,9 +65,9 @@ class IptablesBackend:
         """The family that this backend programs."""
         return self._programs.family
 
-    def announce_to(self, announced: Announced) -> None:
+    def track_processes(self, track_process: TrackProcess) -> None:
         """Have somebody told of each process that changes tables for us, before it does."""
-        self._programs.announced = announced
+        self._programs.track_process = track_process
 
     def probe(self) -> None:
         """Check that both tables can be read and written, and what the kernel's matches allow.
@@ -98,7 +97,7 @@ class IptablesBackend:
             BackendError: the table cannot be written.
         """
         accepts, chain = self._programs.accepts, self._programs.chain
-        own, count = hairpin(self.family), counted(INVALID_DROPPED)
+        own, count = hairpin_match(self.family), nfacct_match(INVALID_DROPPED)
         accountable = self._make_counters()
         if "-m bpf " in chain(NAT, POSTROUTING):
             self._hairpin_match = True
@@ -124,11 +123,11 @@ class IptablesBackend:
 
         The nft variant has the kernel's generation number for that, legacy tables their sizes.
         """
-        return self._watermark.untouched
+        return self._tracker.is_unchanged()
 
     def read(self) -> Observed:
         """Read both tables, and the ipsets if any rule may name one."""
-        self._watermark.reading()
+        self._tracker.before_read()
         text = self._programs.save(*TABLES)
         # Without a rule that names a set there is none but by an accident of ours in between.
         with_sets = self._affinity_sets or "--match-set " in text
@@ -160,7 +159,7 @@ class IptablesBackend:
             return self._carry_out(plan)
         except RestoreRefused as error:
             # Another program changed the tables: the changes may be valid after a comparison.
-            if isinstance(self._asked, Changes) and not self._watermark.untouched:
+            if isinstance(self._asked, Changes) and not self._tracker.is_unchanged():
                 return self._compare_instead(self._asked)
             return self._isolate(error)
         except BackendError:
@@ -198,15 +197,15 @@ class IptablesBackend:
 
     def _check_tables(self) -> None:
         """Raise ``BackendError`` if a table takes no input at all."""
-        self._watermark.writing()
+        self._tracker.before_write()
         for table in TABLES:
             self._programs.accepts(table)
-        self._watermark.written(_PROBE_COMMITS * len(TABLES))
+        self._tracker.after_write(_PROBE_COMMITS * len(TABLES))
 
     def _carry_out(self, plan: Plan) -> Outcome:
         nft = self._programs.variant is Variant.NFT
-        texts = list(staged(plan)) if nft else [text for text in (plan.text(),) if text]
-        self._watermark.writing()
+        texts = list(restore_inputs(plan)) if nft else [text for text in (plan.text(),) if text]
+        self._tracker.before_write()
         if plan.create_sets:
             self._sets.create(plan.create_sets)
         commits = 0
@@ -214,7 +213,7 @@ class IptablesBackend:
             try:
                 self._programs.restore(text)
             except RestoreRefused as error:
-                self._watermark.written(commits + error.partial)
+                self._tracker.after_write(commits + error.partial)
                 if plan.create_sets:
                     self._sets.destroy(plan.create_sets)
                 if not _changes_rules(text):
@@ -222,7 +221,7 @@ class IptablesBackend:
                 raise
             commits += text.count("\nCOMMIT")
         destroyed = self._destroy(plan.destroy_sets) if plan.destroy_sets else 0
-        self._watermark.written(commits)
+        self._tracker.after_write(commits)
         return _outcome(plan, len(texts), destroyed)
 
     def _destroy(self, sets: Collection[str]) -> int:
@@ -239,7 +238,7 @@ class IptablesBackend:
 
     def clean_up(self) -> None:
         """Remove our chains, jumps and ipsets, and what kube-proxy may have left."""
-        sweep(self._programs.variant, self.family)
+        remove_stale_chains(self._programs.variant, self.family)
         if (names := self._sets.names()) and (kept := self._sets.destroy(names)):
             raise BackendError(f"{kept[0]}; {len(kept)} ipsets stay")
 
@@ -273,9 +272,9 @@ class IptablesBackend:
         except BackendError:
             return False
         match = f"-m set --match-set {name} src"
-        self._watermark.writing()
+        self._tracker.before_write()
         works = self._programs.accepts(NAT, match)
-        self._watermark.written(_PROBE_COMMITS)
+        self._tracker.after_write(_PROBE_COMMITS)
         self._sets.destroy([name])
         return works
 

@@ -9,8 +9,15 @@ from collections.abc import Iterator
 from svcproxy.backends.ipvs import naming
 from svcproxy.backends.ipvs.naming import SETS, SetNames
 from svcproxy.backends.ipvs.settings import IpvsSettings
-from svcproxy.backends.xtables.core.masquerade import forwarded, marked, masqueraded
-from svcproxy.backends.xtables.core.ruleset import FILTER, NAT, Rules, comment, rule, spelled_range
+from svcproxy.backends.xtables.core.masquerade import forward_rules, mark_rules, masquerade_rules
+from svcproxy.backends.xtables.core.rule_text import (
+    FILTER,
+    NAT,
+    Rules,
+    comment,
+    format_cidr,
+    rule,
+)
 from svcproxy.backends.xtables.core.tableplan import Jump
 from svcproxy.model.names import IPFamily, Protocol
 
@@ -48,7 +55,7 @@ def static_chains(settings: IpvsSettings) -> dict[str, dict[str, Rules]]:
     """The chains that depend on settings alone, by table."""
     sets = SETS[settings.family]
     nat: dict[str, Rules] = {
-        naming.MARK_MASQ: marked(settings.mark),
+        naming.MARK_MASQ: mark_rules(settings.mark),
         naming.SERVICES: tuple(_services(settings, sets)),
         naming.LOAD_BALANCER: (
             _match(sets.load_balancer_local, "dst,dst", "RETURN"),
@@ -61,7 +68,7 @@ def static_chains(settings: IpvsSettings) -> dict[str, dict[str, Rules]]:
     unreachable = "icmp6" if settings.family is IPFamily.IPV6 else "icmp"
     reject = f"REJECT --reject-with {unreachable}-port-unreachable"
     filters: dict[str, Rules] = {
-        naming.FORWARD: tuple(forwarded(settings.mark, drop_invalid=settings.drop_invalid)),
+        naming.FORWARD: tuple(forward_rules(settings.mark, drop_invalid=settings.drop_invalid)),
         naming.NODE_PORT: (
             _match(sets.health_check, "dst", "ACCEPT", "Kubernetes health check node port"),
         ),
@@ -102,7 +109,7 @@ def _services(settings: IpvsSettings, sets: SetNames) -> Iterator[str]:
         yield _match(name, "dst,dst", naming.EXTERNAL)
     yield _match(sets.load_balancer, "dst,dst", "ACCEPT")
     for cidr in settings.node_port_ranges or ("",):
-        destination = f"-d {spelled_range(cidr)}" if cidr else ""
+        destination = f"-d {format_cidr(cidr)}" if cidr else ""
         yield rule(destination, f"-m addrtype --dst-type LOCAL -j {naming.NODE_PORT}")
 
 
@@ -113,9 +120,7 @@ def _masquerade_cluster_ips(settings: IpvsSettings, sets: SetNames) -> Iterator[
         yield _match(sets.cluster_ip, "dst,dst", naming.MARK_MASQ, note)
         return
     if local and not local.everybody:
-        outside = (
-            f"! -s {spelled_range(local.source)}" if local.source else f"! -i {local.interface}"
-        )
+        outside = f"! -s {format_cidr(local.source)}" if local.source else f"! -i {local.interface}"
         yield _match(sets.cluster_ip, "dst,dst", naming.MARK_MASQ, note, outside)
         return
     # The node takes a cluster IP for its own address and sends from it; no pod could answer.
@@ -142,7 +147,7 @@ def _postrouting(settings: IpvsSettings, sets: SetNames) -> Iterator[str]:
     # An endpoint that was balanced to itself must see another source than itself.
     note = "Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose"
     yield _match(sets.loop_back, "dst,dst,src", "MASQUERADE", note)
-    yield from masqueraded(settings.mark)
+    yield from masquerade_rules(settings.mark)
 
 
 def _allowed(sets: SetNames) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from svcproxy.backends.ipvs.operations import (
 from svcproxy.backends.ipvs.plan import Entry
 from svcproxy.backends.ipvs.settings import IpvsSettings
 from svcproxy.backends.ipvs.values import RealServers, VirtualServer, VirtualServerKey
-from svcproxy.backends.xtables.core.ruleset import NAT, TABLES, Rules
+from svcproxy.backends.xtables.core.rule_text import NAT, TABLES, Rules
 from svcproxy.backends.xtables.core.tableplan import Jump, TablePlan
 
 T = TypeVar("T")

@@ -27,13 +27,13 @@ from svcproxy.backends.ipvs.values import (
     SetKind,
     VirtualServerKey,
 )
+from svcproxy.backends.xtables.change_tracker import GenerationTracker, TableSizeTracker
 from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.backends.xtables.core.restoretext import ENCODING
-from svcproxy.backends.xtables.core.ruleset import TABLES
+from svcproxy.backends.xtables.core.rule_text import TABLES
 from svcproxy.backends.xtables.core.savefile import parse
-from svcproxy.backends.xtables.fingerprint import Fingerprint as Sizes
-from svcproxy.backends.xtables.fingerprint import sizes as table_sizes
-from svcproxy.backends.xtables.generation import Watermark, generation
+from svcproxy.backends.xtables.generation import generation
+from svcproxy.backends.xtables.table_sizes import table_sizes
 
 _CLOCK_MONOTONIC_COARSE = 6
 
@@ -68,12 +68,12 @@ class IpvsKernel:
         self.links = Links(programs.family)
         self._rules: tuple[bytes | None, bytes] = None, b""
         legacy = programs.variant is Variant.LEGACY
-        self._mark = Sizes(programs.family) if legacy else Watermark()
+        self._mark = TableSizeTracker(programs.family) if legacy else GenerationTracker()
 
     @property
     def only_we_changed_rules(self) -> bool:
         """Whether nobody else has changed rules since ``read``, as far as the kernel tells."""
-        return self._mark.untouched
+        return self._mark.is_unchanged()
 
     @property
     def sent(self) -> int:
@@ -87,7 +87,7 @@ class IpvsKernel:
             BackendError: something could not be read.
         """
         addresses = self.links.read()
-        self._mark.reading()
+        self._mark.before_read()
         known = self._version_of_rules()
         rules = self._programs.save(*TABLES)
         self._rules = known, _digest(rules)
@@ -151,9 +151,9 @@ class IpvsKernel:
 
     def restore(self, text: str) -> None:
         """Apply an input of iptables-restore."""
-        self._mark.writing()
+        self._mark.before_write()
         self._programs.restore(text)
-        self._mark.written(text.count("\nCOMMIT"))
+        self._mark.after_write(text.count("\nCOMMIT"))
 
     def connections(self, key: VirtualServerKey) -> Mapping[RealServerKey, Connections]:
         """The connections of each real server of a virtual server."""

@@ -25,14 +25,14 @@ from svcproxy.backends.ipvs.values import (
     VirtualServer,
     VirtualServerKey,
 )
-from svcproxy.backends.xtables.core.ruleset import (
+from svcproxy.backends.xtables.core.rule_text import (
     FILTER,
     NAT,
     Rules,
     comment,
+    format_address,
+    format_cidr,
     rule,
-    spelled,
-    spelled_range,
 )
 from svcproxy.model.names import Protocol
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
@@ -212,7 +212,7 @@ class _Layout:
         """
         bits = self.settings.family.bits
         number = _NUMBERS[self.protocol]
-        address = spelled(frontend.address)
+        address = format_address(frontend.address)
         match = f"-m ipvs --vproto {number} --vaddr {address} --vport {frontend.port}"
         return f"-s {address}/{bits} {match} -j DROP"
 
@@ -243,7 +243,7 @@ class _Layout:
             return
         keyword = self.protocol.keyword
         text = rule(
-            f"-d {spelled(frontend.address)}/{self.settings.family.bits}"
+            f"-d {format_address(frontend.address)}/{self.settings.family.bits}"
             if frontend.address
             else "",
             f"-p {keyword}",
@@ -260,7 +260,7 @@ class _Layout:
         if self.anchor.local is not local:
             number = hidden_port(number, self.taken)
             self._serve(self.anchor.address, number, local=local)
-        address = spelled(self.anchor.address)
+        address = format_address(self.anchor.address)
         return f"[{address}]:{number}" if ":" in address else f"{address}:{number}"
 
     def _redirect_all(self) -> str | None:
@@ -296,9 +296,7 @@ class _Layout:
         rules = []
         local = self.settings.local_traffic
         if local:
-            source = (
-                f"-s {spelled_range(local.source)}" if local.source else f"-i {local.interface}"
-            )
+            source = f"-s {format_cidr(local.source)}" if local.source else f"-i {local.interface}"
             # iptables-save leaves out what matches everything.
             rules.append(self._translate("" if local.everybody else source, target))
         from_node = "-m addrtype --src-type LOCAL"

@@ -15,7 +15,7 @@ from svcproxy.backends.ipvs.values import (
     VirtualServerKey,
 )
 from svcproxy.backends.xtables.core.restoretext import joined
-from svcproxy.backends.xtables.core.ruleset import TABLES
+from svcproxy.backends.xtables.core.rule_text import TABLES
 from svcproxy.backends.xtables.core.savefile import Saved
 from svcproxy.backends.xtables.core.tableplan import TablePlan
 from svcproxy.model.names import ServicePortName

@@ -36,7 +36,7 @@ from svcproxy.backends.ipvs.values import (
     SetEntry,
     VirtualServerKey,
 )
-from svcproxy.backends.xtables.core.ruleset import FILTER, NAT, TABLES
+from svcproxy.backends.xtables.core.rule_text import FILTER, NAT, TABLES
 from svcproxy.backends.xtables.core.tableplan import TablePlan
 from svcproxy.model.names import Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort

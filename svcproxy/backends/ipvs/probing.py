@@ -20,7 +20,7 @@ from svcproxy.backends.ipvs.operations import (
 )
 from svcproxy.backends.ipvs.values import SetKind, VirtualServer, VirtualServerKey
 from svcproxy.backends.xtables.commands import Iptables
-from svcproxy.backends.xtables.core.ruleset import FILTER
+from svcproxy.backends.xtables.core.rule_text import FILTER
 from svcproxy.model.names import IPFamily, Protocol
 
 _PROBE_TYPE = "hash:ip"

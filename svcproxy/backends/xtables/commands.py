@@ -26,13 +26,13 @@ _ERROR_BYTES = 1 << 16
 _BUSY = 4  # RESOURCE_PROBLEM, also given for what the kernel refuses through nf_tables
 
 
-Announced = Callable[[Callable[[], int]], AbstractContextManager[None]]
+TrackProcess = Callable[[Callable[[], int]], AbstractContextManager[None]]
 """Makes the context in which a program runs: on entry it calls the function that starts the process
 and returns its number; it is left when the process has ended."""
 
 
 @contextmanager
-def unannounced(start: Callable[[], int]) -> Iterator[None]:
+def untracked(start: Callable[[], int]) -> Iterator[None]:
     """Start a process that nobody has to know of."""
     start()
     yield
@@ -58,7 +58,7 @@ class Iptables:
         self._list = _find(variant, family, "")
         self._save = _find(variant, family, "-save")
         self._restore = _find(variant, family, "-restore")
-        self.announced: Announced = unannounced
+        self.track_process: TrackProcess = untracked
 
     def save(self, *tables: str) -> str:
         """Read tables, all when none is named.
@@ -92,7 +92,7 @@ class Iptables:
                 lock was not free within 5 s, or the program could not run.
         """
         command = [self._restore, "--noflush", "-w", str(_LOCK_WAIT_SECONDS)]
-        done = _run(command, text, check=False, announced=self.announced)
+        done = _run(command, text, check=False, track_process=self.track_process)
         if done.returncode:
             failure = refusal(self._restore, done.stderr, text)
             # It was killed, or could not get the lock: the input is not the cause.
@@ -142,7 +142,7 @@ def _run(
     text: str | None,
     *,
     check: bool = True,
-    announced: Announced = unannounced,
+    track_process: TrackProcess = untracked,
 ) -> subprocess.CompletedProcess[str]:
     process: subprocess.Popen[bytes] | None = None
 
@@ -158,7 +158,7 @@ def _run(
         return process.pid
 
     try:
-        with announced(start):
+        with track_process(start):
             assert process is not None
             done = _finish(process, command, text)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Has anybody changed nftables since we looked? The kernel counts generations.
+"""The generation number of nf_tables: a cheap way to notice that another process changed tables.
 
-Every nftables transaction in a network namespace, those of iptables' nft variant included, raises
-one number (``NFT_MSG_GETGEN``, Linux 4.10). Asking for it takes some 10 µs; reading 10,000
-Services' rules back to compare them takes a second.
+Every nf_tables transaction in a network namespace, those of iptables' nft variant included, raises
+the number (``NFT_MSG_GETGEN``, Linux 4.10). The query takes about 10 µs; reading the rules of
+10,000 Services takes a second.
 """
 
 import errno
@@ -31,40 +31,8 @@ _NFTA_GEN_ID = _NFTA_TABLE_NAME = 1
 _FAMILIES = {IPFamily.IPV4: socket.AF_INET, IPFamily.IPV6: socket.AF_INET6}
 
 
-class Watermark:
-    """The generation up to which every change is known to be ours.
-
-    Another process may commit between our reading and our writing, and its change would hide
-    behind ours. So a generation is trusted only if it is the one that was read, or that one plus
-    at most as many as we committed.
-    """
-
-    def __init__(self) -> None:
-        self._known: int | None = None
-
-    def reading(self) -> None:
-        """Note that everything is about to be read."""
-        self._known = generation()
-
-    def writing(self) -> None:
-        """Note that something is about to be written; what others did before is not known."""
-        if self._known is not None and generation() != self._known:
-            self._known = None
-
-    def written(self, commits: int) -> None:
-        """Note that at most ``commits`` transactions of ours have come since ``writing``."""
-        now = generation()
-        if self._known is not None and now is not None:
-            self._known = now if now - self._known <= commits else None
-
-    @property
-    def untouched(self) -> bool:
-        """Whether nobody else has changed anything since the last reading."""
-        return self._known is not None and generation() == self._known
-
-
 def generation() -> int | None:
-    """The present generation of this network namespace; ``None`` if the kernel does not tell."""
+    """Return the generation of this network namespace; ``None`` if the kernel does not report it."""
     try:
         answer = _answer(encode(Request(_GETGEN, 0, bytes(4)), 1))
     except OSError:
@@ -79,11 +47,12 @@ def generation() -> int | None:
 
 
 def has_tables(family: IPFamily) -> bool:
-    """Whether the kernel's nf_tables, if there is one, can have tables for a family.
+    """Whether the kernel's nf_tables supports tables of a family.
 
-    It may be built without, and iptables-nft-save then finds nothing and ends well. A batch
-    without an end is carried out and taken back (Linux 3.18), so that asking leaves nothing behind.
-    Where the kernel does not say (because it is forbidden to ask), it is taken to be able to.
+    A kernel may be built without that support; iptables-nft-save then prints nothing and succeeds.
+    The check sends a batch without an end message, which the kernel validates and rolls back (Linux
+    3.18), so it leaves nothing behind. If the kernel refuses to answer (missing privileges), the
+    family is assumed to be supported.
     """
     begin = Request(_NFNL_MSG_BATCH_BEGIN, 0, _NFGENMSG.pack(0, 0, _NFNL_SUBSYS_NFTABLES))
     header, name = (
@@ -99,10 +68,10 @@ def has_tables(family: IPFamily) -> bool:
 
 
 def _answer(data: bytes) -> Message:
-    """Send something to the kernel's netfilter; return the first message that it answers.
+    """Send ``data`` to the netfilter netlink; return the first message of the answer.
 
     Raises:
-        OSError: there is no netfilter, or no answer within a second.
+        OSError: the kernel has no netfilter netlink, or did not answer within a second.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETFILTER) as sock:
         sock.settimeout(1.0)

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from svcproxy.backends.iptables.core.balance import FLAT, balance
-from svcproxy.backends.xtables.core.ruleset import Rules
+from svcproxy.backends.xtables.core.rule_text import Rules
 
 RULE = re.compile(r"(?:-m statistic --mode random --probability (\S+) )?-j (\S+)")
 

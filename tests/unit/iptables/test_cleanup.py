@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from svcproxy.backends.iptables.core.cleanup import User, inputs, leftovers
-from svcproxy.backends.iptables.core.difference import Plan
-from svcproxy.backends.iptables.core.staging import STAGE_CHAINS, staged
+from svcproxy.backends.iptables.core.cleanup import ChainOwner, removal_inputs, stale_chains
+from svcproxy.backends.iptables.core.plan import Plan
+from svcproxy.backends.iptables.core.restore_inputs import CHUNK_CHAINS, restore_inputs
 from svcproxy.backends.xtables.core.savefile import parse
 from svcproxy.backends.xtables.core.tableplan import TablePlan
 from tests.fakes.restored_tables import RestoredTables
@@ -27,11 +27,11 @@ COMMIT
 
 
 def test_kubelets_chains_are_nobodys_leftovers() -> None:
-    assert not any(leftovers(parse(KUBELET)).values())
+    assert not any(stale_chains(parse(KUBELET)).values())
 
 
 def test_chains_and_the_jumps_to_them_go() -> None:
-    plan = leftovers(
+    plan = stale_chains(
         parse(
             f"*nat\n:PREROUTING -\n:KUBE-SERVICES -\n:KUBE-SVC-A -\n:OTHERS -\n"
             f"-A PREROUTING {PORTALS} -j KUBE-SERVICES\n"
@@ -43,10 +43,10 @@ def test_chains_and_the_jumps_to_them_go() -> None:
     assert not plan.write
 
 
-@pytest.mark.parametrize("user", User)
-def test_chains_in_use_stay(user: User) -> None:
+@pytest.mark.parametrize("user", ChainOwner)
+def test_chains_in_use_stay(user: ChainOwner) -> None:
     text = "*filter\n:KUBE-PROXY-FIREWALL -\n:KUBE-FORWARD -\n*nat\n:KUBE-SERVICES -\n"
-    assert not any(leftovers(parse(text), user).values())
+    assert not any(stale_chains(parse(text), user).values())
 
 
 def test_what_only_the_other_mode_has_goes() -> None:
@@ -55,24 +55,24 @@ def test_what_only_the_other_mode_has_goes() -> None:
         ":KUBE-PROXY-FIREWALL -\n"
         f"-A INPUT {FIREWALL}\n"
     )
-    plan = leftovers(parse(text), User.IPTABLES)["filter"]
+    plan = stale_chains(parse(text), ChainOwner.IPTABLES)["filter"]
     assert plan.delete == ["KUBE-IPVS-FILTER", "KUBE-NODE-PORT"]
     assert plan.remove == [("INPUT", FIREWALL)], "the other mode's jump to a chain that stays"
-    plan = leftovers(parse(text), User.IPVS)["filter"]
+    plan = stale_chains(parse(text), ChainOwner.IPVS)["filter"]
     assert plan.delete == ["KUBE-NODEPORTS"]
     assert plan.remove == []
 
 
 def test_services_chains_belong_to_iptables_mode() -> None:
     text = "*nat\n:KUBE-SVC-A -\n:KUBE-SEP-B -\n"
-    assert not leftovers(parse(text), User.IPTABLES)["nat"]
-    assert leftovers(parse(text), User.IPVS)["nat"].delete == ["KUBE-SEP-B", "KUBE-SVC-A"]
+    assert not stale_chains(parse(text), ChainOwner.IPTABLES)["nat"]
+    assert stale_chains(parse(text), ChainOwner.IPVS)["nat"].delete == ["KUBE-SEP-B", "KUBE-SVC-A"]
 
 
-@pytest.mark.parametrize("user", [None, *User])
-def test_canaries_go(user: User | None) -> None:
+@pytest.mark.parametrize("user", [None, *ChainOwner])
+def test_canaries_go(user: ChainOwner | None) -> None:
     text = "".join(f"*{table}\n:KUBE-PROXY-CANARY -\n" for table in ("mangle", "nat", "filter"))
-    plans = leftovers(parse(text), user)
+    plans = stale_chains(parse(text), user)
     assert all(plans[t].delete == ["KUBE-PROXY-CANARY"] for t in ("mangle", "nat", "filter"))
 
 
@@ -85,39 +85,39 @@ def test_a_chain_that_others_lead_to_is_emptied_but_stays() -> None:
         "-A KUBE-SERVICES -g KUBE-SVC-A\n"
         "-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n"
     )
-    plan = leftovers(parse(text))["nat"]
+    plan = stale_chains(parse(text))["nat"]
     assert plan.write == {"KUBE-SERVICES": ()}
     assert plan.delete == ["KUBE-SVC-A"]
     assert plan.remove == []
     emptied = text.replace("-A KUBE-SERVICES -g KUBE-SVC-A\n", "").replace(":KUBE-SVC-A -\n", "")
-    assert not leftovers(parse(emptied))["nat"], "the second time there is nothing to do"
+    assert not stale_chains(parse(emptied))["nat"], "the second time there is nothing to do"
 
 
 def test_very_many_chains_go_in_pieces_that_each_can_be_carried_out() -> None:
-    names = [f"KUBE-SVC-{number:04}" for number in range(5 * STAGE_CHAINS)]
+    names = [f"KUBE-SVC-{number:04}" for number in range(5 * CHUNK_CHAINS)]
     tables = RestoredTables()
     chains: dict[str, list[str]] = tables.tables["nat"]
     chains["KUBE-SERVICES"] = [f"-d 10.0.0.1 -j {name}" for name in names]
     chains |= {name: [f"-j {after}"] for name, after in itertools.pairwise(names)}
     chains[names[-1]] = []
     chains["PREROUTING"] = [f"{PORTALS} -j KUBE-SERVICES"]
-    plan = leftovers(tables.saved())["nat"]
-    texts = list(inputs(plan, "nat", pieces=True))
+    plan = stale_chains(tables.saved())["nat"]
+    texts = list(removal_inputs(plan, "nat", pieces=True))
     assert len(texts) > 2 * 5
     for text in texts:
-        assert text.count("\n") <= 2 * STAGE_CHAINS + 2
+        assert text.count("\n") <= 2 * CHUNK_CHAINS + 2
         tables.restore(text)
     assert not any(chain.startswith("KUBE") for chain in tables.tables["nat"])
 
 
 def test_few_chains_go_in_one_transaction() -> None:
-    assert len(list(inputs(TablePlan(delete=["KUBE-SVC-A"]), "nat", pieces=True))) == 1
-    assert not list(inputs(TablePlan(), "nat", pieces=True))
+    assert len(list(removal_inputs(TablePlan(delete=["KUBE-SVC-A"]), "nat", pieces=True))) == 1
+    assert not list(removal_inputs(TablePlan(), "nat", pieces=True))
 
 
 def test_a_takeover_deletes_very_many_chains_after_the_new_ones_serve() -> None:
-    old = [f"KUBE-SEP-{number:04}" for number in range(3 * STAGE_CHAINS)]
-    new = [f"KUBE-SVC-{number:04}" for number in range(3 * STAGE_CHAINS)]
+    old = [f"KUBE-SEP-{number:04}" for number in range(3 * CHUNK_CHAINS)]
+    new = [f"KUBE-SVC-{number:04}" for number in range(3 * CHUNK_CHAINS)]
     tables = RestoredTables()
     chains: dict[str, list[str]] = tables.tables["nat"]
     chains["KUBE-SERVICES"] = [f"-d 10.0.0.1 -j {name}" for name in old]
@@ -125,7 +125,7 @@ def test_a_takeover_deletes_very_many_chains_after_the_new_ones_serve() -> None:
     write = {"KUBE-SERVICES": tuple(f"-d 10.0.0.1 -j {name}" for name in new)}
     write |= dict.fromkeys(new, ("-j RETURN",))
     nat = TablePlan(write=write, delete=old, fresh=set(new))
-    texts = list(staged(Plan({"nat": nat, "filter": TablePlan()}, {})))
+    texts = list(restore_inputs(Plan({"nat": nat, "filter": TablePlan()}, {})))
     serves = [number for number, text in enumerate(texts) if "-A KUBE-SERVICES" in text]
     assert len(serves) == 1
     for number, text in enumerate(texts):

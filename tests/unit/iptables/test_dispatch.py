@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svcproxy.backends.iptables.core import dispatch
-from svcproxy.backends.iptables.core.dispatch import LEAF, DispatchTree, key
-from svcproxy.backends.xtables.core.ruleset import Rules
+from svcproxy.backends.iptables.core.dispatch import LEAF, DispatchTree, frontend_key
+from svcproxy.backends.xtables.core.rule_text import Rules
 from svcproxy.model.names import Protocol
 
 
@@ -27,7 +27,7 @@ def addresses(count: int, prefix: str, seed: int = 1) -> dict[int, str]:
     texts: dict[int, str] = {}
     while len(texts) < count:
         address = str(network[random.randrange(network.num_addresses)])
-        texts[key(address, Protocol.TCP, 80)] = f"-d {address} -j {address}"
+        texts[frontend_key(address, Protocol.TCP, 80)] = f"-d {address} -j {address}"
     return texts
 
 
@@ -71,7 +71,7 @@ def test_a_packet_passes_a_logarithmic_number_of_rules(prefix: str) -> None:
 
 
 def test_many_ports_of_one_address_are_divided_by_port() -> None:
-    texts = {key("203.0.113.9", Protocol.TCP, p): f"rule {p}" for p in range(1000, 1400)}
+    texts = {frontend_key("203.0.113.9", Protocol.TCP, p): f"rule {p}" for p in range(1000, 1400)}
     chains = tree(texts, 32).chains()
     assert len(chains) > 10
     assert max(map(len, chains.values())) <= 3 * LEAF
@@ -81,7 +81,7 @@ def test_many_ports_of_one_address_are_divided_by_port() -> None:
 
 def test_names_fit_the_kernel_and_are_recognised() -> None:
     for bits, texts in (
-        (0, {key("", p, n): f"{p}{n}" for p in Protocol for n in range(30000, 30400)}),
+        (0, {frontend_key("", p, n): f"{p}{n}" for p in Protocol for n in range(30000, 30400)}),
         (32, addresses(2000, "10.96.0.0/12")),
         (128, addresses(2000, "fd00:10:96::/108")),
     ):

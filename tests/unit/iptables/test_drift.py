@@ -2,7 +2,7 @@
 
 import pytest
 
-from svcproxy.backends.iptables.drift import suspicion
+from svcproxy.backends.iptables.core.drift import classify_change
 
 
 @pytest.mark.parametrize("deletion", [True, False])
@@ -18,24 +18,24 @@ from svcproxy.backends.iptables.drift import suspicion
     ],
 )
 def test_our_chains_concern_us(table: str, chain: str, *, deletion: bool) -> None:
-    assert suspicion(table, chain, deletion=deletion) is True
+    assert classify_change(table, chain, deletion=deletion) is True
 
 
 def test_a_deletion_in_a_built_in_chain_may_have_been_our_jump() -> None:
     for table, chain in (("nat", "PREROUTING"), ("nat", "POSTROUTING"), ("filter", "FORWARD")):
-        assert suspicion(table, chain, deletion=True) is False
-        assert suspicion(table, chain, deletion=False) is None
-    assert suspicion("nat", "INPUT", deletion=True) is None, "we have no jump there"
+        assert classify_change(table, chain, deletion=True) is False
+        assert classify_change(table, chain, deletion=False) is None
+    assert classify_change("nat", "INPUT", deletion=True) is None, "we have no jump there"
 
 
 def test_a_whole_table_concerns_us_when_it_goes() -> None:
-    assert suspicion("nat", "", deletion=True) is True
-    assert suspicion("nat", "", deletion=False) is None
-    assert suspicion("mangle", "", deletion=True) is None
+    assert classify_change("nat", "", deletion=True) is True
+    assert classify_change("nat", "", deletion=False) is None
+    assert classify_change("mangle", "", deletion=True) is None
 
 
 @pytest.mark.parametrize("chain", ["CNI-HOSTPORT-DNAT", "KUBE-KUBELET-CANARY", "DOCKER"])
 @pytest.mark.parametrize("deletion", [True, False])
 def test_others_chains_do_not(chain: str, *, deletion: bool) -> None:
-    assert suspicion("nat", chain, deletion=deletion) is None
-    assert suspicion("filter", "KUBE-SVC-A", deletion=deletion) is None, "only nat has such"
+    assert classify_change("nat", chain, deletion=deletion) is None
+    assert classify_change("filter", "KUBE-SVC-A", deletion=deletion) is None, "only nat has such"

@@ -4,10 +4,10 @@ import random
 
 from svcproxy.backends.base import Desired
 from svcproxy.backends.iptables.core import naming
-from svcproxy.backends.iptables.core.difference import Observed, Plan
-from svcproxy.backends.iptables.core.plan import Planner
+from svcproxy.backends.iptables.core.plan import Observed, Plan
+from svcproxy.backends.iptables.core.planner import Planner
 from svcproxy.backends.iptables.core.settings import IptablesSettings
-from svcproxy.backends.xtables.core.ruleset import FILTER
+from svcproxy.backends.xtables.core.rule_text import FILTER
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Frontend, FrontendKind, ServicePort, Verdict
 from tests.fakes.restored_tables import RestoredTables

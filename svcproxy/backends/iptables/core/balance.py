@@ -12,7 +12,7 @@ from functools import lru_cache
 from zlib import crc32
 
 from svcproxy.backends.xtables.core.hashing import hash16
-from svcproxy.backends.xtables.core.ruleset import Rules, rule
+from svcproxy.backends.xtables.core.rule_text import Rules, rule
 
 Branch = tuple[str, str]
 

@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 
 from svcproxy.backends.iptables.core import naming
-from svcproxy.backends.iptables.core.staging import STAGE_CHAINS, deletions
+from svcproxy.backends.iptables.core.restore_inputs import CHUNK_CHAINS, deletion_inputs
 from svcproxy.backends.iptables.core.static import JUMPS, LISTS
 from svcproxy.backends.xtables.core.restoretext import joined
-from svcproxy.backends.xtables.core.ruleset import FILTER, NAT, Rules
+from svcproxy.backends.xtables.core.rule_text import FILTER, NAT, Rules
 from svcproxy.backends.xtables.core.savefile import Saved, unquoted
 from svcproxy.backends.xtables.core.tableplan import TablePlan
 
@@ -28,21 +28,21 @@ _BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"
 _OUR_NOTE = '--comment "kube'
 
 
-class User(StrEnum):
+class ChainOwner(StrEnum):
     """What uses iptables: a mode of svcproxy or of kube-proxy."""
 
     IPTABLES = "iptables"
     IPVS = "ipvs"
 
 
-_CHAINS: Mapping[User, Mapping[str, frozenset[str]]] = {
-    User.IPTABLES: {
+_CHAINS: Mapping[ChainOwner, Mapping[str, frozenset[str]]] = {
+    ChainOwner.IPTABLES: {
         NAT: frozenset(
             (naming.SERVICES, naming.NODE_PORTS, naming.POSTROUTING, naming.MARK_MASQ),
         ),
         FILTER: frozenset((*LISTS, naming.FORWARD)),
     },
-    User.IPVS: {
+    ChainOwner.IPVS: {
         NAT: frozenset(
             (
                 naming.SERVICES,
@@ -64,16 +64,16 @@ _CHAINS: Mapping[User, Mapping[str, frozenset[str]]] = {
 }
 _IPVS_FIREWALL = f'-m comment --comment "kube-proxy firewall rules" -j {naming.PROXY_FIREWALL}'
 # Jumps to chains that both modes have; all others go with their chains.
-_OWN_JUMPS: Mapping[User, frozenset[tuple[str, str, str]]] = {
-    User.IPTABLES: frozenset(
+_OWN_JUMPS: Mapping[ChainOwner, frozenset[tuple[str, str, str]]] = {
+    ChainOwner.IPTABLES: frozenset(
         (j.table, j.source, j.text) for j in JUMPS if j.text.endswith(naming.PROXY_FIREWALL)
     ),
-    User.IPVS: frozenset((FILTER, source, _IPVS_FIREWALL) for source in ("INPUT", "FORWARD")),
+    ChainOwner.IPVS: frozenset((FILTER, source, _IPVS_FIREWALL) for source in ("INPUT", "FORWARD")),
 }
 
 
-def leftovers(
-    tables: Saved, present: User | None = None, spared: Collection[str] = ()
+def stale_chains(
+    tables: Saved, present: ChainOwner | None = None, spared: Collection[str] = ()
 ) -> dict[str, TablePlan]:
     """The plans, by table, that remove what nobody uses any more.
 
@@ -92,7 +92,7 @@ def leftovers(
 
 
 def _plan(
-    table: str, found: Mapping[str, Rules], present: User | None, spared: Collection[str]
+    table: str, found: Mapping[str, Rules], present: ChainOwner | None, spared: Collection[str]
 ) -> TablePlan:
     doomed = {c for c in found if c not in spared and _is_doomed(table, c, present)}
     remove: list[tuple[str, str]] = []
@@ -114,19 +114,19 @@ def _plan(
     return TablePlan(write=dict(emptied), remove=remove, delete=sorted(doomed - held))
 
 
-def _is_doomed(table: str, chain: str, present: User | None) -> bool:
+def _is_doomed(table: str, chain: str, present: ChainOwner | None) -> bool:
     if chain == naming.CANARY:
         return True
     if table == NAT and naming.is_service_chain(chain):
-        return present is not User.IPTABLES
+        return present is not ChainOwner.IPTABLES
     if chain.startswith(_IPVS_CHAINS) and naming.is_plain(chain):
-        return present is not User.IPVS
+        return present is not ChainOwner.IPVS
     if not any(chain in chains.get(table, ()) for chains in _CHAINS.values()):
         return False
     return present is None or chain not in _CHAINS[present].get(table, ())
 
 
-def _is_others_jump(table: str, chain: str, text: str, present: User | None) -> bool:
+def _is_others_jump(table: str, chain: str, text: str, present: ChainOwner | None) -> bool:
     """Whether a rule is the other mode's jump to a chain that stays."""
     return present is not None and any(
         (table, chain, text) in jumps for user, jumps in _OWN_JUMPS.items() if user is not present
@@ -138,7 +138,7 @@ def _target(text: str) -> str:
     return found[1] if found else ""
 
 
-def inputs(plan: TablePlan, table: str, *, pieces: bool) -> Iterator[str]:
+def removal_inputs(plan: TablePlan, table: str, *, pieces: bool) -> Iterator[str]:
     """The restore inputs that carry out a plan.
 
     With ``pieces``, very many chains go bit by bit: first what leads to them, then their rules,
@@ -146,12 +146,12 @@ def inputs(plan: TablePlan, table: str, *, pieces: bool) -> Iterator[str]:
     """
     if not plan:
         return
-    if not pieces or len(plan.delete) <= 2 * STAGE_CHAINS:
+    if not pieces or len(plan.delete) <= 2 * CHUNK_CHAINS:
         yield _input(plan, table)
         return
     if plan.write or plan.remove:
         yield _input(TablePlan(write=plan.write, remove=plan.remove), table)
-    yield from deletions(plan.delete, table)
+    yield from deletion_inputs(plan.delete, table)
 
 
 def _input(plan: TablePlan, table: str) -> str:

@@ -17,7 +17,7 @@ import msgspec
 
 from svcproxy.backends.iptables.core.naming import CLUSTER_PREFIX
 from svcproxy.backends.xtables.core.hashing import hash16
-from svcproxy.backends.xtables.core.ruleset import Rules, packed, rule, unpacked
+from svcproxy.backends.xtables.core.rule_text import Rules, address_bytes, address_text, rule
 from svcproxy.model.names import Protocol
 
 LEAF = 16
@@ -31,7 +31,7 @@ _SORTING = 50
 _PORT_BITS = 18
 
 
-def key(address: str, protocol: Protocol, port: int) -> int:
+def frontend_key(address: str, protocol: Protocol, port: int) -> int:
     """The key of a frontend; ``address`` is empty for node ports.
 
     Raises:
@@ -39,7 +39,7 @@ def key(address: str, protocol: Protocol, port: int) -> int:
     """
     if not 0 < port < 1 << 16:
         raise ValueError(f"{port} is no port")
-    number = int.from_bytes(packed(address)) if address else 0
+    number = int.from_bytes(address_bytes(address)) if address else 0
     return number << _PORT_BITS | _PROTOCOLS.index(protocol) << 16 | port
 
 
@@ -283,4 +283,4 @@ def _destination(number: int, address_bits: int, bits: int) -> str:
     if not address_bits or not bits:
         return ""
     address = (number >> _PORT_BITS).to_bytes(address_bits // 8, "big")
-    return f"-d {unpacked(address)}/{bits}"
+    return f"-d {address_text(address)}/{bits}"

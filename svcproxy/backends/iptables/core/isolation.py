@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 import msgspec
 
 from svcproxy.backends.base import Desired, Outcome, TransactionError
-from svcproxy.backends.iptables.core.difference import Observed, Plan
-from svcproxy.backends.iptables.core.plan import Planner
+from svcproxy.backends.iptables.core.plan import Observed, Plan
+from svcproxy.backends.iptables.core.planner import Planner
 from svcproxy.backends.iptables.core.render import PortRules, render
 from svcproxy.backends.iptables.core.settings import IptablesSettings
 from svcproxy.backends.xtables.core.restoretext import RestoreRefused
-from svcproxy.backends.xtables.core.ruleset import FILTER, NAT
+from svcproxy.backends.xtables.core.rule_text import FILTER, NAT
 from svcproxy.backends.xtables.core.tableplan import TablePlan
 from svcproxy.limits import IPTABLES_ISOLATION_RESTORES
 from svcproxy.model.names import ServicePortName

@@ -6,10 +6,16 @@ import msgspec
 
 from svcproxy.backends.iptables.core import naming
 from svcproxy.backends.iptables.core.balance import Branch, balance
-from svcproxy.backends.iptables.core.dispatch import key
+from svcproxy.backends.iptables.core.dispatch import frontend_key
 from svcproxy.backends.iptables.core.settings import IptablesSettings
 from svcproxy.backends.xtables.core.hashing import port_hash
-from svcproxy.backends.xtables.core.ruleset import Rules, comment, rule, spelled, spelled_range
+from svcproxy.backends.xtables.core.rule_text import (
+    Rules,
+    comment,
+    format_address,
+    format_cidr,
+    rule,
+)
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 
@@ -51,7 +57,7 @@ def endpoint_target(endpoint: Endpoint) -> str:
     Raises:
         ValueError: the address is none.
     """
-    address, port = spelled(endpoint.address), endpoint.port
+    address, port = format_address(endpoint.address), endpoint.port
     if type(port) is not int:
         raise ValueError(f"{port!r:.64} is no port")
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
@@ -114,10 +120,10 @@ class _Renderer:
             return ""
         if (":" in frontend.address) != (self.settings.family is IPFamily.IPV6):
             raise ValueError(f"{frontend.address[:64]!r} is no {self.settings.family} address")
-        return f"-d {spelled(frontend.address)}/{self.settings.family.bits}"
+        return f"-d {format_address(frontend.address)}/{self.settings.family.bits}"
 
     def _key(self, frontend: Frontend) -> int:
-        return key(frontend.address, self.port.name.protocol, frontend.port)
+        return frontend_key(frontend.address, self.port.name.protocol, frontend.port)
 
     def _filter(self, chain: str, frontend: Frontend, verdict: Verdict, note: str) -> None:
         """Refuse what was not forwarded: REJECT without any endpoint, else DROP."""
@@ -188,13 +194,13 @@ class _Renderer:
 
     def _guard(self, frontend: Frontend) -> None:
         """KUBE-FW: a load balancer's source ranges; KUBE-PROXY-FIREWALL drops what is left."""
-        sources = [spelled_range(cidr) for cidr in self.port.source_ranges]
+        sources = [format_cidr(cidr) for cidr in self.port.source_ranges]
         if self._admits_node():
             # A load-balancer address is often added to the node itself; the node then reaches
             # it with that very address as its source.
             bits = self.settings.family.bits
             sources.extend(
-                f"{spelled(f.address)}/{bits}"
+                f"{format_address(f.address)}/{bits}"
                 for f in self.port.frontends
                 if f.kind is FrontendKind.LOAD_BALANCER
             )
@@ -240,7 +246,7 @@ class _Renderer:
         """KUBE-SEP, where an endpoint needs a chain: to remember clients, or for its hairpin."""
         rules = []
         if not self.settings.hairpin_match:
-            source = f"-s {spelled(endpoint.address)}/{self.settings.family.bits}"
+            source = f"-s {format_address(endpoint.address)}/{self.settings.family.bits}"
             rules.append(f"{source} {_MARK_MASQ}")
         remember = ""
         if self.port.affinity_seconds and self.settings.affinity_sets:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from svcproxy.backends.iptables.core import naming
 from svcproxy.backends.iptables.core.settings import IptablesSettings
-from svcproxy.backends.xtables.core.masquerade import forwarded, marked, masqueraded
-from svcproxy.backends.xtables.core.ruleset import FILTER, NAT, Rules, comment, rule
+from svcproxy.backends.xtables.core.masquerade import forward_rules, mark_rules, masquerade_rules
+from svcproxy.backends.xtables.core.rule_text import FILTER, NAT, Rules, comment, rule
 from svcproxy.backends.xtables.core.tableplan import Jump
 from svcproxy.model.counters import INVALID_DROPPED, LOCALHOST_ACCEPTED
 from svcproxy.model.names import IPFamily
@@ -67,7 +67,7 @@ def static_chains(settings: IptablesSettings) -> dict[str, dict[str, Rules]]:
             f"! -s 127.0.0.0/8 -d 127.0.0.0/8 {note} {state} -j DROP",
         )
     nat: dict[str, Rules] = {
-        naming.MARK_MASQ: marked(settings.mark),
+        naming.MARK_MASQ: mark_rules(settings.mark),
         naming.POSTROUTING: tuple(_postrouting(settings)),
     }
     if _masquerades_from_outside(settings):
@@ -81,28 +81,28 @@ def static_chains(settings: IptablesSettings) -> dict[str, dict[str, Rules]]:
 
 
 def _forward(settings: IptablesSettings) -> Iterator[str]:
-    count = counted(INVALID_DROPPED) if settings.accounting else ""
-    yield from forwarded(settings.mark, drop_invalid=settings.drop_invalid, count=count)
+    count = nfacct_match(INVALID_DROPPED) if settings.accounting else ""
+    yield from forward_rules(settings.mark, drop_invalid=settings.drop_invalid, count=count)
     if settings.hairpin_match:
         # kube-proxy marks an endpoint's packets to itself and so lets them pass above; ours
         # are recognised by their addresses.
-        yield f"{hairpin(settings.family)} -j ACCEPT"
+        yield f"{hairpin_match(settings.family)} -j ACCEPT"
 
 
 def _postrouting(settings: IptablesSettings) -> Iterator[str]:
     if settings.hairpin_match:
         # An endpoint that was balanced to itself must see another source than itself.
-        yield f"{hairpin(settings.family)} -j {naming.MARK_MASQ}"
+        yield f"{hairpin_match(settings.family)} -j {naming.MARK_MASQ}"
     if settings.accounting and _serves_localhost(settings):
         # kube-proxy counts with a rule for each node port. What comes from a loopback address and
         # was sent to an endpoint is always masqueraded, and nothing else that was sent there is.
         marked_packets = f"-m mark --mark {settings.mark}/{settings.mark}"
         first = "-m conntrack --ctorigdst 127.0.0.0/8"
-        yield f"{marked_packets} {first} {counted(LOCALHOST_ACCEPTED)}"
-    yield from masqueraded(settings.mark)
+        yield f"{marked_packets} {first} {nfacct_match(LOCALHOST_ACCEPTED)}"
+    yield from masquerade_rules(settings.mark)
 
 
-def counted(name: str) -> str:
+def nfacct_match(name: str) -> str:
     """The match that counts a packet in an accounting object, and always matches."""
     return f"-m nfacct --nfacct-name {name}"
 
@@ -157,7 +157,7 @@ def _is_loopback(cidr: str) -> bool:
     return cidr.startswith("127.") or cidr in {"::1/128", "::1"}
 
 
-def hairpin(family: IPFamily) -> str:
+def hairpin_match(family: IPFamily) -> str:
     """The match for translated packets whose source and destination are the same address.
 
     One classic BPF program for all endpoints, in place of one rule or chain for each: it

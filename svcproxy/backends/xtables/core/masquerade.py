@@ -5,15 +5,15 @@
 
 from collections.abc import Iterator
 
-from svcproxy.backends.xtables.core.ruleset import Rules, comment, rule
+from svcproxy.backends.xtables.core.rule_text import Rules, comment, rule
 
 
-def marked(mark: str) -> Rules:
+def mark_rules(mark: str) -> Rules:
     """KUBE-MARK-MASQ: ask for masquerading."""
     return (f"-j MARK --set-xmark {mark}/{mark}",)
 
 
-def masqueraded(mark: str) -> Iterator[str]:
+def masquerade_rules(mark: str) -> Iterator[str]:
     """The end of KUBE-POSTROUTING: masquerade what is marked."""
     yield f"-m mark ! --mark {mark}/{mark} -j RETURN"
     # The mark is cleared, or a packet that passes the stack again, encapsulated, would be
@@ -23,7 +23,7 @@ def masqueraded(mark: str) -> Iterator[str]:
     yield f"{note} -j MASQUERADE --random-fully"
 
 
-def forwarded(mark: str, *, drop_invalid: bool, count: str = "") -> Iterator[str]:
+def forward_rules(mark: str, *, drop_invalid: bool, count: str = "") -> Iterator[str]:
     """The begin of KUBE-FORWARD: Services' packets pass whatever the policy of FORWARD is.
 
     ``drop_invalid`` drops what conntrack calls INVALID (kubernetes#74839); ``count`` is a match

@@ -8,7 +8,7 @@ Names of interfaces, chains and sets are printed without quotes and may begin wi
 
 import re
 
-from svcproxy.backends.xtables.core.ruleset import Rules
+from svcproxy.backends.xtables.core.rule_text import Rules
 
 _TWO_SPACES = ("--nfacct-name  ", "--nfacct-name ")
 """How iptables 1.8.9 prints it."""

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from svcproxy.backends.xtables.core.ruleset import Rules
+from svcproxy.backends.xtables.core.rule_text import Rules
 
 
 class Jump(msgspec.Struct, frozen=True, gc=False):

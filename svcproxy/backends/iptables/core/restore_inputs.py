@@ -9,15 +9,15 @@ holds all that changes what the kernel does, in one transaction as ever.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from svcproxy.backends.iptables.core.difference import Plan
+from svcproxy.backends.iptables.core.plan import Plan
 from svcproxy.backends.xtables.core.restoretext import joined
-from svcproxy.backends.xtables.core.ruleset import NAT, Rules
+from svcproxy.backends.xtables.core.rule_text import NAT, Rules
 from svcproxy.backends.xtables.core.tableplan import TablePlan
 
-STAGE_CHAINS = 250
+CHUNK_CHAINS = 250
 
 
-def staged(plan: Plan, size: int = STAGE_CHAINS) -> Iterator[str]:
+def restore_inputs(plan: Plan, size: int = CHUNK_CHAINS) -> Iterator[str]:
     """The restore inputs for ``plan``: new chains in pieces of ``size``, the rest, old chains.
 
     At most two pieces' worth of new or of old chains stay with the rest.
@@ -35,10 +35,10 @@ def staged(plan: Plan, size: int = STAGE_CHAINS) -> Iterator[str]:
     if text := Plan({**plan.tables, NAT: between}, {}).text():
         yield text
     if nat.delete and not delete:
-        yield from deletions(nat.delete, NAT, size)
+        yield from deletion_inputs(nat.delete, NAT, size)
 
 
-def deletions(chains: Sequence[str], table: str, size: int = STAGE_CHAINS) -> Iterator[str]:
+def deletion_inputs(chains: Sequence[str], table: str, size: int = CHUNK_CHAINS) -> Iterator[str]:
     """The restore inputs that delete chains to which only each other's rules lead, in pieces."""
     for piece in _cut(chains, size):
         yield _input(TablePlan(write=dict.fromkeys(piece, ())), table)

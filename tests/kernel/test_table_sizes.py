@@ -1,4 +1,4 @@
-"""The sizes of legacy tables tell whether a comparison can be spared."""
+"""The sizes of legacy tables show whether another process has changed them."""
 
 import socket
 import sys
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from svcproxy.backends.xtables.fingerprint import Fingerprint, sizes
+from svcproxy.backends.xtables.change_tracker import TableSizeTracker
+from svcproxy.backends.xtables.table_sizes import table_sizes
 from svcproxy.model.names import IPFamily
 from testbed import netns
 from testbed.netns import NetNS
@@ -25,13 +26,14 @@ COMMIT
 
 
 class Tables:
-    """The tables of one family in a namespace of their own, and what is known of them."""
+    """The legacy tables of one family in a network namespace, and a tracker of their sizes."""
 
     def __init__(self, space: NetNS, family: IPFamily) -> None:
         self.space = space
         self.program = "ip6tables-legacy" if family is IPFamily.IPV6 else "iptables-legacy"
         self.net = "fd00::" if family is IPFamily.IPV6 else "10.0.0."
-        self.mark = Fingerprint(family)
+        self.family = family
+        self.tracker = TableSizeTracker(family)
         space.run(f"{self.program}-restore", stdin=RULES.format(net=self.net))
 
     def change(self, *arguments: str) -> None:
@@ -45,17 +47,17 @@ class Tables:
             made.sendto(b"x", ("::1" if ipv6 else "127.0.0.1", 9))
 
     @property
-    def untouched(self) -> bool:
-        return self.space.call(lambda: self.mark.untouched)
+    def unchanged(self) -> bool:
+        return self.space.call(self.tracker.is_unchanged)
 
     def read(self) -> None:
-        self.space.call(self.mark.reading)
+        self.space.call(self.tracker.before_read)
 
     def write(self, *arguments: str) -> None:
-        """Change something as ours."""
-        self.space.call(self.mark.writing)
+        """Change something the way svcproxy does."""
+        self.space.call(self.tracker.before_write)
         self.change(*arguments)
-        self.space.call(lambda: self.mark.written(1))
+        self.space.call(lambda: self.tracker.after_write(1))
 
 
 @pytest.fixture(params=list(IPFamily))
@@ -66,10 +68,10 @@ def tables(request: pytest.FixtureRequest) -> Iterator[Tables]:
     netns.remove([space.name])
 
 
-def test_nothing_is_known_before_the_first_reading(tables: Tables) -> None:
-    assert not tables.untouched
+def test_tables_count_as_changed_before_the_first_read(tables: Tables) -> None:
+    assert not tables.unchanged
     tables.write("-t", "nat", "-N", "KUBE-SVC-A")
-    assert not tables.untouched
+    assert not tables.unchanged
 
 
 @pytest.mark.parametrize(
@@ -85,52 +87,54 @@ def test_nothing_is_known_before_the_first_reading(tables: Tables) -> None:
     ],
     ids=" ".join,
 )
-def test_what_others_add_or_delete_is_seen(tables: Tables, damage: list[str]) -> None:
+def test_additions_and_deletions_by_other_processes_are_noticed(
+    tables: Tables, damage: list[str]
+) -> None:
     tables.read()
-    assert tables.untouched
+    assert tables.unchanged
     tables.change(*damage)
-    assert not tables.untouched
+    assert not tables.unchanged
 
 
-def test_traffic_is_no_change(tables: Tables) -> None:
-    """Counters are not part of it."""
+def test_traffic_is_not_a_change(tables: Tables) -> None:
+    """Packet counters are not part of the sizes."""
     tables.change("-A", "OUTPUT", "-j", "ACCEPT")
     tables.read()
     netns.ip_batch(["link set lo up"], tables.space.name)
     tables.space.call(tables.send)
     counted = tables.space.run(tables.program, "-L", "OUTPUT", "-v", "-x").stdout
     assert counted.splitlines()[2].split()[0] != "0"
-    assert tables.untouched
+    assert tables.unchanged
 
 
-def test_what_we_write_ourselves_is_known(tables: Tables) -> None:
+def test_own_writes_are_not_changes(tables: Tables) -> None:
     tables.read()
     tables.write("-t", "nat", "-N", "KUBE-SVC-A")
-    assert tables.untouched
+    assert tables.unchanged
     tables.change("-t", "nat", "-X", "KUBE-SVC-A")
-    assert not tables.untouched
+    assert not tables.unchanged
 
 
-def test_a_foreign_change_cannot_hide_behind_ours(tables: Tables) -> None:
+def test_an_own_write_does_not_hide_a_change_by_another_process(tables: Tables) -> None:
     tables.read()
     tables.change("-t", "nat", "-F", "KUBE-SERVICES")
     tables.write("-t", "nat", "-N", "KUBE-SVC-A")
-    assert not tables.untouched
+    assert not tables.unchanged
 
 
-def test_a_rule_of_the_same_length_is_not_seen(tables: Tables) -> None:
-    """That is why every tenth comparison is made all the same."""
+def test_replacing_a_rule_by_one_of_the_same_length_goes_unnoticed(tables: Tables) -> None:
+    """Therefore the loop never skips every tenth resync."""
     tables.read()
     tables.change("-t", "nat", "-R", "KUBE-SERVICES", "1", "-d", f"{tables.net}2", "-j", "RETURN")
-    assert tables.untouched
+    assert tables.unchanged
 
 
-def test_without_rights_nothing_is_known(tables: Tables) -> None:
+def test_the_sizes_are_unknown_without_net_admin(tables: Tables) -> None:
     program = (
-        "from svcproxy.backends.xtables.fingerprint import sizes\n"
+        "from svcproxy.backends.xtables.table_sizes import table_sizes\n"
         "from svcproxy.model.names import IPFamily\n"
-        f"print(sizes(IPFamily('{tables.mark._family}')))\n"
+        f"print(table_sizes(IPFamily('{tables.family}')))\n"
     )
     done = tables.space.run("setpriv", "--bounding-set=-net_admin", sys.executable, "-c", program)
     assert done.stdout == "None\n"
-    assert tables.space.call(lambda: sizes(tables.mark._family)) is not None
+    assert tables.space.call(lambda: table_sizes(tables.family)) is not None

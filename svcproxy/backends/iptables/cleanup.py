@@ -6,7 +6,12 @@ Legacy tables are looked at only if they exist: looking would create them.
 from collections.abc import Collection
 
 from svcproxy.backends.base import BackendError, BackendUnavailable
-from svcproxy.backends.iptables.core.cleanup import SEARCHED, User, inputs, leftovers
+from svcproxy.backends.iptables.core.cleanup import (
+    SEARCHED,
+    ChainOwner,
+    removal_inputs,
+    stale_chains,
+)
 from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.backends.xtables.core.savefile import parse
 from svcproxy.backends.xtables.generation import generation
@@ -14,10 +19,10 @@ from svcproxy.backends.xtables.variant import legacy_tables
 from svcproxy.model.names import IPFamily
 
 
-def sweep(
+def remove_stale_chains(
     variant: Variant,
     family: IPFamily,
-    present: User | None = None,
+    present: ChainOwner | None = None,
     spared: Collection[str] = (),
 ) -> dict[str, int]:
     """Remove what nobody uses from one variant's tables of one family.
@@ -45,8 +50,8 @@ def sweep(
         raise BackendError(str(error)) from error
     found = parse(programs.save(*tables))
     removed = {"chain_deleted": 0, "jump_deleted": 0}
-    for table, plan in leftovers(found, present, spared).items():
-        for text in inputs(plan, table, pieces=variant is Variant.NFT):
+    for table, plan in stale_chains(found, present, spared).items():
+        for text in removal_inputs(plan, table, pieces=variant is Variant.NFT):
             programs.restore(text)
         removed["chain_deleted"] += len(plan.delete)
         removed["jump_deleted"] += len(plan.remove)

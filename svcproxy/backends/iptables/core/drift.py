@@ -2,7 +2,7 @@
 
 from svcproxy.backends.iptables.core import naming
 from svcproxy.backends.iptables.core.static import JUMPS, LISTS
-from svcproxy.backends.xtables.core.ruleset import FILTER, NAT
+from svcproxy.backends.xtables.core.rule_text import FILTER, NAT
 
 _OURS = {
     NAT: frozenset((naming.SERVICES, naming.NODE_PORTS, naming.POSTROUTING, naming.MARK_MASQ)),
@@ -13,7 +13,7 @@ _SOURCES = {
 }
 
 
-def suspicion(table: str, chain: str, *, deletion: bool) -> bool | None:
+def classify_change(table: str, chain: str, *, deletion: bool) -> bool | None:
     """Judge one change: ``True`` for ours for sure, ``False`` for perhaps, ``None`` for no concern.
 
     What others add to built-in chains is their business; what they delete there may have been

@@ -52,7 +52,7 @@ def comment(text: str) -> str:
     return f'-m comment --comment "{text}"'
 
 
-def spelled(address: str) -> str:
+def format_address(address: str) -> str:
     """A canonical address as iptables-save prints it, which is as ``inet_ntop`` does.
 
     Python's ``ipaddress`` writes ``::102:304``, ``inet_ntop`` ``::1.2.3.4``; the rules are compared
@@ -61,12 +61,12 @@ def spelled(address: str) -> str:
     Raises:
         ValueError: it is no IP address. iptables would look it up as a host name.
     """
-    data = packed(address)
+    data = address_bytes(address)
     # Elsewhere the canonical spellings agree.
-    return unpacked(data) if address.startswith("::") else address
+    return address_text(data) if address.startswith("::") else address
 
 
-def packed(address: str) -> bytes:
+def address_bytes(address: str) -> bytes:
     """An address as bytes; ten times as fast as ``ipaddress``.
 
     Raises:
@@ -78,12 +78,12 @@ def packed(address: str) -> bytes:
         raise ValueError(f"{address[:64]!r} is no IP address") from None
 
 
-def unpacked(data: bytes) -> str:
+def address_text(data: bytes) -> str:
     """An address from its 4 or 16 bytes, as iptables-save prints it."""
     return inet_ntop(AF_INET if len(data) == 4 else AF_INET6, data)
 
 
-def spelled_range(cidr: str) -> str:
+def format_cidr(cidr: str) -> str:
     """A CIDR as iptables-save prints it.
 
     Raises:
@@ -92,7 +92,7 @@ def spelled_range(cidr: str) -> str:
     address, _, length = cidr.partition("/")
     if not (length.isascii() and length.isdigit() and len(length) <= 3):
         raise ValueError(f"{cidr[:64]!r} is no CIDR")
-    return f"{spelled(address)}/{int(length)}"
+    return f"{format_address(address)}/{int(length)}"
 
 
 def append(chain: str, rules: Iterable[str]) -> Iterable[str]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.backends.xtables.core.ruleset import comment, spelled, spelled_range
+from svcproxy.backends.xtables.core.rule_text import comment, format_address, format_cidr
 
 
 def test_an_ordinary_comment_is_as_it_was() -> None:
@@ -45,16 +45,16 @@ def test_any_comment_is_one_short_word_of_printable_ascii(text: str) -> None:
 @given(st.integers(0, 2**128 - 1) | st.integers(0, 2**48))
 def test_ipv6_addresses_are_spelled_as_inet_ntop_does(number: int) -> None:
     address = IPv6Address(number)
-    assert spelled(str(address)) == inet_ntop(AF_INET6, address.packed)
-    assert spelled_range(f"{address}/64") == f"{inet_ntop(AF_INET6, address.packed)}/64"
+    assert format_address(str(address)) == inet_ntop(AF_INET6, address.packed)
+    assert format_cidr(f"{address}/64") == f"{inet_ntop(AF_INET6, address.packed)}/64"
 
 
 def test_addresses_in_the_form_of_iptables_save() -> None:
-    assert spelled("::102:304") == "::1.2.3.4"
-    assert spelled("::ffff:102:304") == "::ffff:1.2.3.4"
-    assert spelled("fd00::102:304") == "fd00::102:304"
-    assert spelled("10.0.0.1") == "10.0.0.1"
-    assert spelled_range("::102:0/112") == "::1.2.0.0/112"
+    assert format_address("::102:304") == "::1.2.3.4"
+    assert format_address("::ffff:102:304") == "::ffff:1.2.3.4"
+    assert format_address("fd00::102:304") == "fd00::102:304"
+    assert format_address("10.0.0.1") == "10.0.0.1"
+    assert format_cidr("::102:0/112") == "::1.2.0.0/112"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_addresses_in_the_form_of_iptables_save() -> None:
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no IP address"):
-        spelled(text)
+        format_address(text)
 
 
 @pytest.mark.parametrize(
@@ -82,4 +82,4 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 )
 def test_what_is_no_range_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no"):
-        spelled_range(text)
+        format_cidr(text)
