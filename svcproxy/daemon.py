@@ -18,8 +18,6 @@ from svcproxy.cleanup.sweeper import Sweeper
 from svcproxy.config import Config, LocalMode
 from svcproxy.conntrack.cleaner import StaleFlows
 from svcproxy.descriptors import LIMIT, Share, shares
-from svcproxy.garbage import collect_rarely, collector
-from svcproxy.heap import share_one_heap
 from svcproxy.kube.recorder import EventRecorder, LogOnly
 from svcproxy.kube.source import Source
 from svcproxy.model.names import IPFamily, NamespacedName
@@ -40,6 +38,7 @@ from svcproxy.observe.connections import Limits
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
 from svcproxy.observe.service_health import CHECK_LIMITS, ServiceHealthServers
+from svcproxy.runtime_tuning import collect_rarely, memory_manager, share_one_heap
 from svcproxy.servers import Servers
 from svcproxy.state.desired import DesiredState
 from svcproxy.stop import Stop
@@ -209,8 +208,8 @@ def _start(
     shared = _Shared(
         config, node_name, metrics, health, events, running, sweeper, checks, listeners
     )
-    settle = collector(len(mode.backends))
-    loops = [_loop(shared, backend, settle) for backend in mode.backends]
+    release_memory = memory_manager(len(mode.backends))
+    loops = [_loop(shared, backend, release_memory) for backend in mode.backends]
     for loop in loops:
         loop.start()
         running.add(partial(loop.stop, _STOP_SECONDS / len(loops)))
@@ -276,7 +275,7 @@ def _watch_kernel(mode: Mode, loops: Sequence[FamilyLoop[Any, Any]], shared: _Sh
     shared.running.add(watcher.stop)
 
 
-def _loop(shared: _Shared, backend: AnyBackend, settle: SyncHook) -> FamilyLoop[Any, Any]:
+def _loop(shared: _Shared, backend: AnyBackend, release_memory: SyncHook) -> FamilyLoop[Any, Any]:
     config, family = shared.config, backend.family
     servers = _health_check_servers(shared, family)
     shared.running.add(servers.stop)
@@ -295,7 +294,7 @@ def _loop(shared: _Shared, backend: AnyBackend, settle: SyncHook) -> FamilyLoop[
             flow_cleaner(StaleFlows(family), family, shared.metrics),
             health_checks(servers, partial(_health_check_addresses, config, family)),
             shared.sweeper.follower(family),
-            settle,
+            release_memory,
         ),
         kinds=followed_kinds(config.proxy_mode),
     )
