@@ -4,13 +4,13 @@ Rules may name the sets, so those have to go first. Modules of the kernel are no
 where one is missing, there is nothing of it.
 """
 
-import contextlib
 import errno
 import socket
 from collections.abc import Callable, Collection
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+from svcproxy import sysctl
 from svcproxy.backends.base import BackendError
 from svcproxy.backends.ipvs.connection import Ipvs
 from svcproxy.backends.ipvs.ipset import Sets
@@ -18,14 +18,25 @@ from svcproxy.backends.ipvs.links import Links
 from svcproxy.backends.ipvs.operations import DeleteVirtualServer, DestroySet, Failure
 from svcproxy.backends.ipvs.values import DUMMY_INTERFACE
 from svcproxy.model.names import IPFamily
+from svcproxy.model.sysctl import Sysctl
 
 _SERVERS = Path("/proc/thread-self/net/ip_vs")
 _CONNECTIONS = Path("/proc/thread-self/net/ip_vs_conn")
-_EXPIRE = Path("/proc/sys/net/ipv4/vs/expire_nodest_conn")
 _OVER = frozenset({"NONE", "TIME_WAIT", "CLOSE", "ERR!", "SYN_SENT"})
 """A client's connection through IPVS begins with SYN_RECV. SYN_SENT is what becomes of one in
 TIME_WAIT when rules of ours lead a new connection from the same client's port to the same endpoint:
 IPVS sees the answer only. On a busy node that never ends."""
+_KEEP_ENTRIES = Sysctl(
+    "net/ipv4/vs/expire_nodest_conn",
+    0,
+    "connections through new rules break when they reuse a client port that IPVS remembers",
+)
+"""IPVS must not delete the connection entries of a virtual server together with it.
+
+With an entry, also of a connection closed long ago, IPVS deletes the conntrack entry of the client
+port and the virtual server (``ip_vs_conn_drop_conntrack``). By then it may belong to a new
+connection, which rules have sent to an endpoint; that connection would break.
+"""
 _NO_IPSET = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 
@@ -75,24 +86,13 @@ def remove_servers(spared: Collection[str], *, now: bool) -> dict[str, int]:
         raise BackendError(f"{DUMMY_INTERFACE} stays: connections still go through IPVS")
     deleted = 0
     if _SERVERS.exists():
-        _keep_entries()
+        sysctl.ensure(_KEEP_ENTRIES)
         deleted = sum(_remove_servers(family, spared) for family in IPFamily)
     links = Links(IPFamily.IPV4)
     try:
         return {"virtual_server_deleted": deleted, "link_deleted": int(links.remove())}
     finally:
         links.close()
-
-
-def _keep_entries() -> None:
-    """Let IPVS forget connections in its own time, not as soon as their virtual server is gone.
-
-    With an entry, also of a connection long closed, IPVS deletes what connection tracking has of
-    the client's port and the virtual server (``ip_vs_conn_drop_conntrack``). That may be a new
-    connection by now, which rules lead to an endpoint, and it would break.
-    """
-    with contextlib.suppress(OSError):
-        _EXPIRE.write_text("0", encoding="ascii")
 
 
 def _has_interface() -> bool:

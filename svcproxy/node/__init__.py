@@ -1,1 +1,1 @@
-"""What the node itself needs besides rules: kernel parameters, and the process's own standing."""
+"""What the node needs besides rules: kernel parameters, and the OOM score of svcproxy."""

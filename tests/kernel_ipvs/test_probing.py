@@ -8,12 +8,13 @@ from svcproxy.backends.base import BackendUnavailable
 from svcproxy.backends.ipvs.connection import Ipvs
 from svcproxy.backends.ipvs.ipset import Sets
 from svcproxy.backends.ipvs.probing import probe, scheduler_is_missing
-from svcproxy.backends.ipvs.sysctls import ensure, wanted
+from svcproxy.backends.ipvs.sysctls import wanted
 from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.backends.xtables.core.rule_text import FILTER
 from svcproxy.backends.xtables.generation import has_tables
 from svcproxy.backends.xtables.variant import detect
 from svcproxy.model.names import IPFamily
+from svcproxy.sysctl import ensure
 from testbed.netns import NetNS
 
 
@@ -64,9 +65,9 @@ def test_schedulers_are_there_or_missing(ipvs: Ipvs) -> None:
 def test_parameters_are_set_in_the_namespace(alone: NetNS) -> None:
     sysctls = list(wanted("5.4.0", strict_arp=True))
 
-    def values() -> list[str]:
-        return [Path("/proc/sys", s.path).read_text(encoding="ascii").strip() for s in sysctls]
+    def values() -> list[int]:
+        return [int(Path("/proc/sys", s.path).read_text(encoding="ascii")) for s in sysctls]
 
     assert alone.call(values) != [sysctl.value for sysctl in sysctls]
-    assert alone.call(lambda: ensure(sysctls)) == []
+    assert alone.call(lambda: [ensure(sysctl) for sysctl in sysctls]) == [True] * len(sysctls)
     assert alone.call(values) == [sysctl.value for sysctl in sysctls]

@@ -15,7 +15,6 @@ from svcproxy.backends.nftables.backend import NftablesBackend
 from svcproxy.backends.nftables.connection import Refusal, RefusedError, StaleGenerationError
 from svcproxy.backends.nftables.core.plan import Planner
 from svcproxy.backends.nftables.core.settings import NftablesSettings
-from svcproxy.backends.window import is_liberal
 from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.netlink.core.nf_tables.fields import address_key, port_key, protocol_key
@@ -31,13 +30,14 @@ from svcproxy.netlink.core.nf_tables.transaction import (
     stages,
 )
 from svcproxy.state.desired import Changes, DesiredState
+from svcproxy.sysctl import conntrack_is_liberal
 from tests.property.machines import feed
 from tests.property.strategies import NODE, SYNC
 from tests.property.test_nftables_incremental import canonical, histories
 from tests.unit.nftables.fake_kernel import FakeKernel, RefusedByFakeError
 
 FAMILY = IPFamily.IPV4
-OPTIONS = NftablesSettings(family=FAMILY, drop_invalid=not is_liberal())
+OPTIONS = NftablesSettings(family=FAMILY, drop_invalid=not conntrack_is_liberal())
 
 
 def frontend_keys(port: ServicePort) -> set[bytes]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable
 import structlog
 from msgspec import structs
 
+from svcproxy import sysctl
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Maintenance, Outcome
 from svcproxy.backends.iptables.affinity_sets import AffinitySets
 from svcproxy.backends.iptables.cleanup import remove_stale_chains
@@ -15,9 +16,7 @@ from svcproxy.backends.iptables.core.planner import Planner
 from svcproxy.backends.iptables.core.restore_inputs import restore_inputs
 from svcproxy.backends.iptables.core.settings import IptablesSettings
 from svcproxy.backends.iptables.core.static import hairpin_match, nfacct_match
-from svcproxy.backends.localnet import allow_localnet
 from svcproxy.backends.settings import Settings
-from svcproxy.backends.window import is_liberal
 from svcproxy.backends.xtables.change_tracker import GenerationTracker, TableSizeTracker
 from svcproxy.backends.xtables.commands import Iptables, TrackProcess, Variant
 from svcproxy.backends.xtables.core.restoretext import RestoreRefused
@@ -86,7 +85,7 @@ class IptablesBackend:
         if not self._hairpin_match:
             log.info("iptables.no_bpf_match", family=self.family, effect="a chain per endpoint")
         if settings.family is IPFamily.IPV4 and settings.localhost_node_ports:
-            allow_localnet()
+            sysctl.ensure(sysctl.ROUTE_LOCALNET)
 
     def _probe_matches(self) -> None:
         """Find out which matches there are.
@@ -135,7 +134,7 @@ class IptablesBackend:
 
     def plan(self, desired: Desired, observed: Observed) -> Plan:
         """Compare everything."""
-        self._drop_invalid = not is_liberal()
+        self._drop_invalid = not sysctl.conntrack_is_liberal()
         self._accounting = self._accounting and self._make_counters()
         self._consider_affinity(desired.ports.values())
         self._asked = desired

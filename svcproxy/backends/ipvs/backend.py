@@ -10,6 +10,7 @@ import msgspec
 import structlog
 from msgspec import structs
 
+from svcproxy import sysctl
 from svcproxy.backends.base import (
     BackendError,
     BackendUnavailable,
@@ -36,7 +37,6 @@ from svcproxy.backends.ipvs.scheduling import (
 from svcproxy.backends.ipvs.settings import SCHEDULERS, IpvsSettings, scheduling, unknown_flags
 from svcproxy.backends.ipvs.termination import Termination
 from svcproxy.backends.settings import Settings
-from svcproxy.backends.window import is_liberal
 from svcproxy.backends.xtables.commands import Iptables
 from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
 from svcproxy.model.serviceport import ServicePort
@@ -157,8 +157,7 @@ class IpvsBackend:
                 " load it or choose another scheduler"
             )
         wanted = sysctls.wanted(os.uname().release, strict_arp=self._options.strict_arp)
-        for problem in sysctls.ensure(wanted):
-            log.warning("sysctl.not_set", sysctl=problem.sysctl.name, error=str(problem))
+        sysctl.ensure_all(wanted)
 
     def is_unchanged(self) -> bool:
         """Whether nobody else has changed anything since it was found to be right.
@@ -186,7 +185,7 @@ class IpvsBackend:
 
     def plan(self, desired: Desired, observed: Observed) -> Plan:
         """Compare everything."""
-        self._drop_invalid = not is_liberal()
+        self._drop_invalid = not sysctl.conntrack_is_liberal()
         present = {name.service for name in desired.ports}
         self._told = {name: text for name, text in self._told.items() if name in present}
         self._check_schedulers(desired.ports.values())

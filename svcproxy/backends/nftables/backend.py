@@ -6,15 +6,14 @@ from collections.abc import Callable
 
 import structlog
 
+from svcproxy import sysctl
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Maintenance, Outcome
-from svcproxy.backends.localnet import allow_localnet
 from svcproxy.backends.nftables.connection import RefusedError, StaleGenerationError
 from svcproxy.backends.nftables.core.plan import Planner, all_chains, all_sets
 from svcproxy.backends.nftables.core.sets import BALANCES, Tier, source_set
 from svcproxy.backends.nftables.core.settings import extended
 from svcproxy.backends.nftables.table import KernelTable
 from svcproxy.backends.settings import Settings
-from svcproxy.backends.window import is_liberal
 from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.netlink.core.nf_tables.dump import Observed
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE, SetSpec
@@ -116,7 +115,7 @@ class NftablesBackend:
             ) from error
         settings = self._settings
         if settings.family is IPFamily.IPV4 and settings.localhost_node_ports:
-            allow_localnet()
+            sysctl.ensure(sysctl.ROUTE_LOCALNET)
 
     def _check_everything(self) -> None:
         settings = self._extended(self._settings)
@@ -140,7 +139,7 @@ class NftablesBackend:
     def plan(self, desired: Desired, observed: Observed) -> Plan:
         """Compare everything."""
         self._service_cidrs = desired.service_cidrs
-        self._drop_invalid = not is_liberal()
+        self._drop_invalid = not sysctl.conntrack_is_liberal()
         return self._planner.plan(desired, self._extended(desired.settings), observed)
 
     def _extended(self, settings: Settings) -> Settings:

@@ -1,27 +1,8 @@
-"""Kernel parameters, in files of the tests' own."""
-
-from pathlib import Path
+"""Which kernel parameters IPVS mode sets."""
 
 import pytest
 
-from svcproxy.backends.ipvs.sysctls import Sysctl, ensure, version, wanted
-
-
-def test_only_what_differs_is_written(tmp_path: Path) -> None:
-    (tmp_path / "right").write_text("1\n")
-    (tmp_path / "right").chmod(0o444)
-    (tmp_path / "wrong").write_text("0\n")
-    before = (tmp_path / "right").stat().st_mtime_ns
-    assert ensure([Sysctl("right", "1", ""), Sysctl("wrong", "1", "")], tmp_path) == []
-    assert (tmp_path / "wrong").read_text() == "1"
-    assert (tmp_path / "right").stat().st_mtime_ns == before
-
-
-def test_a_problem_says_what_why_and_the_effect(tmp_path: Path) -> None:
-    (problem,) = ensure([Sysctl("net/ipv4/vs/conntrack", "1", "masquerading fails")], tmp_path)
-    assert str(problem) == (
-        "cannot set net.ipv4.vs.conntrack to 1: No such file or directory; masquerading fails"
-    )
+from svcproxy.backends.ipvs.sysctls import version, wanted
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,19 @@ from svcproxy.backends.nftables.connection import Refusal, RefusedError
 from svcproxy.backends.nftables.core import sets
 from svcproxy.backends.nftables.core.render import hairpin_key
 from svcproxy.backends.nftables.core.settings import NftablesSettings
-from svcproxy.backends.window import is_liberal
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE
 from svcproxy.netlink.core.nf_tables.transaction import Message, Plan, messages
 from svcproxy.state.desired import Changes
+from svcproxy.sysctl import conntrack_is_liberal
 from tests.property.test_nftables_incremental import canonical
 from tests.property.test_nftables_refused import fresh
 from tests.unit.nftables.fake_kernel import FakeKernel
 from tests.unit.nftables.services import service_port
 
 FAMILY = IPFamily.IPV4
-OPTIONS = NftablesSettings(family=FAMILY, drop_invalid=not is_liberal())
+OPTIONS = NftablesSettings(family=FAMILY, drop_invalid=not conntrack_is_liberal())
 MOST_TRANSACTIONS = 50
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from svcproxy.config import Config
-from svcproxy.node.wanted import connections, parameters
+from svcproxy.node.core.parameters import conntrack_parameters, max_connections
 
 
 @pytest.mark.parametrize(
@@ -21,11 +21,11 @@ from svcproxy.node.wanted import connections, parameters
 )
 def test_how_many_connections(per_core: int, least: int, cpus: int, expected: int) -> None:
     config = Config(conntrack_max_per_core=per_core, conntrack_min=least)
-    assert connections(config, cpus) == expected
+    assert max_connections(config, cpus) == expected
 
 
 def test_defaults_are_kube_proxys() -> None:
-    assert {p.name: p.value for p in parameters(Config(), 4)} == {
+    assert {p.name: p.value for p in conntrack_parameters(Config(), 4)} == {
         "net.netfilter.nf_conntrack_max": 131072,
         "net.netfilter.nf_conntrack_tcp_timeout_established": 86400,
         "net.netfilter.nf_conntrack_tcp_timeout_close_wait": 3600,
@@ -40,7 +40,7 @@ def test_everything_can_be_asked_for_and_left_alone() -> None:
     )
     found = {
         p.name.removeprefix("net.netfilter.nf_conntrack_"): p.value
-        for p in parameters(everything, 1)
+        for p in conntrack_parameters(everything, 1)
     }
     assert found["tcp_be_liberal"] == 1
     assert found["udp_timeout"] == 40
@@ -50,4 +50,4 @@ def test_everything_can_be_asked_for_and_left_alone() -> None:
         conntrack_tcp_timeout_established=0.0,
         conntrack_tcp_timeout_close_wait=0.0,
     )
-    assert list(parameters(nothing, 1)) == []
+    assert list(conntrack_parameters(nothing, 1)) == []

@@ -1,0 +1,1 @@
+"""Which kernel parameters the flags ask for, without I/O."""
