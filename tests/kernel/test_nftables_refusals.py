@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from svcproxy.backends.base import Backend, BackendError, Desired, Outcome
+from svcproxy.backends.nftables.core.plan import KernelState
 from svcproxy.kube.recorder import LogOnly
 from svcproxy.model.names import IPFamily, Kind, NamespacedName, Protocol
 from svcproxy.model.objects import EndpointSlice, Service, ServicePortSpec, SliceEndpoint, SlicePort
@@ -267,11 +268,11 @@ def test_what_cannot_be_led_back_to_a_port_fails_as_a_whole(
 
 
 @contextlib.contextmanager
-def _loop(programmed: Programmed) -> Iterator[tuple[FamilyLoop[Observed, Plan], list[float]]]:
+def _loop(programmed: Programmed) -> Iterator[tuple[FamilyLoop[KernelState, Plan], list[float]]]:
     now = [1000.0]
     clock = lambda: now[0]  # noqa: E731
     health = HealthState(sync_period=30.0, clock=clock, wall=clock, needs_node=False)
-    backend: Backend[Observed, Plan] = programmed.backend
+    backend: Backend[KernelState, Plan] = programmed.backend
     loop = FamilyLoop(
         backend,
         DesiredState(programmed.family, "node1"),
@@ -285,7 +286,7 @@ def _loop(programmed: Programmed) -> Iterator[tuple[FamilyLoop[Observed, Plan], 
     yield loop, now
 
 
-def _service(loop: FamilyLoop[Observed, Plan], vip: str, number: int, *, ready: bool) -> None:
+def _service(loop: FamilyLoop[KernelState, Plan], vip: str, number: int, *, ready: bool) -> None:
     name = NamespacedName("ns", f"s{number}")
     ports = (ServicePortSpec("http", Protocol.TCP, 80, 0),)
     loop.inbox.put({(Kind.SERVICE, name): Service(name, ports, (f"{vip}{number}",))})

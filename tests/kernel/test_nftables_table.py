@@ -268,6 +268,83 @@ def test_a_change_costs_the_same_in_any_cluster(
     assert programmed.restart() == {}
 
 
+class Messages:
+    """Counts what a backend sends: transactions, and requests that ask the kernel."""
+
+    def __init__(self, backend: NftablesBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._counts = {"transactions": 0, "requests": 0}
+        connection = backend._table._connection
+        for method, kind in (
+            ("transact", "transactions"),
+            ("generation", "requests"),
+            ("get", "requests"),
+            ("dump", "requests"),
+        ):
+            monkeypatch.setattr(
+                connection, method, self._counted(getattr(connection, method), kind)
+            )
+
+    def _counted(self, method: Any, kind: str) -> Any:
+        def counted(*arguments: Any, **named: Any) -> Any:
+            self._counts[kind] += 1
+            return method(*arguments, **named)
+
+        return counted
+
+    def take(self) -> tuple[int, int]:
+        """The transactions and requests since the last call."""
+        counts = self._counts["transactions"], self._counts["requests"]
+        self._counts = dict.fromkeys(self._counts, 0)
+        return counts
+
+
+def test_a_change_is_one_message(
+    space: NetNS, family: IPFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transaction itself checks the generation, so nothing is asked before it."""
+    other = next(f for f in IPFamily if f is not family)
+    with (
+        contextlib.closing(Programmed(space, family)) as programmed,
+        contextlib.closing(Programmed(space, other)) as sibling,
+    ):
+        programmed.compare(service_port(family, (1, 3, 5)))
+        sibling.compare(service_port(other, (1, 3, 5)))
+        messages = Messages(programmed.backend, monkeypatch)
+        programmed.change(service_port(family, (1, 3, 9)))
+        assert messages.take() == (1, 0)
+        programmed.change(service_port(family, (1, 3, 5, 9)))
+        assert messages.take() == (2, 0), "a new map, and its elements"
+        sibling.change(service_port(other, (1, 3, 9)))
+        programmed.change(service_port(family, (1, 3, 5, 7)))
+        assert messages.take() == (1, 0), "the other family's transactions are known"
+        programmed.change(service_port(family, (1, 3, 5, 7)))
+        assert messages.take() == (0, 0), "no effect"
+
+
+def test_after_another_programs_transaction_the_table_is_checked_once(
+    programmed: Programmed, family: IPFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programmed.compare(service_port(family, (1, 3, 5)))
+    messages = Messages(programmed.backend, monkeypatch)
+    programmed.nft("add table inet somebody")
+    programmed.change(service_port(family, (1, 3, 9)))
+    assert messages.take() == (2, 2), "refused; generation and table handle; accepted"
+    programmed.change(service_port(family, (1, 3, 5)))
+    assert messages.take() == (1, 0)
+
+
+def test_planning_asks_nothing(
+    programmed: Programmed, family: IPFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programmed.compare(service_port(family, (1, 3, 5)))
+    backend, port = programmed.backend, service_port(family, (1, 3, 9))
+    observed = backend.read()
+    messages = Messages(backend, monkeypatch)
+    backend.plan(Desired({port.name: port}, programmed.settings), observed)
+    backend.plan_changes(Changes({port.name: port}), programmed.settings)
+    assert messages.take() == (0, 0)
+
+
 def test_an_incremental_change_reads_no_table(
     programmed: Programmed, family: IPFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,13 +382,19 @@ def test_the_other_familys_transactions_are_ours(space: NetNS) -> None:
         assert six.backend.is_unchanged()
 
 
-def test_a_table_that_is_gone_is_noticed_before_a_change(
-    programmed: Programmed, family: IPFamily
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+def test_a_change_restores_a_table_that_is_gone(
+    programmed: Programmed, family: IPFamily, *, replaced: bool
 ) -> None:
     programmed.compare(*one_of_each(family))
     programmed.nft(f"delete table {TABLES[family]} svcproxy")
-    assert programmed.change(service_port(family, (1, 2, 5))) is None, "compare first"
-    assert programmed.compare()
+    if replaced:
+        programmed.nft(f"add table {TABLES[family]} svcproxy")
+    operations = programmed.change(service_port(family, (1, 2, 5, 7)))
+    assert operations is not None
+    assert operations["compared_again"] == 1
+    assert operations.get("table_added", 0) == (not replaced)
+    assert programmed.compare() == {}
 
 
 def test_a_change_that_meets_foreign_edits_is_compared_at_once(
@@ -353,7 +436,7 @@ def test_a_comparison_that_is_overtaken_is_made_again(
 def test_a_refused_transaction_names_the_element(programmed: Programmed, family: IPFamily) -> None:
     programmed.compare(service_port(family))
     kernel = programmed.backend._table
-    observed = programmed.backend.read()
+    observed = programmed.backend.read().table
     (key,) = observed.elements["cluster-ips"]
     plan = Plan(add={"cluster-ips": {key: observed.elements["cluster-ips"][key]}})
     with pytest.raises(RefusedError) as refused:

@@ -84,12 +84,6 @@ class PickyTable:
     def read(self) -> Any:
         return self.kernel.observed()
 
-    def is_same(self) -> bool:
-        return TABLE in self.kernel.tables
-
-    def expected_generation(self) -> int:
-        return self.kernel.generation
-
 
 class Loop:
     """What the sync loop does with a backend."""

@@ -1,60 +1,64 @@
-"""The nftables backend: the pure plan joined with the table in the kernel."""
+"""The nftables backend: reads the table, plans the difference and commits it over netlink."""
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
 from svcproxy import sysctl
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Maintenance, Outcome
 from svcproxy.backends.nftables.connection import RefusedError, StaleGenerationError
-from svcproxy.backends.nftables.core.plan import Planner, all_chains, all_sets
+from svcproxy.backends.nftables.core.plan import KernelState, Planner, all_chains, all_sets
 from svcproxy.backends.nftables.core.sets import BALANCES, Tier, source_set
-from svcproxy.backends.nftables.core.settings import extended
+from svcproxy.backends.nftables.core.settings import extend_settings
 from svcproxy.backends.nftables.table import KernelTable
 from svcproxy.backends.settings import Settings
 from svcproxy.model.names import IPFamily, ServicePortName
-from svcproxy.netlink.core.nf_tables.dump import Observed
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE, SetSpec
 from svcproxy.netlink.core.nf_tables.transaction import Plan, messages
 from svcproxy.state.desired import Changes
 
 MINIMUM_KERNEL = (5, 13)
-"""kube-proxy's nftables mode asks for the same; the expressions we use are older."""
+"""The same as in kube-proxy's nftables mode; the expressions in use are older."""
 _PROBE_TABLE = "svcproxy-probe"
-_ATTEMPTS = 3
-_HOLDS = 8
-"""How many times one sync leaves out what the kernel refuses, before the whole sync fails."""
+_MAX_COMPARISONS = 3
+"""How often one sync reads the table again because the last plan no longer fits it."""
+_MAX_FALLBACKS = 8
+"""How often one sync leaves out refused Service ports before the whole sync fails."""
 
 log = structlog.get_logger()
 
 
-class _Work:
+class _Progress:
     """The state of one call of ``apply``.
 
     Attributes:
-        changed: the Service ports that the plan changes; empty for a full comparison.
-        comparisons: how many full comparisons were made because the kernel differed.
-        holds: how many times Service ports were left out.
-        refused: the Service ports that were left out, with the reasons.
-        doubt: the error that suggested that the kernel differs from what the plan starts from.
+        changed: the Service ports that an incremental plan changes; empty for a full comparison.
+        comparisons: how often the table was read and compared again.
+        fallbacks: how often refused Service ports were left out of a full comparison.
+        refused: the Service ports that were left out, each with the kernel's reason.
+        refusal: the refusal of an incremental plan that led to a full comparison, as text.
     """
 
     def __init__(self, changed: frozenset[ServicePortName]) -> None:
         self.changed = changed
         self.comparisons = 0
-        self.holds = 0
+        self.fallbacks = 0
         self.refused: dict[ServicePortName, str] = {}
-        self.doubt = ""
+        self.refusal = ""
 
 
 class NftablesBackend:
-    """Programs one family with nftables, over netlink and without any program.
+    """Programs one IP family with nftables, directly over netlink.
+
+    Planning is pure: it uses the desired state, the settings and what ``read`` and ``apply`` learnt
+    about the kernel. The kernel itself checks that a plan is still valid: each transaction names
+    the nf_tables generation that it is based on and is refused if that is outdated.
 
     Args:
         family: the IP family.
-        settings: the settings before the Node object is known; a change leads to a resync.
+        settings: the settings before the Node object is known; ``probe`` uses them.
         table: the name of the table.
     """
 
@@ -62,22 +66,21 @@ class NftablesBackend:
 
     def __init__(self, family: IPFamily, settings: Settings, table: str = TABLE) -> None:
         self._family = family
-        self._settings = settings
+        self._initial_settings = settings
         self._name = table
         self._kernel: KernelTable | None = None
-        self._service_cidrs: tuple[str, ...] = ()
-        self._drop_invalid = True
-        self._planner = Planner(self._extended(settings))
+        self._planned_settings: Settings | None = None
+        self._planner = Planner(settings)
         self._refused: frozenset[ServicePortName] = frozenset()
 
     @property
     def family(self) -> IPFamily:
-        """The family that this backend programs."""
+        """The IP family that this backend programs."""
         return self._family
 
     @property
     def port_id(self) -> int:
-        """The netlink address that the kernel's events name for our own changes."""
+        """The port ID of the netlink socket; nf_tables events name it as the originator."""
         return self._table.port_id
 
     @property
@@ -92,10 +95,10 @@ class NftablesBackend:
         return self._kernel
 
     def probe(self) -> None:
-        """Check the kernel, by having it check a table with one of everything.
+        """Check that the kernel supports all features in use, by validating a sample table.
 
         Raises:
-            BackendUnavailable: it lacks something, or will not let us.
+            BackendUnavailable: the kernel lacks a feature, or the process lacks permission.
         """
         release = os.uname().release
         if _version(release) < MINIMUM_KERNEL:
@@ -106,115 +109,126 @@ class NftablesBackend:
             )
         try:
             self._table.generation()
-            self._check_everything()
+            self._check_features()
         except RefusedError as error:
             raise BackendUnavailable(_remedy(error)) from error
         except BackendError as error:
             raise BackendUnavailable(
                 f"{error}: the kernel needs CONFIG_NETFILTER_NETLINK"
             ) from error
-        settings = self._settings
+        settings = self._initial_settings
         if settings.family is IPFamily.IPV4 and settings.localhost_node_ports:
             sysctl.ensure(sysctl.ROUTE_LOCALNET)
 
-    def _check_everything(self) -> None:
-        settings = self._extended(self._settings)
+    def _check_features(self) -> None:
+        """Let the kernel validate a table with every kind of set, chain and rule."""
+        settings = extend_settings(self._initial_settings, service_cidrs=(), drop_invalid=True)
         tiers = [str(Tier(b, 2, seconds)) for b in BALANCES for seconds in (0, 10800)]
-        present = [*tiers, source_set(8)]
-        specs, chains = all_sets(settings, present), all_chains(settings, present)
+        on_demand = [*tiers, source_set(8)]
+        specs, chains = all_sets(settings, on_demand), all_chains(settings, on_demand)
         plan = Plan(make_table=True, sets=list(specs.values()), chains=list(chains.values()))
         self._table.check(list(messages(plan, _PROBE_TABLE)), specs)
 
     def is_unchanged(self) -> bool:
-        """Whether no transaction but ours has come since the table was read or made."""
+        """Whether svcproxy made all nf_tables transactions since the table was read or made."""
         try:
-            return self._table.is_untouched()
+            return self._table.is_unchanged()
         except BackendError:
             return False
 
-    def read(self) -> Observed:
-        """Read our table."""
-        return self._table.read()
+    def read(self) -> KernelState:
+        """Read the table, and the sysctl that decides about packets in state INVALID.
 
-    def plan(self, desired: Desired, observed: Observed) -> Plan:
-        """Compare everything."""
-        self._service_cidrs = desired.service_cidrs
-        self._drop_invalid = not sysctl.conntrack_is_liberal()
-        return self._planner.plan(desired, self._extended(desired.settings), observed)
+        Raises:
+            BackendError: the kernel could not be read.
+        """
+        return KernelState(self._table.read(), drop_invalid=not sysctl.conntrack_is_liberal())
 
-    def _extended(self, settings: Settings) -> Settings:
-        return extended(
-            settings,
-            service_cidrs=self._service_cidrs,
-            drop_invalid=self._drop_invalid,
+    def plan(self, desired: Desired, observed: KernelState) -> Plan:
+        """Compare the whole desired state with the table that ``read`` found."""
+        self._planned_settings = desired.settings
+        settings = extend_settings(
+            desired.settings,
+            service_cidrs=desired.service_cidrs,
+            drop_invalid=observed.drop_invalid,
         )
+        return self._planner.plan(desired, settings, observed.table)
 
     def plan_changes(self, changes: Changes, settings: Settings) -> Plan | None:
-        """Compute what changed Service ports mean.
+        """Compute the element changes for changed Service ports.
 
-        A full comparison is needed (``None``) if the settings changed, if the table is no longer
-        the one that was read or made, and if the kernel holds unknown elements at the keys of a
-        changed port.
+        Returns:
+            The plan. ``None`` if only a resync can apply the changes: the settings or the
+            Service CIDRs changed, or the table has elements of unknown content at the keys of a
+            changed port.
         """
-        if changes.service_cidrs_changed or self._extended(settings) != self._planner.settings:
+        if changes.service_cidrs_changed or settings != self._planned_settings:
             return None
-        if not self._table.is_same() or self._planner.needs_comparison(changes.ports):
+        if self._planner.needs_comparison(changes.ports):
             return None
-        plan = self._planner.plan_changes(changes.ports)
-        plan.generation = self._table.expected_generation()
-        return plan
+        return self._planner.plan_changes(changes.ports)
 
     def apply(self, plan: Plan) -> Outcome:
-        """Carry out the plan in one transaction.
+        """Apply a plan in one transaction (two if it makes sets, see ``transaction.stages``).
 
-        If the kernel differs from what the plan starts from, another program has changed our
-        table. It is read and compared again at once, so that the repair does not wait. What the
-        kernel refuses after that is left out, so that one Service port does not block the others.
+        If another program changed the table, read it and compare again within the same sync. If
+        the kernel refuses single elements, leave their Service ports as they were, so that one
+        Service port does not block the others.
         """
-        work = _Work(frozenset() if plan.compared else self._planner.changed)
+        progress = _Progress(frozenset() if plan.compared else self._planner.changed)
         while plan:
             try:
                 self._table.commit(plan, self._sets())
             except StaleGenerationError as error:
-                plan = self._compare_after(error, work)
+                plan = self._compare_again(error, progress)
             except RefusedError as error:
-                plan = self._after_refusal(plan, error, work)
+                plan = self._plan_after_refusal(plan, error, progress)
             else:
                 break
-        if work.doubt and not work.refused:
-            log.warning("nftables.differs", family=self._family, error=work.doubt)
-        strays = self._planner.settle()
-        if self._refused or work.refused:
-            # A full comparison that the caller asked for has retried all refused ports.
-            others = self._refused - work.changed if work.changed else frozenset()
-            self._refused = others | work.refused.keys() - strays
+        self._settle(progress)
         operations = plan.operations
-        if work.comparisons:
-            operations["compared_again"] = work.comparisons
-        return Outcome(operations, plan.sizes, plan.written, work.refused)
+        if progress.comparisons:
+            operations["compared_again"] = progress.comparisons
+        return Outcome(operations, plan.sizes, plan.written, progress.refused)
 
-    def _after_refusal(self, plan: Plan, error: RefusedError, work: "_Work") -> Plan:
-        """Return the plan to try after the kernel refused one."""
-        found = {} if error.partial else self._culprits(plan, error)
-        if not plan.compared:
-            known = found.keys() <= self._refused and not found.keys() <= work.refused.keys()
-            if found and known:
-                # The kernel refused the same ports after a full comparison: do not repeat it.
-                work.refused.update(found)
-                rest = self._planner.without(found)
-                rest.generation = self._table.expected_generation()
-                return rest
-            work.doubt = str(error)
-        elif found and work.holds < _HOLDS and self._planner.hold(found):
-            work.holds += 1
-            work.refused.update(found)
-            return self._planner.plan_again(self._table.read())
-        elif not error.partial:
+    def _compare_again(self, error: BackendError, progress: _Progress) -> Plan:
+        """Read the table and compare everything, because the last plan no longer fits it.
+
+        Raises:
+            BackendError: ``error`` itself, after too many attempts.
+        """
+        if progress.comparisons == _MAX_COMPARISONS:
             raise error
-        return self._compare_after(error, work)
+        progress.comparisons += 1
+        plan = self._planner.plan_again(self._table.read())
+        if progress.comparisons == _MAX_COMPARISONS:
+            # Other programs keep writing to nf_tables: commit at any generation.
+            plan.generation = 0
+        return plan
 
-    def _culprits(self, plan: Plan, error: RefusedError) -> dict[ServicePortName, str]:
-        """Return the Service ports whose messages the kernel refused, with the reasons."""
+    def _plan_after_refusal(self, plan: Plan, error: RefusedError, progress: _Progress) -> Plan:
+        """Return the plan to try after the kernel refused ``plan``.
+
+        Raises:
+            RefusedError: ``error`` itself, if no Service port can be left out.
+        """
+        found = {} if error.partial else self._refused_ports(plan, error)
+        if not plan.compared:
+            if self._refused_before(found, progress):
+                progress.refused.update(found)
+                return self._planner.without(found)
+            progress.refusal = str(error)
+            return self._compare_again(error, progress)
+        if found and progress.fallbacks < _MAX_FALLBACKS and self._planner.hold(found):
+            progress.fallbacks += 1
+            progress.refused.update(found)
+            return self._planner.plan_again(self._table.read())
+        if error.partial:
+            return self._compare_again(error, progress)
+        raise error
+
+    def _refused_ports(self, plan: Plan, error: RefusedError) -> dict[ServicePortName, str]:
+        """Return the Service ports whose messages the kernel refused, with its reasons."""
         owners = self._planner.owners()
         found: dict[ServicePortName, str] = {}
         for message, reason in self._table.refusals(plan, error, self._sets()):
@@ -222,30 +236,41 @@ class NftablesBackend:
                 found.setdefault(name, reason)
         return found
 
-    def _compare_after(self, error: BackendError, work: "_Work") -> Plan:
-        """Read and compare everything, because the kernel differs from what the plan starts from."""
-        if work.comparisons == _ATTEMPTS:
-            raise error
-        work.comparisons += 1
-        plan = self._planner.plan_again(self._table.read())
-        if work.comparisons == _ATTEMPTS:
-            # Other programs keep changing other tables: commit whatever the generation is.
-            plan.generation = 0
-        return plan
+    def _refused_before(self, found: Mapping[ServicePortName, str], progress: _Progress) -> bool:
+        """Whether a full comparison already showed that the kernel refuses these ports."""
+        return (
+            bool(found)
+            and found.keys() <= self._refused
+            and not found.keys() <= progress.refused.keys()
+        )
+
+    def _settle(self, progress: _Progress) -> None:
+        """Remember what the kernel accepted and which Service ports it refused."""
+        if progress.refusal and not progress.refused:
+            log.warning("nftables.table_repaired", family=self._family, error=progress.refusal)
+        strays = self._planner.settle()
+        if self._refused or progress.refused:
+            # A full comparison that the caller asked for has retried all refused ports.
+            others = self._refused - progress.changed if progress.changed else frozenset()
+            self._refused = others | progress.refused.keys() - strays
 
     def _sets(self) -> dict[str, SetSpec]:
         return all_sets(self._planner.settings, ())
 
     def maintain(self, _should_yield: Callable[[], bool]) -> Maintenance:
-        """Do nothing: rules do not depend on time."""
+        """Do nothing: nftables rules need no periodic work."""
         return Maintenance()
 
     def clean_up(self) -> None:
-        """Delete our table."""
+        """Delete the table.
+
+        Raises:
+            BackendError: the kernel refused.
+        """
         self._table.delete()
 
     def close(self) -> None:
-        """Close the netlink socket; the table stays."""
+        """Close the netlink socket; the table stays in the kernel."""
         if self._kernel is not None:
             self._kernel.close()
             self._kernel = None

@@ -1,4 +1,4 @@
-"""One table in the kernel: reading it and changing it."""
+"""Reads and changes one nftables table in the kernel."""
 
 import time
 from collections.abc import Mapping
@@ -34,60 +34,67 @@ _DUMP_ATTEMPTS = 5
 _DUMP_PAUSE = 0.02
 
 
-class Generations:
-    """The generations that transactions of this process made, of all its tables.
+class OwnGenerations:
+    """The nf_tables generations that this process made, with the tables of both IP families.
 
-    The kernel numbers its states: every transaction of anybody, on any table of any family,
-    makes the next generation. A transaction that names the one it starts from, and succeeds,
-    has therefore made the next.
+    The kernel counts generations per network namespace: each transaction, of any process on any
+    table, makes the next one. A transaction that names the generation it is based on, and
+    succeeds, has therefore made the one after it.
     """
 
     _KEPT = 4096
 
     def __init__(self) -> None:
-        self._ours: dict[int, None] = {}
+        self._made: dict[int, None] = {}
         self._lock = Lock()
 
     def add(self, generation: int) -> None:
-        """Note one of ours."""
+        """Record a generation that this process made."""
         with self._lock:
-            self._ours[generation] = None
-            if len(self._ours) > self._KEPT:
-                del self._ours[next(iter(self._ours))]
+            self._made[generation] = None
+            if len(self._made) > self._KEPT:
+                del self._made[next(iter(self._made))]
 
     def made_all(self, after: int, last: int) -> bool:
-        """Whether all generations that followed one of them, up to another, are ours."""
+        """Whether this process made all generations from ``after + 1`` to ``last``."""
         if not 0 <= last - after <= self._KEPT:
             return False
         with self._lock:
-            return all(number in self._ours for number in range(after + 1, last + 1))
+            return all(number in self._made for number in range(after + 1, last + 1))
+
+    def latest(self, after: int) -> int:
+        """Return the last generation in the unbroken run of own generations after ``after``."""
+        with self._lock:
+            while after + 1 in self._made:
+                after += 1
+        return after
 
 
-_ours: WeakValueDictionary[int, Generations] = WeakValueDictionary()
-"""By network namespace: both families' tables count the same generations."""
+_own_generations: WeakValueDictionary[int, OwnGenerations] = WeakValueDictionary()
+"""By network namespace: the tables of both IP families count the same generations."""
 
 
 class KernelTable:
-    """The table of one family and name, through a netlink socket of its own.
+    """The table of one family and name, accessed through its own netlink socket.
 
-    As long as all generations since our last look are our own, the table is as we left it. After
-    others' transactions its handle tells whether it is at least the same table; what they did
-    inside it is for the watcher to notice.
+    While this process made all generations since the table was last read or written, the table is
+    unchanged. After a transaction of another program, the table handle shows whether the table is
+    still the same one; changes inside it are detected by the watcher.
     """
 
     def __init__(self, family: IPFamily, name: str) -> None:
         self.family = family
         self.name = name
-        self._of = text(nft.TABLE_OF, name)
+        self._table_name = text(nft.TABLE_OF, name)
         self._connection = Connection(family)
-        self._ours = _ours.setdefault(self._connection.namespace, Generations())
+        self._own = _own_generations.setdefault(self._connection.namespace, OwnGenerations())
         self._generation = 0
         self._handle = 0
-        self._trusted = False
+        self._only_own_changes = False
 
     @property
     def port_id(self) -> int:
-        """The netlink address from which the changes are made."""
+        """The port ID of the netlink socket."""
         return self._connection.port_id
 
     def close(self) -> None:
@@ -95,39 +102,39 @@ class KernelTable:
         self._connection.close()
 
     def generation(self) -> int:
-        """The kernel's present generation."""
+        """Return the kernel's current nf_tables generation."""
         return self._connection.generation()
 
-    def is_same(self) -> bool:
+    def is_unchanged(self) -> bool:
+        """Whether this process made all changes to nf_tables since the table was read or made."""
+        return self._is_same_table() and self._only_own_changes
+
+    def _is_same_table(self) -> bool:
         """Whether the table is still the one that was read or written last.
 
-        It costs a few microseconds. The generation to which the answer belongs becomes the one
-        that transactions start from.
+        The check costs one netlink request, two after another program's transaction. The
+        generation that it finds becomes the one that incremental plans start from.
         """
-        present = self._connection.generation()
-        ours = self._ours.made_all(self._generation, present)
-        self._generation = present
-        if ours:
+        current = self._connection.generation()
+        own = self._own.made_all(self._generation, current)
+        self._generation = current
+        if own:
             return bool(self._handle)
-        self._trusted = False
-        return bool(self._handle) and self._present_handle() == self._handle
+        self._only_own_changes = False
+        return bool(self._handle) and self._current_handle() == self._handle
 
-    def is_untouched(self) -> bool:
-        """Whether nobody else has changed anything, in any table, since the table was read."""
-        return self.is_same() and self._trusted
-
-    def _present_handle(self) -> int:
-        found = self._connection.get(nft.GET_TABLE, self._of)
+    def _current_handle(self) -> int:
+        found = self._connection.get(nft.GET_TABLE, self._table_name)
         try:
             return dump.table_handle(found) if found is not None else 0
         except MalformedError as error:
             raise BackendError(f"cannot understand table {self.name}: {error}") from error
 
     def read(self) -> Observed:
-        """Read the table, all but the memory of clients.
+        """Read the table, except the clients that the affinity map remembers.
 
         Raises:
-            BackendError: the kernel refused, or the table changed all the time.
+            BackendError: the kernel refused, or the table changed during every attempt.
         """
         for _ in range(_READ_ATTEMPTS):
             try:
@@ -137,28 +144,30 @@ class KernelTable:
             except MalformedError as error:
                 raise BackendError(f"cannot understand table {self.name}: {error}") from error
             self._generation, self._handle = observed.generation, observed.handle
-            self._trusted = self._ours.made_all(observed.generation, self._connection.generation())
+            self._only_own_changes = self._own.made_all(
+                observed.generation, self._connection.generation()
+            )
             return observed
         raise BackendError(f"table {self.name} changes faster than it can be read")
 
     def _read(self) -> Observed:
         connection = self._connection
         observed = Observed(generation=connection.generation())
-        table = connection.get(nft.GET_TABLE, self._of)
+        table = connection.get(nft.GET_TABLE, self._table_name)
         if table is None:
             return observed
         observed.handle, observed.flags = dump.table_handle(table), dump.table_flags(table)
         if observed.flags & dump.OWNED:
             raise BackendError(
-                f"table {self.name} is owned by another process, that with the netlink address"
-                f" {dump.table_owner(table)} (usually its process number), and nobody else may"
+                f"table {self.name} is owned by another process, with netlink port ID"
+                f" {dump.table_owner(table)} (usually its process ID), and no other process may"
                 " change it: end that process"
             )
-        for body in connection.dump(nft.GET_CHAIN, self._of):
+        for body in connection.dump(nft.GET_CHAIN, self._table_name):
             dump.add_chain(observed, body, self.name)
-        for body in connection.dump(nft.GET_RULE, self._of):
+        for body in connection.dump(nft.GET_RULE, self._table_name):
             dump.add_rule(observed, body, self.name)
-        for body in connection.dump(nft.GET_SET, self._of):
+        for body in connection.dump(nft.GET_SET, self._table_name):
             dump.add_set(observed, body, self.name)
         for name, description in observed.sets.items():
             if name != AFFINITY:
@@ -166,14 +175,14 @@ class KernelTable:
         return observed
 
     def _read_elements(self, name: str, description: bytes) -> EncodedElements:
-        """Read a set.
+        """Read the elements of one set.
 
-        While the kernel enlarges a set's hash table (``rhashtable``), which goes on for a while
-        after many elements were added, a dump may leave some out. Newer kernels tell how many
-        there should be.
+        A dump may omit elements while the kernel resizes the set's hash table (``rhashtable``),
+        which can last some time after many elements were added. Newer kernels report the number
+        of elements; the dump is repeated until it matches.
         """
         count = dump.element_count(description)
-        of = self._of + text(nft.NAME_OF, name)
+        of = self._table_name + text(nft.NAME_OF, name)
         found: EncodedElements = {}
         for attempt in range(_DUMP_ATTEMPTS):
             if attempt:
@@ -185,17 +194,18 @@ class KernelTable:
         return found
 
     def commit(self, plan: Plan, sets: Mapping[str, SetSpec]) -> None:
-        """Carry out a plan, all of it or nothing; rules and sets that come new come first.
+        """Apply a plan. Each of its stages is a transaction; new rules and sets come first.
 
         Args:
-            plan: what to do. If it starts from a generation, nobody may have touched the table
-                since; what others did to other tables does not matter to an increment.
-            sets: to name elements with in errors.
+            plan: the plan. If it results from a comparison, it is refused when nf_tables has
+                changed since the table was read. An incremental plan is only refused when the
+                table was replaced; other programs' changes to other tables do not matter.
+            sets: the sets of the table, to describe elements in errors.
 
         Raises:
             StaleGenerationError: the table may have changed since the plan was made.
-            RefusedError: the kernel refused; ``partial`` says whether something was done before.
-            BackendError: nothing is known about what was done.
+            RefusedError: the kernel refused; ``partial`` says whether an earlier stage was applied.
+            BackendError: it is unknown what was applied.
         """
         for number, stage in enumerate(stages(plan)):
             if number and plan.generation:
@@ -208,30 +218,40 @@ class KernelTable:
 
     def _commit(self, plan: Plan, sets: Mapping[str, SetSpec]) -> None:
         todo = list(messages(plan, self.name))
-        generation = plan.generation or self._connection.generation()
+        generation = self._base_generation(plan)
         while True:
             try:
                 self._connection.transact(todo, generation)
             except StaleGenerationError:
-                if plan.generation and (plan.compared or not self.is_same()):
+                if not self._is_still_valid(plan):
                     raise
-                generation = self._connection.generation()
+                generation = self._base_generation(plan)
             except RefusedError as error:
-                raise named(error, sets) from None
+                raise with_object_name(error, sets) from None
             else:
                 break
-        self._trusted = self._trusted or plan.make_table
-        self._ours.add(generation + 1)
+        self._only_own_changes = self._only_own_changes or plan.make_table
+        self._own.add(generation + 1)
         self._generation = generation + 1
         if plan.make_table:
-            self._handle = self._present_handle()
+            self._handle = self._current_handle()
 
-    def expected_generation(self) -> int:
-        """The generation that ``is_same`` or ``read`` found last."""
+    def _base_generation(self, plan: Plan) -> int:
+        """Return the generation that a transaction is based on; the kernel refuses any other."""
+        if plan.compared:
+            return plan.generation or self._connection.generation()
+        # The other family's transactions have advanced the generation, but not this table.
+        self._generation = self._own.latest(self._generation)
         return self._generation
 
+    def _is_still_valid(self, plan: Plan) -> bool:
+        """Whether a plan that the kernel refused as stale can be sent again."""
+        if plan.compared:
+            return not plan.generation
+        return self._is_same_table()
+
     def check(self, todo: list[Message], sets: Mapping[str, SetSpec]) -> None:
-        """Let the kernel check a transaction without doing it.
+        """Let the kernel validate a transaction without applying it.
 
         Raises:
             BackendError: the kernel would refuse it.
@@ -239,27 +259,25 @@ class KernelTable:
         try:
             self._connection.transact(todo, check=True)
         except RefusedError as error:
-            raise named(error, sets) from None
+            raise with_object_name(error, sets) from None
 
     def refusals(
         self, plan: Plan, error: RefusedError, sets: Mapping[str, SetSpec]
     ) -> list[tuple[Message, str]]:
-        """Every message that the kernel refuses of a plan that was refused, and why.
+        """Return every message of a refused plan that the kernel refuses, with the reason.
 
-        Where a message with several elements was refused, they are checked one by one, all of
-        them in one more transaction that is not carried out.
+        The kernel names at most one element of a message. So the elements of refused messages are
+        validated as one message each, in one more transaction that is not applied.
 
         Raises:
             BackendError: the kernel did not answer.
         """
-        doubtful = [r.message for r in error.refusals if r.message is not None]
+        suspect = [r.message for r in error.refusals if r.message is not None]
         found = error.refusals
-        if any(len(list(split(message))) > 1 for message in doubtful):
+        if any(len(list(split(message))) > 1 for message in suspect):
             todo = list(messages(plan, self.name))
             apart = [
-                m
-                for message in todo
-                for m in (split(message) if message in doubtful else [message])
+                m for message in todo for m in (split(message) if message in suspect else [message])
             ]
             found = ()
             try:
@@ -269,20 +287,20 @@ class KernelTable:
         return [(r.message, _text(r, sets)) for r in found if r.message is not None]
 
     def delete(self) -> bool:
-        """Delete the table if there is one; whether there was.
+        """Delete the table; return whether it existed.
 
         Raises:
             BackendError: the kernel refused.
         """
-        present = bool(self._present_handle())
-        if present:
-            self.commit(Plan(delete_table=True), {})
+        exists = bool(self._current_handle())
+        if exists:
+            self.commit(Plan(delete_table=True, compared=True), {})
         self._handle = 0
-        return present
+        return exists
 
 
-def named(error: RefusedError, sets: Mapping[str, SetSpec]) -> RefusedError:
-    """The same error with the object in its text."""
+def with_object_name(error: RefusedError, sets: Mapping[str, SetSpec]) -> RefusedError:
+    """Return the same error with the refused object in its text."""
     error.args = (_text(error.refusals[0], sets),)
     return error
 

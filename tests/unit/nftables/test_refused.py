@@ -50,12 +50,6 @@ class RefusingTable:
     def read(self) -> Any:
         return self.kernel.observed()
 
-    def is_same(self) -> bool:
-        return True
-
-    def expected_generation(self) -> int:
-        return self.kernel.generation
-
 
 def started(table: RefusingTable) -> NftablesBackend:
     """A new process, with the table as it is."""

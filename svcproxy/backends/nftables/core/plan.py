@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
+import msgspec
+
 from svcproxy.backends.base import Desired
 from svcproxy.backends.nftables.core import sets
 from svcproxy.backends.nftables.core.arrange import arrange_port, with_order
@@ -76,6 +78,19 @@ def _opening(family: IPFamily, name: str) -> ChainSpec:
     if tier is not None:
         return lists.tiers(tier.balance)
     return ChainSpec(SOURCES, lists.sources().rules[:1])
+
+
+class KernelState(msgspec.Struct, frozen=True):
+    """What the backend read from the kernel before a full comparison.
+
+    Attributes:
+        table: svcproxy's table.
+        drop_invalid: whether rules may drop packets in conntrack state INVALID: not if the sysctl
+            ``nf_conntrack_tcp_be_liberal`` is set, as in kube-proxy.
+    """
+
+    table: Observed
+    drop_invalid: bool
 
 
 class Planner:

@@ -1,4 +1,4 @@
-"""The settings of the nftables backend."""
+"""What nftables rules depend on besides Service ports."""
 
 from msgspec import structs
 
@@ -6,21 +6,21 @@ from svcproxy.backends.settings import Settings
 
 
 class NftablesSettings(Settings, frozen=True, gc=False):
-    """Adds what concerns nftables alone; plain ``Settings`` do as well.
+    """The settings with what only the nftables rules depend on; plain ``Settings`` do as well.
 
     Attributes:
-        service_cidrs: the ranges that cluster IPs are taken from; what is sent to an address in
-            them that belongs to no Service is dropped.
-        drop_invalid: drop forwarded packets that conntrack calls INVALID (kubernetes#74839).
+        service_cidrs: the ranges that cluster IPs are taken from. Packets to addresses in them
+            that belong to no Service are dropped.
+        drop_invalid: drop forwarded packets in conntrack state INVALID (kubernetes#74839).
     """
 
     service_cidrs: tuple[str, ...] = ()
     drop_invalid: bool = False
 
 
-def extended(
+def extend_settings(
     settings: Settings, *, service_cidrs: tuple[str, ...], drop_invalid: bool
 ) -> NftablesSettings:
-    """The same settings with those of nftables alone."""
+    """Return ``settings`` with the values that only nftables rules depend on."""
     own = {"service_cidrs": service_cidrs, "drop_invalid": drop_invalid}
     return NftablesSettings(**{**structs.asdict(settings), **own})

@@ -75,8 +75,10 @@ class Plan(msgspec.Struct):
         delete_sets: sets to delete, with their elements.
         remove: keys of elements to delete, by set.
         add: elements to add, by set.
-        generation: the state of the kernel that the plan starts from, 0 if that does not matter.
-        compared: it comes from a comparison with what was read, not from what was known.
+        generation: for a full comparison, the nf_tables generation at which the table was read; 0
+            to commit at any generation. Unused in an incremental plan.
+        compared: the plan results from a full comparison with a table that was read. Otherwise it
+            is incremental: it starts from the table as svcproxy left it.
         sizes: how many elements, rules and chains the table has afterwards.
     """
 
