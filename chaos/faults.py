@@ -12,7 +12,7 @@ from testbed import netns
 from testbed.daemon import HEALTHZ_PORT
 
 IDLE = 90.0
-"""Seconds after which the daemon gives up a silent watch (``ConnectionSettings.idle_seconds``)."""
+"""Seconds after which the daemon gives up a silent watch (``ClientSettings.idle_seconds``)."""
 GARBAGE = (
     b"{}",
     b"<html><body>502 Bad Gateway</body></html>",

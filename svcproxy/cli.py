@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from svcproxy import __version__, limits
 from svcproxy.config import FLAGS, GROUPS, Config, ConfigError, Loaded, default_of, from_settings
 from svcproxy.config.flags import LISTS
-from svcproxy.files import UnfitFileError, read_bounded
+from svcproxy.files import UnusableFileError, read_bounded
 
 _DESCRIPTION = """\
 Programs the Services of a Kubernetes cluster into the kernel of this node. Takes the place of
@@ -125,7 +125,7 @@ def _with_file(settings: Mapping[str, str]) -> Loaded:
     path = settings["config"]
     try:
         data = read_bounded(Path(path), limits.CONFIG_BYTES)
-    except UnfitFileError as error:
+    except UnusableFileError as error:
         raise ConfigError(f"--config={path} {error}") from None
     except OSError as error:
         raise ConfigError(f"--config={path}: {error.strerror}; name a file to read") from error

@@ -336,10 +336,10 @@ def _source(config: Config, node_name: str, metrics: Metrics) -> tuple[Source, E
         folder = Path(config.manifests)
         return ManifestSource(folder, node_name, annotations=annotations), LogOnly()
     from svcproxy.kube.api import KubernetesSource  # noqa: PLC0415
-    from svcproxy.kube.credentials import ConnectionSettings  # noqa: PLC0415
+    from svcproxy.kube.credentials import ClientSettings  # noqa: PLC0415
     from svcproxy.kube.events import KubernetesEvents  # noqa: PLC0415
 
-    settings = ConnectionSettings(
+    settings = ClientSettings(
         kubeconfig=config.kubeconfig or "",
         master=config.master or "",
         on_request=metrics.requested,

@@ -5,11 +5,11 @@ import stat
 from pathlib import Path
 
 
-class UnfitFileError(Exception):
+class UnusableFileError(Exception):
     """A file cannot be used; the message names the reason and the remedy."""
 
 
-class TooLargeError(UnfitFileError):
+class FileTooLargeError(UnusableFileError):
     """A file exceeds its limit."""
 
 
@@ -23,16 +23,18 @@ def read_bounded(path: Path, most: int, *, only_regular: bool = False) -> bytes:
             opening a device may have side effects.
 
     Raises:
-        UnfitFileError: the file is larger, or not regular although it has to be.
+        UnusableFileError: the file is larger, or not regular although it has to be.
         OSError: it cannot be read.
     """
     if only_regular and not stat.S_ISREG(path.stat().st_mode):
-        raise UnfitFileError("is no regular file: remove it")
+        raise UnusableFileError("is not a regular file: remove it")
     flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_NONBLOCK if only_regular else 0)
     with os.fdopen(os.open(path, flags), "rb") as file:
         if only_regular and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UnfitFileError("is no regular file: remove it")  # replaced since the first check
+            raise UnusableFileError(
+                "is not a regular file: remove it"
+            )  # replaced since the first check
         data = file.read(most + 1)
     if len(data) > most:
-        raise TooLargeError(f"is larger than {most} bytes: make it smaller")
+        raise FileTooLargeError(f"is larger than {most} bytes: make it smaller")
     return data

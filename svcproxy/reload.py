@@ -12,7 +12,7 @@ import structlog
 
 from svcproxy import limits
 from svcproxy.config import ConfigError
-from svcproxy.files import UnfitFileError, read_bounded
+from svcproxy.files import UnusableFileError, read_bounded
 from svcproxy.stop import Stop
 
 _log = structlog.get_logger()
@@ -60,7 +60,7 @@ class ConfigFile:
             if seen == self._seen:
                 return False
             data = read_bounded(self._path, limits.CONFIG_BYTES)
-        except UnfitFileError as error:
+        except UnusableFileError as error:
             self._seen = seen
             problem = f"{self._path} {error}"
             _log.error("config.unusable", problem=problem, effect="going on as before")

@@ -41,8 +41,8 @@ def check(data: bytes) -> None:
 def anything(data: bytes) -> None:
     """Take any bytes at all as a list: an error or a list, but no exception."""
     reflector = Reflector(Kind.SERVICE, watch_list=False)
-    reflector.request()
-    reflector.page(data)
+    reflector.next_request()
+    reflector.list_page(data)
 
 
 def _received(source: Source, page: bytes) -> bytes:
@@ -59,11 +59,11 @@ def _received(source: Source, page: bytes) -> bytes:
 
 def _effects(page: bytes) -> list[Effect]:
     reflector = Reflector(Kind.SERVICE, watch_list=False)
-    reflector.request()
-    output = reflector.page(page)
-    assert output.step is Step.GO_ON, output
+    reflector.next_request()
+    output = reflector.list_page(page)
+    assert output.step is Step.CONTINUE, output
     assert isinstance(output.effects[-1], Listed)
-    assert dict(reflector.request().query)["resourceVersion"] == "20"
+    assert dict(reflector.next_request().query)["resourceVersion"] == "20"
     return output.effects
 
 

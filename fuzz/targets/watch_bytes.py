@@ -54,20 +54,20 @@ def check(data: bytes) -> None:
 
 def _follow(pieces: object, limit: int, *, initial: bool) -> list[object]:
     reflector = Reflector(Kind.SERVICE, watch_list=initial)
-    reflector.request()
+    reflector.next_request()
     if not initial:
-        reflector.page(
+        reflector.list_page(
             b'{"kind":"ServiceList","apiVersion":"v1","metadata":{"resourceVersion":"10"},'
             b'"items":[{"metadata":{"name":"good-2","namespace":"default"}}]}'
         )
-        reflector.request()
+        reflector.next_request()
     splitter = LineSplitter(limit)
     effects: list[Effect] = []
     for piece in pieces:  # type: ignore[attr-defined]
-        output = reflector.lines(splitter.feed(piece))
-        assert output.step is Step.GO_ON, output
+        output = reflector.watch_lines(splitter.feed(piece))
+        assert output.step is Step.CONTINUE, output
         effects += output.effects
-    assert dict(reflector.request().query)["resourceVersion"] == "20"
+    assert dict(reflector.next_request().query)["resourceVersion"] == "20"
     return [_told(effect) for effect in effects if "good-" in str(getattr(effect, "name", ""))]
 
 
@@ -83,5 +83,5 @@ def _told(effect: Effect) -> object:
 def _anything(data: bytes) -> None:
     """Take any bytes at all as a watch: an error or events, but no exception."""
     reflector = Reflector(Kind.SERVICE)
-    reflector.request()
-    reflector.lines(LineSplitter(1000).feed(data))
+    reflector.next_request()
+    reflector.watch_lines(LineSplitter(1000).feed(data))

@@ -1,4 +1,4 @@
-"""The Kubernetes API as a source of objects: one thread for each kind."""
+"""The Kubernetes API as a source of objects, with one thread for each kind."""
 
 import time
 from collections.abc import Collection
@@ -7,7 +7,7 @@ from svcproxy.kube.client import Client
 from svcproxy.kube.core.outputs import Selectors
 from svcproxy.kube.core.parse import HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL
 from svcproxy.kube.core.reflector import Reflector
-from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.credentials import ClientSettings
 from svcproxy.kube.source import Sink
 from svcproxy.kube.watch_thread import WatchThread
 from svcproxy.model.names import REQUIRED_KINDS, Kind
@@ -16,26 +16,26 @@ _STOP_SECONDS = 1.0
 
 
 class KubernetesSource:
-    """Follows Services, EndpointSlices, one Node and perhaps ServiceCIDRs of an API server.
+    """Watches Services, EndpointSlices, this node's Node and, on demand, ServiceCIDRs.
 
-    An API server that cannot be reached is asked again and again and changes nothing; only what
-    it says removes an object. What is asked for is what kube-proxy asks for
-    (``cmd/kube-proxy/app/server.go``).
+    Requests to an API server that cannot be reached are retried with back-off. Objects stay as they
+    are meanwhile: only an answer of the API server removes an object. The selectors are
+    kube-proxy's (``cmd/kube-proxy/app/server.go``).
 
     Args:
-        settings: where the API server is and how to prove who we are.
+        settings: the API server, the credentials and the timeouts.
         node_name: the name of this node's Node object.
-        kinds: what to follow. Servers before Kubernetes 1.33 have no ServiceCIDRs; there, and
-            where the role does not allow to read them, the source goes on without.
-        watch_list: whether to ask for initial states as streams (KEP-3157); servers that do not
-            know them are found out.
-        page_size: how many objects a page of a list holds.
+        kinds: the kinds to watch. Servers before Kubernetes 1.33 have no ServiceCIDRs, and the role
+            may not permit reading them; the source then works without.
+        watch_list: whether to request the initial state as a stream (KEP-3157). Servers without
+            support for it are detected.
+        page_size: the number of objects in a page of a list.
         annotations: the annotation keys of Services to keep.
     """
 
     def __init__(
         self,
-        settings: ConnectionSettings,
+        settings: ClientSettings,
         node_name: str,
         kinds: Collection[Kind] = REQUIRED_KINDS,
         *,
@@ -50,13 +50,13 @@ class KubernetesSource:
         self._page_size = page_size
         self._annotations = annotations
         self._client: Client | None = None
-        self._followers: list[WatchThread] = []
+        self._threads: list[WatchThread] = []
 
     def start(self, sink: Sink) -> None:
-        """Load the credentials and begin following in threads of our own.
+        """Load the credentials and start the watch threads.
 
         Raises:
-            SourceError: the settings or the files they name are of no use.
+            SourceError: the settings, or the files that they name, are unusable.
         """
         client = Client(self._settings)
         self._client = client
@@ -67,7 +67,7 @@ class KubernetesSource:
                 kind, selectors, page_size=self._page_size, watch_list=self._watch_list
             )
             required = kind in REQUIRED_KINDS
-            self._followers.append(
+            self._threads.append(
                 WatchThread(
                     kind,
                     path,
@@ -78,21 +78,21 @@ class KubernetesSource:
                     annotations=self._annotations,
                 )
             )
-        for follower in self._followers:
-            follower.start(sink)
+        for thread in self._threads:
+            thread.start(sink)
 
     def stop(self) -> None:
-        """Stop following, and wait at most a second for the threads.
+        """Stop watching, and wait at most a second for the threads.
 
-        A thread that is still establishing a connection is left to end by itself.
+        A thread that is establishing a connection is left to end on its own.
         """
-        for follower in self._followers:
-            follower.stop()
+        for thread in self._threads:
+            thread.stop()
         if self._client is not None:
             self._client.close()
         deadline = time.monotonic() + _STOP_SECONDS
-        for follower in self._followers:
-            follower.join(max(0.0, deadline - time.monotonic()))
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _resources(self) -> dict[Kind, tuple[str, Selectors]]:
         return {

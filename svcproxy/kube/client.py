@@ -1,7 +1,8 @@
-"""Raw requests to the API server, over urllib3.
+"""Raw HTTP requests to the API server, over urllib3.
 
-The kubernetes client library is left aside: importing it takes longer than all else at the start
-of the daemon, and building its models costs fifty times what decoding the few fields we need does.
+The kubernetes client library is not used. Importing it takes longer than the rest of the daemon's
+start, and building its models costs fifty times as much as decoding the few fields that svcproxy
+reads.
 """
 
 import http.client
@@ -20,19 +21,19 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from svcproxy import __version__, limits
-from svcproxy.kube.connections import CHUNK_BYTES, Sockets
 from svcproxy.kube.core.apiserver import ApiServer, PemFile
 from svcproxy.kube.core.body import Body
-from svcproxy.kube.credentials import ConnectionSettings, OnRequest, load_api_server
+from svcproxy.kube.credentials import ClientSettings, OnRequest, load_api_server
 from svcproxy.kube.source import one_line
+from svcproxy.kube.transport import CHUNK_BYTES, OpenConnections
 from svcproxy.refusals import REFUSALS
 
 _USER_AGENT = f"svcproxy/{__version__}"
 _RELOAD_SECONDS = 1.0
 _CLOSE_SECONDS = 0.2
-# Connections that are kept for another request: one for each kind, and one for Events
+# Idle connections kept for reuse: one for each kind of object, and one for Events.
 _KEPT_CONNECTIONS = 8
-# A peer that is gone is noticed as soon as by client-go (net.Dialer with a KeepAlive of 30 s)
+# TCP keepalive detects a dead server as quickly as client-go does (net.Dialer, KeepAlive 30 s).
 _SOCKET_OPTIONS = (
     *HTTPConnection.default_socket_options,
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -43,19 +44,19 @@ _SOCKET_OPTIONS = (
 
 
 class TransportError(Exception):
-    """No answer, or only a part of one: refused, cut, TLS failure, name not found."""
+    """No response, or a truncated one: connection refused or reset, TLS failure, unknown host."""
 
 
 class IdleError(TransportError):
-    """Nothing came for longer than the read time-out."""
+    """No data arrived within the read timeout."""
 
 
-class TooLargeError(TransportError):
-    """The body of an answer is larger than it may be."""
+class ResponseTooLargeError(TransportError):
+    """A response body exceeds its size limit."""
 
 
 class Response:
-    """An answer whose body is read piece by piece."""
+    """A response whose body is read incrementally."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
         self._response = response
@@ -66,30 +67,30 @@ class Response:
         """Read the whole body, decompressed.
 
         Args:
-            limit: the longest body, in decompressed bytes.
-            seconds: how long reading it may take in all.
+            limit: the maximum size of the body, in decompressed bytes.
+            seconds: the maximum time for reading the whole body.
 
         Raises:
-            TooLargeError: it is larger.
-            TransportError: it was cut off, or took longer.
+            ResponseTooLargeError: the body exceeds ``limit``.
+            TransportError: the body was cut off, or reading it took longer than ``seconds``.
         """
         deadline = time.monotonic() + seconds
-        with _translated():
+        with _translate_errors():
             body = Body(self._encoding, limit)
             while received := self._response.read1(CHUNK_BYTES, decode_content=False):
                 if not body.feed(received):
                     REFUSALS.count("api_response", "body_bytes")
-                    raise TooLargeError(f"the answer is larger than {limit} bytes")
+                    raise ResponseTooLargeError(f"the response is larger than {limit} bytes")
                 if time.monotonic() > deadline:
                     REFUSALS.count("api_response", "body_seconds")
-                    raise TransportError(f"the answer took longer than {seconds:g} s")
+                    raise TransportError(f"the response took longer than {seconds:g} s")
             return body.whole()
 
     def read_error(self) -> bytes:
-        """Read the body of an error response, up to a limit; empty if it cannot be read."""
+        """Read the body of an error response up to a limit; empty if reading fails."""
         deadline = time.monotonic() + limits.RESPONSE_HEAD_SECONDS
         try:
-            with _translated():
+            with _translate_errors():
                 body = Body(self._encoding, limits.ERROR_BODY_BYTES)
                 while received := self._response.read1(CHUNK_BYTES, decode_content=False):
                     if not body.feed(received) or time.monotonic() > deadline:
@@ -99,21 +100,21 @@ class Response:
             return b""
 
     def chunks(self) -> Iterator[bytes]:
-        """Give what comes, as it comes, until the server ends the response.
+        """Yield data as it arrives, until the server ends the response.
 
         Raises:
-            IdleError: the read time-out passed in silence.
+            IdleError: no data arrived within the read timeout.
             TransportError: the connection broke.
         """
         while True:
-            with _translated():
+            with _translate_errors():
                 chunk = self._response.read1(CHUNK_BYTES, decode_content=False)
             if not chunk:
                 return
             yield chunk
 
-    def be_patient(self, idle_seconds: float) -> None:
-        """Change the read time-out of this response."""
+    def set_read_timeout(self, idle_seconds: float) -> None:
+        """Change the read timeout of this response, in seconds."""
         connection = self._response.connection
         if isinstance(connection, HTTPConnection) and connection.sock is not None:
             connection.sock.settimeout(idle_seconds)
@@ -122,42 +123,42 @@ class Response:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        # A body read to its end has given its connection back already; any other is closed.
+        # Reading a body to its end has returned the connection to the pool; otherwise close it.
         self._response.close()
 
 
 class Client:
-    """Sends requests to one API server; every thread may use it.
+    """Sends requests to one API server. All methods may be called from any thread.
 
     Args:
-        settings: where the server is and how long to wait for it.
+        settings: the address of the API server, the credentials and the timeouts.
 
     Raises:
-        SourceError: the settings or the files they name are of no use.
+        SourceError: the settings, or the files that they name, are unusable.
     """
 
-    def __init__(self, settings: ConnectionSettings) -> None:
+    def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
-        self._sockets = Sockets()
-        self._connected = self._connect()
+        self._connections = OpenConnections()
+        self._pool = self._load()
         self._reloaded = -math.inf
 
     def get(
         self, path: str, query: Mapping[str, str], *, stream: bool, idle_seconds: float
     ) -> Response:
-        """Send a GET request and wait for the head of the answer, whatever its status.
+        """Send a GET request and wait for the response head, whatever its status.
 
         Args:
             path: the path below the server's URL.
             query: the query parameters, unquoted.
-            stream: whether the body is a watch: those come uncompressed, so that no event
-                waits in a compressor.
-            idle_seconds: the longest silence to bear while reading.
+            stream: whether the response is a watch. Watches are requested uncompressed, so that no
+                event is delayed by a compressor's buffer.
+            idle_seconds: the read timeout.
 
         Raises:
-            TransportError: there is no answer.
-            SourceError: credentials are missing now.
+            TransportError: there is no response.
+            SourceError: the credentials cannot be read.
         """
         encoding = "identity" if stream else "gzip"
         if query:
@@ -165,16 +166,16 @@ class Client:
         return self._send("GET", path, {"Accept-Encoding": encoding}, idle_seconds)
 
     def post(self, path: str, body: Mapping[str, Any], *, idle_seconds: float) -> Response:
-        """Send an object in a POST request and wait for the head of the answer.
+        """Send an object in a POST request and wait for the response head.
 
         Args:
             path: the path below the server's URL.
-            body: what to send as JSON.
-            idle_seconds: the longest silence to bear while reading.
+            body: the object, sent as JSON.
+            idle_seconds: the read timeout.
 
         Raises:
-            TransportError: there is no answer; the server may have taken the object all the same.
-            SourceError: credentials are missing now.
+            TransportError: there is no response. The server may still have created the object.
+            SourceError: the credentials cannot be read.
         """
         headers = {"Content-Type": "application/json"}
         return self._send("POST", path, headers, idle_seconds, msgspec.json.encode(body))
@@ -189,12 +190,12 @@ class Client:
     ) -> Response:
         headers |= {"Accept": "application/json", "User-Agent": _USER_AGENT}
         with self._lock:
-            # Under the lock, as this may read token files or run a credential plugin.
-            manager, server = self._connected
+            # Hold the lock: this may read a token file or run a credential plugin.
+            manager, server = self._pool
             if authorization := server.authorization():
                 headers["Authorization"] = authorization
         timeout = urllib3.Timeout(connect=self._settings.connect_seconds, read=idle_seconds)
-        with _translated(), self._told(method, server.url) as told:
+        with _translate_errors(), self._timer(method, server.url) as timer:
             answer = manager.urlopen(
                 method,
                 server.url + path,
@@ -203,52 +204,52 @@ class Client:
                 timeout=timeout,
                 preload_content=False,
             )
-            told.code = str(answer.status)
+            timer.code = str(answer.status)
         return Response(answer)
 
-    def _told(self, method: str, server: str) -> "_Told":
-        return _Told(self._settings.on_request, method, urlsplit(server).netloc)
+    def _timer(self, method: str, server: str) -> "_RequestTimer":
+        return _RequestTimer(self._settings.on_request, method, urlsplit(server).netloc)
 
     def reload(self) -> None:
-        """Load configuration and credentials anew, as after a 401; at most once a second.
+        """Load the kubeconfig and the credentials again, at most once a second; used after a 401.
 
         Raises:
-            SourceError: they are of no use now; the old ones stay.
+            SourceError: they are unusable; the previous ones stay in use.
         """
         with self._lock:
-            # All threads meet the same 401 at about the same time: one of them is enough.
+            # All watch threads get the same 401 at about the same time: reload once for all.
             if time.monotonic() - self._reloaded < _RELOAD_SECONDS:
                 return
             self._reloaded = time.monotonic()
-            (stale, _), self._connected = self._connected, self._connect()
+            (stale, _), self._pool = self._pool, self._load()
         stale.clear()
 
     def close(self) -> None:
-        """End every request, also those that other threads are blocked in; allow no more."""
-        self._sockets.shut()
-        # Whoever holds the lock may be waiting for a credential plugin; we do not wait with it.
+        """Abort all requests, including those that block other threads, and refuse new ones."""
+        self._connections.shut_down()
+        # Another thread may hold the lock while it runs a credential plugin: do not wait for it.
         if self._lock.acquire(timeout=_CLOSE_SECONDS):
             try:
-                self._connected[0].clear()
+                self._pool[0].clear()
             finally:
                 self._lock.release()
 
-    def _connect(self) -> tuple[urllib3.PoolManager, ApiServer]:
+    def _load(self) -> tuple[urllib3.PoolManager, ApiServer]:
         server = load_api_server(self._settings)
         manager = _pool_manager(server)
-        self._sockets.track(manager)
+        self._connections.track(manager)
         return manager, server
 
 
 def _pool_manager(server: ApiServer) -> urllib3.PoolManager:
-    # The reflector decides about retries; urllib3's own would only delay it.
+    # The reflector decides when to retry.
     options: dict[str, Any] = {
         "retries": False,
         "maxsize": _KEPT_CONNECTIONS,
         "socket_options": _SOCKET_OPTIONS,
     }
     if server.tls:
-        # Paths rather than what is in the files now: every new connection reads them again.
+        # Pass paths, not contents: every new connection reads the files again.
         options |= {
             "cert_reqs": ssl.CERT_REQUIRED if server.verify else ssl.CERT_NONE,
             "ca_certs": _path(server.ca),
@@ -267,26 +268,26 @@ def _path(file: PemFile | None) -> str | None:
     return None if file is None else file.path
 
 
-class _Told:
-    """Reports a request when it has ended, with or without an answer."""
+class _RequestTimer:
+    """Reports the duration and the status code of one request when it ends."""
 
-    def __init__(self, tell: OnRequest | None, method: str, host: str) -> None:
-        self._tell = tell
+    def __init__(self, report: OnRequest | None, method: str, host: str) -> None:
+        self._report = report
         self._method = method
         self._host = host
         self._begin = time.monotonic()
-        self.code = "<error>"  # as client-go has it
+        self.code = "<error>"  # client-go's label for a request without a response
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        if self._tell is not None:
-            self._tell(self._method, self._host, self.code, time.monotonic() - self._begin)
+        if self._report is not None:
+            self._report(self._method, self._host, self.code, time.monotonic() - self._begin)
 
 
-class _translated:  # noqa: N801 - used as a function
-    """Turn the libraries' many exceptions into ours."""
+class _translate_errors:  # noqa: N801 - used as a function
+    """Translate exceptions of urllib3, ``http.client`` and the sockets to ``TransportError``."""
 
     def __enter__(self) -> None:
         return None
@@ -294,18 +295,18 @@ class _translated:  # noqa: N801 - used as a function
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, ReadTimeoutError | TimeoutError):
             _drop_tracebacks(error)
-            raise IdleError("nothing came within the time limit") from error
+            raise IdleError("no data arrived within the time limit") from error
         if isinstance(error, HTTPError | http.client.HTTPException | OSError | ValueError):
             _drop_tracebacks(error)
             raise TransportError(one_line(error)) from error
 
 
 def _drop_tracebacks(error: BaseException) -> None:
-    """Break the cycles of an exception that urllib3 still has in local variables.
+    """Break the reference cycles of an exception that urllib3 keeps in local variables.
 
-    Its traceback refers to their frames, and these to the connection, its buffers and the calling
-    frames with their objects. An API server that refuses connections would leave all of that to the
-    garbage collector at every attempt.
+    Its traceback refers to frames of urllib3, and through them to the connection, its buffers and
+    the frames of the callers. Without this, every failed attempt to reach the API server would
+    leave all of these objects to the garbage collector.
     """
     link: BaseException | None = error
     while link is not None:

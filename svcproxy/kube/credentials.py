@@ -1,9 +1,9 @@
-"""Where the API server is and how to prove who we are: kubeconfigs and service accounts.
+"""Loads the API server's address and the credentials from a kubeconfig or a service account.
 
-Both are read here, without the kubernetes client library, which only credential plugins need
-(``plugins``). ``tokenFile`` and the in-cluster token are read at every request (tokens of a
-projected volume change every hour), and whatever can be wrong with the files is said in one line
-before the first request.
+The kubernetes client library is not used here; only credential plugins need it (``plugins``). Token
+files (``tokenFile`` and the in-cluster token) are read for every request, because tokens of
+projected volumes are renewed every hour. Everything that can be wrong with the files is reported
+in one line before the first request.
 """
 
 import base64
@@ -18,7 +18,7 @@ from urllib.request import getproxies
 import msgspec
 
 from svcproxy import limits
-from svcproxy.files import UnfitFileError, read_bounded
+from svcproxy.files import UnusableFileError, read_bounded
 from svcproxy.kube.core.apiserver import ApiServer, PemFile, choose_proxy, no_authorization
 from svcproxy.kube.source import SourceError, one_line
 
@@ -26,20 +26,27 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 OnRequest = Callable[[str, str, str, float], None]
-"""Takes a request's method, host (with port), status code ("<error>" without an answer) and the
-seconds until the head of the answer came."""
+"""Called with the method, the host and port, the status code ("<error>" without a response) and the
+seconds until the response head arrived."""
 
 
-class ConnectionSettings(msgspec.Struct, frozen=True):
-    """How to reach the API server; times are in seconds.
+class ClientSettings(msgspec.Struct, frozen=True):
+    """How to reach the API server. All times are in seconds.
 
-    Without ``kubeconfig`` and ``master`` the service account of the pod is used. ``master``
-    overrides the server of the kubeconfig; alone, it means a server that asks no credentials.
-    ``idle_seconds`` is how long a watch may be silent before it counts as dead: API servers
-    send a bookmark about every minute. ``initial_seconds`` is the same for a stream of initial
-    events, and ``backoff_seconds`` the longest wait between two attempts. An empty list is
-    requested again after ``second_look_seconds``. ``on_request`` is called after each request, in
-    the thread that made it.
+    Attributes:
+        kubeconfig: the path of a kubeconfig. Without it and without ``master``, the service account
+            of the pod is used.
+        context: the context of the kubeconfig; empty for its ``current-context``.
+        master: overrides the server of the kubeconfig. Without a kubeconfig, no credentials are
+            sent.
+        connect_seconds: the timeout for establishing a connection.
+        list_seconds: the read timeout of a list.
+        idle_seconds: the read timeout of a watch; API servers send a bookmark about every minute.
+        initial_seconds: the read timeout while a watch sends its initial events.
+        backoff_seconds: the longest pause between two attempts.
+        empty_list_retry_seconds: the pause before an empty list is requested again.
+        service_account: the folder of the service account's token and CA certificate.
+        on_request: called after each request, in the thread that sent it.
     """
 
     kubeconfig: str = ""
@@ -50,16 +57,16 @@ class ConnectionSettings(msgspec.Struct, frozen=True):
     idle_seconds: float = 90.0
     initial_seconds: float = 20.0
     backoff_seconds: float = 30.0
-    second_look_seconds: float = 1.0
+    empty_list_retry_seconds: float = 1.0
     service_account: Path = SERVICE_ACCOUNT
     on_request: OnRequest | None = None
 
 
-def load_api_server(settings: ConnectionSettings) -> ApiServer:
-    """Read where the API server is and the credentials for it.
+def load_api_server(settings: ClientSettings) -> ApiServer:
+    """Load the address of the API server and the credentials.
 
     Returns:
-        The server; its ``authorization`` renews itself.
+        The server; its ``authorization`` renews credentials that expire.
 
     Raises:
         SourceError: something is missing or malformed; the message names the remedy.
@@ -94,13 +101,13 @@ def _from_service_account(folder: Path) -> ApiServer:
     url = _checked_url(f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}")
     return ApiServer(
         url=url,
-        authorization=_following(token_file),
+        authorization=_token_from_file(token_file),
         ca=PemFile(str(ca_file), str(ca_file)),
         proxy=_checked_proxy(url, ""),
     )
 
 
-def _from_kubeconfig(settings: ConnectionSettings) -> ApiServer:
+def _from_kubeconfig(settings: ClientSettings) -> ApiServer:
     from svcproxy.kube.kubeconfig import load_kubeconfig  # noqa: PLC0415 - needs the YAML library
 
     kubeconfig = load_kubeconfig(Path(settings.kubeconfig).expanduser(), settings.context)
@@ -116,9 +123,9 @@ def _from_kubeconfig(settings: ConnectionSettings) -> ApiServer:
     else:
         token_file = kubeconfig.text("user", "tokenFile")
         authorization = (
-            _following(kubeconfig.path.parent / token_file)
+            _token_from_file(kubeconfig.path.parent / token_file)
             if token_file
-            else _constant(kubeconfig.text, kubeconfig.path)
+            else _token_or_password(kubeconfig.text, kubeconfig.path)
         )
         if tls:
             certificate = kubeconfig.pem("user", "client-certificate")
@@ -135,11 +142,11 @@ def _from_kubeconfig(settings: ConnectionSettings) -> ApiServer:
     )
 
 
-def _constant(field: Callable[[str, str], str], path: Path) -> Callable[[], str]:
-    """Take the token, or else the name and password, that stand in the kubeconfig itself."""
+def _token_or_password(field: Callable[[str, str], str], path: Path) -> Callable[[], str]:
+    """Use the token, or else the name and password, that the kubeconfig itself holds."""
     if token := field("user", "token").strip():
         if not _is_token(token):
-            raise SourceError(f"kubeconfig {path}: the user's token is none: correct the file")
+            raise SourceError(f"kubeconfig {path}: the user's token is not valid: correct the file")
         header = f"Bearer {token}"
     elif username := field("user", "username"):
         pair = f"{username}:{field('user', 'password')}"
@@ -149,8 +156,8 @@ def _constant(field: Callable[[str, str], str], path: Path) -> Callable[[], str]
     return lambda: header
 
 
-def _following(token_file: Path) -> Callable[[], str]:
-    """Make every request read the token anew: it is one small file for some requests an hour."""
+def _token_from_file(token_file: Path) -> Callable[[], str]:
+    """Read the token file for every request: it is small, and requests are rare."""
     _read_token(token_file)
     return lambda: f"Bearer {_read_token(token_file)}"
 
@@ -158,12 +165,12 @@ def _following(token_file: Path) -> Callable[[], str]:
 def _read_token(path: Path) -> str:
     try:
         token = read_bounded(path, limits.TOKEN_BYTES).decode("ascii").strip()
-    except (OSError, ValueError, UnfitFileError) as error:
+    except (OSError, ValueError, UnusableFileError) as error:
         raise SourceError(
             f"token file {path} cannot be read ({one_line(error)}): restore it"
         ) from error
     if not _is_token(token):
-        raise SourceError(f"token file {path} holds no token: restore it")
+        raise SourceError(f"token file {path} does not hold a token: restore it")
     return token
 
 
@@ -189,12 +196,12 @@ def _checked_proxy(url: str, configured: str) -> str:
     try:
         parts = urlsplit(proxy)
         valid = not proxy or (parts.scheme in {"http", "https"} and bool(parts.hostname))
-        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without a password
+        display_url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without the password
     except ValueError:
-        valid, shown = False, "URL"
+        valid, display_url = False, "URL"
     if not valid:
         raise SourceError(
-            f"proxy {shown} cannot be used: give one like http://10.0.0.1:3128 in proxy-url or "
+            f"proxy {display_url} cannot be used: give one like http://10.0.0.1:3128 in proxy-url or "
             f"{'HTTPS_PROXY' if url.startswith('https') else 'HTTP_PROXY'}, or exempt the API "
             "server with NO_PROXY"
         )
@@ -202,27 +209,27 @@ def _checked_proxy(url: str, configured: str) -> str:
 
 
 def _check_tls(server: ApiServer) -> None:
-    """Load the certificates once, to say now what every connection would fail with."""
+    """Load the certificates once, to report errors in them before the first connection."""
     if not server.tls:
         return
-    # Not the default context, which reads all the system's certificates.
+    # The default context would read all certificates of the system.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if server.ca is not None:
-        _try(
+        _check_loadable(
             "CA certificate",
             server.ca,
             partial(context.load_verify_locations, cafile=server.ca.path),
         )
     if server.certificate is not None:
         key = None if server.key is None else server.key.path
-        _try(
+        _check_loadable(
             "client certificate",
             server.certificate,
             partial(context.load_cert_chain, server.certificate.path, key),
         )
 
 
-def _try(what: str, file: PemFile, load: Callable[[], None]) -> None:
+def _check_loadable(what: str, file: PemFile, load: Callable[[], None]) -> None:
     try:
         load()
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""From decoded objects to the sink: parsing, and what is said about those that fail."""
+"""Parses decoded objects, passes them to the sink, and reports those that cannot be parsed."""
 
 import structlog
 
@@ -14,11 +14,11 @@ _log = structlog.get_logger()
 
 
 def parse_safely(obj: WireObject, annotations: frozenset[str] = frozenset()) -> ApiObject | None:
-    """Parse an object; a defect of the parser costs that object and not the thread.
+    """Parse an object. A defect in the parser affects this object only, not the thread.
 
     Raises:
-        ParseError: the object is malformed, or the parser itself failed on it.
-        MemoryError: memory ran out, which says nothing about the object.
+        ParseError: the object is malformed, or the parser failed on it.
+        MemoryError: memory ran out, which does not mean that the object is malformed.
     """
     try:
         return parse_object(obj, annotations)
@@ -33,14 +33,14 @@ def parse_safely(obj: WireObject, annotations: frozenset[str] = frozenset()) -> 
 
 
 class Delivery:
-    """Collects the objects of one kind for a sink, and passes on every distinct problem once.
+    """Collects changed objects of one kind for a sink, and reports each distinct problem once.
 
-    A problem is repeated only after its object was good or gone in between. A malformed object
-    is not deleted: its last good state stays in force.
+    A problem is reported again only if the object was valid or deleted in between. A malformed
+    object is not deleted: its last valid state stays in force.
 
     Args:
         kind: the kind of the objects.
-        sink: who receives them.
+        sink: receives the objects and the problems.
         annotations: the annotation keys of Services to keep.
     """
 
@@ -51,8 +51,8 @@ class Delivery:
         self._problems: dict[NamespacedName | None, Problem] = {}
         self._objects: dict[ObjectKey, ApiObject | None] = {}
 
-    def present(self, name: NamespacedName, obj: WireObject) -> None:
-        """Note the present state of an object, or that it is none of ours any more."""
+    def changed(self, name: NamespacedName, obj: WireObject) -> None:
+        """Store the new state of an object, which may be one that is not to be proxied."""
         try:
             parsed = parse_safely(obj, self._annotations)
         except ParseError as error:
@@ -61,20 +61,20 @@ class Delivery:
         self._problems.pop(name, None)
         self._objects[self._kind, name] = parsed
 
-    def absent(self, name: NamespacedName) -> None:
-        """Note that an object is gone."""
+    def removed(self, name: NamespacedName) -> None:
+        """Store that an object was deleted."""
         self._problems.pop(name, None)
         self._objects[self._kind, name] = None
 
     def malformed(self, name: NamespacedName | None, field: str, reason: str) -> None:
-        """Pass on that an object cannot be used, unless that was said last time too."""
+        """Report that an object cannot be used, unless the same was reported last time."""
         problem = Problem(self._kind, name, field, reason)
         if self._problems.get(name) != problem:
             self._problems[name] = problem
             self._sink.rejected(problem)
 
-    def deliver(self) -> None:
-        """Pass on all that was noted since the last time."""
+    def flush(self) -> None:
+        """Pass all stored states to the sink."""
         if self._objects:
             objects, self._objects = self._objects, {}
             self._sink.take(objects)

@@ -1,15 +1,16 @@
-"""Events: what the cluster's users can see of this proxy's troubles, next to the object concerned.
+"""Events: reports problems of this proxy to the cluster's users, next to the affected object.
 
 Goals:
 
-1. Callers are never held up and never fail: an Event is worth less than any rule.
-2. The API server is spared: the same Event is sent once in five minutes, all of them at a
-   limited rate, and what piles up meanwhile is thrown away, the oldest first.
-3. Every node says the same of a conflict between Services. An Event's name is derived from what
-   it says and the time, so that the API server takes the first one and refuses its copies.
+1. Recording never blocks and never fails. An Event matters less than programming rules.
+2. Load on the API server is bounded: equal Events are sent once in five minutes, the rate is
+   limited, and when the queue is full the oldest Event is dropped.
+3. All nodes together create one Event for a conflict between Services. The name of an Event is
+   derived from its content and the time, so the API server accepts the first and rejects copies.
 
-The interface is ``recorder.EventRecorder``. The format is that of kube-proxy's recorder (client-go's tools/events), and so is the name of the
-reporting controller, by which people look for these Events; the instance tells who it really is.
+The interface is ``recorder.EventRecorder``. The format is that of client-go's ``tools/events``, which
+kube-proxy uses. The reporting controller is ``kube-proxy`` as well, because people search for that
+name; the reporting instance names svcproxy.
 """
 
 import random
@@ -30,7 +31,7 @@ from svcproxy.kube.client import Client, TransportError
 from svcproxy.kube.core.backoff import Backoff
 from svcproxy.kube.core.decoding import decode_page, decode_uid
 from svcproxy.kube.core.wire import ParseError
-from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.credentials import ClientSettings
 from svcproxy.kube.source import SourceError
 from svcproxy.model.names import Kind, NamespacedName
 
@@ -38,24 +39,31 @@ _log = structlog.get_logger(__name__)
 
 _CONTROLLER = "kube-proxy"
 _INSTANCE = "svcproxy"
-# The API's limits (pkg/apis/core/validation/events.go), in bytes
+# The API's limits in bytes (pkg/apis/core/validation/events.go)
 _NOTE_BYTES = 1024
 _FIELD_BYTES = 128
 _NAME_BYTES = 253
-# Events about objects outside of namespaces live here.
+# The namespace of Events about cluster-scoped objects
 _CLUSTER_NAMESPACE = "default"
 _STOP_SECONDS = 1.0
-# An attempt is two requests, each with a head and a body that may both take that long
+# An attempt sends up to two requests. Reading each head and each body may take this long.
 _ATTEMPT_SECONDS = 4 * limits.RESPONSE_HEAD_SECONDS + limits.THREAD_STEP_SECONDS
-_LIST_BYTES = limits.WATCH_LINE_BYTES  # one object at most
+_LIST_BYTES = limits.WATCH_LINE_BYTES  # the list holds at most one object
 
 
 @dataclass(frozen=True, slots=True)
 class EventLimits:
-    """How many Events are held and sent; times are in seconds.
+    """Limits on queued and sent Events.
 
-    ``burst`` Events can be sent at once, then one every ``interval``. An Event is tried
-    ``attempts`` times, with pauses of at most ``first_pause`` doubled each time.
+    Attributes:
+        queue: Events that may wait to be sent.
+        remembered: recent Events that are compared with new ones.
+        fold_seconds: seconds within which an equal Event is not sent again.
+        burst: Events that may be sent without a pause.
+        interval: seconds between Events after the burst.
+        attempts: how often sending an Event is attempted.
+        first_pause: maximum seconds before the second attempt, doubled for each further one.
+        request_seconds: the read timeout of a request.
     """
 
     queue: int = 200
@@ -69,7 +77,7 @@ class EventLimits:
 
 
 class _Occurrence(NamedTuple):
-    """What an Event says; equal ones are the same Event. The Node has no namespace."""
+    """The content of an Event; equal occurrences are the same Event. Nodes have no namespace."""
 
     regarding: NamespacedName
     reason: str
@@ -82,16 +90,16 @@ class KubernetesEvents:
     """An ``EventRecorder`` that creates Events in the API.
 
     Args:
-        settings: where the API server is and how to prove who we are. They are used when there
-            is the first Event to send; should they be of no use, it counts as a failure to send.
+        settings: the API server and the credentials. They are loaded when the first Event is sent.
+            If they are unusable, that counts as a failure to send.
         node_name: the name of this node.
-        limits: how much is held and sent.
+        limits: limits on queued and sent Events.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        settings: ConnectionSettings,
+        settings: ClientSettings,
         node_name: str,
         *,
         limits: EventLimits | None = None,
@@ -110,7 +118,7 @@ class KubernetesEvents:
 
     @property
     def dropped(self) -> int:
-        """How many Events were thrown away because too many waited or they could not be sent."""
+        """How many Events were dropped because the queue was full or sending failed."""
         return self._dropped
 
     def service(
@@ -133,7 +141,7 @@ class KubernetesEvents:
         self._put(_Occurrence(regarding, reason, note, warning, action))
 
     def stop(self) -> None:
-        """Send nothing any more, and wait at most a second for what is under way."""
+        """Stop sending, and wait at most a second for a request that is in flight."""
         with self._changed:
             self._stopped = True
             self._queue.clear()
@@ -144,17 +152,17 @@ class KubernetesEvents:
 
     def _put(self, occurrence: _Occurrence) -> None:
         with self._changed:
-            if self._stopped or self._fold(occurrence):
+            if self._stopped or self._is_duplicate(occurrence):
                 return
             if len(self._queue) >= self._limits.queue:
-                self._lost(self._queue.popleft()[0])
+                self._drop_event(self._queue.popleft()[0])
             self._queue.append((occurrence, datetime.now(UTC)))
             if self._thread is None:
                 self._thread = threads.spawn(self._run, "events")
             self._changed.notify_all()
 
-    def _fold(self, occurrence: _Occurrence) -> bool:
-        """Whether the same was said a short while ago; otherwise remember it as said now."""
+    def _is_duplicate(self, occurrence: _Occurrence) -> bool:
+        """Return whether an equal Event was recorded recently; if not, remember this one."""
         now = self._clock()
         while self._recent:
             oldest = next(iter(self._recent))
@@ -167,9 +175,9 @@ class KubernetesEvents:
         self._recent[occurrence] = now
         return False
 
-    def _lost(self, occurrence: _Occurrence) -> None:
+    def _drop_event(self, occurrence: _Occurrence) -> None:
         self._dropped += 1
-        self._recent.pop(occurrence, None)  # it was not said after all
+        self._recent.pop(occurrence, None)  # it was not sent: allow it again
 
     def _run(self) -> None:
         tokens, filled = float(self._limits.burst), self._clock()
@@ -182,10 +190,10 @@ class KubernetesEvents:
             tokens -= 1
             if not self._sender.deliver(*due):
                 with self._changed:
-                    self._lost(due[0])
+                    self._drop_event(due[0])
 
     def _next(self) -> tuple[_Occurrence, datetime] | None:
-        """Wait for something to send; nothing means the end."""
+        """Wait for the next Event; return ``None`` when stopping."""
         with self._changed:
             while not (self._queue or self._stopped):
                 threads.waiting()
@@ -194,29 +202,29 @@ class KubernetesEvents:
 
 
 class _Sender:
-    """Brings single Events to the API server; works in the recorder's thread."""
+    """Sends single Events to the API server; runs in the recorder's thread."""
 
-    def __init__(self, settings: ConnectionSettings, node_name: str, limits: EventLimits) -> None:
+    def __init__(self, settings: ClientSettings, node_name: str, limits: EventLimits) -> None:
         self._settings = settings
-        self._instance = _cut(f"{_INSTANCE}-{node_name}", _FIELD_BYTES)
+        self._instance = _truncate(f"{_INSTANCE}-{node_name}", _FIELD_BYTES)
         self._limits = limits
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._client: Client | None = None
 
     def pause(self, seconds: float) -> bool:
-        """Wait, and tell whether it is over with sending."""
+        """Wait; return whether the recorder is stopping."""
         return self._stopping.wait(seconds)
 
     def close(self) -> None:
-        """End the request under way; any thread may call this."""
+        """Abort the request in flight; may be called from any thread."""
         with self._lock:
             self._stopping.set()
             if self._client is not None:
                 self._client.close()
 
     def deliver(self, occurrence: _Occurrence, when: datetime) -> bool:
-        """Try a few times to create the Event; tell whether the API server has it."""
+        """Create the Event, with retries; return whether the API server has it."""
         pauses = Backoff(random.uniform, first=self._limits.first_pause)
         for attempt in range(self._limits.attempts):
             if attempt and self.pause(pauses.next()):
@@ -226,32 +234,32 @@ class _Sender:
                 status = self._attempt(occurrence, when)
             except (TransportError, SourceError) as error:
                 trouble = str(error)
-            except Exception:  # noqa: BLE001 - this thread must not die of one Event
+            except Exception:  # noqa: BLE001 - one Event must not end the thread
                 _log.exception("event.defect", reason=occurrence.reason)
                 return False
             else:
-                if status < 300 or status == HTTPStatus.CONFLICT:  # another node has said it
+                if status < 300 or status == HTTPStatus.CONFLICT:  # another node created it
                     return True
                 trouble = f"HTTP {status}"
-                if not _is_passing(status):
+                if not _is_retriable(status):
                     break
         if not self._stopping.is_set():
             _log.debug("event.lost", regarding=str(occurrence.regarding), error=trouble)
         return False
 
     def _attempt(self, occurrence: _Occurrence, when: datetime) -> int:
-        client = self._connected()
+        client = self._get_client()
         event = self._event(occurrence, when, self._uid(client, occurrence.regarding))
         path = f"/apis/events.k8s.io/v1/namespaces/{event['metadata']['namespace']}/events"
         seconds = self._limits.request_seconds
         with client.post(path, event, idle_seconds=seconds) as response:
-            response.read_error()  # nothing in it matters, but an unread one costs the connection
+            response.read_error()  # read to the end, so that the connection can be reused
             status = response.status
         if status == HTTPStatus.UNAUTHORIZED:
             client.reload()
         return status
 
-    def _connected(self) -> Client:
+    def _get_client(self) -> Client:
         if self._client is None:
             client = Client(self._settings)
             with self._lock:
@@ -261,11 +269,11 @@ class _Sender:
         return self._client
 
     def _uid(self, client: Client, regarding: NamespacedName) -> str:
-        """Find the UID: ``kubectl describe`` shows only Events that have it.
+        """Look up the UID of the object: ``kubectl describe`` shows only Events that have it.
 
-        A node's Events carry its name there, as the kubelet's do. A Service is found with a
-        list, which the proxy may do anyway; without an answer, the Event goes out without a UID
-        and is still seen by ``kubectl get events``.
+        Events of a Node carry the node's name as UID, as the kubelet's do. A Service is looked up
+        with a list request, which kube-proxy's role permits. If that fails, the Event is sent
+        without a UID; ``kubectl get events`` still shows it.
         """
         if not regarding.namespace:
             return regarding.name
@@ -299,25 +307,25 @@ class _Sender:
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": {
-                "name": _cut(name.name, _NAME_BYTES - len(suffix)).rstrip("-.") + suffix,
+                "name": _truncate(name.name, _NAME_BYTES - len(suffix)).rstrip("-.") + suffix,
                 "namespace": name.namespace or _CLUSTER_NAMESPACE,
             },
             "eventTime": when.isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "reportingController": _CONTROLLER,
             "reportingInstance": self._instance,
-            "action": _cut(action, _FIELD_BYTES),
-            "reason": _cut(reason, _FIELD_BYTES),
+            "action": _truncate(action, _FIELD_BYTES),
+            "reason": _truncate(reason, _FIELD_BYTES),
             "regarding": regarding,
-            "note": _cut(note, _NOTE_BYTES),
+            "note": _truncate(note, _NOTE_BYTES),
             "type": "Warning" if warning else "Normal",
         }
 
 
-def _is_passing(status: int) -> bool:
-    """Whether the same request may meet with success later."""
+def _is_retriable(status: int) -> bool:
+    """Whether the same request may succeed later."""
     return status >= 500 or status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS}
 
 
-def _cut(text: str, size: int) -> str:
-    """Cut a text to so many bytes of UTF-8."""
+def _truncate(text: str, size: int) -> str:
+    """Truncate a text to ``size`` bytes of UTF-8."""
     return text.encode()[:size].decode(errors="ignore")

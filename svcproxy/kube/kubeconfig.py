@@ -1,4 +1,4 @@
-"""Kubeconfig files: the cluster and the user of one context, checked, and the files they name."""
+"""Kubeconfig files: loads and checks the cluster and the user of one context, and their files."""
 
 import base64
 import os
@@ -11,20 +11,20 @@ import msgspec
 import yaml
 
 from svcproxy import limits
-from svcproxy.files import UnfitFileError, read_bounded
+from svcproxy.files import UnusableFileError, read_bounded
 from svcproxy.kube.core.apiserver import PemFile
-from svcproxy.kube.core.validation import shown
+from svcproxy.kube.core.validation import quoted
 from svcproxy.kube.core.yaml_limits import YamlLimitError, check_yaml
 from svcproxy.kube.source import SourceError, one_line
 
 _NAMES_SHOWN = 10
 
-# The same language as the pure Python loader's, read with a tenth of the work
+# Accepts the same language as the pure Python loader and is ten times faster
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Kubeconfig(msgspec.Struct, frozen=True):
-    """One context of a kubeconfig; ``cluster`` and ``user`` are as the file has them."""
+    """One context of a kubeconfig; ``cluster`` and ``user`` hold the file's unchecked fields."""
 
     path: Path
     cluster: dict[str, Any]
@@ -38,9 +38,9 @@ class Kubeconfig(msgspec.Struct, frozen=True):
 
     @property
     def needs_library(self) -> bool:
-        """Whether credentials come from a program or an identity provider, not from the file.
+        """Whether a credential plugin or an identity provider supplies the credentials.
 
-        Tokens go before credential plugins, and a token file before all.
+        A token takes precedence over a plugin, and a token file over both.
         """
         user = self.user
         if user.get("tokenFile"):
@@ -48,15 +48,15 @@ class Kubeconfig(msgspec.Struct, frozen=True):
         return bool(user.get("auth-provider") or (user.get("exec") and not user.get("token")))
 
     def text(self, section: str, field: str) -> str:
-        """Give a field of ``cluster`` or ``user`` as text; empty if it is not there."""
+        """Return a field of ``cluster`` or ``user`` as text; empty if absent."""
         value = getattr(self, section).get(field)
         return "" if value is None else str(value)
 
     def flag(self, field: str) -> bool:
-        """Give a yes or no of the cluster; no if it is not there.
+        """Return a boolean field of the cluster; false if absent.
 
         Raises:
-            SourceError: it is something else, and nobody should guess what it means.
+            SourceError: the value is not a boolean.
         """
         value = self.cluster.get(field)
         if value is None or isinstance(value, bool):
@@ -64,12 +64,12 @@ class Kubeconfig(msgspec.Struct, frozen=True):
         raise SourceError(f"kubeconfig {self.path}: {field} is {value!r}: make it true or false")
 
     def pem(self, section: str, field: str) -> PemFile | None:
-        """Give what ``field``, the path of a file, or ``field-data`` holds; the data go first.
+        """Return the PEM data of ``field-data``, or else the file that ``field`` names.
 
-        Paths are relative to the kubeconfig. Data are kept in memory, in a file without a name.
+        Paths are relative to the kubeconfig. Data are kept in an anonymous file in memory.
 
         Raises:
-            SourceError: there is no such file, or the data are not in base64.
+            SourceError: the file does not exist, or the data are not valid base64.
         """
         data_field = f"{field}-data"
         if data := self.text(section, data_field):
@@ -92,7 +92,7 @@ class Kubeconfig(msgspec.Struct, frozen=True):
 
 
 class _MemoryFile:
-    """A file in memory, gone with this object: keys never reach a disk."""
+    """An anonymous file in memory, closed with this object: keys are never written to disk."""
 
     def __init__(self, content: bytes) -> None:
         descriptor = os.memfd_create("svcproxy-credentials")
@@ -103,10 +103,10 @@ class _MemoryFile:
 
 
 def load_kubeconfig(path: Path, context: str) -> Kubeconfig:
-    """Read a kubeconfig and pick a context.
+    """Read a kubeconfig and select a context.
 
     Args:
-        path: where it is.
+        path: the path of the kubeconfig.
         context: the name of the context; empty for the file's ``current-context``.
 
     Raises:
@@ -134,7 +134,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = read_bounded(path, limits.KUBECONFIG_BYTES)
         check_yaml(data)
-        document = yaml.load(data, Loader=_Loader)  # noqa: S506 - one of the safe ones
+        document = yaml.load(data, Loader=_Loader)  # noqa: S506 - a safe loader
     except FileNotFoundError:
         raise SourceError(
             f"kubeconfig {path} does not exist: give the right path to --kubeconfig"
@@ -143,7 +143,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise SourceError(
             f"kubeconfig {path} cannot be read ({error.strerror}): correct its path or mode"
         ) from error
-    except UnfitFileError as error:
+    except UnusableFileError as error:
         raise SourceError(f"kubeconfig {path} {error}") from None
     except YamlLimitError as error:
         raise SourceError(f"kubeconfig {path}: line {error.line}: {error.reason}") from None
@@ -152,12 +152,12 @@ def _read(path: Path) -> dict[str, Any]:
             f"kubeconfig {path} is not YAML ({one_line(error)}): correct it"
         ) from error
     if not isinstance(document, dict):
-        raise SourceError(f"kubeconfig {path} is empty or no kubeconfig: write one there")
+        raise SourceError(f"kubeconfig {path} is empty or not a kubeconfig: write one there")
     return document
 
 
 def _named(document: dict[str, Any], section: str, name: object, path: Path) -> dict[str, Any]:
-    """Give what an entry of ``clusters``, ``users`` or ``contexts`` holds; the first one counts."""
+    """Return the entry ``name`` of ``clusters``, ``users`` or ``contexts``; the first one counts."""
     entries = document.get(section)
     named = {
         entry["name"]: entry.get(section.removesuffix("s"))
@@ -167,23 +167,23 @@ def _named(document: dict[str, Any], section: str, name: object, path: Path) -> 
     if not isinstance(name, str) or name not in named:
         known = ", ".join(map(_plain, sorted(named)[:_NAMES_SHOWN])) or "none, add it"
         raise SourceError(
-            f"kubeconfig {path} has no entry {shown(name)} in {section}: use one of {known}"
+            f"kubeconfig {path} has no entry {quoted(name)} in {section}: use one of {known}"
         )
     content = named[name]
     return content if isinstance(content, dict) else {}
 
 
 def _plain(name: str) -> str:
-    return name if name.isprintable() and len(name) < limits.SHOWN_CHARACTERS else shown(name)
+    return name if name.isprintable() and len(name) < limits.SHOWN_CHARACTERS else quoted(name)
 
 
 def _check_plugin(plugin: object, path: Path) -> None:
     command = plugin.get("command") if isinstance(plugin, dict) else None
     if not command or not isinstance(command, str):
         raise SourceError(f"kubeconfig {path}: the user's exec has no command: add it")
-    # A command with a slash is relative to the kubeconfig, as for kubectl.
+    # As in kubectl, a command with a slash is relative to the kubeconfig.
     found = os.access(path.parent / command, os.X_OK) if "/" in command else shutil.which(command)
     if not found:
         raise SourceError(
-            f"kubeconfig {path}: exec plugin {command!r} is not there or not executable: install it"
+            f"kubeconfig {path}: exec plugin {command!r} is missing or not executable: install it"
         )

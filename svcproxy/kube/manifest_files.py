@@ -1,7 +1,7 @@
-"""Reading manifest files: YAML or JSON text to parsed objects, with line numbers for problems.
+"""Reads manifest files: YAML or JSON to parsed objects, with line numbers for problems.
 
-The objects go the way that those of the API go, through ``wire`` and ``parse``; only what
-``kubectl`` adds is added here (the default namespace) and lists are taken apart.
+Objects take the same path as those of the API, through ``wire`` and ``parse``. This module adds only
+what ``kubectl`` adds (the default namespace), and splits lists.
 """
 
 import json
@@ -13,7 +13,7 @@ import structlog
 import yaml
 
 from svcproxy import limits
-from svcproxy.kube.core.validation import LABELS, SUBDOMAINS, shown
+from svcproxy.kube.core.validation import LABELS, SUBDOMAINS, quoted
 from svcproxy.kube.core.wire import API_VERSIONS, ParseError, convert_object
 from svcproxy.kube.core.yaml_limits import YamlLimitError, check_yaml
 from svcproxy.kube.delivery import parse_safely
@@ -32,11 +32,13 @@ _KINDS = {kind.value: kind for kind in Kind}
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a file holds.
+    """The content of a file.
 
-    ``objects`` maps what is named in the file to its parsed form, ``None`` for objects that are
-    not to be proxied. An object with a problem is in ``failed`` instead; ``nameless`` says that
-    there is one that not even has a readable name.
+    Attributes:
+        objects: the valid objects; ``None`` for an object that is not to be proxied.
+        failed: the keys of malformed objects.
+        nameless: whether there is a malformed object without a readable name.
+        problems: what is wrong with the malformed objects.
     """
 
     objects: dict[ObjectKey, ApiObject | None]
@@ -50,7 +52,7 @@ class ManifestError(Exception):
 
     Attributes:
         problem: the reason and the place.
-        limit: the label of the exceeded limit in ``refusals.KNOWN``; empty if the file is broken.
+        limit: the label of the exceeded limit in ``refusals.KNOWN``; empty if the file is malformed.
     """
 
     def __init__(self, problem: Problem, limit: str = "") -> None:
@@ -60,7 +62,7 @@ class ManifestError(Exception):
 
 
 class _Loader(_BaseLoader):
-    """A YAML loader that leaves timestamps the strings that they are in JSON."""
+    """A YAML loader that keeps timestamps as strings, as JSON does."""
 
 
 def _short_number(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -82,14 +84,14 @@ _Loader.yaml_implicit_resolvers = {
 
 
 class _Document(msgspec.Struct):
-    """A document of a file; ``node`` is its YAML tree, which knows lines, or ``None`` in JSON."""
+    """A document of a file; ``node`` is its YAML tree with line numbers, or ``None`` for JSON."""
 
     content: Any
     node: yaml.Node | None
     field: tuple[str | int, ...] = ()
 
     def line(self, field: str) -> int:
-        """Find the line of a field such as ``spec.ports[0].port``, or of what comes closest."""
+        """Return the line of a field such as ``spec.ports[0].port``, or of its nearest parent."""
         node = self.node
         if node is None:
             return 0
@@ -105,12 +107,12 @@ def read_manifest(origin: str, data: bytes, annotations: frozenset[str] = frozen
     """Read the Services, EndpointSlices, Nodes and ServiceCIDRs of a manifest file.
 
     Args:
-        origin: the name of the file; it stands in problems, and ``.json`` decides the format.
+        origin: the name of the file; problems name it, and ``.json`` selects the format.
         data: the content of the file.
         annotations: the annotation keys of Services to keep.
 
     Raises:
-        ManifestError: the file is no YAML or no JSON, or exceeds a limit.
+        ManifestError: the file is not valid YAML or JSON, or exceeds a limit.
     """
     reader = _Reader(origin, annotations)
     documents = _json_documents if origin.endswith(".json") else _yaml_documents
@@ -135,16 +137,16 @@ class _Reader:
         self.problems: list[Problem] = []
 
     def take(self, document: _Document, default_kind: str = "") -> None:
-        """Take one document: an object, a list of objects, or something that is not ours."""
+        """Process a document: an object, a list of objects, or an object of another kind."""
         content = document.content
         if content is None:
             return
         if not isinstance(content, dict):
-            self._reject(document, None, None, ParseError("", "is no Kubernetes object"))
+            self._reject(document, None, None, ParseError("", "is not a Kubernetes object"))
             return
         text = content.get("kind") or default_kind
         if not isinstance(text, str) or not text:
-            reason = "is no text" if text else "is missing"
+            reason = "is not a string" if text else "is missing"
             self._reject(document, None, None, ParseError("kind", reason))
             return
         if text.endswith("List"):
@@ -159,19 +161,19 @@ class _Reader:
     def _take_items(self, document: _Document, kind: str) -> None:
         items = document.content.get("items")
         if items is not None and not isinstance(items, list):
-            self._reject(document, None, None, ParseError("items", "is no list"))
+            self._reject(document, None, None, ParseError("items", "is not a list"))
             return
         for index, item in enumerate(items or []):
             self.take(_Document(item, document.node, (*document.field, "items", index)), kind)
 
     def _is_ours(self, document: _Document, kind: Kind) -> bool:
-        """Tell ``v1`` Services from, say, those of Knative; old versions are a problem."""
+        """Whether an object is of the API group that svcproxy reads; old versions are a problem."""
         version = document.content.get("apiVersion") or API_VERSIONS[kind]
         group = API_VERSIONS[kind].rpartition("/")[0]
         if isinstance(version, str) and version.rpartition("/")[0] != group:
             return False
         if version != API_VERSIONS[kind]:
-            text = shown(version) if isinstance(version, str) else type(version).__name__
+            text = quoted(version) if isinstance(version, str) else type(version).__name__
             reason = f"{text} is not supported: use {API_VERSIONS[kind]}"
             name = _name(document.content, kind)
             self._reject(document, kind, name, ParseError("apiVersion", reason))
@@ -227,28 +229,30 @@ def _yaml_documents(origin: str, data: bytes) -> Iterator[_Document]:
         raise ManifestError(_broken(origin, error.line, error.reason), error.limit) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise ManifestError(_broken(origin, line, f"no valid YAML: {error.problem}")) from error
+        raise ManifestError(_broken(origin, line, f"not valid YAML: {error.problem}")) from error
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ManifestError(_broken(origin, 0, f"no valid YAML: {reason}")) from error
+        raise ManifestError(_broken(origin, 0, f"not valid YAML: {reason}")) from error
     finally:
         if loader is not None:
             loader.dispose()
 
 
 def _json_documents(origin: str, data: bytes) -> Iterator[_Document]:
-    # More than the values there are, where texts hold such characters, but never less
+    # An upper bound for the number of values: strings may contain these characters, too
     if sum(map(data.count, (b",", b"[", b"{"))) > limits.YAML_NODES:
         reason = f"holds more than {limits.YAML_NODES} values"
         raise ManifestError(_broken(origin, 0, reason), "yaml_nodes")
     try:
         content = json.loads(data)
     except json.JSONDecodeError as error:
-        raise ManifestError(_broken(origin, error.lineno, f"no valid JSON: {error.msg}")) from error
+        raise ManifestError(
+            _broken(origin, error.lineno, f"not valid JSON: {error.msg}")
+        ) from error
     except UnicodeDecodeError as error:
-        raise ManifestError(_broken(origin, 0, "no valid JSON: it is not UTF-8")) from error
+        raise ManifestError(_broken(origin, 0, "not valid JSON: it is not UTF-8")) from error
     except ValueError as error:  # a number of thousands of digits
-        raise ManifestError(_broken(origin, 0, "no valid JSON: a number is too long")) from error
+        raise ManifestError(_broken(origin, 0, "not valid JSON: a number is too long")) from error
     yield _Document(content, None)
 
 
@@ -261,7 +265,7 @@ def _at(origin: str, line: int) -> str:
 
 
 def _name(content: dict[str, Any], kind: Kind) -> NamespacedName | None:
-    """Read an object's name from its unchecked form."""
+    """Return an object's name from its undecoded form; ``None`` if it has none."""
     metadata = content.get("metadata")
     if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
         return None
@@ -279,7 +283,7 @@ def _is_printable(name: NamespacedName) -> bool:
 
 
 def _parts(field: str) -> Iterator[str | int]:
-    """Take ``spec.ports[0].port`` apart."""
+    """Split a path such as ``spec.ports[0].port``."""
     for part in filter(None, field.split(".")):
         name, *indices = part.split("[")
         yield name

@@ -1,8 +1,8 @@
-"""A folder of manifests as a source of objects, for trying things out and for small set-ups.
+"""A folder of manifests as a source of objects, for experiments and small set-ups.
 
-Every ``*.yaml``, ``*.yml`` and ``*.json`` file right in the folder counts, also through the
-symbolic links of a mounted ConfigMap. A file that is broken, or half written, keeps the objects
-it had when it was last good.
+Files named ``*.yaml``, ``*.yml`` or ``*.json`` directly in the folder are read, also through the
+symbolic links of a mounted ConfigMap. If a file is broken or half written, the objects of its last
+valid version stay in force.
 """
 
 import os
@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from svcproxy import limits, threads
-from svcproxy.files import TooLargeError, UnfitFileError, read_bounded
+from svcproxy.files import FileTooLargeError, UnusableFileError, read_bounded
 from svcproxy.kube.manifest_files import Manifest, ManifestError, read_manifest
 from svcproxy.kube.source import Sink, SourceError
 from svcproxy.model.names import Kind, NamespacedName
@@ -27,10 +27,10 @@ _log = structlog.get_logger()
 _SUFFIXES = (".yaml", ".yml", ".json")
 _STOP_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
-# A change is seen within two steps of quiet, or after the debounce time at the latest.
+# A change is reported after two quiet steps, or after the debounce time at the latest.
 _STEP_MS = 10
 _DEBOUNCE_MS = 30
-# How often the watch lets us look at the clock and, once, at what changed before it began.
+# How often the watch returns without a change, so that the thread can check the time.
 _WAKE_MS = 100
 
 _FOLDER_LIMITS = {
@@ -42,7 +42,7 @@ _Signature = tuple[int, int, int, int]
 
 
 class _File(msgspec.Struct):
-    """A file as last read: what it says now, and the last good state of what it says badly."""
+    """A file as last read: its objects, with the last valid state of those that are malformed."""
 
     signature: _Signature
     objects: dict[ObjectKey, ApiObject | None]
@@ -52,13 +52,13 @@ class _File(msgspec.Struct):
 class ManifestSource:
     """Delivers the Services, EndpointSlices, ServiceCIDRs and this node's Node of a folder.
 
-    Of an object in two files, that of the first file by name counts. Node objects of other
-    names are ignored; there need not be one at all.
+    If two files hold the same object, the first file by name counts. Node objects of other nodes
+    are ignored. The folder need not hold a Node.
 
     Args:
         directory: the folder.
         node_name: the name of this node.
-        rescan_seconds: how often to look at the files without having been told of a change.
+        rescan_seconds: how often to look at the files without having been timer of a change.
         annotations: the annotation keys of Services to keep.
     """
 
@@ -82,13 +82,13 @@ class ManifestSource:
         self._reported: frozenset[Problem] = frozenset()
 
     def start(self, sink: Sink) -> None:
-        """Begin delivering, in a thread of our own.
+        """Start delivering, in a thread of the source.
 
         Raises:
             SourceError: there is no such folder, or it cannot be read.
         """
         if not self._directory.is_dir():
-            what = "is no folder" if self._directory.exists() else "does not exist"
+            what = "is not a folder" if self._directory.exists() else "does not exist"
             raise SourceError(f"manifest folder {self._directory} {what}: create it")
         if not os.access(self._directory, os.R_OK | os.X_OK):
             raise SourceError(f"manifest folder {self._directory} is not readable: change its mode")
@@ -113,21 +113,21 @@ class ManifestSource:
                 self._missing = False
                 self._watch(sink)
             except FileNotFoundError:
-                # What was delivered stays in force: an unmounted folder is no order to delete.
+                # Keep the delivered objects: an unmounted folder does not mean deletion.
                 if not self._missing:
                     _log.warning("manifests.missing", folder=str(self._directory))
                 self._missing = True
                 self._stopping.wait(_RETRY_SECONDS)
-            except Exception:  # noqa: BLE001 - this thread must not die silently
+            except Exception:  # noqa: BLE001 - the thread must not die silently
                 _log.exception("manifests.failed", folder=str(self._directory))
                 self._stopping.wait(_RETRY_SECONDS)
 
     def _watch(self, sink: Sink) -> None:
-        """Scan at every change until we are stopped or the folder is another one."""
-        from watchfiles import watch  # noqa: PLC0415 - only those who use manifests pay for it
+        """Scan at every change, until stopped or until the folder was replaced."""
+        from watchfiles import watch  # noqa: PLC0415 - load it only if manifests are used
 
         identity = _identity(self._directory)
-        scanned = -self._rescan_seconds  # what changed before the watch began counts too
+        scanned = -self._rescan_seconds  # scan first: files may have changed before the watch began
         for changes in watch(
             self._directory,
             watch_filter=None,
@@ -147,7 +147,7 @@ class ManifestSource:
                 self._scan(sink)
 
     def _scan(self, sink: Sink) -> None:
-        """Read the files that changed and deliver what that changes."""
+        """Read the files that changed, and deliver the resulting changes."""
         files: dict[str, _File] = {}
         size = 0
         paths = _manifests(self._directory)
@@ -157,15 +157,15 @@ class ManifestSource:
                 limit = _folder_limit(number, size)
                 files[path.name] = self._left_out(path, limit) if limit else self._read(path)
             except FileNotFoundError:
-                continue  # gone since we listed the folder, or a link to nothing
+                continue  # deleted since the folder was listed, or a dangling link
             except (OSError, MemoryError) as error:
-                # The cause need not be in the file, so the next scan reads it again.
+                # The cause may be outside the file, so the next scan reads it again.
                 files[path.name] = self._kept(path, _unreadable(path, error))
         self._files = files
         self._deliver(sink)
 
     def _left_out(self, path: Path, limit: str) -> _File:
-        """Keep the last good objects of a file for which the folder is too large."""
+        """Keep the last valid objects of a file that exceeds a limit of the folder."""
         known = self._files.get(path.name)
         reason = f"is not read: the folder exceeds {_FOLDER_LIMITS[limit]}; make it smaller"
         problem = Problem(None, None, "", reason, path.name)
@@ -196,10 +196,10 @@ class ManifestSource:
             return _File(signature, kept, (error.problem,))
         except (OSError, MemoryError):
             raise
-        except UnfitFileError as error:
+        except UnusableFileError as error:
             return _File(signature, kept, (_unreadable(path, error),))
         except Exception as error:  # noqa: BLE001 - logged with its traceback
-            # The other files are read all the same.
+            # The other files are still read.
             _log.exception("manifest.failed", file=path.name)
             reason = f"internal error: {type(error).__name__}"
             return _File(signature, kept, (Problem(None, None, "", reason, path.name),))
@@ -208,8 +208,8 @@ class ManifestSource:
     def _chosen(
         self, manifest: Manifest, kept: dict[ObjectKey, ApiObject | None]
     ) -> dict[ObjectKey, ApiObject | None]:
-        """Give a file's objects: those that are good now, and the last good ones of the bad."""
-        # A bad object without a name may be any of those that are missing now.
+        """Return a file's objects: the valid ones, and the last valid state of malformed ones."""
+        # A malformed object without a name may be any of the objects that are missing now.
         chosen = {key: kept[key] for key in kept if manifest.nameless or key in manifest.failed}
         for key, obj in manifest.objects.items():
             if key[0] is Kind.NODE and key != self._node:
@@ -219,7 +219,7 @@ class ManifestSource:
         return chosen
 
     def _deliver(self, sink: Sink) -> None:
-        """Bring the sink from what was delivered last to what the files say now."""
+        """Deliver the difference between the last delivered objects and the files."""
         wanted, problems = self._merged()
         changed: dict[ObjectKey, ApiObject | None] = {
             key: None for key in self._delivered if wanted.get(key) is None
@@ -253,21 +253,21 @@ class ManifestSource:
 
 
 def _folder_limit(number: int, size: int) -> str:
-    """Return the limit of the folder that a file exceeds; empty if none."""
+    """Return the limit of the folder that a file exceeds; empty if it exceeds none."""
     if number >= limits.MANIFEST_FILES:
         return "files"
     return "folder_bytes" if size > limits.MANIFEST_FOLDER_BYTES else ""
 
 
 def _counted(size: int) -> int:
-    """How much a file adds to the size of the folder: nothing if it is too large to be read."""
+    """Return a file's share of the folder size: 0 if the file is too large to be read."""
     return size if size <= limits.MANIFEST_FILE_BYTES else 0
 
 
-def _unreadable(path: Path, error: OSError | MemoryError | UnfitFileError) -> Problem:
-    if isinstance(error, TooLargeError):
+def _unreadable(path: Path, error: OSError | MemoryError | UnusableFileError) -> Problem:
+    if isinstance(error, FileTooLargeError):
         REFUSALS.count("manifests", "file_bytes")
-    if isinstance(error, UnfitFileError):
+    if isinstance(error, UnusableFileError):
         reason = str(error)
     else:
         cause = error.strerror if isinstance(error, OSError) else "out of memory"
@@ -276,7 +276,7 @@ def _unreadable(path: Path, error: OSError | MemoryError | UnfitFileError) -> Pr
 
 
 def _manifests(directory: Path) -> list[Path]:
-    """List the manifest files, without hidden ones (editors' and ConfigMap mounts' own)."""
+    """List the manifest files, without hidden ones (of editors and ConfigMap mounts)."""
     return sorted(
         path
         for path in directory.iterdir()
@@ -285,6 +285,10 @@ def _manifests(directory: Path) -> list[Path]:
 
 
 def _identity(directory: Path) -> tuple[int, int]:
-    """Tell a folder from another one of the same path; a missing one raises FileNotFoundError."""
+    """Return an identity of a folder that changes when it is replaced.
+
+    Raises:
+        FileNotFoundError: the folder is missing.
+    """
     state = directory.stat()
     return state.st_dev, state.st_ino

@@ -1,8 +1,8 @@
-"""Credentials from programs and identity providers, by way of the kubernetes client library.
+"""Credentials from credential plugins and identity providers, by the kubernetes client library.
 
-Only users whose kubeconfig has such a thing load this module: importing the library takes longer
-than all else at the start of the daemon, and 30 MB. No other module knows the library, and it
-has no types: ``Any`` ends here.
+This module is loaded only for users whose kubeconfig has a plugin or a provider: importing the
+library takes longer than the rest of the daemon's start, and 30 MB. No other module imports the
+library. It has no type annotations, so ``Any`` is confined to this module.
 """
 
 import logging
@@ -19,15 +19,15 @@ from svcproxy.kube.core.apiserver import PemFile
 from svcproxy.kube.kubeconfig import Kubeconfig
 from svcproxy.kube.source import SourceError, one_line
 
-# What the library lets escape from malformed files, besides its own exception.
+# Exceptions that the library raises for malformed files, besides its own
 _LIBRARY_ERRORS = (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError)
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """What a program or provider gave.
+    """Credentials from a plugin or provider.
 
-    ``authorization`` gives the header of that name or nothing, and renews what expires; it
-    raises ``SourceError``.
+    ``authorization`` returns the value of the Authorization header, or an empty text. It renews
+    credentials that expire, and raises ``SourceError`` if that fails.
     """
 
     authorization: Callable[[], str]
@@ -36,14 +36,14 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 def ask_for_credentials(kubeconfig: Kubeconfig, context: str) -> Credentials:
-    """Run the plugin of the kubeconfig's user, or ask its provider.
+    """Run the credential plugin of the kubeconfig's user, or ask its identity provider.
 
     Args:
-        kubeconfig: the file, and the context as far as we read it ourselves.
+        kubeconfig: the file, and the part of the context that svcproxy reads itself.
         context: the name of the context; empty for the file's ``current-context``.
 
     Raises:
-        SourceError: it failed; the message names the remedy.
+        SourceError: the plugin or provider failed; the message names the remedy.
     """
     path, plugin = kubeconfig.path, kubeconfig.plugin
     configuration = Configuration()
@@ -58,7 +58,7 @@ def ask_for_credentials(kubeconfig: Kubeconfig, context: str) -> Credentials:
         except _LIBRARY_ERRORS as error:
             raise SourceError(f"kubeconfig {path}: {one_line(error)}: correct the file") from error
     if plugin and not (configuration.api_key or configuration.cert_file):
-        # The library only logs what went wrong with a plugin, and goes on without credentials.
+        # The library only logs the failure of a plugin, and continues without credentials.
         reason = "; ".join(logged) or "it gave no credentials"
         raise SourceError(
             f"kubeconfig {path}: exec plugin {plugin['command']!r} failed: {reason}: "
@@ -70,7 +70,7 @@ def ask_for_credentials(kubeconfig: Kubeconfig, context: str) -> Credentials:
             header: str | None = configuration.get_api_key_with_prefix("BearerToken")
         except _LIBRARY_ERRORS as error:
             raise SourceError(
-                f"kubeconfig {path}: credentials cannot be renewed ({one_line(error)}): log in anew"
+                f"kubeconfig {path}: credentials cannot be renewed ({one_line(error)}): log in again"
             ) from error
         return header or ""
 
@@ -83,7 +83,7 @@ def _pem(path: Any) -> PemFile | None:
 
 @contextmanager
 def _logged_errors() -> Iterator[list[str]]:
-    """Collect what the library says only to the root logger, and keep it from configuring it."""
+    """Collect errors that the library logs, and keep it from configuring the root logger."""
     messages: list[str] = []
 
     class Collector(logging.Handler):

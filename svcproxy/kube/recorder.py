@@ -1,7 +1,7 @@
-"""Where Events go: the interface, and its form without an API server.
+"""The interface for recording Events, and an implementation that only logs them.
 
-The one that sends them, ``events.KubernetesEvents``, stands apart because it needs the HTTP client,
-which is of no use without an API server.
+The implementation that sends Events to the API is ``events.KubernetesEvents``. It is a module of its
+own because it needs the HTTP client, which is not loaded without an API server.
 """
 
 from typing import Protocol
@@ -14,7 +14,7 @@ _log = structlog.get_logger(__name__)
 
 
 class EventRecorder(Protocol):
-    """Tells the users of the cluster what happened; every call is cheap and never fails."""
+    """Reports what happened to the users of the cluster. Calls never block and never fail."""
 
     def service(
         self,
@@ -25,30 +25,30 @@ class EventRecorder(Protocol):
         warning: bool = True,
         action: str = "Sync",
     ) -> None:
-        """Say something about a Service.
+        """Record an Event about a Service.
 
-        A note that holds for one node only has to name that node: the same note about the same
-        Service counts as one Event, whichever node says it.
+        A note that is true for one node only must name the node: equal notes about the same Service
+        count as one Event, whichever node records them.
 
         Args:
             name: the Service.
-            reason: why, in one CamelCase word for machines.
-            note: the sentence for people.
-            warning: whether it is a Warning; otherwise it is Normal.
-            action: what was tried, in one CamelCase word.
+            reason: a machine-readable reason in CamelCase.
+            note: a sentence for people.
+            warning: whether the type is Warning; otherwise it is Normal.
+            action: the action that was taken or failed, in CamelCase.
         """
 
     def node(
         self, reason: str, note: str, *, warning: bool = False, action: str = "StartKubeProxy"
     ) -> None:
-        """Say something about this node; the arguments are as for ``service``."""
+        """Record an Event about this node; the arguments are those of ``service``."""
 
     def stop(self) -> None:
-        """Send nothing any more, and wait at most a second for what is under way."""
+        """Stop sending, and wait at most a second for a request that is in flight."""
 
 
 class LogOnly:
-    """An ``EventRecorder`` for when no API server is followed: Events become log lines."""
+    """An ``EventRecorder`` for use without an API server: it logs Events."""
 
     def service(
         self,
@@ -69,7 +69,7 @@ class LogOnly:
         _log_event("Node", "", reason, note, warning=warning, action=action)
 
     def stop(self) -> None:
-        """Do nothing: nothing is under way."""
+        """Do nothing: there is nothing to stop."""
 
 
 def _log_event(kind: str, name: str, reason: str, note: str, *, warning: bool, action: str) -> None:

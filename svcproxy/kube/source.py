@@ -1,4 +1,4 @@
-"""The contract between the sources of API objects and whoever consumes them."""
+"""The contract between sources of API objects and their consumer."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -8,49 +8,49 @@ from svcproxy.model.objects import ApiObject, ObjectKey, Problem
 
 
 class Sink(Protocol):
-    """Receives the state of API objects, from any thread; every call is cheap and never blocks.
+    """Receives the state of API objects. Methods are called from any thread and must not block.
 
-    Calls are level-triggered: only the latest state of an object counts, repeating a call
-    changes nothing.
+    Calls are level-triggered: only the latest state of an object counts, and repeated calls have
+    no effect.
     """
 
     def take(self, objects: Mapping[ObjectKey, ApiObject | None]) -> None:
-        """Take the present state of objects; ``None`` for one that is gone, or was never known.
+        """Receive the new state of objects; ``None`` means deleted, or not to be proxied.
 
-        All that arrived together comes in one call: each has a price of its own, in locks.
+        Objects that arrived together are passed in one call, because each call takes locks.
         """
 
     def synced(self, kind: Kind) -> None:
-        """Learn that the first full list of this kind has been delivered whole.
+        """Receive that the first complete list of a kind has been delivered.
 
-        Called once per kind, and again if the call failed. Nothing is programmed before all kinds
-        have been synced.
+        Called once for each kind, and again if the call failed. Nothing is programmed before all
+        kinds are synced.
         """
 
     def rejected(self, problem: Problem) -> None:
-        """Learn that a malformed object was skipped.
+        """Receive that an object was skipped because it is malformed.
 
-        The last good state of the same object, if any, stays in force: a broken edit must not
-        break traffic. Sources call this once per distinct problem, not at every relist.
+        Its last valid state, if any, stays in force: a broken edit must not break traffic. Sources
+        call this once for each distinct problem, not at every relist.
         """
 
     def restarted(self, kind: Kind, reason: str) -> None:
-        """Learn that the watch of this kind had to be started anew, and why (for a metric)."""
+        """Receive that the watch of a kind was restarted, with the reason, for a metric."""
 
 
 class Source(Protocol):
-    """Delivers Services, EndpointSlices and this node's Node to a Sink."""
+    """Delivers Services, EndpointSlices and this node's Node to a sink."""
 
     def start(self, sink: Sink) -> None:
-        """Begin delivering, in threads of the source's own, and return at once.
+        """Start delivering, in threads of the source, and return without waiting.
 
         Raises:
-            SourceError: the source cannot work at all (unreadable kubeconfig, no such folder);
-                the message is one line that names the remedy.
+            SourceError: the source is unusable, because of an unreadable kubeconfig or a missing
+                folder for example; the message is one line that names the remedy.
         """
 
     def stop(self) -> None:
-        """Stop delivering and wait, at most a second, for the source's threads."""
+        """Stop delivering, and wait at most a second for the threads."""
 
 
 class SourceError(Exception):
@@ -58,5 +58,5 @@ class SourceError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """Give an exception's text in one line, or its name if it has none."""
+    """Return the text of an exception in one line, or the name of its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

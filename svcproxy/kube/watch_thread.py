@@ -1,4 +1,4 @@
-"""The driver of a reflector: one thread that keeps one kind of object up to date."""
+"""The driver of a reflector: a thread that lists and watches one kind of object."""
 
 import random
 import threading
@@ -8,21 +8,21 @@ from functools import partial
 import structlog
 
 from svcproxy import limits, threads
-from svcproxy.kube.client import Client, IdleError, Response, TooLargeError, TransportError
+from svcproxy.kube.client import Client, IdleError, Response, ResponseTooLargeError, TransportError
 from svcproxy.kube.core.backoff import Backoff
 from svcproxy.kube.core.lines import LineSplitter, LongLine
 from svcproxy.kube.core.outputs import (
+    ApiRequest,
     Cause,
     Changed,
     Listed,
     Malformed,
     Output,
     Removed,
-    Request,
     Step,
 )
 from svcproxy.kube.core.reflector import Reflector
-from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.credentials import ClientSettings
 from svcproxy.kube.delivery import Delivery
 from svcproxy.kube.source import Sink, SourceError
 from svcproxy.model.names import Kind
@@ -32,25 +32,25 @@ _log = structlog.get_logger()
 
 _UNAUTHORIZED = 401
 _OK = 200
-# Servers end watches after a while; different times keep a fleet from coming back at once.
+# Servers end watches after this time. It is random, so that nodes do not reconnect together.
 _WATCH_SECONDS = (300, 600)
 _HEALTHY_SECONDS = 5.0
-_HASTY_STEPS = 3
+_EARLY_ENDS_ALLOWED = 3
 
 
 class WatchThread:
     """Lists and watches one kind in its own thread until it is stopped.
 
-    The thread reports progress before each request and read, with the longest time it may take.
+    The thread reports progress before each request and read, with the time that it may take.
 
     Args:
         kind: the kind of the objects.
         path: the path of the resource on the API server.
-        reflector: decides what to ask and what the answers mean.
+        reflector: decides which requests to send, and interprets the answers.
         client: sends the requests.
-        settings: how long to wait for answers.
-        required: whether the daemon has to wait for these objects. Otherwise they count as synced
-            if the server does not have them, and requests go on with back-off.
+        settings: the timeouts.
+        required: whether syncing must wait for this kind. If not, it counts as synced when the
+            server does not have it, and requests are retried with back-off.
         annotations: the annotation keys of Services to keep.
     """
 
@@ -60,7 +60,7 @@ class WatchThread:
         path: str,
         reflector: Reflector,
         client: Client,
-        settings: ConnectionSettings,
+        settings: ClientSettings,
         *,
         required: bool = True,
         annotations: frozenset[str] = frozenset(),
@@ -72,10 +72,10 @@ class WatchThread:
         self._settings = settings
         self._required = required
         self._annotations = annotations
-        self._trouble = ""
+        self._last_warning = ""
         self._stopping = threading.Event()
         self._backoff = Backoff(random.uniform, longest=settings.backoff_seconds)
-        self._hasty = 0
+        self._early_ends = 0
         self._synced = False
         self._thread: threading.Thread | None = None
 
@@ -85,11 +85,11 @@ class WatchThread:
         self._thread = threads.spawn(partial(self._run, sink, delivery), f"watch-{self._kind}")
 
     def stop(self) -> None:
-        """Ask the thread to end; its requests are ended by closing the client."""
+        """Ask the thread to stop; closing the client aborts its requests."""
         self._stopping.set()
 
     def join(self, timeout: float) -> bool:
-        """Wait for the thread, and tell whether it has ended."""
+        """Wait for the thread; return whether it has ended."""
         if self._thread is None:
             return True
         self._thread.join(timeout)
@@ -99,53 +99,53 @@ class WatchThread:
         while not self._stopping.is_set():
             try:
                 step = self._attempt(sink, delivery)
-            except Exception:  # noqa: BLE001 - a new list makes up for what was lost
-                # A defect of svcproxy, or no memory. If this handler fails, the process ends.
+            except Exception:  # noqa: BLE001 - a new list recovers what was lost
+                # A bug in svcproxy, or no memory. If this handler fails, the process ends.
                 _log.exception("watch.crashed", kind=self._kind)
-                self._reflector.forget()
+                self._reflector.start_over()
                 step = Step.BACK_OFF
             self._pause(step)
 
     def _pause(self, step: Step) -> None:
-        """Wait before the next request if ``step`` asks for it, or if too many ended early."""
-        if step is Step.GO_ON:
+        """Wait as ``step`` requires, or with back-off if too many requests ended early."""
+        if step is Step.CONTINUE:
             return
-        if step is Step.SECOND_LOOK:
+        if step is Step.CONFIRM_EMPTY:
             _log.warning(
                 "list.empty",
                 kind=self._kind,
                 action="requesting the list again before removing anything",
             )
             threads.waiting()
-            self._stopping.wait(self._settings.second_look_seconds)
+            self._stopping.wait(self._settings.empty_list_retry_seconds)
             return
-        self._hasty += 1
-        if step is Step.BACK_OFF or self._hasty > _HASTY_STEPS:
+        self._early_ends += 1
+        if step is Step.BACK_OFF or self._early_ends > _EARLY_ENDS_ALLOWED:
             threads.waiting()
             self._stopping.wait(self._backoff.next())
 
     def _attempt(self, sink: Sink, delivery: Delivery) -> Step:
-        """Send one request and handle its answer to the end."""
-        request = self._reflector.request()
+        """Send one request and process its response to the end."""
+        request = self._reflector.next_request()
         failed = True
         try:
             with self._send(request) as response:
-                output = self._answer(request, response, sink, delivery)
+                output = self._handle_response(request, response, sink, delivery)
             failed = output.step is Step.BACK_OFF
-        except TooLargeError as error:
-            output = self._reflector.too_large(str(error))
+        except ResponseTooLargeError as error:
+            output = self._reflector.page_too_large(str(error))
         except IdleError as error:
-            output = self._reflector.broken(Cause.IDLE, str(error))
+            output = self._reflector.response_ended(Cause.IDLE, str(error))
         except TransportError as error:
-            output = self._reflector.broken(Cause.CUT, str(error))
+            output = self._reflector.response_ended(Cause.CUT, str(error))
         except SourceError as error:
-            output = self._reflector.broken(Cause.CUT, f"credentials: {error}")
+            output = self._reflector.response_ended(Cause.CUT, f"credentials: {error}")
         self._apply(output, sink, delivery)
         if failed and not self._required:
             self._sync(sink)
         return output.step
 
-    def _send(self, request: Request) -> Response:
+    def _send(self, request: ApiRequest) -> Response:
         query = dict(request.query)
         idle = self._settings.list_seconds
         if request.watch:
@@ -153,57 +153,57 @@ class WatchThread:
             idle = self._settings.idle_seconds
         if request.initial:
             idle = min(idle, self._settings.initial_seconds)
-        self._progress(limits.RESPONSE_HEAD_SECONDS)
+        self._report_progress(limits.RESPONSE_HEAD_SECONDS)
         return self._client.get(self._path, query, stream=request.watch, idle_seconds=idle)
 
-    def _answer(
-        self, request: Request, response: Response, sink: Sink, delivery: Delivery
+    def _handle_response(
+        self, request: ApiRequest, response: Response, sink: Sink, delivery: Delivery
     ) -> Output:
-        """Read an answer; return the output that ends it."""
+        """Read a response; return the last output of the reflector."""
         if response.status != _OK:
-            self._progress(limits.RESPONSE_HEAD_SECONDS)
-            output = self._reflector.refused(response.status, response.read_error())
+            self._report_progress(limits.RESPONSE_HEAD_SECONDS)
+            output = self._reflector.error_response(response.status, response.read_error())
             if response.status == _UNAUTHORIZED:
                 self._renew_credentials()
             return output
         if not request.watch:
-            self._progress(limits.LIST_SECONDS)
+            self._report_progress(limits.LIST_SECONDS)
             body = response.read(request.body_limit, limits.LIST_SECONDS)
-            self._progress()
-            return self._reflector.page(body)
+            self._report_progress()
+            return self._reflector.list_page(body)
         began = time.monotonic()
         try:
-            return self._stream(request, response, sink, delivery)
+            return self._read_watch(request, response, sink, delivery)
         finally:
             if time.monotonic() - began > _HEALTHY_SECONDS:
-                self._healthy()
+                self._reset_backoff()
 
-    def _stream(
-        self, request: Request, response: Response, sink: Sink, delivery: Delivery
+    def _read_watch(
+        self, request: ApiRequest, response: Response, sink: Sink, delivery: Delivery
     ) -> Output:
-        """Handle a watch line by line until it ends or the reflector ends it."""
+        """Process a watch line by line until the server or the reflector ends it."""
         splitter = LineSplitter(limits.WATCH_LINE_BYTES)
         listed = not request.initial
         for chunk in response.chunks():
-            self._progress()
+            self._report_progress()
             lines = splitter.feed(chunk)
             if not lines:
                 continue
             if long := sum(isinstance(line, LongLine) for line in lines):
                 REFUSALS.count("watch", "line_bytes", long)
-            output = self._reflector.lines(lines)
-            if output.step is not Step.GO_ON:
+            output = self._reflector.watch_lines(lines)
+            if output.step is not Step.CONTINUE:
                 return output
             if listed and output.effects:
-                self._healthy()
+                self._reset_backoff()
             if self._apply(output, sink, delivery):
                 listed = True
-                # From here on it is a watch like any other, with a bookmark every minute.
-                response.be_patient(self._settings.idle_seconds)
-        return self._reflector.broken(Cause.CLOSED)
+                # The initial events are complete. From now on a bookmark comes every minute.
+                response.set_read_timeout(self._settings.idle_seconds)
+        return self._reflector.response_ended(Cause.CLOSED)
 
-    def _progress(self, seconds: float = 0.0) -> None:
-        """Report progress; the next step may take ``seconds``, and one time-out of a read."""
+    def _report_progress(self, seconds: float = 0.0) -> None:
+        """Report progress; the next step may take ``seconds`` plus one read timeout."""
         slowest = max(self._settings.list_seconds, self._settings.idle_seconds)
         threads.working(seconds + slowest + limits.THREAD_STEP_SECONDS)
 
@@ -213,35 +213,35 @@ class WatchThread:
         except SourceError as error:
             _log.warning("credentials.failed", kind=self._kind, error=str(error))
 
-    def _healthy(self) -> None:
+    def _reset_backoff(self) -> None:
         self._backoff.reset()
-        self._hasty = 0
+        self._early_ends = 0
 
     def _apply(self, output: Output, sink: Sink, delivery: Delivery) -> bool:
         """Pass an output to the sink and the log; return whether it completed a list."""
         listed = False
         for effect in output.effects:
             if isinstance(effect, Changed):
-                delivery.present(effect.name, effect.obj)
+                delivery.changed(effect.name, effect.obj)
             elif isinstance(effect, Removed):
-                delivery.absent(effect.name)
+                delivery.removed(effect.name)
             elif isinstance(effect, Malformed):
                 delivery.malformed(effect.name, effect.field, effect.reason)
             else:
                 listed = True
-                delivery.deliver()
+                delivery.flush()
                 self._listed(effect, sink)
-        delivery.deliver()
+        delivery.flush()
         if not self._stopping.is_set():
-            if output.trouble:
-                self._complain(output.trouble)
+            if output.warning:
+                self._warn(output.warning)
             if output.restarted:
                 sink.restarted(self._kind, output.restarted)
         return listed
 
     def _listed(self, listed: Listed, sink: Sink) -> None:
         _log.info("list.done", kind=self._kind, objects=listed.count)
-        self._trouble = ""
+        self._last_warning = ""
         self._sync(sink)
 
     def _sync(self, sink: Sink) -> None:
@@ -249,8 +249,8 @@ class WatchThread:
             sink.synced(self._kind)  # if this fails, the next list repeats it
             self._synced = True
 
-    def _complain(self, trouble: str) -> None:
-        """Log what went wrong; for kinds that may not exist at all, only once."""
-        if self._required or trouble != self._trouble:
-            _log.warning("watch.interrupted", kind=self._kind, reason=trouble)
-        self._trouble = trouble
+    def _warn(self, warning: str) -> None:
+        """Log a warning; for kinds that the server may not have, only if it is a new one."""
+        if self._required or warning != self._last_warning:
+            _log.warning("watch.interrupted", kind=self._kind, reason=warning)
+        self._last_warning = warning

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from svcproxy.kube.api import KubernetesSource
-from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.credentials import ClientSettings
 from testbed.apiserver.server import FakeApiServer
 from tests.fakes import objects
 from tests.fakes.sink import RecordingSink
@@ -40,10 +40,10 @@ def follow(server: FakeApiServer) -> Iterator[Follow]:
     sources: list[KubernetesSource] = []
 
     def start(
-        settings: ConnectionSettings | None = None, *, synced: bool = True, **options: object
+        settings: ClientSettings | None = None, *, synced: bool = True, **options: object
     ) -> RecordingSink:
         sink = RecordingSink()
-        settings = settings or ConnectionSettings(master=server.url, second_look_seconds=0.05)
+        settings = settings or ClientSettings(master=server.url, empty_list_retry_seconds=0.05)
         source = KubernetesSource(settings, "node-1", **options)  # type: ignore[arg-type]
         sources.append(source)
         source.start(sink)
@@ -56,12 +56,12 @@ def follow(server: FakeApiServer) -> Iterator[Follow]:
         source.stop()
 
 
-def kubeconfig(server: FakeApiServer, folder: Path, user: dict[str, Any]) -> ConnectionSettings:
+def kubeconfig(server: FakeApiServer, folder: Path, user: dict[str, Any]) -> ClientSettings:
     path = server.write_kubeconfig(folder / "kubeconfig", user=user)
     config = json.loads(path.read_text())
     config["clusters"][0]["cluster"]["certificate-authority"] = str(TLS / "ca.pem")
     path.write_text(json.dumps(config))
-    return ConnectionSettings(kubeconfig=str(path))
+    return ClientSettings(kubeconfig=str(path))
 
 
 def plugin(folder: Path, *, token_from: Path, command: str | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import structlog.testing
 
 from svcproxy.kube.api import KubernetesSource
-from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.credentials import ClientSettings
 from testbed.apiserver.server import FakeApiServer
 from tests.fakes import objects
 from tests.fakes.sink import RecordingSink, eventually
@@ -27,7 +27,7 @@ def test_a_kubeconfig_of_the_fake_server_is_enough(
 ) -> None:
     server.behaviour.token = "secret"
     path = server.write_kubeconfig(tmp_path / "kubeconfig")
-    follow(ConnectionSettings(kubeconfig=str(path)))
+    follow(ClientSettings(kubeconfig=str(path)))
 
 
 def test_a_token_replaced_in_the_kubeconfig_is_found_after_a_401(
@@ -35,7 +35,7 @@ def test_a_token_replaced_in_the_kubeconfig_is_found_after_a_401(
 ) -> None:
     server.behaviour.token = "old"
     path = server.write_kubeconfig(tmp_path / "kubeconfig")
-    sink = follow(ConnectionSettings(kubeconfig=str(path), backoff_seconds=0.3))
+    sink = follow(ClientSettings(kubeconfig=str(path), backoff_seconds=0.3))
     server.behaviour.token = "new"
     path.write_text("half written: [")
     server.cut()
@@ -55,7 +55,7 @@ def test_a_token_file_is_read_at_every_request(
     server.behaviour.token = "first"
     # A relative path is relative to the kubeconfig.
     path = server.write_kubeconfig(tmp_path / "kubeconfig", user={"tokenFile": "token"})
-    sink = follow(ConnectionSettings(kubeconfig=str(path)))
+    sink = follow(ClientSettings(kubeconfig=str(path)))
     token.write_text("second\n")
     server.behaviour.token = "second"
     refused = len(server.received)
@@ -74,7 +74,7 @@ def test_a_token_file_that_vanishes_for_a_while_is_waited_for(
     server.behaviour.token = "first"
     path = server.write_kubeconfig(tmp_path / "kubeconfig", user={"tokenFile": str(token)})
     with structlog.testing.capture_logs() as logs:
-        sink = follow(ConnectionSettings(kubeconfig=str(path)))
+        sink = follow(ClientSettings(kubeconfig=str(path)))
         token.unlink()
         server.cut()
         eventually(lambda: any("token file" in str(entry.get("reason")) for entry in logs))
@@ -90,7 +90,7 @@ def test_a_token_file_goes_before_a_token(
     server.behaviour.token = "right"
     user = {"token": "wrong", "tokenFile": str(tmp_path / "token")}
     path = server.write_kubeconfig(tmp_path / "kubeconfig", user=user)
-    follow(ConnectionSettings(kubeconfig=str(path)))
+    follow(ClientSettings(kubeconfig=str(path)))
 
 
 def test_a_client_certificate(tls_server: FakeApiServer, follow: Follow, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_master_overrides_the_server_of_the_kubeconfig(
     server.behaviour.token = "secret"
     path = server.write_kubeconfig(tmp_path / "kubeconfig")
     path.write_text(path.read_text().replace(server.url, "http://127.0.0.1:1"))
-    follow(ConnectionSettings(kubeconfig=str(path), master=server.url + "/"))
+    follow(ClientSettings(kubeconfig=str(path), master=server.url + "/"))
 
 
 def test_a_credential_plugin_is_asked_and_asked_again(
@@ -140,7 +140,7 @@ def test_a_credential_plugin_is_asked_and_asked_again(
     server.behaviour.token = "first"
     user = plugin(tmp_path, token_from=token, command="./plugin")
     path = server.write_kubeconfig(tmp_path / "kubeconfig", user=user)
-    sink = follow(ConnectionSettings(kubeconfig=str(path)))
+    sink = follow(ClientSettings(kubeconfig=str(path)))
     token.write_text("second")
     server.behaviour.token = "second"
     server.cut()
@@ -156,7 +156,7 @@ def test_the_service_account_of_a_pod(
     tls_server.behaviour.token = "first"
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", tls_server.host)
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(tls_server.port))
-    sink = follow(ConnectionSettings(service_account=tmp_path))
+    sink = follow(ClientSettings(service_account=tmp_path))
     (tmp_path / "token").write_text("second\n")
     tls_server.behaviour.token = "second"
     tls_server.cut()

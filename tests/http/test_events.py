@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from structlog.testing import capture_logs
 
-from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.credentials import ClientSettings
 from svcproxy.kube.events import EventLimits, KubernetesEvents
 from svcproxy.kube.recorder import EventRecorder, LogOnly
 from svcproxy.model.names import NamespacedName
@@ -109,7 +109,7 @@ def make(api: Api) -> Iterator[Callable[..., KubernetesEvents]]:
     made: list[KubernetesEvents] = []
 
     def make(node: str = "n1", limits: EventLimits = FAST, **more: Any) -> KubernetesEvents:
-        settings = more.pop("settings", ConnectionSettings(master=api.url))
+        settings = more.pop("settings", ClientSettings(master=api.url))
         recorder = KubernetesEvents(settings, node, limits=limits, **more)
         made.append(recorder)
         return recorder
@@ -245,7 +245,7 @@ def test_new_credentials_are_used_after_a_401(api: Api, make: Make, tmp_path: Pa
     write("old")
     api.answers = [401]
     api.open_gate.clear()
-    make(settings=ConnectionSettings(kubeconfig=str(kubeconfig))).service(WEB, "R", "note")
+    make(settings=ClientSettings(kubeconfig=str(kubeconfig))).service(WEB, "R", "note")
     wait_for(lambda: api.tokens)
     write("new")
     api.open_gate.set()
@@ -276,7 +276,7 @@ def test_what_could_not_be_sent_may_be_said_again(api: Api, make: Make) -> None:
 
 
 def test_the_api_server_cannot_be_reached(make: Make) -> None:
-    settings = ConnectionSettings(master="http://127.0.0.1:1")
+    settings = ClientSettings(master="http://127.0.0.1:1")
     recorder = make(settings=settings)
     with capture_logs() as lines:
         recorder.service(WEB, "R", "note")
@@ -285,7 +285,7 @@ def test_the_api_server_cannot_be_reached(make: Make) -> None:
 
 
 def test_settings_of_no_use_fail_nobody(make: Make, tmp_path: Path) -> None:
-    recorder = make(settings=ConnectionSettings(kubeconfig=str(tmp_path / "none")))
+    recorder = make(settings=ClientSettings(kubeconfig=str(tmp_path / "none")))
     recorder.node("Starting", "")
     wait_for(lambda: recorder.dropped == 1)
 

@@ -7,7 +7,7 @@ import pytest
 import structlog.testing
 
 from svcproxy.kube.api import KubernetesSource
-from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.credentials import ClientSettings
 from svcproxy.model.names import Kind
 from testbed.apiserver.server import FakeApiServer
 from tests.fakes import objects
@@ -70,7 +70,7 @@ def test_a_page_token_that_expires_means_a_whole_list(
 
 def test_a_silent_connection_is_given_up(server: FakeApiServer, follow: Follow) -> None:
     server.put(objects.service("web"))
-    sink = follow(ConnectionSettings(master=server.url, idle_seconds=0.3))
+    sink = follow(ClientSettings(master=server.url, idle_seconds=0.3))
     server.behaviour.stall = True
     server.put(objects.service("api"))
     sink.wait(lambda: (Kind.SERVICE, "idle") in sink.restarts)
@@ -82,7 +82,7 @@ def test_a_silent_connection_is_given_up(server: FakeApiServer, follow: Follow) 
 def test_bookmarks_keep_a_quiet_connection_alive(server: FakeApiServer, follow: Follow) -> None:
     server.put_many([objects.service("web"), objects.endpoint_slice()])
     server.behaviour.bookmark_seconds = 0.05
-    sink = follow(ConnectionSettings(master=server.url, idle_seconds=0.5))
+    sink = follow(ClientSettings(master=server.url, idle_seconds=0.5))
     watches = server.count("Service", "watch")
     time.sleep(0.8)  # longer than the limit: that nothing happens is the point
     assert sink.restarts == []
@@ -93,7 +93,7 @@ def test_an_initial_stream_becomes_as_patient_as_a_watch(
     server: FakeApiServer, follow: Follow
 ) -> None:
     server.put_many([objects.service("web"), objects.endpoint_slice()])
-    sink = follow(ConnectionSettings(master=server.url, initial_seconds=0.2))
+    sink = follow(ClientSettings(master=server.url, initial_seconds=0.2))
     time.sleep(0.5)  # that nothing happens is the point
     assert sink.restarts == []
     assert server.count("Service", "watch") == 1
@@ -102,7 +102,7 @@ def test_an_initial_stream_becomes_as_patient_as_a_watch(
 def test_an_initial_stream_without_end_is_given_up(server: FakeApiServer, follow: Follow) -> None:
     server.behaviour.ignore_watch_list = True
     server.put(objects.service("web"))
-    sink = follow(ConnectionSettings(master=server.url, initial_seconds=0.2))
+    sink = follow(ClientSettings(master=server.url, initial_seconds=0.2))
     assert sink.names() == {"web"}
     assert server.count("Service", "list") == 1
 
@@ -176,7 +176,7 @@ def test_a_failing_sink_gets_everything_again(server: FakeApiServer, follow: Fol
 
 @pytest.mark.parametrize("fault", ["stall", "outage", "slow"])
 def test_stop_is_quick_whatever_the_server_does(server: FakeApiServer, fault: str) -> None:
-    source = KubernetesSource(ConnectionSettings(master=server.url), "node-1")
+    source = KubernetesSource(ClientSettings(master=server.url), "node-1")
     if fault == "stall":
         server.behaviour.stall = True
     elif fault == "slow":

@@ -6,7 +6,7 @@ import pytest
 
 from svcproxy import __version__
 from svcproxy.kube.api import KubernetesSource
-from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.credentials import ClientSettings
 from svcproxy.model.names import Kind, NamespacedName
 from testbed.apiserver.server import FakeApiServer
 from testbed.waiting import eventually
@@ -133,7 +133,7 @@ def test_a_malformed_object_is_told_once_and_its_repair_is_seen(
     sink.wait(lambda: len(sink.problems) == 2)
     assert sorted(map(str, sink.problems)) == [
         "Service default/bad: spec.ports[0].port: expected int, got str",
-        "Service default/good: spec.ports[0].port: 0 is no port",
+        "Service default/good: spec.ports[0].port: 0 is not a port",
     ]
     assert sink.names() == {"good"}
     server.compact()
@@ -145,7 +145,7 @@ def test_a_malformed_object_is_told_once_and_its_repair_is_seen(
 
 
 def test_stop_is_quick_in_the_middle_of_quiet_watches(server: FakeApiServer) -> None:
-    source = KubernetesSource(ConnectionSettings(master=server.url), "node-1")
+    source = KubernetesSource(ClientSettings(master=server.url), "node-1")
     sink = RecordingSink()
     source.start(sink)
     sink.wait_synced()
@@ -154,7 +154,7 @@ def test_stop_is_quick_in_the_middle_of_quiet_watches(server: FakeApiServer) -> 
 
 
 def test_stop_before_start_and_twice_is_harmless(server: FakeApiServer) -> None:
-    source = KubernetesSource(ConnectionSettings(master=server.url), "node-1")
+    source = KubernetesSource(ClientSettings(master=server.url), "node-1")
     source.stop()
     source.start(RecordingSink())
     source.stop()
@@ -163,7 +163,7 @@ def test_stop_before_start_and_twice_is_harmless(server: FakeApiServer) -> None:
 
 def test_every_request_is_told_to_who_counts(server: FakeApiServer, follow: Follow) -> None:
     told: list[tuple[str, str, str, float]] = []
-    settings = ConnectionSettings(
+    settings = ClientSettings(
         master=server.url, backoff_seconds=0.05, on_request=lambda *request: told.append(request)
     )
     follow(settings)

@@ -8,7 +8,7 @@ import pytest
 import structlog.testing
 
 from svcproxy import limits
-from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.credentials import ClientSettings
 from svcproxy.model.names import Kind
 from svcproxy.model.objects import EndpointSlice
 from svcproxy.refusals import REFUSALS
@@ -129,7 +129,7 @@ def test_an_empty_list_gets_a_second_look(
 
 def test_a_second_empty_list_is_believed(server: FakeApiServer, follow: Follow) -> None:
     server.put(objects.service("web"))
-    sink = follow(ConnectionSettings(master=server.url, second_look_seconds=0.05))
+    sink = follow(ClientSettings(master=server.url, empty_list_retry_seconds=0.05))
     server.outage()
     server.delete("Service", "default", "web")
     server.compact()
@@ -141,7 +141,7 @@ def test_a_second_empty_list_is_believed(server: FakeApiServer, follow: Follow) 
 def test_a_first_empty_list_does_not_count_as_synced(
     server: FakeApiServer, follow: Follow, *, watch_list: bool
 ) -> None:
-    settings = ConnectionSettings(master=server.url, second_look_seconds=60)
+    settings = ClientSettings(master=server.url, empty_list_retry_seconds=60)
     sink = follow(settings, watch_list=watch_list, synced=False)
     sink.wait(lambda: Kind.NODE in sink.syncs)
     eventually(lambda: any(r.kind == "Service" for r in server.received))
@@ -258,7 +258,7 @@ def test_a_head_that_trickles_is_given_up(follow: Follow, monkeypatch: pytest.Mo
     before = REFUSALS.totals()["api_response", "head_seconds"]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        follow(ConnectionSettings(master=url), synced=False)
+        follow(ClientSettings(master=url), synced=False)
         connection, _ = listener.accept()
         with connection:
             connection.recv(65536)

@@ -9,7 +9,7 @@ import pytest
 from svcproxy.kube.client import Client, TransportError
 from svcproxy.kube.core.outputs import Malformed
 from svcproxy.kube.core.reflector import Reflector
-from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.credentials import ClientSettings
 from svcproxy.model.names import Kind
 
 ATTEMPTS = 50
@@ -26,7 +26,7 @@ def no_collector() -> Iterator[None]:
 def test_refused_connections() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    client = Client(ConnectionSettings(master=f"http://127.0.0.1:{port}"))
+    client = Client(ClientSettings(master=f"http://127.0.0.1:{port}"))
     gc.collect()
     for _ in range(ATTEMPTS):
         with pytest.raises(TransportError, match="refused") as caught:
@@ -37,11 +37,11 @@ def test_refused_connections() -> None:
 
 def test_malformed_objects() -> None:
     reflector = Reflector(Kind.SERVICE)
-    reflector.request()
+    reflector.next_request()
     line = b'{"type":"ADDED","object":{"metadata":{"name":"web","resourceVersion":"%d"},"spec":7}}'
     gc.collect()
     for version in range(ATTEMPTS):
-        output = reflector.lines([line % version])
+        output = reflector.watch_lines([line % version])
         assert [type(effect) for effect in output.effects] == [Malformed]
     del output
     assert gc.collect() < ATTEMPTS

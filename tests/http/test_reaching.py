@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import structlog.testing
 
-from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.credentials import ClientSettings
 from testbed.apiserver.server import FakeApiServer
 from tests.fakes.sink import eventually
 from tests.fakes.tunnel import Tunnel
@@ -25,9 +25,9 @@ import sys
 from pathlib import Path
 import svcproxy.daemon, svcproxy.kube.api, svcproxy.kube.events
 from svcproxy.kube.client import Client
-from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.credentials import ClientSettings
 
-settings = ConnectionSettings(kubeconfig=sys.argv[1], service_account=Path(sys.argv[2]))
+settings = ClientSettings(kubeconfig=sys.argv[1], service_account=Path(sys.argv[2]))
 client = Client(settings)
 with client.get("/api/v1/services", {{}}, stream=False, idle_seconds=10) as answer:
     print(answer.status, *sorted({LIBRARY!r} & set(sys.modules)))
@@ -38,7 +38,7 @@ def encoded(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def with_cluster(settings: ConnectionSettings, **changes: Any) -> ConnectionSettings:
+def with_cluster(settings: ClientSettings, **changes: Any) -> ClientSettings:
     """Change the cluster of a kubeconfig; nothing takes a field away."""
     path = Path(settings.kubeconfig)
     config = json.loads(path.read_text())
@@ -50,12 +50,12 @@ def with_cluster(settings: ConnectionSettings, **changes: Any) -> ConnectionSett
 
 def service_account(
     server: FakeApiServer, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> ConnectionSettings:
+) -> ClientSettings:
     (folder / "token").write_text("secret")
     shutil.copy(TLS / "ca.pem", folder / "ca.crt")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", server.host)
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
-    return ConnectionSettings(service_account=folder)
+    return ClientSettings(service_account=folder)
 
 
 @pytest.mark.parametrize("means", ["token", "certificate", "service account", "plugin"])
@@ -144,7 +144,7 @@ def test_a_server_can_be_trusted_blindly(
 def test_a_name_and_a_password(server: FakeApiServer, follow: Follow, tmp_path: Path) -> None:
     user = {"username": "jo", "password": "s:e"}
     path = server.write_kubeconfig(tmp_path / "kubeconfig", user=user)
-    follow(ConnectionSettings(kubeconfig=str(path)))
+    follow(ClientSettings(kubeconfig=str(path)))
     sent = {request.headers.get("authorization") for request in server.received}
     assert sent == {f"Basic {base64.b64encode(b'jo:s:e').decode()}"}
 

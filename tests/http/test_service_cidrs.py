@@ -2,7 +2,7 @@
 
 import pytest
 
-from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.credentials import ClientSettings
 from svcproxy.model.names import REQUIRED_KINDS, Kind
 from svcproxy.model.objects import ServiceCIDR
 from testbed.apiserver.server import FakeApiServer
@@ -16,7 +16,7 @@ def ranges(sink: RecordingSink) -> list[tuple[str, ...]]:
 
 
 def start(server: FakeApiServer, follow: Follow) -> RecordingSink:
-    settings = ConnectionSettings(master=server.url, initial_seconds=0.2, backoff_seconds=0.05)
+    settings = ClientSettings(master=server.url, initial_seconds=0.2, backoff_seconds=0.05)
     sink = follow(settings, kinds=Kind)
     sink.wait(lambda: Kind.SERVICE_CIDR in sink.syncs)
     return sink
@@ -55,7 +55,7 @@ def test_a_server_that_answers_nothing_holds_nothing_up_for_long(
     server: FakeApiServer, follow: Follow
 ) -> None:
     server.behaviour.stall = True
-    settings = ConnectionSettings(master=server.url, initial_seconds=0.2)
+    settings = ClientSettings(master=server.url, initial_seconds=0.2)
     sink = follow(settings, kinds=[Kind.SERVICE_CIDR], synced=False)
     sink.wait(lambda: sink.syncs == [Kind.SERVICE_CIDR])
 

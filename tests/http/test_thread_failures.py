@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from svcproxy.kube.api import KubernetesSource
-from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.credentials import ClientSettings
 from svcproxy.model.names import Kind
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
@@ -25,7 +25,7 @@ from pathlib import Path
 from svcproxy.kube import events
 from svcproxy.kube import watch_thread as follower
 from svcproxy.kube.api import KubernetesSource
-from svcproxy.kube.credentials import ConnectionSettings
+from svcproxy.kube.credentials import ClientSettings
 from svcproxy.observe import log
 from tests.fakes.sink import RecordingSink
 
@@ -41,7 +41,7 @@ def fail(*_):
     follower._log = events._log = Mute()
     raise MemoryError("injected")
 
-settings = ConnectionSettings(master=url)
+settings = ClientSettings(master=url)
 sink = RecordingSink()
 KubernetesSource(settings, "node-1").start(sink)
 sink.wait_synced()
@@ -50,7 +50,7 @@ if thread == "events":
     events._Sender._attempt = fail
     events.KubernetesEvents(settings, "node-1").node("Starting", "")
 else:
-    follower.Reflector.lines = fail
+    follower.Reflector.watch_lines = fail
 sys.stdin.read()
 """
 
@@ -80,7 +80,7 @@ def test_a_thread_that_fails_ends_the_process(server: FakeApiServer, thread: str
 def test_a_restarted_watch_is_logged_once(server: FakeApiServer) -> None:
     metrics = Metrics()
     health = HealthState(sync_period=30.0, clock=time.monotonic, wall=time.time)
-    source = KubernetesSource(ConnectionSettings(master=server.url), "node-1")
+    source = KubernetesSource(ClientSettings(master=server.url), "node-1")
 
     def restarts() -> float:
         return sum(float(metrics.watch_restarts.labels(kind)._value.get()) for kind in Kind)
@@ -108,7 +108,7 @@ def test_a_sink_that_failed_to_note_the_first_list_learns_of_it_again(
 
     server.put(objects.service("web"))
     sink = Forgetful()
-    source = KubernetesSource(ConnectionSettings(master=server.url, backoff_seconds=0.1), "node-1")
+    source = KubernetesSource(ClientSettings(master=server.url, backoff_seconds=0.1), "node-1")
     source.start(sink)
     try:
         eventually(lambda: Kind.SERVICE in sink.syncs)

@@ -1,4 +1,4 @@
-"""An API server, how to reach it and how to prove who we are: values, and the choice of a proxy."""
+"""The address of an API server and its credentials, as values, and the choice of a proxy."""
 
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address, ip_network
@@ -10,7 +10,7 @@ import msgspec
 class PemFile(msgspec.Struct, frozen=True):
     """Certificates or a key, in a file that the TLS library can open.
 
-    ``name`` is what people know it by, and ``holder`` whatever has to live as long as the file.
+    ``name`` identifies the file in messages. ``holder`` must live as long as the file is used.
     """
 
     path: str
@@ -19,18 +19,24 @@ class PemFile(msgspec.Struct, frozen=True):
 
 
 def no_authorization() -> str:
-    """Give no header: the server asks for none, or a client certificate says who we are."""
+    """Return no Authorization header: the server needs none, or there is a client certificate."""
     return ""
 
 
 class ApiServer(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a request needs to know, as a kubeconfig or a service account tells it.
+    """An API server as a kubeconfig or a service account describes it.
 
-    ``authorization`` gives the header of that name, or nothing; it is called for every request,
-    as it may read a token file or run a credential plugin, and raises ``SourceError`` if that
-    fails. ``tls_name`` is the name to expect in the server's certificate, if it is not that of
-    the URL. Without ``ca`` the system's certificates count. ``proxy`` is the URL of an HTTP
-    proxy, or empty.
+    Attributes:
+        url: the base URL.
+        authorization: returns the value of the Authorization header, or an empty text. It is called
+            for every request, because it may read a token file or run a credential plugin; it
+            raises ``SourceError`` if that fails.
+        ca: the CA certificates; ``None`` for the system's.
+        certificate: the client certificate.
+        key: the key of the client certificate.
+        verify: whether the server's certificate is verified.
+        tls_name: the name that the server's certificate must have, if not the host of the URL.
+        proxy: the URL of an HTTP proxy; empty for none.
     """
 
     url: str
@@ -44,19 +50,19 @@ class ApiServer(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tls(self) -> bool:
-        """Whether it is spoken to over TLS."""
+        """Whether the API server is reached over TLS."""
         return urlsplit(self.url).scheme == "https"
 
 
 def choose_proxy(url: str, configured: str, environment: Mapping[str, str]) -> str:
-    """Choose the proxy for a server; nothing means to go there directly.
+    """Choose the proxy for an API server; an empty text means a direct connection.
 
     Args:
-        url: the server's URL.
-        configured: the ``proxy-url`` of the kubeconfig, or nothing.
+        url: the URL of the API server.
+        configured: the ``proxy-url`` of the kubeconfig; may be empty.
         environment: proxies by scheme (``all`` for any), as ``urllib.request.getproxies`` reads
-            them from ``HTTPS_PROXY`` and its like; ``no`` names the hosts and networks that are
-            reached without one, whoever asked for it.
+            them from ``HTTPS_PROXY`` and similar variables. ``no`` lists hosts and networks that
+            are always reached directly.
     """
     proxy = configured or environment.get(urlsplit(url).scheme) or environment.get("all") or ""
     if not proxy or _is_exempt(url, environment.get("no", "")):
@@ -79,5 +85,5 @@ def _is_exempt(url: str, exemptions: str) -> bool:
 def _is_inside(host: str, network: str) -> bool:
     try:
         return ip_address(host) in ip_network(network, strict=False)
-    except ValueError:  # one of them is a name
+    except ValueError:  # one of them is a host name
         return False

@@ -1,6 +1,6 @@
-"""Collects the body of a response, decompressed, up to a limit.
+"""Collects and decompresses the body of a response, up to a limit.
 
-Pure. A few kilobytes of gzip can hold gigabytes, so decompression stops at the limit.
+A few kilobytes of gzip can expand to gigabytes, so decompression stops at the limit.
 """
 
 import zlib
@@ -9,14 +9,14 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 
 class Body:
-    """Collects a body.
+    """Collects a response body.
 
     Args:
-        encoding: the Content-Encoding: gzip, identity, or empty.
-        limit: the longest body, in decompressed bytes.
+        encoding: the Content-Encoding: gzip, identity or empty.
+        limit: the maximum size of the body, in decompressed bytes.
 
     Raises:
-        ValueError: the encoding is unknown.
+        ValueError: the encoding is not supported.
     """
 
     def __init__(self, encoding: str, limit: int) -> None:
@@ -30,7 +30,7 @@ class Body:
         self._left = limit
 
     def feed(self, received: bytes) -> bool:
-        """Add the next bytes as they were sent; return whether the body is within the limit.
+        """Add received bytes; return whether the body is still within the limit.
 
         Raises:
             ValueError: the compressed data is malformed.
@@ -40,7 +40,7 @@ class Body:
             if self._gzip.eof:
                 raise ValueError("data follows the end of the compressed body")
             try:
-                # One byte more than allowed: it shows an excess, and 0 would mean no limit.
+                # Ask for one byte more, to detect an excess; 0 would mean unlimited.
                 piece = self._gzip.decompress(received, self._left + 1)
             except zlib.error as error:
                 raise ValueError(f"the body cannot be decompressed: {error}") from error
@@ -56,7 +56,7 @@ class Body:
         """Return the whole body.
 
         Raises:
-            ValueError: the compressed data ends too early.
+            ValueError: the compressed data are truncated.
         """
         if self._gzip is not None and not self._gzip.eof and self._pieces:
             raise ValueError("the compressed body ends too early")

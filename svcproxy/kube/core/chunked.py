@@ -1,7 +1,7 @@
-"""HTTP's chunked transfer coding (RFC 9112, section 7.1), taken off many chunks at a time.
+"""Decodes HTTP's chunked transfer coding (RFC 9112, section 7.1), many chunks per call.
 
-Pure. The standard library gives the data of one chunk after the other, and an API server sends
-an event in one or more of its own: each costs calls, and a hand-over between threads at worst.
+The standard library returns one chunk per call, and an API server sends each watch event in one or
+more chunks: every call has a cost, in the worst case a switch between threads.
 """
 
 _HEXADECIMAL = b"0123456789abcdefABCDEF"
@@ -10,11 +10,11 @@ _LONGEST_TRAILER = 1 << 16
 
 
 class MalformedChunksError(ValueError):
-    """What came is not in chunks."""
+    """The data do not conform to the chunked transfer coding."""
 
 
 class Dechunker:
-    """Takes the framing off a body as it comes."""
+    """Removes the chunk framing from a body, incrementally."""
 
     def __init__(self) -> None:
         self._line = b""
@@ -23,14 +23,14 @@ class Dechunker:
         self._trailing = False
         self._trailer = 0
         self.ended = False
-        """Whether the last chunk has come, and what may follow it."""
+        """Whether the last chunk and the trailer are complete."""
 
     def feed(self, received: bytes) -> bytes:
-        """Give the data in ``received``, which goes on where the last call ended.
+        """Return the body data in ``received``, which continues the previous call's bytes.
 
         Raises:
-            MalformedChunksError: there is no size where one has to be, or a line or the trailer
-                does not end.
+            MalformedChunksError: a chunk size is missing or malformed, or a line or the trailer
+                exceeds its limit.
         """
         received = self._line + received
         self._line = b""
@@ -54,20 +54,20 @@ class Dechunker:
         return b"".join(pieces)
 
     def _take_line(self, line: bytes) -> None:
-        """Take what stands before, between or after chunks."""
+        """Process a line before, between or after chunks."""
         if self._trailing:
             self.ended = not line
-            # Whoever waits for data would read on for ever
+            # Without a limit, the reader would wait for data forever.
             self._trailer += len(line) + 2
             if self._trailer > _LONGEST_TRAILER:
                 raise MalformedChunksError("the trailer does not end")
         elif self._between:
             self._between = False
             if line:
-                raise MalformedChunksError(f"a chunk does not end at its end: {line[:40]!r}")
+                raise MalformedChunksError(f"data after the end of a chunk: {line[:40]!r}")
         else:
             size = line.partition(b";")[0].strip()
             if not size or size.strip(_HEXADECIMAL):
-                raise MalformedChunksError(f"{size[:40]!r} is no size of a chunk")
+                raise MalformedChunksError(f"{size[:40]!r} is not a chunk size")
             self._left = int(size, 16)
             self._trailing = not self._left

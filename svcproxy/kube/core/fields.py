@@ -1,19 +1,19 @@
-"""Parses single fields of API objects: ports, lists of addresses, times."""
+"""Parses single fields of API objects: ports, address lists, timestamps."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from svcproxy import limits
 from svcproxy.kube.core.addresses import canonical_cidr
-from svcproxy.kube.core.validation import LimitExceededError, shown
+from svcproxy.kube.core.validation import LimitExceededError, quoted
 from svcproxy.kube.core.wire import ParseError
 
 
-def check_length(entries: Sequence[object] | None, field: str) -> None:
-    """Check the length of a list that the API keeps short.
+def check_list_length(entries: Sequence[object] | None, field: str) -> None:
+    """Check the length of a list that is short in valid objects.
 
     Raises:
-        LimitExceededError: it has more than ``limits.LIST_ENTRIES``.
+        LimitExceededError: the list has more than ``limits.LIST_ENTRIES`` entries.
     """
     if entries and len(entries) > limits.LIST_ENTRIES:
         reason = f"{len(entries)} entries exceed {limits.LIST_ENTRIES}"
@@ -21,36 +21,36 @@ def check_length(entries: Sequence[object] | None, field: str) -> None:
 
 
 def check_port(number: int, field: str) -> None:
-    """Check a port number, or 0 for none.
+    """Check a port number; 0 means none.
 
     Raises:
-        ParseError: it is out of range.
+        ParseError: the number is out of range.
     """
     if not 0 <= number <= 65535:
-        raise ParseError(field, f"{shown(number)} is not between 1 and 65535")
+        raise ParseError(field, f"{quoted(number)} is not between 1 and 65535")
 
 
-def cidrs_in(texts: list[str] | None, field: str) -> tuple[str, ...]:
-    """Read a list of CIDRs; see ``all_canonical``."""
-    return all_canonical(canonical_cidr, texts, field)
+def parse_cidrs_field(texts: list[str] | None, field: str) -> tuple[str, ...]:
+    """Parse a list of CIDRs; see ``parse_address_list``."""
+    return parse_address_list(canonical_cidr, texts, field)
 
 
-def all_canonical(
+def parse_address_list(
     canonical: Callable[[str], str], texts: list[str] | None, field: str
 ) -> tuple[str, ...]:
-    """Give the canonical spelling of each entry of a list.
+    """Return the canonical spelling of each entry of a list.
 
-    Blank entries, which old API servers accepted, are left out. White space around an entry is
-    removed: the API server allows it by mistake in source ranges (``serviceport.go``). For a field
+    Blank entries, which old API servers accepted, are skipped. White space around an entry is
+    removed: the API server accepts it in source ranges by mistake (``serviceport.go``). For a field
     in the singular (``spec.clusterIP``) the message has no index.
 
     Args:
-        canonical: gives the canonical spelling of one entry, or raises ``ValueError``.
+        canonical: returns the canonical spelling of one entry, or raises ``ValueError``.
         texts: the entries, or ``None`` for an absent list.
         field: the path of the list, for the message.
 
     Raises:
-        ParseError: an entry has no canonical spelling.
+        ParseError: an entry is malformed.
     """
     if not texts:
         return ()
@@ -66,11 +66,11 @@ def all_canonical(
     return tuple(found)
 
 
-def canonical_at(canonical: Callable[[str], str], text: str, field: str) -> str:
-    """Give the canonical spelling of an address in a field of its own.
+def parse_address_field(canonical: Callable[[str], str], text: str, field: str) -> str:
+    """Return the canonical spelling of the address in a field.
 
     Raises:
-        ParseError: it has none.
+        ParseError: the address is malformed.
     """
     try:
         return canonical(text)
@@ -78,8 +78,8 @@ def canonical_at(canonical: Callable[[str], str], text: str, field: str) -> str:
         raise ParseError(field, str(error)) from error
 
 
-def timestamp(text: str | None) -> datetime | None:
-    """Read RFC 3339 with any number of fractional digits; ``None`` for anything else."""
+def parse_timestamp(text: str | None) -> datetime | None:
+    """Parse an RFC 3339 time with any number of fractional digits; ``None`` for other text."""
     if not text:
         return None
     try:
@@ -89,7 +89,7 @@ def timestamp(text: str | None) -> datetime | None:
     return moment if moment.tzinfo else None
 
 
-def epoch(text: str | None) -> float:
-    """Read RFC 3339 as seconds since 1970; 0.0 for anything else."""
-    moment = timestamp(text)
+def parse_epoch_seconds(text: str | None) -> float:
+    """Parse an RFC 3339 time to seconds since 1970; 0.0 for other text."""
+    moment = parse_timestamp(text)
     return moment.timestamp() if moment else 0.0

@@ -1,7 +1,7 @@
-"""Joins the lines of a watch stream from the pieces in which they arrive.
+"""Splits a watch stream into lines, from chunks of any size.
 
-Pure. The cost is linear in the number of bytes, however small the pieces are. Of a line that is too
-long, only the head is kept.
+The cost is linear in the number of bytes, however small the chunks are. Only the head of a line
+that exceeds the limit is kept.
 """
 
 import msgspec
@@ -10,7 +10,7 @@ _HEAD_BYTES = 4096
 
 
 class LongLine(msgspec.Struct, frozen=True, gc=False):
-    """The head of a line that was too long; it may name the object."""
+    """The head of a line that exceeds the limit; it may still name the object."""
 
     head: bytes
 
@@ -19,7 +19,7 @@ class LineSplitter:
     """Splits a stream into lines.
 
     Args:
-        limit: the longest line, in bytes.
+        limit: the maximum length of a line, in bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -29,11 +29,10 @@ class LineSplitter:
         self._skipping = False
 
     def feed(self, chunk: bytes) -> list[bytes | LongLine]:
-        """Add the next bytes; return the lines that they complete, without line ends.
+        """Add a chunk; return the lines that it completes, without line ends.
 
-        Empty lines are left out: to find out that they are no events takes longer than to send
-        them. A line that is too long is returned as soon as it exceeds the limit; its rest is
-        skipped.
+        Empty lines are skipped: decoding one takes longer than sending one. A line that exceeds the
+        limit is returned as soon as it does; its rest is skipped.
         """
         first, *others = chunk.split(b"\n")
         lines: list[bytes | LongLine] = []
@@ -51,7 +50,7 @@ class LineSplitter:
         return lines
 
     def _append(self, piece: bytes, lines: list[bytes | LongLine]) -> None:
-        """Add to the incomplete line."""
+        """Append to the incomplete line."""
         if self._skipping or not piece:
             return
         self._pieces.append(piece)

@@ -1,7 +1,4 @@
-"""The requests and outputs of a reflector, as values for its driver.
-
-Pure.
-"""
+"""What a reflector asks its driver to send, and what it makes of the answers."""
 
 from enum import Enum
 
@@ -11,12 +8,14 @@ from svcproxy.kube.core.wire import WireObject
 from svcproxy.model.names import NamespacedName
 
 
-class Request(msgspec.Struct, frozen=True, gc=False):
-    """What to send: a list page, or a watch when ``watch`` is set.
+class ApiRequest(msgspec.Struct, frozen=True, gc=False):
+    """The next request to send: a list page, or a watch if ``watch`` is set.
 
-    ``initial`` marks a watch that begins with the whole state. ``query`` lacks only the time-out
-    of watches, which the driver adds. ``body_limit`` is the number of bytes that the
-    answer to a list request may have, decompressed.
+    Attributes:
+        watch: whether the request is a watch.
+        initial: whether the watch begins with the whole state (``sendInitialEvents``).
+        query: the query parameters, without ``timeoutSeconds``, which the driver adds to watches.
+        body_limit: the maximum size of the response to a list request, in decompressed bytes.
     """
 
     watch: bool
@@ -28,14 +27,14 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 class Step(Enum):
     """What the driver does next."""
 
-    GO_ON = "read on, or send the next request"
-    AGAIN = "end this response and send the next request at once"
+    CONTINUE = "keep reading, or send the next request"
+    RETRY_NOW = "end this response and send the next request immediately"
     BACK_OFF = "end this response, wait, then send the next request"
-    SECOND_LOOK = "the list is empty: wait a moment, then send the next request"
+    CONFIRM_EMPTY = "the list is empty: wait a moment, then send the next request"
 
 
 class Cause(Enum):
-    """Why a response ended, if the reflector did not end it."""
+    """Why a response ended, unless the reflector ended it."""
 
     CLOSED = "closed"
     IDLE = "idle"
@@ -43,20 +42,20 @@ class Cause(Enum):
 
 
 class Changed(msgspec.Struct, frozen=True, gc=False):
-    """An object is new or different."""
+    """An object was added or modified."""
 
     name: NamespacedName
     obj: WireObject
 
 
 class Removed(msgspec.Struct, frozen=True, gc=False):
-    """An object does not exist any more."""
+    """An object was deleted."""
 
     name: NamespacedName
 
 
 class Malformed(msgspec.Struct, frozen=True, gc=False):
-    """An object cannot be decoded; ``name`` is ``None`` if even the name cannot be read."""
+    """An object cannot be decoded; ``name`` is ``None`` if its name is unreadable, too."""
 
     name: NamespacedName | None
     field: str
@@ -64,7 +63,7 @@ class Malformed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Listed(msgspec.Struct, frozen=True, gc=False):
-    """A full list is complete: ``count`` objects exist."""
+    """A full list is complete; ``count`` objects exist."""
 
     count: int
 
@@ -73,20 +72,24 @@ Effect = Changed | Removed | Malformed | Listed
 
 
 class Output(msgspec.Struct, gc=False):
-    """What an answer means, and what the driver does next.
+    """The effects of an answer, and the driver's next step.
 
-    ``trouble`` is one line for the log if something went wrong. ``restarted`` is the reason, from a
-    small fixed set, why the watch has to be restarted.
+    Attributes:
+        effects: what happened to objects, in order.
+        step: what the driver does next.
+        warning: one line for the log if something went wrong; otherwise empty.
+        restarted: the reason why the watch must be restarted, from a small fixed set; otherwise
+            empty.
     """
 
     effects: list[Effect] = msgspec.field(default_factory=list)
-    step: Step = Step.GO_ON
-    trouble: str = ""
+    step: Step = Step.CONTINUE
+    warning: str = ""
     restarted: str = ""
 
 
 class Selectors(msgspec.Struct, frozen=True, gc=False):
-    """Which objects to ask for; old servers may not know an ``optional`` field selector."""
+    """The selectors of requests. Old servers may not support an ``optional`` field selector."""
 
     labels: str = ""
     fields: str = ""

@@ -1,8 +1,9 @@
-"""From wire types to the model: everything is checked, defaulted and canonical afterwards.
+"""Parses wire types to the model: checks every field, fills in defaults, makes addresses canonical.
 
-What is skipped (``None``) and what is defaulted follows kube-proxy: ``pkg/proxy/util/utils.go``
-(``ShouldSkipService``), ``serviceport.go``, ``endpointslicecache.go`` and the selectors of
-``cmd/kube-proxy/app/server.go``, repeated here so that manifests behave as the API does.
+Which objects are skipped (``None``) and which defaults apply follows kube-proxy:
+``pkg/proxy/util/utils.go`` (``ShouldSkipService``), ``serviceport.go`` and
+``endpointslicecache.go``. The selectors of ``cmd/kube-proxy/app/server.go`` are applied here again, so
+that manifests are filtered as the API server filters.
 """
 
 from functools import lru_cache
@@ -15,16 +16,16 @@ from svcproxy.kube.core.addresses import (
     canonical_endpoint_ip,
     canonical_ip,
     is_ipv6,
-    usual_v4,
+    is_plain_ipv4,
 )
 from svcproxy.kube.core.fields import (
-    all_canonical,
-    canonical_at,
-    check_length,
+    check_list_length,
     check_port,
-    cidrs_in,
-    epoch,
-    timestamp,
+    parse_address_field,
+    parse_address_list,
+    parse_cidrs_field,
+    parse_epoch_seconds,
+    parse_timestamp,
 )
 from svcproxy.kube.core.validation import (
     LABEL_VALUES,
@@ -32,8 +33,8 @@ from svcproxy.kube.core.validation import (
     SUBDOMAINS,
     TAINT_KEYS,
     LimitExceededError,
-    Names,
-    shown,
+    NameRule,
+    quoted,
 )
 from svcproxy.kube.core.wire import ParseError
 from svcproxy.model.names import IPFamily, NamespacedName, Protocol
@@ -78,7 +79,7 @@ def parse_object(obj: wire.WireObject, annotations: frozenset[str] = _NO_KEYS) -
         annotations: the annotation keys of Services to keep, see ``parse_service``.
 
     Returns:
-        The parsed object, or ``None`` for one that is not to be proxied.
+        The parsed object, or ``None`` if it is not to be proxied.
 
     Raises:
         ParseError: the object is malformed.
@@ -101,8 +102,8 @@ def parse_service(obj: wire.Service, annotations: frozenset[str] = _NO_KEYS) -> 
             Changes to other annotations leave the parsed Service equal.
 
     Returns:
-        ``None`` for an ExternalName or headless Service, or with the label
-        ``service.kubernetes.io/service-proxy-name``.
+        ``None`` for an ExternalName or headless Service, and for one that the label
+        ``service.kubernetes.io/service-proxy-name`` assigns to another proxy.
 
     Raises:
         ParseError: the Service is malformed.
@@ -114,7 +115,7 @@ def parse_service(obj: wire.Service, annotations: frozenset[str] = _NO_KEYS) -> 
         return None
     if SERVICE_PROXY_NAME_LABEL in (obj.metadata.labels or {}):
         return None
-    external_ips = all_canonical(canonical_endpoint_ip, spec.external_ips, "spec.externalIPs")
+    external_ips = parse_address_list(canonical_endpoint_ip, spec.external_ips, "spec.externalIPs")
     external_local = spec.external_traffic_policy == "Local" and (
         spec.type in {"LoadBalancer", "NodePort"} or bool(external_ips)
     )
@@ -122,19 +123,21 @@ def parse_service(obj: wire.Service, annotations: frozenset[str] = _NO_KEYS) -> 
     service = Service(
         name=_namespaced(obj.metadata, LABELS),
         ports=_service_ports(spec),
-        cluster_ips=all_canonical(
+        cluster_ips=parse_address_list(
             canonical_cluster_ip,
             addresses,
             "spec.clusterIPs" if spec.cluster_ips else "spec.clusterIP",
         ),
         external_ips=external_ips,
         load_balancer_ips=_load_balancer_ips(obj.status),
-        source_ranges=cidrs_in(spec.load_balancer_source_ranges, "spec.loadBalancerSourceRanges"),
+        source_ranges=parse_cidrs_field(
+            spec.load_balancer_source_ranges, "spec.loadBalancerSourceRanges"
+        ),
         internal_policy_local=spec.internal_traffic_policy == "Local",
         external_policy_local=external_local,
         affinity_seconds=_affinity(spec),
         health_check_node_port=_health_check_port(spec) if checked else 0,
-        created=epoch(obj.metadata.creation_timestamp),
+        created=parse_epoch_seconds(obj.metadata.creation_timestamp),
         annotations=_annotations(obj.metadata.annotations, annotations),
     )
     if len(service.ports) > 1 or external_ips or service.load_balancer_ips:
@@ -145,11 +148,11 @@ def parse_service(obj: wire.Service, annotations: frozenset[str] = _NO_KEYS) -> 
 def parse_endpoint_slice(obj: wire.EndpointSlice) -> EndpointSlice | None:
     """Parse an EndpointSlice.
 
-    Ports that are absent or 0 and endpoints without address are left out, not refused; only the
+    Ports that are absent or 0 and endpoints without an address are skipped, not refused. Only the
     first address of an endpoint counts (``endpointslicecache.go``).
 
     Returns:
-        ``None`` for one that belongs to no Service, to a headless one, or holds host names.
+        ``None`` for a slice that belongs to no Service or to a headless one, or has host names.
 
     Raises:
         ParseError: the slice is malformed.
@@ -160,7 +163,7 @@ def parse_endpoint_slice(obj: wire.EndpointSlice) -> EndpointSlice | None:
         return None
     family = _FAMILIES.get(obj.address_type or "")
     if family is None:
-        raise ParseError("addressType", f"{shown(obj.address_type)} is not IPv4, IPv6 or FQDN")
+        raise ParseError("addressType", f"{quoted(obj.address_type)} is not IPv4, IPv6 or FQDN")
     name = _namespaced(obj.metadata, SUBDOMAINS)
     if not LABEL_VALUES.allowed(service):
         raise ParseError(f"metadata.labels[{SERVICE_NAME_LABEL}]", LABEL_VALUES.reason(service))
@@ -175,7 +178,7 @@ def parse_endpoint_slice(obj: wire.EndpointSlice) -> EndpointSlice | None:
         family=family,
         ports=_slice_ports(ports),
         endpoints=_endpoints(endpoints, family),
-        triggered=timestamp((obj.metadata.annotations or {}).get(TRIGGER_ANNOTATION)),
+        triggered=parse_timestamp((obj.metadata.annotations or {}).get(TRIGGER_ANNOTATION)),
     )
 
 
@@ -186,13 +189,14 @@ def parse_node(obj: wire.Node) -> Node:
         ParseError: the Node is malformed.
     """
     spec = obj.spec or wire.NodeSpec()
-    check_length(spec.pod_cidrs, "spec.podCIDRs")
-    cidrs = cidrs_in(spec.pod_cidrs, "spec.podCIDRs")
+    check_list_length(spec.pod_cidrs, "spec.podCIDRs")
+    cidrs = parse_cidrs_field(spec.pod_cidrs, "spec.podCIDRs")
     zone = (obj.metadata.labels or {}).get(ZONE_LABEL, "")
     return Node(
         name=_cluster_name(obj.metadata),
         zone=LABEL_VALUES.at(f"metadata.labels[{ZONE_LABEL}]", zone),
-        pod_cidrs=cidrs or cidrs_in([spec.pod_cidr] if spec.pod_cidr else None, "spec.podCIDR"),
+        pod_cidrs=cidrs
+        or parse_cidrs_field([spec.pod_cidr] if spec.pod_cidr else None, "spec.podCIDR"),
         addresses=_node_addresses(obj.status),
         deleting=obj.metadata.deletion_timestamp is not None,
         taints=_taints(spec.taints),
@@ -200,18 +204,18 @@ def parse_node(obj: wire.Node) -> Node:
 
 
 def parse_service_cidr(obj: wire.ServiceCIDR) -> ServiceCIDR:
-    """Parse a ServiceCIDR. One that is being deleted still counts, as for kube-proxy.
+    """Parse a ServiceCIDR. As in kube-proxy, one that is being deleted still counts.
 
     Raises:
         ParseError: the ServiceCIDR is malformed.
     """
     cidrs = obj.spec.cidrs if obj.spec else None
-    check_length(cidrs, "spec.cidrs")
+    check_list_length(cidrs, "spec.cidrs")
     name = NamespacedName("", _cluster_name(obj.metadata))
-    return ServiceCIDR(name, cidrs_in(cidrs, "spec.cidrs"))
+    return ServiceCIDR(name, parse_cidrs_field(cidrs, "spec.cidrs"))
 
 
-def _namespaced(metadata: wire.ObjectMeta, rule: Names) -> NamespacedName:
+def _namespaced(metadata: wire.ObjectMeta, rule: NameRule) -> NamespacedName:
     if not metadata.name:
         raise ParseError("metadata.name", "is missing")
     if not metadata.namespace:
@@ -231,7 +235,7 @@ def _cluster_name(metadata: wire.ObjectMeta) -> str:
 
 
 def _check_frontends(service: Service) -> None:
-    """Bound what a Service needs in the kernel: each range is written for each load-balancer IP."""
+    """Check the number of rules of a Service; each load-balancer IP repeats all source ranges."""
     balanced, ranges = len(service.load_balancer_ips), len(service.source_ranges)
     addresses = len(service.cluster_ips) + len(service.external_ips) + balanced
     ports = len(service.ports)
@@ -247,7 +251,7 @@ def _service_ports(spec: wire.ServiceSpec) -> tuple[ServicePortSpec, ...]:
     ports = []
     for index, port in enumerate(spec.ports or ()):
         if not port.port:
-            reason = "is missing" if port.port is None else "0 is no port"
+            reason = "is missing" if port.port is None else "0 is not a port"
             raise ParseError(f"spec.ports[{index}].port", reason)
         name, protocol, number = _port(port, port.port, "spec.ports", index)
         node_port = port.node_port if has_node_ports else 0
@@ -276,7 +280,7 @@ def _port(
         raise ParseError(f"{ports}[{index}].name", str(error)) from None
     protocol = _PROTOCOLS.get(port.protocol or "TCP")
     if protocol is None:
-        reason = f"{shown(port.protocol)} is not TCP, UDP or SCTP"
+        reason = f"{quoted(port.protocol)} is not TCP, UDP or SCTP"
         raise ParseError(f"{ports}[{index}].protocol", reason)
     if not 0 < number < 65536:
         check_port(number, f"{ports}[{index}].port")
@@ -284,14 +288,14 @@ def _port(
 
 
 def _endpoints(endpoints: list[wire.Endpoint], family: IPFamily) -> tuple[SliceEndpoint, ...]:
-    """Parse a slice's endpoints: the hot path, 100,000 of them in a big cluster's first list."""
+    """Parse a slice's endpoints. Hot path: the first list of a large cluster has 100,000."""
     is_v4 = family is IPFamily.IPV4
     parsed = []
     for index, endpoint in enumerate(endpoints):
         if not endpoint.addresses:
             continue
         address = endpoint.addresses[0]
-        if not (is_v4 and usual_v4(address)):
+        if not (is_v4 and is_plain_ipv4(address)):
             address = _endpoint_address(address, index, family)
         try:
             node_name = SUBDOMAINS[endpoint.node_name] if endpoint.node_name else ""
@@ -315,7 +319,7 @@ def _endpoints(endpoints: list[wire.Endpoint], family: IPFamily) -> tuple[SliceE
 
 def _endpoint_address(text: str, index: int, family: IPFamily) -> str:
     field = f"endpoints[{index}].addresses[0]"
-    address = canonical_at(canonical_endpoint_ip, text, field)
+    address = parse_address_field(canonical_endpoint_ip, text, field)
     if is_ipv6(address) is not (family is IPFamily.IPV6):
         raise ParseError(field, f"{address!r} is not {family}")
     return address
@@ -326,13 +330,13 @@ def _hints(hints: list[wire.Hint], of: str, endpoint: int) -> tuple[str, ...]:
     if len(hints) == 1 and hints[0].name in names:
         return _single_hint(hints[0].name)
     field = f"endpoints[{endpoint}].hints.for{of}"
-    check_length(hints, field)
+    check_list_length(hints, field)
     return tuple(names.at(f"{field}[{i}].name", hint.name) for i, hint in enumerate(hints))
 
 
 @lru_cache(maxsize=1024)
 def _single_hint(name: str) -> tuple[str, ...]:
-    """Share the tuple of the usual case: one zone, the same for thousands of endpoints."""
+    """Share the tuple of the usual case: one zone for thousands of endpoints."""
     return (name,)
 
 
@@ -346,7 +350,7 @@ def _affinity(spec: wire.ServiceSpec) -> int:
     if not 1 <= seconds <= MAX_AFFINITY_SECONDS:
         raise ParseError(
             "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
-            f"{shown(seconds)} is not between 1 and {MAX_AFFINITY_SECONDS}",
+            f"{quoted(seconds)} is not between 1 and {MAX_AFFINITY_SECONDS}",
         )
     return seconds
 
@@ -358,30 +362,30 @@ def _health_check_port(spec: wire.ServiceSpec) -> int:
 
 
 def _load_balancer_ips(status: wire.ServiceStatus | None) -> tuple[str, ...]:
-    """Take the IPs of VIP-style load balancers; proxying ones and host names are not ours."""
+    """Return the ingress IPs in VIP mode, without host names and IPs in Proxy mode."""
     balancer = status.load_balancer if status else None
     ips = []
     for index, ingress in enumerate((balancer.ingress if balancer else None) or []):
         if not ingress.ip or ingress.ip_mode not in {None, "VIP"}:
             continue
         field = f"status.loadBalancer.ingress[{index}].ip"
-        ips.append(canonical_at(canonical_ip, ingress.ip, field))
+        ips.append(parse_address_field(canonical_ip, ingress.ip, field))
     return tuple(ips)
 
 
 def _node_addresses(status: wire.NodeStatus | None) -> tuple[str, ...]:
     found: dict[str, list[str]] = {"InternalIP": [], "ExternalIP": []}
     addresses = (status.addresses if status else None) or []
-    check_length(addresses, "status.addresses")
+    check_list_length(addresses, "status.addresses")
     for index, entry in enumerate(addresses):
         if entry.type in found:
             field = f"status.addresses[{index}].address"
-            found[entry.type].append(canonical_at(canonical_ip, entry.address, field))
+            found[entry.type].append(parse_address_field(canonical_ip, entry.address, field))
     return (*found["InternalIP"], *found["ExternalIP"])
 
 
 def _taints(taints: list[wire.Taint] | None) -> tuple[str, ...]:
-    check_length(taints, "spec.taints")
+    check_list_length(taints, "spec.taints")
     return tuple(
         TAINT_KEYS.at(f"spec.taints[{index}].key", taint.key)
         for index, taint in enumerate(taints or ())

@@ -1,10 +1,10 @@
 """Splits and repairs JSON text without decoding it, and without recursion.
 
-Pure. msgspec recurses into every value, also into those that it skips, and refuses a whole document
-for one bad escape in a value that is not read. The functions here look only at strings and
-brackets. They split a list or a watch event into its objects, so that each can be decoded on its
-own, and they repair objects that an API server stores but msgspec refuses. They run only after
-msgspec has failed, and take time linear in the size of the input.
+msgspec recurses into every value, even into values that it skips, and refuses a whole document for
+one invalid escape in a field that is not read. The functions here only look at strings and brackets.
+They split a list or a watch event into its objects, so that each can be decoded separately, and
+repair objects that the API server stores but msgspec refuses. They run only after msgspec failed,
+in time linear in the size of the input.
 """
 
 import re
@@ -29,20 +29,20 @@ _OPENING = b"[{"
 
 
 class BrokenJsonError(ValueError):
-    """A document ends too early, or the text between its values is not JSON."""
+    """A document is truncated, or the text between its values is not JSON."""
 
 
 def decodable(data: bytes) -> bytes:
-    """Repair text that Go's decoder accepts so that msgspec does, too; drop what is too deep."""
+    """Repair text that Go accepts and msgspec refuses, and prune values that are nested too deeply."""
     return prune(repair(data), limits.OBJECT_DEPTH)
 
 
 def prune(data: bytes, depth: int) -> bytes:
-    """Replace every array and object that is nested too deeply by ``null``.
+    """Replace every array and object that is nested too deeply with ``null``.
 
     Args:
         data: one JSON value.
-        depth: how deep arrays and objects may be nested; the outermost one is at depth 1.
+        depth: the maximum nesting of arrays and objects; the outermost one is at depth 1.
     """
     pieces: list[bytes] = []
     level = kept = 0
@@ -58,12 +58,12 @@ def prune(data: bytes, depth: int) -> bytes:
                 kept = begin + level - depth
             level -= size
     if level > depth:
-        return b"".join(pieces)  # the text ends within what is dropped: it stays incomplete
+        return b"".join(pieces)  # truncated within a pruned value: leave it incomplete
     return b"".join((*pieces, data[kept:])) if pieces else data
 
 
 def repair(data: bytes) -> bytes:
-    r"""Replace invalid UTF-8 and lone surrogates (``\ud800``) by U+FFFD, as Go's decoder does."""
+    r"""Replace invalid UTF-8 and lone surrogates (``\ud800``) with U+FFFD, as Go's decoder does."""
     data = data.decode(errors="replace").encode()
     pieces, position, lone = [], 0, False
     while position < len(data):
@@ -80,15 +80,15 @@ def repair(data: bytes) -> bytes:
 
 
 def members(data: bytes, *, partial: bool = False) -> dict[bytes, bytes]:
-    """Split an object into its members: the undecoded values by their undecoded keys.
+    """Split an object into its members: a mapping of undecoded keys to undecoded values.
 
     Args:
-        data: the object. Of a key that is repeated, the last one counts.
-        partial: return the members before the place where the text ends or is broken. The last
-            value may be incomplete.
+        data: the object. If a key is repeated, the last one counts.
+        partial: return the members before the point where the text is truncated or malformed. The
+            last value may be incomplete.
 
     Raises:
-        BrokenJsonError: the text is no complete object, and ``partial`` is not set.
+        BrokenJsonError: the text is not a complete object, and ``partial`` is not set.
     """
     found: dict[bytes, bytes] = {}
     try:
@@ -103,7 +103,7 @@ def elements(data: bytes) -> list[bytes]:
     """Split an array into its undecoded elements.
 
     Raises:
-        BrokenJsonError: the text is no complete array.
+        BrokenJsonError: the text is not a complete array.
     """
     position = _expect(data, 0, b"[")
     found: list[bytes] = []
@@ -136,7 +136,7 @@ def _members(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _end_of_value(data: bytes, position: int) -> int:
-    """Return the position after the value that begins at ``position``."""
+    """Return the offset after the value that begins at ``position``."""
     first = data[position : position + 1]
     if first and first in b"[{":
         level = 0
@@ -155,7 +155,7 @@ def _end_of_value(data: bytes, position: int) -> int:
 
 
 def _runs(data: bytes, position: int) -> Iterator[tuple[int, int]]:
-    """Yield the span of each run of opening brackets, and of closing brackets."""
+    """Yield the span of each run of opening brackets and of each run of closing brackets."""
     while True:
         found = _BRACKETS.match(data, position)
         if found is None or found.start(1) == found.end(1):
@@ -170,7 +170,7 @@ def _skip(data: bytes, position: int) -> int:
 
 
 def _expect(data: bytes, position: int, wanted: bytes) -> int:
-    """Return the position of what follows the next character, which must be ``wanted``."""
+    """Return the offset after the next character, which must be ``wanted``, and after spaces."""
     position = _skip(data, position)
     if data[position : position + 1] != wanted:
         raise BrokenJsonError(f"no {wanted.decode()} at byte {position}")

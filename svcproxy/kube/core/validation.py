@@ -1,8 +1,8 @@
 """The API server's rules for names, applied to every object.
 
-Objects of a real API server always pass. Manifests, and answers of a hostile or broken server, may
-not. A name that passes holds no quote, no white space and no control character, so it is safe in a
-rule, a comment or a log line.
+Objects of a real API server always conform. Manifests, and answers of a hostile or broken server,
+may not. A valid name contains no quote, white space or control character, so it is safe in a rule, a
+comment or a log line.
 
 Sources: ``k8s.io/apimachinery/pkg/util/validation``, ``pkg/apis/core/validation`` and
 ``pkg/apis/discovery/validation`` of Kubernetes 1.36.
@@ -16,16 +16,16 @@ from svcproxy.kube.core.wire import ParseError
 _PART = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
 _BETWEEN = f"{{0,{limits.LABEL_CHARACTERS - 2}}}"
 _LABEL = rf"[a-z0-9](?:[-a-z0-9]{_BETWEEN}[a-z0-9])?"
-# The API limits the whole of a subdomain, not each of its labels.
+# The API limits the length of a subdomain, not of its labels.
 _SUBDOMAIN = rf"(?![^/]{{{limits.SUBDOMAIN_CHARACTERS + 1}}}){_PART}(?:\.{_PART})*"
 _VALUE = rf"[A-Za-z0-9](?:[-A-Za-z0-9_.]{_BETWEEN}[A-Za-z0-9])?"
 
 
 class LimitExceededError(ParseError):
-    """An object holds more of something than ``svcproxy.limits`` allows.
+    """An object exceeds a limit of ``svcproxy.limits``.
 
     Attributes:
-        limit: the label under which it is counted.
+        limit: the label of the metric that counts it.
     """
 
     def __init__(self, field: str, reason: str, limit: str) -> None:
@@ -33,8 +33,8 @@ class LimitExceededError(ParseError):
         self.limit = limit
 
 
-def shown(value: object) -> str:
-    """Quote a value for a message: escaped, and cut after ``limits.SHOWN_CHARACTERS``."""
+def quoted(value: object) -> str:
+    """Quote a value for a message: escaped, and cut at ``limits.SHOWN_CHARACTERS``."""
     text = value if isinstance(value, str) else _number(value)
     if len(text) <= limits.SHOWN_CHARACTERS:
         return repr(text) if isinstance(value, str) else text
@@ -48,21 +48,21 @@ def _number(value: object) -> str:
         return "a number of thousands of digits"
 
 
-class Names(dict[str, str]):
-    """Checks names by one rule: ``names[name]`` returns the name, or raises a ``ValueError``.
+class NameRule(dict[str, str]):
+    """Checks names by one rule: ``names[name]`` returns the name, or raises ``ValueError``.
 
-    A dictionary, because the first list of a large cluster checks 100,000 names. A name that was
-    checked before costs one look-up in C, like ``sys.intern``, and shares its text.
+    This is a dictionary because the first list of a large cluster checks 100,000 names. A name that
+    was checked before costs one lookup in C, and shares its text, like ``sys.intern``.
 
     Args:
-        rule: a regular expression for allowed names.
+        rule: a regular expression for valid names.
         what: the rule in words, for messages.
     """
 
     def __init__(self, rule: str, what: str) -> None:
         super().__init__()
         self.allowed = re.compile(rule).fullmatch
-        """Matches an allowed name without caching it; for names that are unique."""
+        """Matches a valid name without caching it; for names that are unique."""
         self._what = what
 
     def __missing__(self, name: str) -> str:
@@ -74,14 +74,18 @@ class Names(dict[str, str]):
         return name
 
     def reason(self, name: str) -> str:
-        """Return the message for a name that breaks the rule."""
-        return f"{shown(name)} is not {self._what}"
+        """Return the message for an invalid name."""
+        return f"{quoted(name)} is not {self._what}"
 
     def at(self, field: str, name: str) -> str:
-        """Return the name in a field.
+        """Return the name if it is valid.
+
+        Args:
+            field: the path of the field, for the message.
+            name: the name.
 
         Raises:
-            ParseError: the name breaks the rule.
+            ParseError: the name is invalid.
         """
         try:
             return self[name]
@@ -89,27 +93,27 @@ class Names(dict[str, str]):
             raise ParseError(field, str(error)) from None
 
 
-LABELS = Names(
+LABELS = NameRule(
     _LABEL,
     f"a DNS label: up to {limits.LABEL_CHARACTERS} of a-z, 0-9 and -, no - at either end",
 )
-"""Services, namespaces and ports. Service names may begin with a digit, as they may with the
-feature gate ``RelaxedServiceNameValidation``."""
+"""NameRule of Services, namespaces and ports. Service names may begin with a digit, as the feature gate
+``RelaxedServiceNameValidation`` allows."""
 
-SUBDOMAINS = Names(
+SUBDOMAINS = NameRule(
     _SUBDOMAIN,
     f"a DNS subdomain: up to {limits.SUBDOMAIN_CHARACTERS} characters, DNS labels with dots between",
 )
-"""EndpointSlices, Nodes and ServiceCIDRs."""
+"""NameRule of EndpointSlices, Nodes and ServiceCIDRs."""
 
-LABEL_VALUES = Names(
+LABEL_VALUES = NameRule(
     rf"(?:{_VALUE})?",
     f"a label value: up to {limits.LABEL_CHARACTERS} of A-Z, a-z, 0-9, -, _ and .",
 )
-"""The Service of a slice, zones and zone hints. The empty text is allowed."""
+"""The Service label of a slice, zones and zone hints. An empty text is valid."""
 
-TAINT_KEYS = Names(
+TAINT_KEYS = NameRule(
     rf"(?:{_SUBDOMAIN}/)?{_VALUE}",
     "a qualified name such as example.com/key",
 )
-"""Keys of taints."""
+"""Taint keys."""

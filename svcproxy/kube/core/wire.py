@@ -1,9 +1,9 @@
-"""The JSON of the Kubernetes API: only the fields that svcproxy reads, decoded one by one.
+"""The JSON types of the Kubernetes API: only the fields that svcproxy reads.
 
-Lists and watch events keep their objects as raw bytes, so that an object with a wrong type
-somewhere affects only that object and not the list that contains it (``decoding``). Arrays and
-objects may be ``null`` wherever the API's Go types accept that. The types follow ``core/v1``,
-``discovery/v1``, ``networking/v1`` and ``meta/v1``.
+Lists and watch events keep their objects as raw bytes, so that a field with a wrong type affects
+only its object and not the list that contains it (see ``decoding``). Arrays and objects may be
+``null`` wherever the API's Go types accept that. The types follow ``core/v1``, ``discovery/v1``,
+``networking/v1`` and ``meta/v1``.
 """
 
 import re
@@ -14,11 +14,11 @@ from svcproxy.model.names import Kind
 
 
 class ParseError(Exception):
-    """An API object cannot be used: what is wrong, and where.
+    """An API object cannot be used.
 
     Attributes:
-        field: the path of the culprit, such as ``spec.ports[0].port``; empty for the whole object.
-        reason: what is wrong with the value there.
+        field: the path of the field, such as ``spec.ports[0].port``; empty for the whole object.
+        reason: what is wrong with its value.
     """
 
     def __init__(self, field: str, reason: str) -> None:
@@ -28,7 +28,7 @@ class ParseError(Exception):
 
 
 class Wire(msgspec.Struct, rename="camel", gc=False):
-    """The base of all wire types: camelCase names, no cycles for the garbage collector."""
+    """The base of all wire types: camelCase names, and not tracked by the garbage collector."""
 
 
 class ObjectMeta(Wire):
@@ -117,7 +117,7 @@ class EndpointPort(Wire):
 
 
 class EndpointConditions(Wire):
-    """``conditions`` of an endpoint; absent ones have defaults of their own."""
+    """``conditions`` of an endpoint; absent conditions have different defaults."""
 
     ready: bool | None = None
     serving: bool | None = None
@@ -210,14 +210,14 @@ WireObject = Service | EndpointSlice | Node | ServiceCIDR
 
 
 class ListMeta(Wire):
-    """``metadata`` of a list: where a watch goes on, and the token for the next page."""
+    """``metadata`` of a list: the version at which a watch continues, and the next page's token."""
 
     resource_version: str | None = None
     continue_token: str | None = msgspec.field(default=None, name="continue")
 
 
 class ListPage(Wire):
-    """One page of a list; the items stay raw. Go writes ``items`` even if there are none."""
+    """A page of a list with raw items. Go writes ``items`` even if the list is empty."""
 
     kind: str | None = None
     api_version: str | None = None
@@ -226,14 +226,14 @@ class ListPage(Wire):
 
 
 class WatchEvent(Wire):
-    """One line of a watch stream; the object stays raw."""
+    """A line of a watch stream with a raw object."""
 
     type: str = ""
     object: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
 
 
 class Status(Wire):
-    """The API's account of a failure, as response body or in an ERROR event."""
+    """The API's description of a failure, in a response body or an ERROR event."""
 
     code: int | None = None
     reason: str | None = None
@@ -243,7 +243,7 @@ class Status(Wire):
 class Identity(Wire):
     """The identity of an object that may be malformed elsewhere.
 
-    Each field is ``None`` if it cannot be read.
+    A field is ``None`` if it cannot be read.
     """
 
     kind: str | None = None
@@ -264,15 +264,15 @@ API_VERSIONS = {
     Kind.NODE: "v1",
     Kind.SERVICE_CIDR: "networking.k8s.io/v1",
 }
-"""The ``apiVersion`` in which each kind is followed."""
+"""The ``apiVersion`` of each watched kind."""
 _WHERE = re.compile(r"(?P<reason>.*) - at `\$\.?(?P<field>.*)`", re.DOTALL)
 
 
 def convert_object(kind: Kind, document: object) -> WireObject:
-    """Take one object of a known kind from decoded YAML or JSON.
+    """Convert an object of a known kind from decoded YAML or JSON.
 
     Raises:
-        ParseError: a field we read has the wrong type.
+        ParseError: a field that svcproxy reads has the wrong type.
     """
     try:
         return msgspec.convert(document, TYPES[kind])
@@ -281,7 +281,7 @@ def convert_object(kind: Kind, document: object) -> WireObject:
 
 
 def parse_error(error: msgspec.MsgspecError) -> ParseError:
-    """Turn msgspec's ``Expected `int`, got `str` - at `$.a.b``` into our form."""
+    """Convert msgspec's ``Expected `int`, got `str` - at `$.a.b``` to a ``ParseError``."""
     found = _WHERE.fullmatch(str(error))
     if found is None:
         return ParseError("", sentence(str(error)))
@@ -289,7 +289,7 @@ def parse_error(error: msgspec.MsgspecError) -> ParseError:
 
 
 def sentence(text: str) -> str:
-    """Put an error message of msgspec into the form of svcproxy's own."""
-    # "| null" says only what the decoder accepts; it is no advice to whoever corrects the value.
+    """Convert an error message of msgspec to the style of svcproxy's own."""
+    # "| null" only says what the decoder accepts. It does not help to correct the value.
     text = text.replace("`", "").replace(" | null", "")
     return text[:1].lower() + text[1:]

@@ -1,8 +1,8 @@
 """Checks limits on YAML in its event stream, before objects are built.
 
-PyYAML's composer recurses with the nesting, and merge keys (``<<``) copy what they refer to: ten
-lines of aliases to aliases become a billion entries. Here each alias counts as many values as its
-anchor has, and nothing is copied.
+PyYAML's composer recurses into nested values, and merge keys (``<<``) copy the mapping that they refer
+to: ten lines of aliases to aliases become a billion entries. Here each alias counts as many values
+as its anchor, and nothing is copied.
 """
 
 from typing import Any
@@ -34,8 +34,8 @@ def check_yaml(data: bytes) -> None:
     """Check all documents of a file.
 
     Raises:
-        YamlLimitError: they exceed a limit.
-        yaml.YAMLError: they are not YAML.
+        YamlLimitError: the file exceeds a limit.
+        yaml.YAMLError: the file is not YAML.
     """
     counter = _Counter()
     loader = _Loader(data)
@@ -51,11 +51,11 @@ def check_yaml(data: bytes) -> None:
 
 
 class _Counter:
-    """Counts nodes; those behind an alias count at each use."""
+    """Counts values; those behind an alias count at each use."""
 
     def __init__(self) -> None:
         self.total = 0
-        self._open: list[tuple[str | None, int]] = []  # anchor, and the total where it began
+        self._open: list[tuple[str | None, int]] = []  # anchor, and the total at its start
         self._sizes: dict[str, int] = {}
 
     def take(self, event: Any) -> None:
@@ -85,7 +85,7 @@ class _Counter:
 
     def _alias(self, event: Any) -> None:
         if any(anchor == event.anchor for anchor, _ in self._open):
-            reason = f"alias {event.anchor[:64]} stands inside of what it refers to: write it out"
+            reason = f"alias {event.anchor[:64]} refers to a value that contains it: write it out"
             raise YamlLimitError(event, reason, "yaml_depth")
         self.total += self._sizes.get(event.anchor, 1)
 

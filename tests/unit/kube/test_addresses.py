@@ -31,7 +31,7 @@ def test_addresses_become_canonical(text: str, canonical: str) -> None:
     ["", " ", "10.0.0", "10.0.0.256", "10.0.0.0.1", "10.0.0.1/32", "fe80::1%eth0", "web", "1:2",
      "10.0.0.1 ", "10.0.0.1\n", "\u0661.2.3.4", "None"],
 )  # fmt: skip
-def test_what_is_no_address_is_refused_and_quoted(text: str) -> None:
+def test_invalid_addresses_are_refused_and_quoted(text: str) -> None:
     with pytest.raises(ValueError, match="is not an IP address") as caught:
         canonical_ip(text)
     assert repr(text) in str(caught.value)
@@ -80,7 +80,7 @@ def test_networks_become_canonical(text: str, canonical: str) -> None:
     ["10.0.0.0", "10.0.0.0/33", "10.0.0.0/255.0.0.0", "10.0.0.0/-1", "fd00::/129", "/8", "x/8",
      "::ffff:1.2.3.4/95", ""],
 )  # fmt: skip
-def test_what_is_no_network_is_refused_and_quoted(text: str) -> None:
+def test_invalid_networks_are_refused_and_quoted(text: str) -> None:
     with pytest.raises(ValueError, match="is not a CIDR") as caught:
         canonical_cidr(text)
     assert repr(text) in str(caught.value)

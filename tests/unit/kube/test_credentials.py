@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from svcproxy.kube.credentials import ConnectionSettings, load_api_server
+from svcproxy.kube.credentials import ClientSettings, load_api_server
 from svcproxy.kube.source import SourceError
 
 CONFIG: dict[str, Any] = {
@@ -20,14 +20,14 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def refusal(settings: ConnectionSettings) -> str:
+def refusal(settings: ClientSettings) -> str:
     with pytest.raises(SourceError) as caught:
         load_api_server(settings)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def written(path: Path, **changes: Any) -> ConnectionSettings:
+def written(path: Path, **changes: Any) -> ClientSettings:
     """Write the kubeconfig with changes: ``user`` and ``cluster`` replace those of the context."""
     config = copy.deepcopy(CONFIG)
     for key, value in changes.items():
@@ -36,7 +36,7 @@ def written(path: Path, **changes: Any) -> ConnectionSettings:
         else:
             config[key.replace("_", "-")] = value
     path.write_text(json.dumps(config))
-    return ConnectionSettings(kubeconfig=str(path))
+    return ClientSettings(kubeconfig=str(path))
 
 
 @pytest.fixture
@@ -54,13 +54,13 @@ def test_a_good_one_is_loaded(path: Path) -> None:
 def test_the_home_folder_is_found(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(path)
     monkeypatch.setenv("HOME", str(path.parent))
-    load_api_server(ConnectionSettings(kubeconfig="~/kubeconfig"))
+    load_api_server(ClientSettings(kubeconfig="~/kubeconfig"))
 
 
 def test_another_context_can_be_asked_for(path: Path) -> None:
     contexts = [*CONFIG["contexts"], {"name": "y", "context": {"cluster": "c"}}]
     settings = written(path, contexts=contexts)
-    settings = ConnectionSettings(kubeconfig=settings.kubeconfig, context="y")
+    settings = ClientSettings(kubeconfig=settings.kubeconfig, context="y")
     assert not load_api_server(settings).authorization()
 
 
@@ -70,8 +70,8 @@ def test_another_context_can_be_asked_for(path: Path) -> None:
         (None, "does not exist: give the right path"),
         ("a: [", "is not YAML"),
         ("\x00", "is not YAML"),
-        ("", "is empty or no kubeconfig"),
-        ("just text", "is empty or no kubeconfig"),
+        ("", "is empty or not a kubeconfig"),
+        ("just text", "is empty or not a kubeconfig"),
         ("kind: Config", "has no current-context: set one with"),
         ("current-context: x", "has no entry 'x' in contexts: use one of none"),
         ("{current-context: x, contexts: 7}", "has no entry 'x' in contexts"),
@@ -81,15 +81,13 @@ def test_another_context_can_be_asked_for(path: Path) -> None:
 def test_what_is_no_kubeconfig(path: Path, text: str | None, words: str) -> None:
     if text is not None:
         path.write_text(text)
-    message = refusal(ConnectionSettings(kubeconfig=str(path)))
+    message = refusal(ClientSettings(kubeconfig=str(path)))
     assert message.startswith(f"kubeconfig {path}")
     assert words in message
 
 
 def test_a_folder_is_no_kubeconfig(tmp_path: Path) -> None:
-    assert "cannot be read (Is a directory)" in refusal(
-        ConnectionSettings(kubeconfig=str(tmp_path))
-    )
+    assert "cannot be read (Is a directory)" in refusal(ClientSettings(kubeconfig=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +117,7 @@ def test_a_folder_is_no_kubeconfig(tmp_path: Path) -> None:
             "client certificate",
         ),
         ({"user": {"tokenFile": "/no/token"}}, "/no/token"),
-        ({"user": {"token": "two words"}}, "the user's token is none: correct the file"),
+        ({"user": {"token": "two words"}}, "the user's token is not valid: correct the file"),
         (
             {"cluster": {"server": "https://x", "insecure-skip-tls-verify": "false"}},
             "insecure-skip-tls-verify is 'false': make it true or false",
@@ -131,11 +129,11 @@ def test_a_folder_is_no_kubeconfig(tmp_path: Path) -> None:
         ({"user": {"exec": {"apiVersion": "v1"}}}, "the user's exec has no command: add it"),
         (
             {"user": {"exec": {"apiVersion": "v1", "command": "no-such-plugin"}}},
-            "exec plugin 'no-such-plugin' is not there or not executable: install it",
+            "exec plugin 'no-such-plugin' is missing or not executable: install it",
         ),
         (
             {"user": {"exec": {"apiVersion": "v1", "command": "bin/plugin"}}},
-            "exec plugin 'bin/plugin' is not there or not executable: install it",
+            "exec plugin 'bin/plugin' is missing or not executable: install it",
         ),
         (
             {"user": {"exec": {"apiVersion": "v1", "command": "false"}}},
@@ -162,9 +160,9 @@ def test_outside_of_pods_there_is_no_service_account(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    message = refusal(ConnectionSettings(service_account=tmp_path))
+    message = refusal(ClientSettings(service_account=tmp_path))
     assert "no in-cluster credentials (Service host/port is not set.)" in message
     assert "--kubeconfig or --master" in message
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
-    assert "token file does not exist" in refusal(ConnectionSettings(service_account=tmp_path))
+    assert "token file does not exist" in refusal(ClientSettings(service_account=tmp_path))

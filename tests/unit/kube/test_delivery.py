@@ -35,39 +35,39 @@ WORSE = decoded(objects.service(ports=[{"port": 70000}]))
 
 
 def test_objects_are_parsed_and_passed_on(sink: RecordingSink, delivery: Delivery) -> None:
-    delivery.present(WEB, GOOD)
-    delivery.deliver()
+    delivery.changed(WEB, GOOD)
+    delivery.flush()
     assert sink.names() == {"web"}
-    delivery.absent(WEB)
-    delivery.deliver()
+    delivery.removed(WEB)
+    delivery.flush()
     assert sink.deletes == [(Kind.SERVICE, WEB)]
 
 
 def test_what_stops_being_ours_is_deleted(sink: RecordingSink, delivery: Delivery) -> None:
-    delivery.present(WEB, GOOD)
-    delivery.deliver()
-    delivery.present(WEB, HEADLESS)
-    delivery.deliver()
+    delivery.changed(WEB, GOOD)
+    delivery.flush()
+    delivery.changed(WEB, HEADLESS)
+    delivery.flush()
     assert sink.objects == {}
 
 
 def test_what_is_delivered_is_not_delivered_again(sink: RecordingSink, delivery: Delivery) -> None:
-    delivery.present(WEB, GOOD)
+    delivery.changed(WEB, GOOD)
     sink.fail_next_update = ZeroDivisionError("oops")
     with pytest.raises(ZeroDivisionError):
-        delivery.deliver()
-    delivery.deliver()
+        delivery.flush()
+    delivery.flush()
     assert sink.updates == []
 
 
 def test_a_problem_is_told_once_and_the_last_good_state_stays(
     sink: RecordingSink, delivery: Delivery
 ) -> None:
-    delivery.present(WEB, GOOD)
-    delivery.present(WEB, BAD)
-    delivery.present(WEB, BAD)
-    delivery.deliver()
-    assert sink.problems == [Problem(Kind.SERVICE, WEB, "spec.ports[0].port", "0 is no port")]
+    delivery.changed(WEB, GOOD)
+    delivery.changed(WEB, BAD)
+    delivery.changed(WEB, BAD)
+    delivery.flush()
+    assert sink.problems == [Problem(Kind.SERVICE, WEB, "spec.ports[0].port", "0 is not a port")]
     assert sink.names() == {"web"}
     assert sink.deletes == []
 
@@ -76,12 +76,12 @@ def test_a_problem_is_told_once_and_the_last_good_state_stays(
 def test_a_problem_is_told_again_after_something_else(
     cure: str, sink: RecordingSink, delivery: Delivery
 ) -> None:
-    delivery.present(WEB, BAD)
+    delivery.changed(WEB, BAD)
     if cure == "gone":
-        delivery.absent(WEB)
+        delivery.removed(WEB)
     else:
-        delivery.present(WEB, {"good": GOOD, "headless": HEADLESS, "worse": WORSE}[cure])
-    delivery.present(WEB, BAD)
+        delivery.changed(WEB, {"good": GOOD, "headless": HEADLESS, "worse": WORSE}[cure])
+    delivery.changed(WEB, BAD)
     assert sink.problems[0] == sink.problems[-1]
     assert len(sink.problems) == (3 if cure == "worse" else 2)
 
@@ -100,7 +100,7 @@ def test_a_defect_of_the_parser_costs_one_object(
         raise ZeroDivisionError("oops")
 
     monkeypatch.setattr(delivery_module, "parse_object", defective)
-    delivery.present(WEB, GOOD)
+    delivery.changed(WEB, GOOD)
     assert sink.problems[0].reason == "internal error: ZeroDivisionError: oops"
 
 
@@ -112,5 +112,5 @@ def test_running_out_of_memory_is_no_problem_of_the_object(
 
     monkeypatch.setattr(delivery_module, "parse_object", exhausted)
     with pytest.raises(MemoryError):
-        delivery.present(WEB, GOOD)
+        delivery.changed(WEB, GOOD)
     assert sink.problems == []

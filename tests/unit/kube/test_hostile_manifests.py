@@ -26,17 +26,17 @@ HOSTILE = {
     "laughs.yaml": (LAUGHS.encode(), "more than 1000000 values", "yaml_nodes"),
     "self.yaml": (
         b"kind: List\nitems: &i [{kind: List, items: *i}]",
-        "alias i stands",
+        "alias i refers",
         "yaml_depth",
     ),
     "digits.yaml": (b"a: " + b"1" * 10_000, "more than 64 characters", ""),
     "hex.yaml": (b"a: 0x" + b"f" * 10_000, "more than 64 characters", ""),
     "sixty.yaml": (b"a: 1" + b":59" * 10_000, "more than 64 characters", ""),
-    "digits.json": (b'{"a": ' + b"1" * 10_000 + b"}", "no valid JSON", ""),
-    "bytes.yaml": (b"kind: \xff\xfe", "no valid YAML", ""),
+    "digits.json": (b'{"a": ' + b"1" * 10_000 + b"}", "not valid JSON", ""),
+    "bytes.yaml": (b"kind: \xff\xfe", "not valid YAML", ""),
     "bytes.json": (b'{"kind": "\xff"}', "not UTF-8", ""),
-    "tag.yaml": (b"!!python/object/apply:os.system [true]", "no valid YAML", ""),
-    "key.yaml": (b"? [a]\n: b", "no valid YAML", ""),
+    "tag.yaml": (b"!!python/object/apply:os.system [true]", "not valid YAML", ""),
+    "key.yaml": (b"? [a]\n: b", "not valid YAML", ""),
 }
 
 

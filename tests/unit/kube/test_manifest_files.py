@@ -100,10 +100,10 @@ def test_what_is_not_for_us_is_ignored(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("7", "a.yaml:1: is no Kubernetes object"),
+        ("7", "a.yaml:1: is not a Kubernetes object"),
         ("\n\nspec: {}", "a.yaml:3: kind: is missing"),
-        ("kind: [Service]", "a.yaml:1: kind: is no text"),
-        ("kind: List\nitems: 7", "a.yaml:2: items: is no list"),
+        ("kind: [Service]", "a.yaml:1: kind: is not a string"),
+        ("kind: List\nitems: 7", "a.yaml:2: items: is not a list"),
         (
             "kind: EndpointSlice\napiVersion: discovery.k8s.io/v1beta1\nmetadata: {name: x}",
             (
@@ -113,7 +113,7 @@ def test_what_is_not_for_us_is_ignored(text: str) -> None:
         ),
         (
             service(port=0),
-            "a.yaml:9 Service default/web: spec.ports[0].port: 0 is no port",
+            "a.yaml:9 Service default/web: spec.ports[0].port: 0 is not a port",
         ),
         (
             service(port="http"),
@@ -164,14 +164,14 @@ def test_a_bad_object_is_known_by_name_and_its_neighbours_are_good() -> None:
 @pytest.mark.parametrize(
     ("origin", "data", "problem"),
     [
-        ("a.yaml", b"a: 1\nb: [1,\nc: }", "a.yaml:3: no valid YAML: "),
-        ("a.yaml", b"a: 1\n\tb: 2", "a.yaml:2: no valid YAML: "),
-        ("a.yaml", b"a: \xff", "a.yaml: no valid YAML: "),
-        ("a.yaml", b"a: &x [*y]", "a.yaml:1: no valid YAML: "),
-        ("a.yaml", b"? [a]\n: b", "a.yaml:1: no valid YAML: "),
-        ("a.json", b'{"a": 1,\n "b": }', "a.json:2: no valid JSON: Expecting value"),
-        ("a.json", b'"\xff"', "a.json: no valid JSON: it is not UTF-8"),
-        ("a.json", b"", "a.json:1: no valid JSON: "),
+        ("a.yaml", b"a: 1\nb: [1,\nc: }", "a.yaml:3: not valid YAML: "),
+        ("a.yaml", b"a: 1\n\tb: 2", "a.yaml:2: not valid YAML: "),
+        ("a.yaml", b"a: \xff", "a.yaml: not valid YAML: "),
+        ("a.yaml", b"a: &x [*y]", "a.yaml:1: not valid YAML: "),
+        ("a.yaml", b"? [a]\n: b", "a.yaml:1: not valid YAML: "),
+        ("a.json", b'{"a": 1,\n "b": }', "a.json:2: not valid JSON: Expecting value"),
+        ("a.json", b'"\xff"', "a.json: not valid JSON: it is not UTF-8"),
+        ("a.json", b"", "a.json:1: not valid JSON: "),
     ],
 )
 def test_broken_files_are_refused_whole(origin: str, data: bytes, problem: str) -> None:

@@ -104,7 +104,7 @@ def test_a_broken_file_keeps_its_objects_until_it_is_repaired(folder: Folder) ->
     folder.write("b.yaml", service("b", 81))
     sink.wait(lambda: folder.port("b") == 81)
     assert len(sink.problems) == 1
-    assert str(sink.problems[0]).startswith("a.yaml:8: no valid YAML: ")
+    assert str(sink.problems[0]).startswith("a.yaml:8: not valid YAML: ")
     assert folder.port("a") == 80
     folder.write("a.yaml", service("a", 82))
     sink.wait(lambda: folder.port("a") == 82)
@@ -130,7 +130,7 @@ def test_a_bad_object_keeps_its_last_good_state_and_spares_its_neighbours(folder
     folder.write("a.yaml", service("a", 0), service("b", 81))
     sink.wait(lambda: sink.names() == {"a", "b"})
     assert (folder.port("a"), folder.port("b")) == (80, 81)
-    assert [problem.reason for problem in sink.problems] == ["0 is no port"]
+    assert [problem.reason for problem in sink.problems] == ["0 is not a port"]
     folder.write("a.yaml", service("b", 81))
     sink.wait(lambda: sink.names() == {"b"})
 
@@ -265,7 +265,7 @@ def test_stop_ends_the_thread_at_once(folder: Folder) -> None:
 
 @pytest.mark.parametrize(
     ("make", "words"),
-    [(None, "does not exist: create it"), ("file", "is no folder: create it")],
+    [(None, "does not exist: create it"), ("file", "is not a folder: create it")],
 )
 def test_a_useless_folder_is_refused(tmp_path: Path, make: str | None, words: str) -> None:
     path = tmp_path / "x"

@@ -165,7 +165,7 @@ class TestService:
         ("spec", "problem"),
         [
             ({"ports": [{}]}, "spec.ports[0].port: is missing"),
-            ({"ports": [{"port": 0}]}, "spec.ports[0].port: 0 is no port"),
+            ({"ports": [{"port": 0}]}, "spec.ports[0].port: 0 is not a port"),
             (
                 {"ports": [{"port": 80}, {"port": 65536}]},
                 "spec.ports[1].port: 65536 is not between 1 and 65535",

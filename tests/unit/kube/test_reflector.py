@@ -38,14 +38,16 @@ def told(effects: list[Effect]) -> list[str]:
 
 
 def query(reflector: Reflector) -> dict[str, str]:
-    return dict(reflector.request().query)
+    return dict(reflector.next_request().query)
 
 
 def streaming(*names: str) -> Reflector:
     """Make a reflector whose initial stream has delivered these names at version 10."""
     reflector = Reflector(Kind.SERVICE)
-    reflector.request()
-    reflector.lines([event("ADDED", item(name, 1)) for name in names] + [bookmark(10, end=True)])
+    reflector.next_request()
+    reflector.watch_lines(
+        [event("ADDED", item(name, 1)) for name in names] + [bookmark(10, end=True)]
+    )
     return reflector
 
 
@@ -56,18 +58,18 @@ def listing(**options: Any) -> Reflector:
 def watching(*names: str) -> Reflector:
     """Make a reflector that has listed these names at version 10 and watches."""
     reflector = listing()
-    reflector.request()
-    reflector.page(page(*(item(name, 1) for name in names)))
-    reflector.request()
+    reflector.next_request()
+    reflector.list_page(page(*(item(name, 1) for name in names)))
+    reflector.next_request()
     if not names:  # an empty list is believed the second time
-        reflector.page(page())
-        reflector.request()
+        reflector.list_page(page())
+        reflector.next_request()
     return reflector
 
 
 class TestInitialStream:
     def test_the_request_asks_for_initial_events(self) -> None:
-        request = Reflector(Kind.SERVICE, SERVICES).request()
+        request = Reflector(Kind.SERVICE, SERVICES).next_request()
         assert request.watch
         assert request.initial
         assert dict(request.query) == {
@@ -81,17 +83,17 @@ class TestInitialStream:
 
     def test_a_bookmark_completes_it_and_the_watch_goes_on_in_the_same_response(self) -> None:
         reflector = Reflector(Kind.SERVICE)
-        reflector.request()
-        output = reflector.lines([event("ADDED", item("a", 3)), event("ADDED", item("b", 4))])
-        assert (told(output.effects), output.step) == (["+a", "+b"], Step.GO_ON)
-        output = reflector.lines([bookmark(10, end=True)])
-        assert (told(output.effects), output.step) == (["=2"], Step.GO_ON)
-        output = reflector.lines(
+        reflector.next_request()
+        output = reflector.watch_lines([event("ADDED", item("a", 3)), event("ADDED", item("b", 4))])
+        assert (told(output.effects), output.step) == (["+a", "+b"], Step.CONTINUE)
+        output = reflector.watch_lines([bookmark(10, end=True)])
+        assert (told(output.effects), output.step) == (["=2"], Step.CONTINUE)
+        output = reflector.watch_lines(
             [event("MODIFIED", item("a", 11)), event("DELETED", item("b", 12))]
         )
         assert told(output.effects) == ["+a", "-b"]
-        assert reflector.broken(Cause.CLOSED).step is Step.AGAIN
-        request = reflector.request()
+        assert reflector.response_ended(Cause.CLOSED).step is Step.RETRY_NOW
+        request = reflector.next_request()
         assert not request.initial
         assert dict(request.query)["resourceVersion"] == "12"
 
@@ -99,34 +101,36 @@ class TestInitialStream:
         self,
     ) -> None:
         reflector = streaming("a", "b", "c")
-        reflector.lines([error(410)])
-        assert reflector.request().initial
-        output = reflector.lines([event("ADDED", item("a", 1)), event("ADDED", item("b", 20))])
+        reflector.watch_lines([error(410)])
+        assert reflector.next_request().initial
+        output = reflector.watch_lines(
+            [event("ADDED", item("a", 1)), event("ADDED", item("b", 20))]
+        )
         assert told(output.effects) == ["+a", "+b"]
-        output = reflector.lines([bookmark(21, end=True)])
+        output = reflector.watch_lines([bookmark(21, end=True)])
         assert told(output.effects) == ["-c", "=2"]
-        reflector.lines([event("MODIFIED", item("b", 22)), error(410)])
-        reflector.request()
+        reflector.watch_lines([event("MODIFIED", item("b", 22)), error(410)])
+        reflector.next_request()
         lines = [event("ADDED", item("a", 1)), event("ADDED", item("b", 22))]
-        assert told(reflector.lines([*lines, bookmark(23, end=True)]).effects) == ["+b", "=2"]
+        assert told(reflector.watch_lines([*lines, bookmark(23, end=True)]).effects) == ["+b", "=2"]
 
     def test_a_stream_that_is_cut_removes_nothing_and_begins_anew(self) -> None:
         reflector = streaming("a", "b")
-        reflector.lines([error(410)])
-        reflector.request()
-        reflector.lines([event("ADDED", item("c", 20))])
-        output = reflector.broken(Cause.CUT, "reset by peer")
+        reflector.watch_lines([error(410)])
+        reflector.next_request()
+        reflector.watch_lines([event("ADDED", item("c", 20))])
+        output = reflector.response_ended(Cause.CUT, "reset by peer")
         assert (output.effects, output.step) == ([], Step.BACK_OFF)
-        assert output.trouble == "reset by peer"
-        assert reflector.request().initial
-        output = reflector.lines([event("ADDED", item("b", 1)), bookmark(30, end=True)])
+        assert output.warning == "reset by peer"
+        assert reflector.next_request().initial
+        output = reflector.watch_lines([event("ADDED", item("b", 1)), bookmark(30, end=True)])
         assert sorted(told(output.effects)) == ["+b", "-a", "-c", "=1"]
 
     def test_a_deletion_before_the_end_counts(self) -> None:
         reflector = Reflector(Kind.SERVICE)
-        reflector.request()
+        reflector.next_request()
         kept = event("ADDED", item("kept", 1))
-        output = reflector.lines(
+        output = reflector.watch_lines(
             [
                 kept,
                 event("ADDED", item("a", 1)),
@@ -139,9 +143,9 @@ class TestInitialStream:
     @pytest.mark.parametrize("code", [400, 422])
     def test_a_server_that_refuses_it_is_listed(self, code: int) -> None:
         reflector = Reflector(Kind.SERVICE, SERVICES)
-        reflector.request()
-        output = reflector.refused(code, status(code, "sendInitialEvents is forbidden"))
-        assert (output.step, output.restarted) == (Step.AGAIN, "")
+        reflector.next_request()
+        output = reflector.error_response(code, status(code, "sendInitialEvents is forbidden"))
+        assert (output.step, output.restarted) == (Step.RETRY_NOW, "")
         assert query(reflector) == {
             "labelSelector": "!other",
             "fieldSelector": "spec.clusterIP!=None",
@@ -151,102 +155,104 @@ class TestInitialStream:
     @pytest.mark.parametrize("cause", [Cause.IDLE, Cause.CLOSED])
     def test_a_server_that_ignores_it_is_listed(self, cause: Cause) -> None:
         reflector = Reflector(Kind.SERVICE)
-        reflector.request()
-        reflector.lines([event("ADDED", item("a", 1))])
-        assert reflector.broken(cause).step is Step.AGAIN
+        reflector.next_request()
+        reflector.watch_lines([event("ADDED", item("a", 1))])
+        assert reflector.response_ended(cause).step is Step.RETRY_NOW
         assert "limit" in query(reflector)
-        assert told(reflector.page(page(item("a", 1))).effects) == ["=1"]
+        assert told(reflector.list_page(page(item("a", 1))).effects) == ["=1"]
 
     def test_a_plain_bookmark_gives_away_that_it_is_ignored(self) -> None:
         reflector = Reflector(Kind.SERVICE)
-        reflector.request()
-        assert reflector.lines([bookmark(5)]).step is Step.AGAIN
+        reflector.next_request()
+        assert reflector.watch_lines([bookmark(5)]).step is Step.RETRY_NOW
         assert "limit" in query(reflector)
 
     def test_other_refusals_do_not_end_its_use(self) -> None:
         reflector = Reflector(Kind.SERVICE)
         for code in (401, 403, 404, 429, 500):
-            reflector.request()
-            assert reflector.refused(code, b"").step is Step.BACK_OFF
-            assert reflector.request().initial
+            reflector.next_request()
+            assert reflector.error_response(code, b"").step is Step.BACK_OFF
+            assert reflector.next_request().initial
 
 
 class TestList:
     def test_pages_are_followed_to_the_end(self) -> None:
         reflector = listing(page_size=2)
         assert query(reflector) == {"limit": "2"}
-        output = reflector.page(page(item("a", 1), item("b", 2), token="next"))
-        assert (told(output.effects), output.step) == (["+a", "+b"], Step.GO_ON)
+        output = reflector.list_page(page(item("a", 1), item("b", 2), token="next"))
+        assert (told(output.effects), output.step) == (["+a", "+b"], Step.CONTINUE)
         assert query(reflector) == {"limit": "2", "continue": "next"}
-        output = reflector.page(page(item("c", 3), version=10))
+        output = reflector.list_page(page(item("c", 3), version=10))
         assert told(output.effects) == ["+c", "=3"]
         assert query(reflector)["resourceVersion"] == "10"
 
     def test_a_page_that_fails_is_asked_for_again(self) -> None:
         reflector = listing()
-        reflector.request()
-        reflector.page(page(item("a", 1), token="next"))
-        reflector.request()
-        assert reflector.broken(Cause.CUT).step is Step.BACK_OFF
+        reflector.next_request()
+        reflector.list_page(page(item("a", 1), token="next"))
+        reflector.next_request()
+        assert reflector.response_ended(Cause.CUT).step is Step.BACK_OFF
         assert query(reflector)["continue"] == "next"
-        assert told(reflector.page(page(item("b", 2))).effects) == ["+b", "=2"]
+        assert told(reflector.list_page(page(item("b", 2))).effects) == ["+b", "=2"]
 
     def test_an_expired_token_means_one_whole_list(self) -> None:
         reflector = listing()
-        reflector.request()
-        reflector.page(page(item("a", 1), item("b", 1), token="next"))
-        reflector.request()
-        output = reflector.refused(410, status(410, "too old"))
-        assert (output.step, output.restarted) == (Step.AGAIN, "")
+        reflector.next_request()
+        reflector.list_page(page(item("a", 1), item("b", 1), token="next"))
+        reflector.next_request()
+        output = reflector.error_response(410, status(410, "too old"))
+        assert (output.step, output.restarted) == (Step.RETRY_NOW, "")
         assert query(reflector) == {}
-        output = reflector.page(page(item("b", 1), item("c", 1)))
+        output = reflector.list_page(page(item("b", 1), item("c", 1)))
         assert told(output.effects) == ["+c", "-a", "=2"]
-        reflector.lines([error(410)])
+        reflector.watch_lines([error(410)])
         assert query(reflector) == {"limit": "500"}
 
     def test_a_body_that_is_no_list_is_an_error(self) -> None:
         reflector = listing()
-        reflector.request()
-        output = reflector.page(b"<html>")
+        reflector.next_request()
+        output = reflector.list_page(b"<html>")
         assert (output.effects, output.step) == ([], Step.BACK_OFF)
-        assert "unreadable list" in output.trouble
+        assert "unreadable list" in output.warning
 
     def test_an_unknown_field_selector_is_given_up(self) -> None:
         reflector = Reflector(Kind.SERVICE, SERVICES, watch_list=False)
-        reflector.request()
-        output = reflector.refused(400, status(400, "field label not supported: spec.clusterIP"))
-        assert output.step is Step.AGAIN
+        reflector.next_request()
+        output = reflector.error_response(
+            400, status(400, "field label not supported: spec.clusterIP")
+        )
+        assert output.step is Step.RETRY_NOW
         assert query(reflector) == {"labelSelector": "!other", "limit": "500"}
-        assert reflector.refused(400, b"").step is Step.BACK_OFF
+        assert reflector.error_response(400, b"").step is Step.BACK_OFF
 
     def test_streaming_is_kept_when_only_the_field_selector_is_unknown(self) -> None:
         reflector = Reflector(Kind.SERVICE, SERVICES)
-        reflector.request()
-        reflector.refused(400, status(400, "field label not supported: spec.clusterIP"))
-        request = reflector.request()
+        reflector.next_request()
+        reflector.error_response(400, status(400, "field label not supported: spec.clusterIP"))
+        request = reflector.next_request()
         assert request.initial
         assert "fieldSelector" not in dict(request.query)
 
     def test_a_needed_field_selector_is_never_given_up(self) -> None:
         reflector = Reflector(Kind.NODE, Selectors(fields="metadata.name=me"), watch_list=False)
-        reflector.request()
-        assert reflector.refused(400, b"").step is Step.BACK_OFF
+        reflector.next_request()
+        assert reflector.error_response(400, b"").step is Step.BACK_OFF
         assert query(reflector)["fieldSelector"] == "metadata.name=me"
 
 
 class TestWatch:
     def test_bookmarks_carry_the_version_on(self) -> None:
         reflector = watching("a")
-        assert reflector.lines([bookmark(40), b"", b"  "]).effects == []
+        assert reflector.watch_lines([bookmark(40), b"", b"  "]).effects == []
         assert query(reflector)["resourceVersion"] == "40"
-        reflector.lines([event("BOOKMARK", {"metadata": 3})])
+        reflector.watch_lines([event("BOOKMARK", {"metadata": 3})])
         assert query(reflector)["resourceVersion"] == "40"
 
     @pytest.mark.parametrize(
         ("cause", "step", "restarted"),
         [
-            (Cause.CLOSED, Step.AGAIN, ""),
-            (Cause.IDLE, Step.AGAIN, "idle"),
+            (Cause.CLOSED, Step.RETRY_NOW, ""),
+            (Cause.IDLE, Step.RETRY_NOW, "idle"),
             (Cause.CUT, Step.BACK_OFF, "cut"),
         ],
     )
@@ -254,38 +260,42 @@ class TestWatch:
         self, cause: Cause, step: Step, restarted: str
     ) -> None:
         reflector = watching("a")
-        reflector.lines([event("ADDED", item("b", 11))])
-        output = reflector.broken(cause)
+        reflector.watch_lines([event("ADDED", item("b", 11))])
+        output = reflector.response_ended(cause)
         assert (output.effects, output.step, output.restarted) == ([], step, restarted)
         assert query(reflector)["resourceVersion"] == "11"
-        assert told(reflector.lines([event("ADDED", item("b", 11))]).effects) == []
+        assert told(reflector.watch_lines([event("ADDED", item("b", 11))]).effects) == []
 
     @pytest.mark.parametrize("as_event", [True, False])
     def test_gone_means_a_new_list_at_once(self, *, as_event: bool) -> None:
         reflector = watching("a", "b")
         output = (
-            reflector.lines([error(410, "too old"), event("ADDED", item("x", 12))])
+            reflector.watch_lines([error(410, "too old"), event("ADDED", item("x", 12))])
             if as_event
-            else reflector.refused(410, status(410, "too old"))
+            else reflector.error_response(410, status(410, "too old"))
         )
-        assert (output.effects, output.step) == ([], Step.AGAIN)
-        assert (output.restarted, output.trouble) == ("gone", "HTTP 410: too old")
+        assert (output.effects, output.step) == ([], Step.RETRY_NOW)
+        assert (output.restarted, output.warning) == ("gone", "HTTP 410: too old")
         assert query(reflector) == {"limit": "500"}
-        output = reflector.page(page(item("b", 2), item("c", 3)))
+        output = reflector.list_page(page(item("b", 2), item("c", 3)))
         assert told(output.effects) == ["+b", "+c", "-a", "=2"]
 
     @pytest.mark.parametrize("code", [401, 403, 429, 500, 503])
     @pytest.mark.parametrize("as_event", [True, False])
     def test_temporary_trouble_keeps_the_place(self, code: int, *, as_event: bool) -> None:
         reflector = watching("a")
-        output = reflector.lines([error(code)]) if as_event else reflector.refused(code, b"")
+        output = (
+            reflector.watch_lines([error(code)])
+            if as_event
+            else reflector.error_response(code, b"")
+        )
         assert (output.step, output.restarted) == (Step.BACK_OFF, "refused")
         assert query(reflector)["resourceVersion"] == "10"
 
     def test_a_server_that_went_back_in_time_is_listed_anew(self) -> None:
         reflector = watching("a")
         message = "Too large resource version: 10, current: 5"
-        assert reflector.refused(504, status(504, message)).step is Step.BACK_OFF
+        assert reflector.error_response(504, status(504, message)).step is Step.BACK_OFF
         assert query(reflector) == {"limit": "500"}
 
     @pytest.mark.parametrize(
@@ -293,38 +303,38 @@ class TestWatch:
     )
     def test_what_is_no_event_ends_the_stream(self, line: bytes) -> None:
         reflector = watching("a")
-        output = reflector.lines([line, event("ADDED", item("b", 11))])
+        output = reflector.watch_lines([line, event("ADDED", item("b", 11))])
         assert (output.effects, output.step) == ([], Step.BACK_OFF)
         assert output.restarted == "unreadable"
         assert query(reflector)["resourceVersion"] == "10"
 
     def test_a_deletion_of_something_unknown_is_passed_on(self) -> None:
-        assert told(watching().lines([event("DELETED", item("x", 11))]).effects) == ["-x"]
+        assert told(watching().watch_lines([event("DELETED", item("x", 11))]).effects) == ["-x"]
 
     def test_after_forget_everything_is_delivered_again(self) -> None:
         reflector = watching("a", "b")
-        reflector.forget()
+        reflector.start_over()
         assert query(reflector) == {"limit": "500"}
-        assert told(reflector.page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
+        assert told(reflector.list_page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
 
     def test_after_forget_what_the_last_output_removed_is_removed_again(self) -> None:
         reflector = watching("a", "b", "c")
-        reflector.lines([event("DELETED", item("c", 11))])
-        assert told(reflector.lines([event("DELETED", item("b", 12))]).effects) == ["-b"]
-        reflector.forget()  # the consumer took the first output, and failed to take the second
-        reflector.request()
-        assert told(reflector.page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
-        reflector.forget()
-        reflector.request()
-        assert told(reflector.page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
+        reflector.watch_lines([event("DELETED", item("c", 11))])
+        assert told(reflector.watch_lines([event("DELETED", item("b", 12))]).effects) == ["-b"]
+        reflector.start_over()  # the consumer took the first output, and failed to take the second
+        reflector.next_request()
+        assert told(reflector.list_page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
+        reflector.start_over()
+        reflector.next_request()
+        assert told(reflector.list_page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
 
 
 class TestMalformed:
     def test_a_bad_item_costs_only_itself(self) -> None:
         reflector = listing()
-        reflector.request()
+        reflector.next_request()
         bad = item("bad", 2, spec={"ports": "none"})
-        output = reflector.page(page(item("a", 1), bad, item("c", 3)))
+        output = reflector.list_page(page(item("a", 1), bad, item("c", 3)))
         assert told(output.effects) == ["+a", "!bad", "+c", "=3"]
         assert output.effects[1] == Malformed(
             NamespacedName("default", "bad"), "spec.ports", "expected array, got str"
@@ -333,23 +343,23 @@ class TestMalformed:
     def test_an_object_that_turns_bad_is_not_removed(self) -> None:
         reflector = watching("a")
         bad = item("a", 11, spec={"ports": "none"})
-        assert told(reflector.lines([event("MODIFIED", bad)]).effects) == ["!a"]
+        assert told(reflector.watch_lines([event("MODIFIED", bad)]).effects) == ["!a"]
         assert query(reflector)["resourceVersion"] == "11"
-        reflector.lines([error(410)])
-        reflector.request()
-        assert told(reflector.page(page(bad)).effects) == ["!a", "=1"]
+        reflector.watch_lines([error(410)])
+        reflector.next_request()
+        assert told(reflector.list_page(page(bad)).effects) == ["!a", "=1"]
 
     def test_without_a_name_it_is_told_all_the_same(self) -> None:
-        output = watching().lines([event("ADDED", {"metadata": 3}), event("ADDED", {})])
+        output = watching().watch_lines([event("ADDED", {"metadata": 3}), event("ADDED", {})])
         assert told(output.effects) == ["!?", "!?"]
-        assert output.step is Step.GO_ON
-        assert watching().lines([event("DELETED", {"metadata": 3})]).effects == []
+        assert output.step is Step.CONTINUE
+        assert watching().watch_lines([event("DELETED", {"metadata": 3})]).effects == []
 
     def test_an_object_of_another_kind_is_refused_by_name(self) -> None:
         pod = {"kind": "Pod", **item("a", 11)}
         for type_ in ("ADDED", "MODIFIED", "DELETED"):
             reflector = watching("a")
-            output = reflector.lines([event(type_, pod)])
+            output = reflector.watch_lines([event(type_, pod)])
             name = NamespacedName("default", "a")
             assert output.effects == [Malformed(name, "kind", "'Pod' is not Service")]
             assert query(reflector)["resourceVersion"] == "11"
@@ -358,13 +368,13 @@ class TestMalformed:
         reflector = watching("a")
         broken = b'{"type":"MODIFIED","object":{"metadata":{"name":"a","namespace":"default",'
         broken += b'"resourceVersion":"11"},"spec":{"ports":[}}'
-        output = reflector.lines([broken, event("ADDED", item("b", 12))])
-        assert (told(output.effects), output.step) == (["!a", "+b"], Step.GO_ON)
+        output = reflector.watch_lines([broken, event("ADDED", item("b", 12))])
+        assert (told(output.effects), output.step) == (["!a", "+b"], Step.CONTINUE)
         assert query(reflector)["resourceVersion"] == "12"
 
     def test_the_version_is_read_from_metadata_that_is_wrong_elsewhere(self) -> None:
         reflector = watching()
-        reflector.lines([event("ADDED", {"metadata": {"name": 3, "resourceVersion": "17"}})])
+        reflector.watch_lines([event("ADDED", {"metadata": {"name": 3, "resourceVersion": "17"}})])
         assert query(reflector)["resourceVersion"] == "17"
 
 
@@ -374,23 +384,25 @@ class TestLongLines:
 
     def test_the_object_is_named_and_keeps_its_state(self) -> None:
         reflector = watching("a")
-        output = reflector.lines([LongLine(self.HEAD % b"MODIFIED"), event("ADDED", item("b", 12))])
-        assert (told(output.effects), output.step) == (["!a", "+b"], Step.GO_ON)
+        output = reflector.watch_lines(
+            [LongLine(self.HEAD % b"MODIFIED"), event("ADDED", item("b", 12))]
+        )
+        assert (told(output.effects), output.step) == (["!a", "+b"], Step.CONTINUE)
         assert query(reflector)["resourceVersion"] == "12"
 
     def test_in_a_list_it_does_not_count_as_deleted(self) -> None:
         reflector = streaming("a", "b")
-        reflector.lines([error(410)])
-        reflector.request()
-        output = reflector.lines([LongLine(self.HEAD % b"ADDED"), bookmark(30, end=True)])
+        reflector.watch_lines([error(410)])
+        reflector.next_request()
+        output = reflector.watch_lines([LongLine(self.HEAD % b"ADDED"), bookmark(30, end=True)])
         assert told(output.effects) == ["!a", "-b", "=1"]
 
     def test_a_deletion_needs_no_more_than_the_name(self) -> None:
-        assert told(watching("a").lines([LongLine(self.HEAD % b"DELETED")]).effects) == ["-a"]
+        assert told(watching("a").watch_lines([LongLine(self.HEAD % b"DELETED")]).effects) == ["-a"]
 
     def test_without_a_name_it_is_told_all_the_same(self) -> None:
-        output = watching("a").lines([LongLine(b"x" * 4096)])
-        assert (told(output.effects), output.step) == (["!?"], Step.GO_ON)
+        output = watching("a").watch_lines([LongLine(b"x" * 4096)])
+        assert (told(output.effects), output.step) == (["!?"], Step.CONTINUE)
 
 
 class TestNotBelieved:
@@ -406,38 +418,38 @@ class TestNotBelieved:
     )
     def test_what_is_no_list_of_the_kind(self, body: bytes, trouble: str) -> None:
         reflector = watching("a")
-        reflector.lines([error(410)])
-        reflector.request()
-        output = reflector.page(body)
+        reflector.watch_lines([error(410)])
+        reflector.next_request()
+        output = reflector.list_page(body)
         assert (output.effects, output.step) == ([], Step.BACK_OFF)
-        assert output.trouble == f"unreadable list: {trouble}"
+        assert output.warning == f"unreadable list: {trouble}"
         assert query(reflector) == {"limit": "500"}
 
     @pytest.mark.parametrize("kind", list(Kind))
     def test_lists_of_every_kind_are_known(self, kind: Kind) -> None:
         reflector = Reflector(kind, watch_list=False)
-        reflector.request()
-        assert told(reflector.page(page(item("a", 1), kind=kind)).effects) == ["+a", "=1"]
+        reflector.next_request()
+        assert told(reflector.list_page(page(item("a", 1), kind=kind)).effects) == ["+a", "=1"]
 
     def test_a_token_that_does_not_change(self) -> None:
         reflector = listing()
-        reflector.request()
-        reflector.page(page(item("a", 1), token="t"))
-        reflector.request()
-        assert reflector.page(page(item("a", 1), token="t")).step is Step.BACK_OFF
+        reflector.next_request()
+        reflector.list_page(page(item("a", 1), token="t"))
+        reflector.next_request()
+        assert reflector.list_page(page(item("a", 1), token="t")).step is Step.BACK_OFF
 
     def test_an_end_of_initial_events_without_version(self) -> None:
         reflector = Reflector(Kind.SERVICE)
-        reflector.request()
+        reflector.next_request()
         end = bookmark(10, end=True).replace(b'"10"', b'""')
-        output = reflector.lines([event("ADDED", item("a", 1)), end])
+        output = reflector.watch_lines([event("ADDED", item("a", 1)), end])
         assert (told(output.effects), output.step) == (["+a"], Step.BACK_OFF)
 
     def test_the_same_unreadable_line_twice_means_a_list(self) -> None:
         reflector = watching("a")
-        reflector.lines([b"<html>"])
+        reflector.watch_lines([b"<html>"])
         assert query(reflector)["resourceVersion"] == "10"
-        reflector.lines([b"<html>"])
+        reflector.watch_lines([b"<html>"])
         assert query(reflector) == {"limit": "500"}
 
 
@@ -445,62 +457,66 @@ class TestSecondLook:
     @pytest.mark.parametrize("kind", [Kind.SERVICE, Kind.ENDPOINT_SLICE])
     def test_a_first_empty_list_is_believed_the_second_time(self, kind: Kind) -> None:
         reflector = Reflector(kind)
-        reflector.request()
-        output = reflector.lines([bookmark(10, end=True)])
-        assert (output.effects, output.step) == ([], Step.SECOND_LOOK)
-        request = reflector.request()
+        reflector.next_request()
+        output = reflector.watch_lines([bookmark(10, end=True)])
+        assert (output.effects, output.step) == ([], Step.CONFIRM_EMPTY)
+        request = reflector.next_request()
         assert not request.watch  # a paged list without resourceVersion is a consistent one
         assert dict(request.query) == {"limit": "500"}
-        assert told(reflector.page(page(kind=kind)).effects) == ["=0"]
+        assert told(reflector.list_page(page(kind=kind)).effects) == ["=0"]
 
     def test_a_new_list_that_is_empty_removes_nothing_the_first_time(self) -> None:
         reflector = watching("a", "b")
-        reflector.lines([error(410)])
-        reflector.request()
-        output = reflector.page(page())
-        assert (output.effects, output.step) == ([], Step.SECOND_LOOK)
-        reflector.request()
-        assert told(reflector.page(page(item("a", 1), version=20)).effects) == ["+a", "-b", "=1"]
+        reflector.watch_lines([error(410)])
+        reflector.next_request()
+        output = reflector.list_page(page())
+        assert (output.effects, output.step) == ([], Step.CONFIRM_EMPTY)
+        reflector.next_request()
+        assert told(reflector.list_page(page(item("a", 1), version=20)).effects) == [
+            "+a",
+            "-b",
+            "=1",
+        ]
 
     def test_what_was_empty_before_may_be_so_again(self) -> None:
         reflector = listing()
         for _ in range(2):
-            reflector.request()
-            reflector.page(page())
-        reflector.request()
-        reflector.lines([error(410)])
-        reflector.request()
-        assert told(reflector.page(page()).effects) == ["=0"]
+            reflector.next_request()
+            reflector.list_page(page())
+        reflector.next_request()
+        reflector.watch_lines([error(410)])
+        reflector.next_request()
+        assert told(reflector.list_page(page()).effects) == ["=0"]
 
     def test_nodes_may_be_missing(self) -> None:
         reflector = Reflector(Kind.NODE, watch_list=False)
-        reflector.request()
-        assert told(reflector.page(page(kind="Node")).effects) == ["=0"]
+        reflector.next_request()
+        assert told(reflector.list_page(page(kind="Node")).effects) == ["=0"]
 
 
 class TestLargePages:
     def test_pages_shrink_and_grow_again(self) -> None:
         reflector = listing(page_size=4)
-        assert reflector.request().body_limit == limits.LIST_PAGE_BYTES
-        assert reflector.too_large("too large").step is Step.GO_ON
+        assert reflector.next_request().body_limit == limits.LIST_PAGE_BYTES
+        assert reflector.page_too_large("too large").step is Step.CONTINUE
         assert query(reflector) == {"limit": "2"}
-        reflector.page(page(item("a", 1), token="t"))
+        reflector.list_page(page(item("a", 1), token="t"))
         assert query(reflector) == {"limit": "4", "continue": "t"}
         for _ in range(2):
-            reflector.too_large("too large")
+            reflector.page_too_large("too large")
         assert query(reflector) == {"limit": "1", "continue": "t"}
-        output = reflector.too_large("too large")
-        assert (output.step, output.trouble) == (Step.BACK_OFF, "too large")
+        output = reflector.page_too_large("too large")
+        assert (output.step, output.warning) == (Step.BACK_OFF, "too large")
 
     def test_a_whole_list_may_be_larger(self) -> None:
         reflector = listing()
-        reflector.request()
-        reflector.page(page(item("a", 1), token="next"))
-        reflector.request()
-        reflector.refused(410, b"")
-        assert reflector.request().body_limit == limits.LIST_BYTES
-        reflector.too_large("too large")
-        assert reflector.request().body_limit == limits.LIST_PAGE_BYTES
+        reflector.next_request()
+        reflector.list_page(page(item("a", 1), token="next"))
+        reflector.next_request()
+        reflector.error_response(410, b"")
+        assert reflector.next_request().body_limit == limits.LIST_BYTES
+        reflector.page_too_large("too large")
+        assert reflector.next_request().body_limit == limits.LIST_PAGE_BYTES
 
 
 @pytest.mark.parametrize("kind", ["ADDED", "DELETED", "BOOKMARK"])
@@ -508,26 +524,26 @@ def test_a_version_that_is_too_long_to_ask_for_is_not_asked_for(kind: str) -> No
     """A server may cut the connection instead of answering, and would do so for ever."""
     reflector = watching("a")
     long = item("a", 10**limits.VERSION_CHARACTERS)
-    reflector.lines([event(kind, long)])
+    reflector.watch_lines([event(kind, long)])
     assert query(reflector)["resourceVersion"] == "10"
-    reflector.lines([event(kind, item("a", 12))])
+    reflector.watch_lines([event(kind, item("a", 12))])
     assert query(reflector)["resourceVersion"] == "12"
 
 
 def test_a_list_with_a_version_or_token_that_is_too_long_is_refused() -> None:
     reflector = listing()
-    reflector.request()
-    long = reflector.page(page(item("a", 1), version=10**limits.VERSION_CHARACTERS))
-    assert long.trouble == "unreadable list: metadata.resourceVersion: is too long"
-    reflector.request()
-    endless = reflector.page(page(item("a", 1), token="x" * (limits.CONTINUE_CHARACTERS + 1)))
-    assert endless.trouble == "unreadable list: metadata.continue: is too long"
+    reflector.next_request()
+    long = reflector.list_page(page(item("a", 1), version=10**limits.VERSION_CHARACTERS))
+    assert long.warning == "unreadable list: metadata.resourceVersion: is too long"
+    reflector.next_request()
+    endless = reflector.list_page(page(item("a", 1), token="x" * (limits.CONTINUE_CHARACTERS + 1)))
+    assert endless.warning == "unreadable list: metadata.continue: is too long"
     assert "continue" not in query(reflector)
 
 
 def test_initial_events_that_end_with_a_version_that_is_too_long_are_listed_instead() -> None:
     reflector = Reflector(Kind.SERVICE)
-    reflector.request()
+    reflector.next_request()
     end = bookmark(10**limits.VERSION_CHARACTERS, end=True)
-    assert reflector.lines([event("ADDED", item("a", 1)), end]).step is Step.BACK_OFF
+    assert reflector.watch_lines([event("ADDED", item("a", 1)), end]).step is Step.BACK_OFF
     assert "watch" not in query(reflector)

@@ -55,22 +55,22 @@ class FollowsTheServer(RuleBasedStateMachine):
 
     @rule(cut_after=st.none() | st.integers(0, 5), refuse=st.sampled_from([0, 0, 0, 422, 500]))
     def connect(self, cut_after: int | None, refuse: int) -> None:
-        request = self.reflector.request()
+        request = self.reflector.next_request()
         sent = dict(request.query)
         if refuse and (refuse != 422 or request.initial):
-            self.reflector.refused(refuse, b"")
+            self.reflector.error_response(refuse, b"")
             return
         if not request.watch:
             begin = int(sent.get("continue", 0))
             # Pages of changed states are as bad as a server can get: nothing may be lost anyway.
             if begin and not self.current:
-                self.reflector.refused(410, b"")
+                self.reflector.error_response(410, b"")
                 return
             end = begin + int(sent.get("limit", 100))
             items = [item(name, version) for name, version in sorted(self.server.items())]
             token = str(end) if end < len(items) else ""
             body = page(*items[begin:end], version=self.version, token=token)
-            self.apply(self.reflector.page(body))
+            self.apply(self.reflector.list_page(body))
             self.current = True
             return
         if request.initial:
@@ -81,9 +81,11 @@ class FollowsTheServer(RuleBasedStateMachine):
         else:
             lines = [line for v, line in self.history if v > int(sent["resourceVersion"])]
         whole = cut_after is None or cut_after >= len(lines)
-        output = self.apply(self.reflector.lines(lines[:cut_after]))
-        if output.step is Step.GO_ON:
-            self.reflector.broken(Cause.CUT if not whole or request.initial else Cause.CLOSED)
+        output = self.apply(self.reflector.watch_lines(lines[:cut_after]))
+        if output.step is Step.CONTINUE:
+            self.reflector.response_ended(
+                Cause.CUT if not whole or request.initial else Cause.CLOSED
+            )
         self.current = whole and lines[-1:] != [error(410)]
 
     @invariant()

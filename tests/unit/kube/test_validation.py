@@ -7,7 +7,7 @@ import pytest
 from svcproxy import limits
 from svcproxy.kube.core import wire
 from svcproxy.kube.core.parse import ParseError
-from svcproxy.kube.core.validation import LABEL_VALUES, LABELS, SUBDOMAINS, TAINT_KEYS, shown
+from svcproxy.kube.core.validation import LABEL_VALUES, LABELS, SUBDOMAINS, TAINT_KEYS, quoted
 from svcproxy.kube.delivery import parse_safely
 from svcproxy.model.names import Kind
 from svcproxy.model.objects import EndpointSlice, Service
@@ -52,9 +52,9 @@ def test_shared_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_values_in_messages_are_short_and_escaped() -> None:
-    assert shown("a\n\x1b[31m\u202e") == r"'a\n\x1b[31m\u202e'"
-    assert len(shown("a" * 10**6)) < 200
-    assert len(shown(10**10000)) < 200
+    assert quoted("a\n\x1b[31m\u202e") == r"'a\n\x1b[31m\u202e'"
+    assert len(quoted("a" * 10**6)) < 200
+    assert len(quoted(10**10000)) < 200
 
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE if text != "\ud800"])

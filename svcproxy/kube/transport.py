@@ -1,4 +1,4 @@
-"""Connections to the API server, below urllib3: large reads, and shutdown from other threads."""
+"""urllib3 connections to the API server with large reads, which other threads can shut down."""
 
 import http.client
 import io
@@ -17,53 +17,53 @@ from svcproxy.kube.core.chunked import Dechunker, MalformedChunksError
 from svcproxy.refusals import REFUSALS
 
 CHUNK_BYTES = 1 << 17
-"""How much is read from a socket at once."""
+"""How many bytes one read from a socket asks for."""
 
 
-class Sockets:
-    """The open connections of a client, so that another thread can shut them down."""
+class OpenConnections:
+    """Tracks the open connections of a client, so that another thread can shut them down."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
-        self._shut = False
+        self._closed = False
 
     def track(self, manager: urllib3.PoolManager) -> None:
         """Make a pool manager register the connections that it opens."""
-        http = type("HTTPConnection", (_TrackedHTTP,), {"sockets": self})
-        https = type("HTTPSConnection", (_TrackedHTTPS,), {"sockets": self})
+        http = type("HTTPConnection", (_TrackedHTTP,), {"registry": self})
+        https = type("HTTPSConnection", (_TrackedHTTPS,), {"registry": self})
         manager.pool_classes_by_scheme = {
             "http": type("Pool", (urllib3.HTTPConnectionPool,), {"ConnectionCls": http}),
             "https": type("TLSPool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": https}),
         }
 
     def add(self, connection: HTTPConnection) -> None:
-        """Note a new connection, or refuse it when the client is closed."""
+        """Add a new connection, or close it if the client is closed."""
         with self._lock:
             self._open.add(connection)
-            shut = self._shut
-        if shut:
+            closed = self._closed
+        if closed:
             connection.close()
             raise ConnectionAbortedError("the client is closed")
 
-    def shut(self) -> None:
-        """Shut all connections down; threads that read from them see their end at once."""
+    def shut_down(self) -> None:
+        """Shut down all connections; threads blocked in a read see the end of the stream."""
         with self._lock:
-            self._shut = True
+            self._closed = True
             connections = list(self._open)
         for connection in connections:
             sock = connection.sock
             if sock is not None:
                 try:
-                    # Not the TLS socket's own shutdown, which takes the TLS state away from
-                    # under a reading thread.
+                    # Not SSLSocket.shutdown: it drops the TLS state that a reading thread
+                    # still uses.
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
                 except OSError:
                     continue
 
 
-class _Received(io.RawIOBase):
-    """Reads from a socket; fails after the deadline, which applies to the head of a response."""
+class _ResponseReader(io.RawIOBase):
+    """Reads from a socket; raises after the deadline, which applies to the response head only."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class _Received(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int | None:
         if time.monotonic() > self.deadline:
             REFUSALS.count("api_response", "head_seconds")
-            raise TimeoutError("the head of the answer took too long")
+            raise TimeoutError("the head of the response took too long")
         size: int | None = self._raw.readinto(buffer)
         return size
 
@@ -85,54 +85,54 @@ class _Received(io.RawIOBase):
         super().close()
 
 
-class _Answer(http.client.HTTPResponse):
-    """Reads from the socket in large pieces: with the usual 8 KiB a list takes thousands of calls."""
+class _Response(http.client.HTTPResponse):
+    """Reads from the socket in large pieces: at the default of 8 KiB a list takes thousands of reads."""
 
     def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
         super().__init__(sock, *arguments, **named)
         small = self.fp
-        self._received = _Received(sock.makefile("rb", buffering=0))
-        self.fp = io.BufferedReader(self._received, CHUNK_BYTES)
+        self._reader = _ResponseReader(sock.makefile("rb", buffering=0))
+        self.fp = io.BufferedReader(self._reader, CHUNK_BYTES)
         small.close()
         self._dechunker = Dechunker()
 
     def begin(self) -> None:
-        """Read the head; http.client bounds it to 100 lines of 64 KiB each."""
+        """Read the response head; http.client limits it to 100 lines of 64 KiB each."""
         super().begin()
-        self._received.deadline = math.inf
+        self._reader.deadline = math.inf
 
     def read1(self, n: int = -1) -> bytes:
-        """Return what has arrived of the body; ``n`` is the limit for bodies that are not chunked."""
+        """Return the body data that has arrived; ``n`` limits bodies that are not chunked."""
         if not self.chunked:
             return super().read1(n)
         data = b""
         while not (data or self._dechunker.ended):
-            received = self.fp.read1(CHUNK_BYTES)
-            if not received:
+            piece = self.fp.read1(CHUNK_BYTES)
+            if not piece:
                 raise http.client.IncompleteRead(b"")
             try:
-                data = self._dechunker.feed(received)
+                data = self._dechunker.feed(piece)
             except MalformedChunksError as error:
                 raise http.client.HTTPException(str(error)) from error
             if self._dechunker.ended:
                 self.fp.close()
-                self.fp = None  # as http.client leaves it
+                self.fp = None  # http.client marks a finished response so
         return data
 
 
 class _TrackedHTTP(HTTPConnection):
-    sockets: ClassVar[Sockets]
-    response_class = _Answer
+    registry: ClassVar[OpenConnections]
+    response_class = _Response
 
     def connect(self) -> None:
         super().connect()
-        self.sockets.add(self)
+        self.registry.add(self)
 
 
 class _TrackedHTTPS(HTTPSConnection):
-    sockets: ClassVar[Sockets]
-    response_class = _Answer
+    registry: ClassVar[OpenConnections]
+    response_class = _Response
 
     def connect(self) -> None:
         super().connect()
-        self.sockets.add(self)
+        self.registry.add(self)
