@@ -1,4 +1,4 @@
-"""``python -m svcproxy``."""
+"""Runs the daemon: ``python -m svcproxy``."""
 
 import sys
 

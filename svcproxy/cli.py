@@ -220,7 +220,7 @@ def _run(loaded: Loaded) -> int:
     load_daemon()
     from svcproxy import daemon  # noqa: PLC0415
     from svcproxy.kube.source import SourceError  # noqa: PLC0415
-    from svcproxy.observe.http import BindError  # noqa: PLC0415
+    from svcproxy.observe.http_server import BindError  # noqa: PLC0415
 
     try:
         return daemon.run(*loaded)

@@ -17,7 +17,7 @@ from svcproxy.cleanup.active_mode import ActiveMode, report
 from svcproxy.cleanup.sweeper import Sweeper
 from svcproxy.config import Config, LocalMode
 from svcproxy.conntrack.cleaner import StaleFlows
-from svcproxy.descriptors import LIMIT, Share, shares
+from svcproxy.descriptors import DESCRIPTOR_LIMIT, DescriptorBudget, allocate
 from svcproxy.kube.recorder import EventRecorder, LogOnly
 from svcproxy.kube.source import Source
 from svcproxy.model.names import IPFamily, NamespacedName
@@ -34,14 +34,14 @@ from svcproxy.modes import (
 )
 from svcproxy.node.setup import NodeParameters
 from svcproxy.observe import log as logging
-from svcproxy.observe.connections import Limits
+from svcproxy.observe.client_connections import ClientLimits
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
 from svcproxy.observe.service_health import CHECK_LIMITS, ServiceHealthServers
 from svcproxy.runtime_tuning import collect_rarely, memory_manager, share_one_heap
 from svcproxy.servers import Servers
 from svcproxy.state.desired import DesiredState
-from svcproxy.stop import Stop
+from svcproxy.stop_signal import StopSignal
 from svcproxy.sync.core.schedule import Schedule
 from svcproxy.sync.fanout import Fanout
 from svcproxy.sync.hooks import flow_cleaner, health_checks, local_addresses
@@ -96,8 +96,8 @@ def _run(
         _prepare(config)
         log.info("prepared", effect="svcproxy now runs with CAP_NET_ADMIN and CAP_NET_RAW alone")
         return 0
-    stop = Stop()
-    stop.on(signal.SIGTERM, signal.SIGINT)
+    stop = StopSignal()
+    stop.install(signal.SIGTERM, signal.SIGINT)
     node_name = config.hostname_override or socket.gethostname().lower()
     log.info("starting", version=__version__, mode=config.proxy_mode, node=node_name)
     with _Running() as running:
@@ -116,7 +116,7 @@ def _end_in_time() -> None:
     threads.die(f"did not stop within {limits.THREAD_STOP_SECONDS:g} s")
 
 
-def _wait(config: Config, file: bytes, stop: Stop) -> bool:
+def _wait(config: Config, file: bytes, stop: StopSignal) -> bool:
     """Wait for ``stop``, or for another configuration file: whether it is that."""
     if config.config is None:
         stop.wait()
@@ -175,8 +175,8 @@ class _Shared(NamedTuple):
     events: EventRecorder
     running: _Running
     sweeper: Sweeper
-    checks: Limits
-    listeners: Share
+    checks: ClientLimits
+    listeners: DescriptorBudget
 
 
 def _start(
@@ -197,14 +197,14 @@ def _start(
         families=[backend.family for backend in mode.backends],
         kinds=followed_kinds(config.proxy_mode),
     )
-    limit = LIMIT.raise_soft()
-    descriptors = shares(limit)
+    limit = DESCRIPTOR_LIMIT.raise_soft()
+    descriptors = allocate(limit)
     servers = Servers(config, metrics, health, events, verbosity, connections=descriptors.pages)
     running.add(servers.stop)
     servers.start()
     sweeper = _sweeper(config, mode)
     checks = replace(CHECK_LIMITS, connections=descriptors.health_checks)
-    listeners = Share(descriptors.listeners, limit)
+    listeners = DescriptorBudget(descriptors.listeners, limit)
     shared = _Shared(
         config, node_name, metrics, health, events, running, sweeper, checks, listeners
     )
@@ -261,7 +261,7 @@ def _watch_kernel(mode: Mode, loops: Sequence[FamilyLoop[Any, Any]], shared: _Sh
         say = log.warning if change.certain else log.debug
         say("kernel.changed_by_others", process=change.process, pid=change.pid)
         if change.certain:
-            shared.metrics.count_foreign(change.process)
+            shared.metrics.count_external_change(change.process)
         for loop in loops:
             if loop.family in change.families:
                 loop.inbox.doubt(change)
@@ -312,7 +312,7 @@ def _health_check_servers(shared: _Shared, family: IPFamily) -> ServiceHealthSer
         lambda: shared.health.healthy,
         failed,
         limits=shared.checks,
-        share=shared.listeners,
+        budget=shared.listeners,
     )
 
 

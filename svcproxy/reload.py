@@ -13,7 +13,7 @@ import structlog
 from svcproxy import limits
 from svcproxy.config import ConfigError
 from svcproxy.files import UnusableFileError, read_bounded
-from svcproxy.stop import Stop
+from svcproxy.stop_signal import StopSignal
 
 _log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ class ConfigFile:
         self._check = check
         self._seen: object = None
 
-    def wait_changed(self, stop: Stop) -> bool:
+    def wait_changed(self, stop: StopSignal) -> bool:
         """Return ``True`` once the file says something else, ``False`` once ``stop`` is set."""
         while not stop.wait(_LOOK_SECONDS):
             if self.changed():

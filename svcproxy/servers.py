@@ -1,4 +1,4 @@
-"""The servers of health, metrics and status pages, as the flags want them."""
+"""Creates the health and metrics servers that the flags ask for."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,29 +9,31 @@ import structlog
 from svcproxy.config import Config, flags_of
 from svcproxy.kube.recorder import EventRecorder
 from svcproxy.limits import HTTP_CONNECTIONS
-from svcproxy.observe.connections import Limits
-from svcproxy.observe.core.exchange import Route
+from svcproxy.observe.client_connections import ClientLimits
+from svcproxy.observe.core.routes import Route
 from svcproxy.observe.health import HealthState
-from svcproxy.observe.http import BindError, Server
+from svcproxy.observe.http_server import BindError, HttpServer
 from svcproxy.observe.log import Verbosity
 from svcproxy.observe.metrics import Metrics
 from svcproxy.observe.pages import Effective, health_server, metrics_server
 
-_RETRY_SECONDS = 5.0  # as kube-proxy waits
+_RETRY_SECONDS = 5.0  # as kube-proxy
 
 log = structlog.get_logger()
 
 
 class Servers:
-    """Up to two servers; a proxy works without them, so ports in use do not keep it from that.
+    """Up to two HTTP servers: health and metrics.
+
+    The proxy works without them, so by default a port in use does not prevent its start.
 
     Args:
-        config: says where to listen, and what is in force.
-        metrics: what is told of the past.
-        health: what is told to probes.
-        events: where failures to listen are told, besides the log.
+        config: the addresses to listen on, and the configuration to show.
+        metrics: the source of /metrics.
+        health: the source of the probes' answers.
+        events: where failures to listen are reported, besides the log.
         verbosity: what ``PUT /debug/flags/v`` changes; without it there are no debug pages.
-        connections: the most connections of each server.
+        connections: the limit of connections of each server.
     """
 
     def __init__(
@@ -44,10 +46,10 @@ class Servers:
         *,
         connections: int = HTTP_CONNECTIONS,
     ) -> None:
-        limits = Limits(connections=connections)
+        limits = ClientLimits(connections=connections)
         self._hard_fail = config.bind_address_hard_fail
         self._events = events
-        self._servers: list[tuple[Server, str]] = []
+        self._servers: list[tuple[HttpServer, str]] = []
         if config.healthz_bind_address is not None:
             server = health_server(config.healthz_bind_address, health, metrics, limits=limits)
             self._servers.append((server, "FailedToStartProxierHealthcheck"))
@@ -63,10 +65,10 @@ class Servers:
             self._servers.append((server, "FailedToStartMetricServer"))
 
     def start(self) -> None:
-        """Serve, as soon as the ports are free.
+        """Start the servers; a server whose port is in use starts when the port is free.
 
         Raises:
-            BindError: a port is in use, and ``--bind-address-hard-fail`` makes that fatal.
+            BindError: a server cannot listen, and ``--bind-address-hard-fail`` is set.
         """
         for server, reason in self._servers:
             if self._hard_fail:
@@ -75,7 +77,7 @@ class Servers:
                 server.start_or_retry(partial(self._failed, reason), _RETRY_SECONDS)
 
     def stop(self) -> None:
-        """Stop serving, and trying to."""
+        """Stop the servers and any retries."""
         for server, _ in self._servers:
             server.stop()
 
@@ -85,15 +87,15 @@ class Servers:
 
 
 def _document(config: Config) -> Mapping[str, Any]:
-    from svcproxy.config.export import as_document  # noqa: PLC0415 - few ask for it
+    from svcproxy.config.export import as_document  # noqa: PLC0415 - /configz is rarely requested
 
     return as_document(config)
 
 
 def _debug_routes(verbosity: Verbosity | None) -> Mapping[str, Route]:
-    """The pages of ``--profiling``, which are for those who ask for them only."""
+    """Return the pages of ``--profiling``, none if it is off."""
     if verbosity is None:
         return {}
-    from svcproxy.observe import debug  # noqa: PLC0415 - hardly anybody needs it
+    from svcproxy.observe import debug  # noqa: PLC0415 - profiling is rarely enabled
 
     return debug.routes(verbosity.set)

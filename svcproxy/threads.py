@@ -1,12 +1,12 @@
-"""Starts the threads of the daemon; a thread that fails ends the process, one that hangs is reported.
+"""Starts the daemon's threads: a thread that fails ends the process, a thread that hangs is reported.
 
-A daemon that lost a thread looks alive and does nothing. So if the target of a thread raises any
-exception, the process ends with status 1, and its supervisor restarts it. The rules in the kernel
-stay.
+A daemon that has lost a thread looks alive but does nothing. So if the target of a thread raises
+any exception, the process exits with status 1 and its supervisor restarts it. The rules in the
+kernel stay.
 
 A thread that hangs raises nothing. So each thread announces how long its next step may take
-(``working``), or that it waits without a limit (``waiting``). ``stalled`` names the threads that are
-overdue; ``/livez`` answers 503 while there are any.
+(``working``), or that it waits without a time limit (``waiting``). ``stalled`` lists overdue
+threads; ``/livez`` answers 503 while there are any.
 """
 
 import math
@@ -38,7 +38,7 @@ class _Current(threading.local):
 
 _current = _Current()
 _threads: dict[_Progress, None] = {}
-_before_death: list[Callable[[], object]] = []
+_fatal_exit_actions: list[Callable[[], object]] = []
 
 
 def spawn(target: Callable[[], None], name: str) -> threading.Thread:
@@ -46,7 +46,13 @@ def spawn(target: Callable[[], None], name: str) -> threading.Thread:
 
     Args:
         target: the body of the thread; it may return.
-        name: the name of the thread, for the log and for ``/livez``.
+        name: the thread's name in the log and on ``/livez``.
+
+    Returns:
+        The started thread.
+
+    Raises:
+        RuntimeError: the system cannot start another thread.
     """
     progress = _Progress(name)
 
@@ -70,14 +76,14 @@ def spawn(target: Callable[[], None], name: str) -> threading.Thread:
 
 
 def working(seconds: float) -> None:
-    """Announce that the calling thread reports again within ``seconds``, unless it hangs."""
+    """Announce that the calling thread reports again within ``seconds``; later counts as stalled."""
     progress = _current.progress
     if progress is not None:
         progress.deadline = time.monotonic() + seconds
 
 
 def waiting() -> None:
-    """Announce that the calling thread waits without a limit."""
+    """Announce that the calling thread waits without a time limit."""
     progress = _current.progress
     if progress is not None:
         progress.deadline = math.inf
@@ -89,19 +95,22 @@ def stalled() -> list[str]:
     return [progress.name for progress in tuple(_threads) if progress.deadline < now]
 
 
-def before_death(action: Callable[[], object]) -> None:
-    """Have ``action`` called before ``die`` ends the process; it must take a bounded time."""
-    if action not in _before_death:
-        _before_death.append(action)
+def on_fatal_exit(action: Callable[[], object]) -> None:
+    """Call ``action`` before ``die`` ends the process; it must finish in bounded time."""
+    if action not in _fatal_exit_actions:
+        _fatal_exit_actions.append(action)
 
 
 def die(reason: str) -> None:
-    """End the process at once with status 1; write the reason if stderr does not block.
+    """Exit immediately with status 1; write the reason to stderr unless that would block.
 
-    This must work when memory or descriptors have run out, so it uses neither the log nor locks.
+    This must work without free memory or file descriptors, so it uses neither the log nor locks.
+
+    Args:
+        reason: why; cut to one line of at most 512 bytes.
     """
     try:
-        for action in _before_death:
+        for action in _fatal_exit_actions:
             action()
         line = f"fatal: {_printable(reason)}\n".encode("ascii", "backslashreplace")
         if select.select([], [_STDERR], [], 0)[1]:
@@ -113,11 +122,11 @@ def die(reason: str) -> None:
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 - this is on the way out
+    except Exception:  # noqa: BLE001 - the process is exiting
         return ""
 
 
 def _printable(text: str) -> str:
-    """Cut and escape text, so that it can neither begin a line nor control a terminal."""
+    """Cut and escape text, so that it can neither start a new line nor control a terminal."""
     text = text[:_LONGEST_LINE]
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -9,9 +9,9 @@ import socket
 from contextlib import ExitStack
 
 from fuzz.structure import Source
-from svcproxy.observe.connections import Connections, Limits, Site
-from svcproxy.observe.core.exchange import TEXT, Reply
-from svcproxy.observe.core.http1 import Ask, Bounds, Conversation
+from svcproxy.observe.client_connections import ClientConnections, ClientLimits, HttpHandler
+from svcproxy.observe.core.http1 import Http1Session, HttpRequest, ParserLimits
+from svcproxy.observe.core.routes import TEXT, Reply
 
 SEEDS: tuple[bytes, ...] = (
     b"",
@@ -61,16 +61,16 @@ _ANSWER = re.compile(
 _LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]+)\r\n")
 _GOOD = b"GET /good HTTP/1.1\r\nHost: x\r\n\r\n"
 _CHUNK = 4096
-_BOUNDS = Bounds()
+_BOUNDS = ParserLimits()
 _MOST_HELD = max(_BOUNDS.line + _BOUNDS.header_bytes, _BOUNDS.body) + _CHUNK
 
 
 def check(data: bytes) -> None:
     """Send one input as a client, to a connection alone and beside a good client."""
     source = Source(data)
-    keeps = True
+    keep_alive = True
     if source.number(256) % 2:
-        keeps = source.flag()
+        keep_alive = source.flag()
         whole = b"".join(source.choice(_PARTS) for _ in range(source.number(64)))
     else:
         whole = source.rest()
@@ -80,68 +80,72 @@ def check(data: bytes) -> None:
         else [*(whole[i : i + 7] for i in range(0, 70, 7)), whole[70:]]
     )
     pieces = [p[i : i + _CHUNK] for p in pieces for i in range(0, len(p), _CHUNK)]
-    _converse(pieces, keeps=keeps)
-    _beside_another(pieces, keeps=keeps)
+    _converse(pieces, keep_alive=keep_alive)
+    _beside_another(pieces, keep_alive=keep_alive)
 
 
-def _converse(pieces: list[bytes], *, keeps: bool) -> None:
-    conversation = Conversation(_BOUNDS, keeps=keeps, date=lambda: "now")
+def _converse(pieces: list[bytes], *, keep_alive: bool) -> None:
+    session = Http1Session(_BOUNDS, keep_alive=keep_alive, date=lambda: "now")
     for piece in pieces:
-        conversation.feed(piece)
-        while (ask := conversation.next()) is not None:
-            assert len(ask.body) <= _BOUNDS.body
-            conversation.answer(Reply(200, TEXT, b"ok"))
-            _check_answer(conversation.out, ask)
-            conversation.out = b""
-        assert conversation.held <= _MOST_HELD, conversation.held
-        if conversation.refused:
-            assert conversation.closing
-            _check_answer(conversation.out, None)
+        session.feed(piece)
+        while (request := session.next()) is not None:
+            assert len(request.body) <= _BOUNDS.body
+            session.answer(Reply(200, TEXT, b"ok"))
+            _check_answer(session.out, request)
+            session.out = b""
+        assert session.held <= _MOST_HELD, session.held
+        if session.refused:
+            assert session.closing
+            _check_answer(session.out, None)
             return
-        if conversation.closing:
+        if session.closing:
             return
 
 
-def _check_answer(out: bytes, ask: Ask | None) -> None:
+def _check_answer(out: bytes, request: HttpRequest | None) -> None:
     match = _ANSWER.fullmatch(out)
     length = _LENGTH.search(out)
     assert match is not None, out
     assert length is not None, out
-    bodiless = ask is not None and ask.head.method == "HEAD"
+    bodiless = request is not None and request.head.method == "HEAD"
     assert len(match[1]) == (0 if bodiless else int(length[1])), out
 
 
-def _beside_another(pieces: list[bytes], *, keeps: bool) -> None:
-    site = Site(lambda _ask: Reply(200, TEXT, b"ok"), keeps=keeps)
+def _beside_another(pieces: list[bytes], *, keep_alive: bool) -> None:
+    handler = HttpHandler(lambda _request: Reply(200, TEXT, b"ok"), keep_alive=keep_alive)
     with ExitStack() as stack:
         selector = stack.enter_context(selectors.DefaultSelector())
-        connections = Connections(selector, Limits(connections=2))
+        connections = ClientConnections(selector, ClientLimits(connections=2))
         stack.callback(connections.close)
-        hostile = _client(stack, connections, site, b"hostile")
+        hostile = _client(stack, connections, handler, b"hostile")
         for piece in pieces:
             try:
                 hostile.send(piece)
             except OSError:
                 break
             _turn(selector, connections)
-        good = _client(stack, connections, site, b"good", _GOOD)
+        good = _client(stack, connections, handler, b"good", _GOOD)
         _turn(selector, connections)
         assert good.recv(_CHUNK).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 def _client(
-    stack: ExitStack, connections: Connections, site: Site, peer: bytes, sent: bytes = b""
+    stack: ExitStack,
+    connections: ClientConnections,
+    handler: HttpHandler,
+    peer: bytes,
+    sent: bytes = b"",
 ) -> socket.socket:
     ours, theirs = socket.socketpair()
     stack.enter_context(theirs)
     theirs.settimeout(0)
     if sent:
         theirs.send(sent)
-    connections.add(ours, peer, site)
+    connections.add(ours, peer, handler)
     return theirs
 
 
-def _turn(selector: selectors.BaseSelector, connections: Connections) -> None:
+def _turn(selector: selectors.BaseSelector, connections: ClientConnections) -> None:
     for key, _ in selector.select(0):
         connections.serve(key.data)
-    connections.go_on()
+    connections.serve_pipelined()

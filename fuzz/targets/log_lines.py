@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from svcproxy import limits
-from svcproxy.observe.core.log_text import Line, format_exception, render_json, render_text
+from svcproxy.observe.core.log_text import LogLine, format_exception, render_json, render_text
 
 SEEDS: tuple[bytes, ...] = (
     b"",
@@ -69,7 +69,7 @@ def _text(data: bytes) -> str:
     return data.decode(errors="surrogateescape")
 
 
-def _check_text(line: Line, with_trace: bool) -> None:  # noqa: FBT001 - two kinds of lines
+def _check_text(line: LogLine, with_trace: bool) -> None:  # noqa: FBT001 - two kinds of lines
     text = line.data.decode()
     first, *rest = text.split("\n")
     assert rest
@@ -82,7 +82,7 @@ def _check_text(line: Line, with_trace: bool) -> None:  # noqa: FBT001 - two kin
     assert all(part.startswith(("    ", "...")) for part in rest[:-1])
 
 
-def _check_json(line: Line, event: dict[str, Any]) -> None:
+def _check_json(line: LogLine, event: dict[str, Any]) -> None:
     assert line.data.endswith(b"\n")
     assert line.data.count(b"\n") == 1
     assert len(line.data) <= limits.LOG_LINE_BYTES

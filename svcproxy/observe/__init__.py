@@ -1,1 +1,1 @@
-"""What operators see of the daemon: metrics, health, and the log."""
+"""Observability: metrics, health checks, status pages and the log."""

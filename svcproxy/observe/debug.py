@@ -1,8 +1,8 @@
-"""What ``--profiling`` opens: a look into the running process, under kube-proxy's paths.
+"""The debug pages of ``--profiling``, under kube-proxy's paths.
 
-Go's profiles cannot be had from Python, so ``go tool pprof`` has no use for these pages. What is
-asked of a stuck or busy proxy is answered in text: where its threads are now (``goroutine``), and
-where they were over some seconds (``profile``), in the folded form that flame graph tools read.
+Python cannot produce Go profiles, so ``go tool pprof`` cannot read these pages. They are text:
+the current stacks of all threads (``goroutine``), and stacks sampled over some seconds
+(``profile``) in the folded format that flame graph tools read.
 """
 
 import html
@@ -16,12 +16,12 @@ from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 
-from svcproxy.observe.core.exchange import TEXT, Reply, Request, Route, not_found
+from svcproxy.observe.core.routes import TEXT, PageRequest, Reply, Route, not_found
 
 _HTML = "text/html; charset=utf-8"
 _SAMPLES_PER_SECOND = 50
 _LONGEST_PROFILE = 30.0
-# One at a time, as in Go: others would take every thread that renders pages
+# One profile at a time, as in Go: several would occupy all threads that render pages
 _PROFILING = threading.Lock()
 _PROFILES = {
     "cmdline": "the command line, its arguments parted by NUL",
@@ -31,7 +31,11 @@ _PROFILES = {
 
 
 def routes(set_verbosity: Callable[[int], None]) -> Mapping[str, Route]:
-    """The debug pages; ``set_verbosity`` takes a new ``-v`` number."""
+    """Return the debug pages by path.
+
+    Args:
+        set_verbosity: changes the ``-v`` number of the log.
+    """
     pages = {"cmdline": _cmdline, "goroutine": _threads, "profile": _profile}
     return {
         "/debug/pprof": lambda _: Reply(
@@ -45,7 +49,7 @@ def routes(set_verbosity: Callable[[int], None]) -> Mapping[str, Route]:
     }
 
 
-def _index(request: Request) -> Reply:
+def _index(request: PageRequest) -> Reply:
     if request.path != "/debug/pprof/":
         return not_found("Unknown profile")
     rows = "".join(
@@ -56,11 +60,11 @@ def _index(request: Request) -> Reply:
     return Reply(HTTPStatus.OK, _HTML, page.encode())
 
 
-def _cmdline(_request: Request) -> Reply:
+def _cmdline(_request: PageRequest) -> Reply:
     return Reply(HTTPStatus.OK, TEXT, Path("/proc/self/cmdline").read_bytes())
 
 
-def _threads(_request: Request) -> Reply:
+def _threads(_request: PageRequest) -> Reply:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     parts = []
     for ident, frame in sys._current_frames().items():  # noqa: SLF001 - documented, and the only way
@@ -68,7 +72,7 @@ def _threads(_request: Request) -> Reply:
     return Reply(HTTPStatus.OK, TEXT, "\n".join(parts).encode(errors="replace"))
 
 
-def _profile(request: Request) -> Reply:
+def _profile(request: PageRequest) -> Reply:
     try:
         seconds = float(request.query.get("seconds", "") or _LONGEST_PROFILE)
     except ValueError:
@@ -85,7 +89,7 @@ def _profile(request: Request) -> Reply:
 
 
 def _sample(seconds: float) -> Counter[str]:
-    """Look where the other threads are, again and again; return how often each stack was seen."""
+    """Sample the stacks of the other threads; return how often each stack was seen."""
     own = threading.get_ident()
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     stacks: Counter[str] = Counter()
@@ -106,7 +110,7 @@ def _folded(frame: FrameType | None) -> str:
     return ";".join(reversed(names))
 
 
-def _flags(request: Request) -> Reply:
+def _flags(request: PageRequest) -> Reply:
     if request.path not in {"/debug/flags", "/debug/flags/"}:
         return not_found()
     page = (
@@ -116,7 +120,7 @@ def _flags(request: Request) -> Reply:
     return Reply(HTTPStatus.OK, _HTML, page.encode())
 
 
-def _put_verbosity(request: Request, set_verbosity: Callable[[int], None]) -> Reply:
+def _put_verbosity(request: PageRequest, set_verbosity: Callable[[int], None]) -> Reply:
     if request.method != "PUT":
         text = "unsupported http method; PUT a whole number"
         return Reply(HTTPStatus.NOT_ACCEPTABLE, "text/plain", f"{text}\n".encode())

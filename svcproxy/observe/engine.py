@@ -1,9 +1,9 @@
-"""The one HTTP engine: a thread that owns listening sockets and all connections to them.
+"""The HTTP engine: a thread that owns listening sockets and all connections to them.
 
-1. The thread waits for no client and renders no slow page, so a probe is answered at once.
-2. Only this thread touches sockets; other threads leave data for it and wake it.
-3. A defect in a turn is logged and the next turn goes on. If even that fails, as without memory,
-   the process ends (``svcproxy.threads``).
+1. The thread never blocks on a client and renders no slow page, so it answers probes immediately.
+2. Only this thread uses the sockets; other threads leave data for it and wake it.
+3. An exception in one iteration is logged and the loop continues. If that fails as well, for
+   example without free memory, the process exits (``svcproxy.threads``).
 """
 
 import math
@@ -19,9 +19,14 @@ from typing import NamedTuple
 import structlog
 
 from svcproxy import limits, threads
-from svcproxy.observe.connections import Connection, Connections, Limits, Site
-from svcproxy.observe.core.exchange import Reply
-from svcproxy.observe.seldom import Seldom
+from svcproxy.observe.client_connections import (
+    ClientConnection,
+    ClientConnections,
+    ClientLimits,
+    HttpHandler,
+)
+from svcproxy.observe.core.routes import Reply
+from svcproxy.observe.log_throttle import LogThrottle
 from svcproxy.observe.workers import Workers
 from svcproxy.threads import spawn
 
@@ -32,70 +37,69 @@ _WAKE_BYTES = 1 << 12
 
 class _Listener(NamedTuple):
     sock: socket.socket
-    site: Site
+    handler: HttpHandler
 
 
 class _Rendering:
-    """Slow answers: made by workers, sent by the engine's thread."""
+    """Slow answers: rendered by worker threads, sent by the engine's thread."""
 
     def __init__(self, name: str, wake: Callable[[], None]) -> None:
         self.workers = Workers(name, limits.HTTP_PAGE_THREADS)
-        self.done: deque[tuple[Connection, Reply | None]] = deque()
+        self.done: deque[tuple[ClientConnection, Reply | None]] = deque()
         self._wake = wake
 
-    def render(self, connection: Connection, answer: Callable[[], Reply | None]) -> None:
+    def render(self, connection: ClientConnection, answer: Callable[[], Reply | None]) -> None:
         def job() -> None:
             self.done.append((connection, answer()))
             self._wake()
 
         self.workers.submit(connection, job)
 
-    def cancel(self, connection: Connection) -> None:
+    def cancel(self, connection: ClientConnection) -> None:
         self.workers.cancel(connection)
 
 
 class Engine:
-    """Serves the sites of its listening sockets.
+    """Serves HTTP on listening sockets, in a thread of its own.
 
     Args:
         name: the name of the thread.
-        limits: what clients may take.
-        tend: called in the thread after each ``wake`` and when its time has come; returns the
-            monotonic time at which it wants to be called again, infinity for never.
+        limits_: what clients may use.
+        on_wakeup: called in the thread after each ``wake`` and at the time that it returned last;
+            returns the monotonic time at which to call it again, infinity for never.
     """
 
     def __init__(
         self,
         name: str,
-        limits_: Limits,
-        tend: Callable[[], float] = lambda: math.inf,
+        limits_: ClientLimits,
+        on_wakeup: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self._name = name
-        self._tend = tend
-        self._tend_at = math.inf
+        self._on_wakeup = on_wakeup
+        self._wakeup_at = math.inf
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._selector = selectors.DefaultSelector()
         self._rendering = _Rendering(name, self.wake)
-        self._connections = Connections(self._selector, limits_, self._rendering)
-        self._defects = Seldom()
-        # A full pipe is fine: a wake-up is already pending
-        self._waker, self._woken = socket.socketpair()
-        self._waker.settimeout(0)
-        self._woken.settimeout(0)
-        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._connections = ClientConnections(self._selector, limits_, self._rendering)
+        self._defects = LogThrottle()
+        self._wakeup_w, self._wakeup_r = socket.socketpair()
+        self._wakeup_w.settimeout(0)
+        self._wakeup_r.settimeout(0)
+        self._selector.register(self._wakeup_r, selectors.EVENT_READ)
 
     def start(self) -> None:
         """Start the thread."""
         self._thread = spawn(self._run, self._name)
 
     def wake(self) -> None:
-        """Have ``tend`` called soon; safe from any thread."""
-        with suppress(OSError):
-            self._waker.send(b"!")
+        """Call ``on_wakeup`` soon in the engine's thread; safe from any thread."""
+        with suppress(OSError):  # pipe full: a wake-up is already pending
+            self._wakeup_w.send(b"!")
 
     def stop(self, seconds: float) -> None:
-        """Close all sockets; wait so long at most for the thread, and for those of slow pages."""
+        """Close all sockets; wait at most ``seconds`` for the thread, then for the workers."""
         self._stopping.set()
         self.wake()
         if self._thread is None:
@@ -104,19 +108,23 @@ class Engine:
             self._thread.join(seconds)
         self._rendering.workers.stop(seconds / 10)
 
-    def listen(self, socks: Iterable[socket.socket], site: Site) -> None:
-        """Serve a site at listening sockets, which are the engine's from now on.
+    def listen(self, socks: Iterable[socket.socket], handler: HttpHandler) -> None:
+        """Serve requests at listening sockets, which the engine owns from now on.
 
-        Before ``start`` any thread may call this, afterwards ``tend`` only.
+        Before ``start`` any thread may call this, afterwards only ``on_wakeup``.
+
+        Args:
+            socks: the listening sockets.
+            handler: answers their requests.
 
         Raises:
-            OSError: one of them cannot be watched; none is the engine's then, nor closed.
+            OSError: a socket cannot be watched; the caller still owns all of them, open.
         """
         watched: list[socket.socket] = []
         try:
             for sock in socks:
                 sock.settimeout(0)
-                self._selector.register(sock, selectors.EVENT_READ, _Listener(sock, site))
+                self._selector.register(sock, selectors.EVENT_READ, _Listener(sock, handler))
                 watched.append(sock)
         except OSError:
             for sock in watched:
@@ -124,47 +132,47 @@ class Engine:
             raise
 
     def unlisten(self, sock: socket.socket) -> None:
-        """Close a listening socket; only ``tend`` may call this."""
+        """Close a listening socket; only ``on_wakeup`` may call this."""
         self._selector.unregister(sock)
         sock.close()
 
-    def hang_up(self, site: Site) -> None:
-        """Close the connections to a site; only ``tend`` may call this."""
-        self._connections.close(site)
+    def hang_up(self, handler: HttpHandler) -> None:
+        """Close the connections of a handler; only ``on_wakeup`` may call this."""
+        self._connections.close(handler)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
                 self._turn()
-            except Exception:  # noqa: BLE001 - a defect must not end all health checks
-                if self._defects.due("turn"):
+            except Exception:  # noqa: BLE001 - one defect must not stop all health checks
+                if self._defects.allow("turn"):
                     _log.exception("http.defect")
                 self._stopping.wait(1.0)
         self._close()
 
     def _turn(self) -> None:
-        until = min(self._tend_at, self._connections.deadline())
+        until = min(self._wakeup_at, self._connections.deadline())
         timeout = None if until == math.inf else max(0.0, until - time.monotonic())
-        threads.waiting()  # with a time-out of its own, or for ever
+        threads.waiting()  # select has its own time-out, or legitimately waits for ever
         found = self._selector.select(timeout)
         threads.working(limits.THREAD_STEP_SECONDS)
         for key, _ in found:
             match key.data:
-                case Connection() as connection:
+                case ClientConnection() as connection:
                     self._connections.serve(connection)
                 case _Listener() as listener:
-                    self._connections.accept(listener.sock, listener.site)
+                    self._connections.accept(listener.sock, listener.handler)
                 case _:
                     with suppress(BlockingIOError):
-                        self._woken.recv(_WAKE_BYTES)
-                    self._tend_at = -math.inf
-        self._connections.go_on()
+                        self._wakeup_r.recv(_WAKE_BYTES)
+                    self._wakeup_at = -math.inf
+        self._connections.serve_pipelined()
         while self._rendering.done:
-            self._connections.finish(*self._rendering.done.popleft())
+            self._connections.send_rendered(*self._rendering.done.popleft())
         self._connections.expire()
-        if time.monotonic() >= self._tend_at and not self._stopping.is_set():
-            self._tend_at = time.monotonic() + 1.0  # should it fail midway
-            self._tend_at = self._tend()
+        if time.monotonic() >= self._wakeup_at and not self._stopping.is_set():
+            self._wakeup_at = time.monotonic() + 1.0  # the retry time if it raises
+            self._wakeup_at = self._on_wakeup()
 
     def _close(self) -> None:
         self._connections.close()
@@ -172,5 +180,5 @@ class Engine:
             if isinstance(key.data, _Listener):
                 self.unlisten(key.data.sock)
         self._selector.close()
-        self._woken.close()
-        self._waker.close()
+        self._wakeup_r.close()
+        self._wakeup_w.close()

@@ -1,7 +1,7 @@
-"""How metrics are written for Prometheus: the text format or OpenMetrics, plain or compressed.
+"""Encodes metrics for Prometheus: the text format or OpenMetrics, optionally gzip-compressed.
 
-Nothing in the output is invented here: names, labels and values are those of the registry, but for
-the ``_created`` series, which kube-proxy has none of and which double the counters.
+Names, labels and values are those of the registry. Only the ``_created`` series are left out:
+kube-proxy has none, and they would double the number of counter series.
 """
 
 import gzip
@@ -17,15 +17,15 @@ from svcproxy.observe.core.negotiation import accepted
 
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-# Compressing is ten times the work of sending on one machine, and most of the gain is in the
-# first level: names repeat.
+# Compression costs ten times the CPU time of sending within a machine. Metric names repeat, so
+# level 1 achieves most of the reduction.
 _GZIP_LEVEL = 1
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _HELP_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n"})
 
 
 class Exposition(NamedTuple):
-    """A scrape: its content type, its content encoding (empty for none), its bytes."""
+    """The answer to a scrape: content type, content encoding (empty for none), and body."""
 
     content_type: str
     encoding: str
@@ -33,15 +33,15 @@ class Exposition(NamedTuple):
 
 
 def render(registry: Collector, accept: str = "", accept_encoding: str = "") -> Exposition:
-    """Write what a registry holds in the format that a scraper asks for.
+    """Encode the metrics of a registry in the format that the scraper accepts.
 
     Args:
-        registry: what to write.
-        accept: the ``Accept`` header. OpenMetrics 1.0 is for those who take no text format 0.0.4.
-            Prometheus takes either and would rather have OpenMetrics, but that has to write
-            ``le="1.0"``: before Prometheus 3 that is another series than kube-proxy's ``le="1"``,
-            and kube-proxy knows the text format alone.
-        accept_encoding: the ``Accept-Encoding`` header; gzip is given to those who ask for it.
+        registry: the metrics.
+        accept: the ``Accept`` header. OpenMetrics 1.0 is used only if text format 0.0.4 is not
+            accepted. Prometheus accepts both and prefers OpenMetrics, but OpenMetrics requires
+            ``le="1.0"``, which before Prometheus 3 is a different series from ``le="1"`` of
+            kube-proxy, which serves the text format only.
+        accept_encoding: the ``Accept-Encoding`` header; gzip is used if accepted.
     """
     encode, content_type = _format(accept)
     body = encode(_WithoutCreated(registry))
@@ -64,9 +64,9 @@ def _format(accept: str) -> tuple[Callable[[Collector], bytes], str]:
 
 
 class _WithoutCreated:
-    """A registry as seen without ``_created`` samples.
+    """A view of a registry without ``_created`` samples.
 
-    The library can leave them out only for the whole process, by a global switch.
+    The library can disable them only for the whole process, by a global switch.
     """
 
     def __init__(self, registry: Collector) -> None:
@@ -81,9 +81,9 @@ class _WithoutCreated:
 
 
 def _text(registry: Collector) -> bytes:
-    """Write the text format 0.0.4.
+    """Encode as text format 0.0.4.
 
-    Figures look as kube-proxy's: the library would write ``le="1.0"`` where Go writes ``le="1"``.
+    Numbers are formatted as by Go: the library would write ``le="1.0"`` instead of ``le="1"``.
     """
     lines: list[str] = []
     for metric in registry.collect():
@@ -97,11 +97,11 @@ def _text(registry: Collector) -> bytes:
                 for key, value in sorted(sample.labels.items())
             )
             braces = f"{{{labels}}}" if labels else ""
-            lines.append(f"{sample.name}{braces} {_figure(sample.value)}\n")
+            lines.append(f"{sample.name}{braces} {_number(sample.value)}\n")
     return "".join(lines).encode()
 
 
-def _figure(value: float) -> str:
+def _number(value: float) -> str:
     if math.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
     return "NaN" if math.isnan(value) else repr(float(value)).removesuffix(".0")

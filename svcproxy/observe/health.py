@@ -1,9 +1,9 @@
-"""Whether the proxy is healthy and ready: the logic of /healthz, /livez and /readyz, without HTTP.
+"""Health and readiness of the proxy: the logic of /healthz, /livez and /readyz, without HTTP.
 
 The rules of health are those of pkg/proxy/healthcheck/proxy_health.go in Kubernetes 1.36: the proxy
-is unhealthy while a change it learnt of has been waiting for the kernel too long. Nothing waiting
-means healthy, however long ago the last sync was, and so does nothing learnt at all. Readiness is
-ours: every family has been synced once, and none is unhealthy.
+is unhealthy while a change has been waiting for the kernel too long. Without a waiting change it
+is healthy, however long ago the last sync was, and even if it has not received anything yet.
+Readiness is an addition of svcproxy: every family has been synced once, and none is unhealthy.
 """
 
 import json
@@ -19,12 +19,12 @@ from svcproxy.model.objects import Node
 # Cluster Autoscaler sets this taint before it removes a node; load balancers that probe
 # /healthz then drain the node (KEP-3836).
 _TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"
-# Go's zero time, which clients of kube-proxy know as "never"
+# Go's zero time, which kube-proxy returns for "never"
 _NEVER = "0001-01-01T00:00:00Z"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProbeResult:
     """A reply to a probe: HTTP status (200 or 503) and JSON body."""
 
     status: int
@@ -32,17 +32,17 @@ class Answer:
 
 
 class HealthState:
-    """Remembers per family what is waiting for the kernel; safe to use from any thread.
+    """Tracks per family which changes wait for the kernel; safe to use from any thread.
 
     Args:
         sync_period: seconds between full syncs; a change may wait for twice as long.
-        clock: monotonic seconds, for measuring.
-        wall: seconds since the epoch, for telling.
-        needs_node: whether the node is ineligible until its Node object is known. False where no
-            API server is followed, so that no Node will ever come.
+        clock: returns monotonic seconds, to measure durations.
+        wall: returns seconds since the epoch, to show times.
+        needs_node: whether the node is ineligible until its Node object is known. False without an
+            API server, where there may be no Node object at all.
         families: the families that the mode serves; not ready before each has been synced.
-        kinds: the kinds of objects that are followed, to say which list is missing.
-        stalled: gives the names of threads that make no progress; /livez and /readyz fail then.
+        kinds: the watched kinds of objects, to report which first list is missing.
+        stalled: returns the names of stalled threads; /livez and /readyz fail if there are any.
     """
 
     def __init__(
@@ -71,35 +71,35 @@ class HealthState:
         self._stalled = stalled or (lambda: ())
 
     def listed(self, kind: Kind) -> None:
-        """Learn that the first list of ``kind`` is complete."""
+        """Record that the first list of ``kind`` is complete."""
         with self._lock:
             self._unlisted.discard(kind)
 
     def started(self, family: IPFamily) -> None:
-        """Begin to watch over ``family``: a first sync that never succeeds will be noticed.
+        """Start to track ``family``, so that a first sync that never succeeds is reported.
 
-        A family that has neither started nor been updated counts as starting up and healthy,
-        whatever it has queued.
+        A family that has neither started nor been updated is starting up and counts as healthy,
+        even if changes are queued.
         """
         with self._lock:
             self._last_updated.setdefault(family, self._wall())
 
     def queued(self, family: IPFamily) -> None:
-        """Learn that a change of ``family`` is waiting; only the oldest one counts."""
+        """Record that a change of ``family`` is waiting; only the oldest one counts."""
         with self._lock:
             self._oldest_queued.setdefault(family, self._clock())
 
     def taken(self, family: IPFamily) -> None:
-        """Learn that what was queued for ``family`` is being worked on from now on."""
+        """Record that the queued changes of ``family`` are now being synced."""
         with self._lock:
             oldest = self._oldest_queued.pop(family, None)
             if oldest is not None:
                 self._in_work.setdefault(family, oldest)
 
     def updated(self, family: IPFamily) -> None:
-        """Learn that the kernel now holds everything that was taken for ``family``.
+        """Record that the kernel now has all taken changes of ``family``.
 
-        What has been queued since then is still waiting.
+        Changes queued since they were taken are still waiting.
         """
         with self._lock:
             self._in_work.pop(family, None)
@@ -107,10 +107,10 @@ class HealthState:
             self._synced.add(family)
 
     def node_changed(self, node: Node | None) -> None:
-        """Take ``node`` as the present Node object of this node, ``None`` when it is gone.
+        """Update this node's Node object, ``None`` if it was deleted.
 
-        A Node object that is gone, to be registered anew perhaps, leaves what was last known of
-        it, as in kube-proxy; where none is needed, the node is eligible again.
+        A deleted Node object may be registered again, so eligibility stays as it was, as in
+        kube-proxy; if no Node object is needed, the node becomes eligible again.
         """
         with self._lock:
             if node is not None:
@@ -119,41 +119,41 @@ class HealthState:
                 self._eligible = True
 
     def waiting_since(self, family: IPFamily) -> float | None:
-        """When the oldest change that the kernel does not hold yet came, by ``clock``."""
+        """Return when the oldest change not yet in the kernel arrived, by ``clock``."""
         with self._lock:
             return self._in_work.get(family, self._oldest_queued.get(family))
 
     def waiting_seconds(self, family: IPFamily) -> float:
-        """How long the oldest change that the kernel does not hold yet has waited; 0 if none."""
+        """Return how long the oldest change not yet in the kernel has waited; 0 if none."""
         since = self.waiting_since(family)
         return 0.0 if since is None else max(0.0, self._clock() - since)
 
     @property
     def synced(self) -> bool:
-        """Whether a family has been synced and none that was begun still waits for its first."""
+        """Whether every family that has started has been synced, and at least one has."""
         with self._lock:
-            begun = self._last_updated.keys() | self._oldest_queued.keys() | self._in_work.keys()
-            return bool(self._synced) and begun <= self._synced
+            known = self._last_updated.keys() | self._oldest_queued.keys() | self._in_work.keys()
+            return bool(self._synced) and known <= self._synced
 
     @property
     def healthy(self) -> bool:
-        """Whether no change has been waiting for the kernel too long; the node does not matter."""
+        """Whether no change has waited for the kernel too long; the Node object is ignored."""
         with self._lock:
             status, _ = self._families(self._clock())
         return all(family["healthy"] for family in status.values())
 
-    def healthz(self) -> Answer:
-        """Answer /healthz: fit to receive traffic, as load balancers ask."""
+    def healthz(self) -> ProbeResult:
+        """Answer /healthz: whether load balancers should send traffic to this node."""
         return self._answer(with_node=True, stalled=())
 
-    def livez(self) -> Answer:
-        """Answer /livez: working, whatever becomes of the node, as the kubelet asks."""
+    def livez(self) -> ProbeResult:
+        """Answer /livez: whether the proxy works, regardless of the node's eligibility."""
         return self._answer(with_node=False, stalled=self._stalled())
 
-    def readyz(self) -> Answer:
-        """Answer /readyz: the rules of every family are written, and up to date.
+    def readyz(self) -> ProbeResult:
+        """Answer /readyz: whether the rules of every family are in the kernel and up to date.
 
-        The node does not matter, and neither does how long ago the last sync was.
+        Neither the Node object nor the age of the last sync matters.
         """
         stalled = self._stalled()
         with self._lock:
@@ -178,7 +178,7 @@ class HealthState:
     def _reasons(
         self, family: IPFamily, unlisted: Sequence[Kind], status: dict[str, dict[str, Any]]
     ) -> list[str]:
-        """Say why a family is not ready; the caller holds the lock."""
+        """Return why a family is not ready; the caller holds the lock."""
         reasons: list[str] = []
         if family not in self._synced:
             reasons += [f"waiting for the first list of {kind}s" for kind in unlisted]
@@ -188,7 +188,7 @@ class HealthState:
             reasons.append(f"a change has waited for the kernel for {self._timeout:g} s or more")
         return reasons
 
-    def _answer(self, *, with_node: bool, stalled: Sequence[str]) -> Answer:
+    def _answer(self, *, with_node: bool, stalled: Sequence[str]) -> ProbeResult:
         with self._lock:
             status, last_updated = self._families(self._clock())
             eligible = self._eligible
@@ -196,8 +196,8 @@ class HealthState:
         working = all(family["healthy"] for family in status.values()) and not stalled
         fit = working and (eligible or not with_node)
         body: dict[str, Any] = {
-            # While all is well this is "now", as for kube-proxy: its readers take an old time
-            # for a fault, even if only nothing has changed since.
+            # While healthy this is the current time, as in kube-proxy: clients take an old time
+            # for a failure, even if nothing has changed since.
             "lastUpdated": now if fit else last_updated,
             "currentTime": now,
         }
@@ -209,7 +209,7 @@ class HealthState:
         return _encoded(body, stalled, fit=fit)
 
     def _oldest(self, family: IPFamily, none: float) -> float:
-        """When the oldest waiting change came, ``none`` if there is none; under the lock."""
+        """Return when the oldest waiting change arrived, else ``none``; the caller has the lock."""
         return self._in_work.get(family, self._oldest_queued.get(family, none))
 
     def _families(self, now: float) -> tuple[dict[str, dict[str, Any]], str]:
@@ -225,10 +225,10 @@ class HealthState:
         return status, _NEVER if latest is None else _rfc3339(latest)
 
 
-def _encoded(body: dict[str, Any], stalled: Sequence[str], *, fit: bool) -> Answer:
+def _encoded(body: dict[str, Any], stalled: Sequence[str], *, fit: bool) -> ProbeResult:
     if stalled:
         body["stalledThreads"] = list(stalled)
-    return Answer(200 if fit else 503, json.dumps(body, separators=(",", ":")).encode())
+    return ProbeResult(200 if fit else 503, json.dumps(body, separators=(",", ":")).encode())
 
 
 def _rfc3339(seconds: float) -> str:

@@ -1,9 +1,9 @@
-"""The log: one line per event on stderr, for people (text) or for machines (JSON).
+"""The log: one line per event on stderr, as text or as JSON.
 
-Events are short names such as ``sync.done`` with key-value pairs; use
-``structlog.get_logger()``. A log call never blocks: ``log_writer`` has the queue and the thread. It
-never fails either, and what outsiders can cause is limited: the length of a line and what it can
-contain in ``log_text``, the number of lines of each event in ``log_rate``.
+Events are short names such as ``sync.done`` with key-value pairs; log with
+``structlog.get_logger()``. A log call never blocks (``log_writer`` has the queue and the thread)
+and never raises. Untrusted input cannot flood or forge the log: ``log_text`` limits the length
+and the characters of a line, ``log_rate`` the number of lines of each event.
 """
 
 import atexit
@@ -21,13 +21,13 @@ from structlog.typing import EventDict, WrappedLogger
 
 from svcproxy import limits, threads
 from svcproxy.config import LogFormat
-from svcproxy.observe.core.log_rate import Rates
-from svcproxy.observe.core.log_text import Line, format_exception, render_json, render_text
+from svcproxy.observe.core.log_rate import LineRateLimiter
+from svcproxy.observe.core.log_text import LogLine, format_exception, render_json, render_text
 from svcproxy.observe.log_writer import QueuedWriter
 from svcproxy.refusals import REFUSALS
 
-# Like kube-proxy's klog: the details of single steps appear from -v=2 on
-_DEBUG_FROM = 2
+# As with kube-proxy's klog, details of single steps appear from -v=2 on
+_DEBUG_VERBOSITY = 2
 _LEVELS = {"warn": "warning", "exception": "error"}
 
 Write = Callable[[bytes], object]
@@ -38,18 +38,18 @@ class _Sink(Protocol):
 
 
 class Verbosity:
-    """The ``-v`` number of a log whose detail can be changed while it is written."""
+    """A ``-v`` number that can be changed at run time; a structlog processor."""
 
     def __init__(self, number: int) -> None:
         self.debug = False
         self.set(number)
 
     def set(self, number: int) -> None:
-        """Take a new number; from 2 on debug events are shown."""
-        self.debug = number >= _DEBUG_FROM
+        """Change the number; from 2 on, debug events are logged."""
+        self.debug = number >= _DEBUG_VERBOSITY
 
     def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        """Work as a structlog processor."""
+        """Drop debug events below verbosity 2."""
         if method == "debug" and not self.debug:
             raise structlog.DropEvent
         return event
@@ -62,61 +62,61 @@ def configure(
     *,
     adjustable: Verbosity | None = None,
 ) -> None:
-    """Set up the log of the whole process, that of libraries included.
+    """Set up logging of the whole process, libraries included.
 
     Args:
         log_format: ``text`` or ``json``.
-        verbosity: the ``-v`` number; from 2 on debug events are shown.
-        write: where finished lines go; called from any thread. Without it they go to stderr, from
-            a thread of their own.
-        adjustable: decides instead of ``verbosity``, event by event; that has its price even for
-            events that are not shown.
+        verbosity: the ``-v`` number; from 2 on, debug events are logged.
+        write: called with each finished line, in the logging thread. By default a dedicated
+            thread writes the lines to stderr.
+        adjustable: overrides ``verbosity`` and may change at run time. Debug calls that it drops
+            cost more than those dropped by a fixed ``verbosity``.
     """
-    shown = adjustable is not None or verbosity >= _DEBUG_FROM
-    level = logging.DEBUG if shown else logging.INFO
+    with_debug = adjustable is not None or verbosity >= _DEBUG_VERBOSITY
+    level = logging.DEBUG if with_debug else logging.INFO
     as_json = LogFormat(log_format) is LogFormat.JSON
-    lines = _Lines(render_json if as_json else render_text)
-    lines.sink = _to_stderr(lines) if write is None else _Direct(write)
+    lines = _LineRenderer(render_json if as_json else render_text)
+    lines.sink = _stderr_sink(lines) if write is None else _DirectSink(write)
     structlog.configure(
         processors=[*([adjustable] if adjustable else []), lines],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: _LineLogger(lines.sink),
         cache_logger_on_first_use=True,
     )
-    _adopt_libraries()
+    _capture_library_logs()
 
 
 def flush() -> None:
-    """Wait until what was logged is written; at most ``limits.LOG_FLUSH_SECONDS``."""
+    """Wait until all logged lines are written; at most ``limits.LOG_FLUSH_SECONDS``."""
     for writer, lines in _writers:
-        lines.report(last=True)
+        lines.report_suppressed(final=True)
         writer.flush()
 
 
-_writers: list[tuple[QueuedWriter, "_Lines"]] = []
+_writers: list[tuple[QueuedWriter, "_LineRenderer"]] = []
 
 
-def _to_stderr(lines: "_Lines") -> _Sink:
-    # With descriptor 2 closed by whoever started us, that number may by now be any other file
+def _stderr_sink(lines: "_LineRenderer") -> _Sink:
+    # The parent process started us with descriptor 2 closed; by now 2 may be any other file
     if sys.__stderr__ is None:
-        return _Direct(len)
-    writer = QueuedWriter(lines.lost, lines.report)
+        return _DirectSink(len)
+    writer = QueuedWriter(lines.lost_line, lines.report_suppressed)
     writer.start()
     if not _writers:
         atexit.register(flush)
     _writers[:] = [(writer, lines)]
-    threads.before_death(_flush_queue)
+    threads.on_fatal_exit(_flush_queue)
     return writer
 
 
 def _flush_queue() -> None:
-    """What ``threads.die`` calls: no locks, no new lines."""
+    """Write queued lines before ``threads.die`` exits; takes no locks and adds no lines."""
     for writer, _ in _writers:
         writer.flush()
 
 
-class _Direct:
-    """Hands lines to a function in the caller's thread."""
+class _DirectSink:
+    """Passes lines to a function in the logging thread, without a queue."""
 
     def __init__(self, write: Write) -> None:
         self._write = write
@@ -126,7 +126,7 @@ class _Direct:
 
 
 class _LineLogger:
-    """What structlog hands finished lines to: any level, one place."""
+    """The logger that structlog wraps: passes finished lines of every level to one sink."""
 
     def __init__(self, sink: _Sink) -> None:
         self._sink = sink
@@ -141,18 +141,21 @@ class _LineLogger:
     warning = error = critical = exception = urgent
 
 
-class _Lines:
-    """Makes finished lines of events: the last structlog processor. Any thread may call it."""
+class _LineRenderer:
+    """The last structlog processor: renders events as lines, within the rate limit.
 
-    def __init__(self, render: Callable[[EventDict], Line]) -> None:
+    Safe from any thread.
+    """
+
+    def __init__(self, render: Callable[[EventDict], LogLine]) -> None:
         self._render = render
-        # Reentrant: the garbage collector may run a finalizer that logs while we hold it.
+        # Reentrant: the garbage collector may run a finalizer that logs while we hold the lock.
         self._lock = threading.RLock()
-        self._rates = Rates()
-        self.sink: _Sink = _Direct(len)
+        self._rates = LineRateLimiter()
+        self.sink: _Sink = _DirectSink(len)
 
     def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> bytes:
-        """Return the line of an event, unless there were too many lines of it."""
+        """Return the line of an event, or drop it if the event exceeds its rate limit."""
         with self._lock:
             admitted = self._rates.admit(str(event["event"])[: limits.LOG_VALUE_CHARS], _now())
         if not admitted:
@@ -170,23 +173,30 @@ class _Lines:
         try:
             line, cut = self._render(event)
         except Exception as error:  # noqa: BLE001 - no value may make a log call fail
-            told = {key: event.get(key, "") for key in ("ts", "level", "event")}
-            line, cut = self._render({**told, "not_shown": type(error).__name__})
+            head = {key: event.get(key, "") for key in ("ts", "level", "event")}
+            line, cut = self._render({**head, "not_shown": type(error).__name__})
         if cut:
             REFUSALS.count("log", "length")
         return line
 
-    def report(self, *, last: bool = False) -> bool:
-        """Say which lines were suppressed; return whether there is more to say later."""
+    def report_suppressed(self, *, final: bool = False) -> bool:
+        """Log how many lines of each event were suppressed.
+
+        Args:
+            final: whether the process ends, so that nothing can be reported later.
+
+        Returns:
+            Whether suppressed lines remain to be reported later.
+        """
         if self._rates.suppressing:
             with self._lock:
-                found = self._rates.reports(_now(), all_of_them=last)
-            for event, lines in found:
+                reports = self._rates.take_reports(_now(), final=final)
+            for event, lines in reports:
                 self.sink(self._note("log.suppressed", of=event, lines=lines), urgent=True)
         return self._rates.suppressing
 
-    def lost(self, lines: int) -> bytes:
-        """Return the line that says how many lines stderr did not take in time."""
+    def lost_line(self, lines: int) -> bytes:
+        """Return the line that reports how many lines were dropped because the queue was full."""
         return self._note("log.lost", lines=lines, reason="stderr was not read")
 
     def _note(self, name: str, **values: object) -> bytes:
@@ -206,7 +216,7 @@ def _exception(info: Any) -> BaseException | None:
 
 
 def catch_uncaught() -> None:
-    """Log uncaught exceptions; Python's own hooks write to stderr, which may block."""
+    """Log uncaught exceptions instead of letting Python's hooks write to stderr, which may block."""
     log = structlog.get_logger()
 
     def uncaught(
@@ -227,7 +237,7 @@ def catch_uncaught() -> None:
 
 
 class _ToStructlog(logging.Handler):
-    """Hands records of the standard library's logging to our log."""
+    """Forwards records of the standard library's logging to this log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logger = structlog.get_logger()
@@ -239,12 +249,12 @@ class _ToStructlog(logging.Handler):
                 message=record.getMessage(),
                 exc_info=record.exc_info,
             )
-        except Exception:  # noqa: BLE001 - a library's faulty log call must not hurt us
+        except Exception:  # noqa: BLE001 - a library's faulty log call must not raise here
             logger.warning("library.message", logger=record.name, message=str(record.msg))
 
 
-def _adopt_libraries() -> None:
-    """Send warnings of urllib3, kubernetes and the interpreter to our log, the rest nowhere."""
+def _capture_library_logs() -> None:
+    """Log warnings and errors of urllib3, kubernetes and the interpreter; discard the rest."""
     root = logging.getLogger()
     for handler in [one for one in root.handlers if isinstance(one, _ToStructlog)]:
         root.removeHandler(handler)

@@ -1,11 +1,11 @@
-"""Writes log lines to stderr from a thread of its own, so that logging never blocks.
+"""Writes log lines to stderr from a dedicated thread, so that logging never blocks.
 
-stderr is often a pipe. When its reader stops reading, a write blocks. So lines wait in a queue that
-is bounded in lines and bytes. When the queue is full, new lines are dropped: the queued ones show
-how the trouble began, and the report of the loss stands where the lost lines would be. A quarter of
-the queue is reserved for warnings and errors.
+stderr is often a pipe, and a write blocks while its reader does not read. So lines wait in a queue
+that is bounded in lines and bytes. When the queue is full, new lines are dropped: the queued lines
+show how the problem began, and a ``log.lost`` line takes the place of the dropped ones. A quarter
+of the queue is reserved for warnings and errors.
 
-``O_NONBLOCK`` is no way out: it belongs to the open file, which other processes share.
+``O_NONBLOCK`` is no alternative: it is a property of the open file, which other processes share.
 """
 
 import os
@@ -27,14 +27,15 @@ class QueuedWriter:
     """A bounded queue of finished lines, and the thread that writes them.
 
     Args:
-        lost_line: makes the line that says how many lines were lost.
-        tick: called about once a second while it returns true, after lines were written.
+        lost_line: renders the line that reports how many lines were dropped.
+        tick: called when the queue has been written; called again about once a second for as
+            long as it returns true.
     """
 
     def __init__(self, lost_line: Callable[[int], bytes], tick: Callable[[], bool]) -> None:
         self._lost_line = lost_line
         self._tick = tick
-        # Reentrant: the garbage collector may run a finalizer that logs while we hold it.
+        # Reentrant: the garbage collector may run a finalizer that logs while we hold the lock.
         self._lock = threading.RLock()
         self._wake = threading.Lock()
         self._wake.acquire()
@@ -43,7 +44,7 @@ class QueuedWriter:
         self._bytes = 0
         self._lost = 0
         self._busy = False
-        self._hopeless = False
+        self._flush_timed_out = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -51,11 +52,11 @@ class QueuedWriter:
         self._thread = threads.spawn(self._run, "log")
 
     def __call__(self, line: bytes, *, urgent: bool = False) -> None:
-        """Have ``line`` written; drop it if too much is waiting. Never blocks.
+        """Queue ``line``, or drop it if the queue is full. Never blocks.
 
         Args:
-            line: a finished line with its line end.
-            urgent: whether it may use the part of the queue that is kept for warnings.
+            line: a finished line, newline included.
+            urgent: whether it may use the part of the queue reserved for warnings and errors.
         """
         size = len(line)
         part = 1.0 if urgent else 0.75
@@ -77,13 +78,17 @@ class QueuedWriter:
                 self._wake.release()
 
     def flush(self, seconds: float = limits.LOG_FLUSH_SECONDS) -> None:
-        """Wait until all lines are written, but not longer than this. Uses no locks."""
-        if self._thread is None or threading.current_thread() is self._thread or self._hopeless:
+        """Wait until all lines are written, at most ``seconds``. Uses no locks."""
+        if (
+            self._thread is None
+            or threading.current_thread() is self._thread
+            or self._flush_timed_out
+        ):
             return
         until = time.monotonic() + seconds
         while (self._queue or self._busy or self._lost) and self._thread.is_alive():
             if time.monotonic() >= until:
-                self._hopeless = True  # a second call would only delay the end further
+                self._flush_timed_out = True  # further calls would only delay the exit
                 return
             time.sleep(_FLUSH_STEP_SECONDS)
 
@@ -101,7 +106,7 @@ class QueuedWriter:
                 self._busy = False
 
     def _next(self) -> bytes | int | None:
-        """Take the next line, or the number of lines lost; nothing if there is nothing to do."""
+        """Take the next line, or the number of dropped lines; ``None`` if the queue is empty."""
         with self._lock:
             if self._queue:
                 self._busy = True
@@ -115,18 +120,18 @@ class QueuedWriter:
     def _sleep(self, seconds: float) -> None:
         if not self._wake.acquire(timeout=seconds):
             with self._lock:
-                if not self._asleep:  # a caller has just released the lock
+                if not self._asleep:  # another thread has just released the lock
                     self._wake.acquire()
                 self._asleep = False
 
 
 def _write(line: bytes) -> None:
-    """Write a whole line to file descriptor 2; a reader that went away costs the line."""
-    # sys.stderr is not used: what it could not flush would make the exit fail as well
+    """Write a whole line to file descriptor 2; drop it if the reader is gone."""
+    # Not through sys.stderr: data that it could not flush would make the interpreter's exit fail
     while line:
         try:
             line = line[os.write(_STDERR, line) :]
-        except BlockingIOError:  # whoever started us has made it non-blocking
+        except BlockingIOError:  # the parent process has made it non-blocking
             poll = select.poll()
             poll.register(_STDERR, select.POLLOUT)
             poll.poll()

@@ -1,9 +1,9 @@
-"""The metrics of the daemon: kube-proxy's names and meanings, and more of our own.
+"""The metrics of the daemon: those of kube-proxy, and additional ones of svcproxy.
 
 Dashboards and alerts made for kube-proxy keep working: names, labels, types, histogram buckets and
-stability are those of pkg/proxy/metrics/metrics.go in Kubernetes 1.36, and each mode has those that
-kube-proxy has in it. docs/compatibility.md has the list. Nothing here is global; every ``Metrics``
-brings its own registry.
+stability levels are those of pkg/proxy/metrics/metrics.go in Kubernetes 1.36, and each mode has
+the metrics that kube-proxy has in that mode; docs/compatibility.md has the list. There is no
+global state: each ``Metrics`` has its own registry.
 """
 
 import platform
@@ -21,25 +21,26 @@ from prometheus_client import (
 from svcproxy import __version__, threads
 from svcproxy.config import ProxyMode
 from svcproxy.model.names import Kind
-from svcproxy.observe.accounting import PacketCounts
-from svcproxy.observe.process import GoProcess, started_at
-from svcproxy.observe.refused import RefusedInputs
-from svcproxy.observe.slis import HealthChecks
+from svcproxy.observe.nfacct_metrics import NfacctCollector
+from svcproxy.observe.process_metrics import GoProcessCollector, process_start_time
+from svcproxy.observe.refused_inputs import RefusedInputsCollector
+from svcproxy.observe.slis import HealthCheckResults
 from svcproxy.refusals import REFUSALS
 
 _SYNC_BUCKETS = tuple(0.001 * 2**power for power in range(15))
 _PROGRAMMING_BUCKETS = tuple(
     map(float, chain((0, 0.25, 0.5), range(1, 60), range(60, 120, 5), range(120, 301, 30)))
 )
-# A change takes a millisecond or less of ours, and may wait for a minute: 0.1 ms to 52 s.
+# Processing a change takes a millisecond or less, but it may wait for a minute: 0.1 ms to 52 s.
 _STAGE_BUCKETS = tuple(0.0001 * 2**power for power in range(20))
 # component-base/metrics/prometheus/restclient/metrics.go
 _REQUEST_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 _FAMILY = ("ip_family",)
-_FOREIGN_NAMES = 20
+_PROCESS_NAMES = 20
 
 DEFECT_PLACES = ("object", "service", "planning", "sync", "after_sync")
-"""Where a defect of svcproxy itself may be met: the label of ``svcproxy_defects_total``."""
+"""The activities in which svcproxy catches unexpected exceptions: a label of
+``svcproxy_defects_total``."""
 
 _ALL = frozenset(ProxyMode)
 _IPTABLES = frozenset({ProxyMode.IPTABLES})
@@ -48,15 +49,15 @@ _RESTORING = frozenset({ProxyMode.IPTABLES, ProxyMode.IPVS})
 
 
 class Metrics:
-    """All metrics of one daemon, each a public attribute of the library's own type.
+    """All metrics of one daemon, as public attributes of ``prometheus_client`` types.
 
     Times are in seconds; ``ip_family`` is ``IPv4`` or ``IPv6``. Attributes are named after
-    their metric without the ``kubeproxy_`` or ``svcproxy_`` prefix and the unit. Those that
-    kube-proxy does not have in a mode can be set in it, but are not shown.
+    their metric without the ``kubeproxy_`` or ``svcproxy_`` prefix and the unit. Metrics that
+    kube-proxy does not have in the mode can be set, but are not exported.
 
     Args:
-        mode: the mode that runs; it decides which of kube-proxy's metrics are shown.
-        registry: what they are registered with; one of our own if not given.
+        mode: the proxy mode; it decides which of kube-proxy's metrics are exported.
+        registry: registers the metrics; by default a new one.
     """
 
     def __init__(
@@ -65,10 +66,10 @@ class Metrics:
         registry: CollectorRegistry | None = None,
     ) -> None:
         self.registry = CollectorRegistry() if registry is None else registry
-        self.slis = HealthChecks()
-        self.started = started_at()
+        self.slis = HealthCheckResults()
+        self.started = process_start_time()
         self._mode = mode
-        self._foreign: set[str] = set()
+        self._process_names: set[str] = set()
         self._add_syncs()
         self._add_changes()
         self._add_rules()
@@ -80,10 +81,10 @@ class Metrics:
         self._add_own()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        self.registry.register(GoProcess())
-        self.registry.register(RefusedInputs(REFUSALS))
+        self.registry.register(GoProcessCollector())
+        self.registry.register(RefusedInputsCollector(REFUSALS))
         if mode is ProxyMode.IPTABLES:
-            self.registry.register(PacketCounts())
+            self.registry.register(NfacctCollector())
 
     def _add_syncs(self) -> None:
         self.sync_proxy_rules_duration = self._histogram(
@@ -91,11 +92,11 @@ class Metrics:
         )
         self.sync_full_proxy_rules_duration = self._histogram(
             "sync_full_proxy_rules_duration_seconds",
-            "Duration of a sync that compared the whole rule set.",
+            "Duration of a sync that compared all rules.",
         )
         self.sync_partial_proxy_rules_duration = self._histogram(
             "sync_partial_proxy_rules_duration_seconds",
-            "Duration of a sync that wrote only what had changed.",
+            "Duration of a sync that processed changes only.",
         )
         self.network_programming_duration = self._histogram(
             "network_programming_duration_seconds",
@@ -109,7 +110,7 @@ class Metrics:
         )
         self.sync_proxy_rules_last_queued_timestamp = self._gauge(
             "sync_proxy_rules_last_queued_timestamp_seconds",
-            "When a sync was last asked for, since the epoch.",
+            "When a sync was last requested, since the epoch.",
             _FAMILY,
         )
 
@@ -128,10 +129,10 @@ class Metrics:
         )
 
     def _add_rules(self) -> None:
-        # Two of these are gauges although their names end in _total: kube-proxy's choice.
+        # As in kube-proxy, two of these are gauges although their names end in _total.
         self.iptables_rules = self._gauge(
             "sync_proxy_rules_iptables_total",
-            "iptables rules that belong to the proxy.",
+            "iptables rules owned by the proxy.",
             ("table", "ip_family"),
             modes=_IPTABLES,
         )
@@ -154,7 +155,7 @@ class Metrics:
         )
         self.iptables_partial_restore_failures = self._counter(
             "sync_proxy_rules_iptables_partial_restore_failures",
-            "Failed iptables restores of single changes, each followed by a full one.",
+            "Failed iptables restores of incremental changes, each followed by a full one.",
             _FAMILY,
             modes=_IPTABLES,
         )
@@ -166,7 +167,7 @@ class Metrics:
         )
         self.nftables_cleanup_failures = self._counter(
             "sync_proxy_rules_nftables_cleanup_failures",
-            "Always 0: what is stale goes in the transaction of the sync itself.",
+            "Always 0: stale objects are removed in the transaction of the sync itself.",
             _FAMILY,
             modes=_NFTABLES,
         )
@@ -188,16 +189,16 @@ class Metrics:
         )
 
     def _add_client(self) -> None:
-        """Make those of client-go's metrics that have a meaning here."""
+        """Create those of client-go's metrics that apply to svcproxy."""
         self.rest_client_requests = Counter(
             "rest_client_requests",
-            "[ALPHA] Requests to the API server; the code is <error> without an answer.",
+            "[ALPHA] Requests to the API server; the code is <error> if there was no response.",
             ("code", "method", "host"),
             registry=self.registry,
         )
         self.rest_client_request_duration = Histogram(
             "rest_client_request_duration_seconds",
-            "[ALPHA] Time from a request to the head of its answer.",
+            "[ALPHA] Time from a request to the headers of its response.",
             ("verb", "host"),
             buckets=_REQUEST_BUCKETS,
             registry=self.registry,
@@ -206,16 +207,16 @@ class Metrics:
     def _add_stages(self) -> None:
         self.change_duration = Histogram(
             "svcproxy_change_duration_seconds",
-            "The way of the oldest change of each sync: queued from its arrival to the begin of the"
-            " sync, computed until it was known what to write, applied until the kernel had it;"
-            " total is all three.",
+            "Latency of the oldest change of each sync by stage: queued from its arrival to the"
+            " start of the sync, computed until the plan was ready, applied until the kernel had"
+            " it; total is the sum.",
             ("ip_family", "stage"),
             buckets=_STAGE_BUCKETS,
             registry=self.registry,
         )
         self.queue_age = Gauge(
             "svcproxy_queue_age_seconds",
-            "How long the oldest change that the kernel does not hold yet has waited; 0 if none.",
+            "How long the oldest change that is not yet in the kernel has waited; 0 if none.",
             _FAMILY,
             registry=self.registry,
         )
@@ -224,37 +225,37 @@ class Metrics:
         registry = self.registry
         self.kernel_operations = Counter(
             "svcproxy_kernel_operations",
-            "Changes asked of the kernel.",
+            "Write operations sent to the kernel.",
             ("ip_family", "operation"),
             registry=registry,
         )
         self.kernel_objects = Gauge(
             "svcproxy_kernel_objects",
-            "What the kernel holds for the proxy: rules by table, or objects by kind.",
+            "Objects of the proxy in the kernel: rules by table, or objects by kind.",
             ("ip_family", "kind"),
             registry=registry,
         )
         self.sync_failures = Counter(
             "svcproxy_sync_failures",
-            "Failed syncs; the next one compares everything.",
+            "Failed syncs; the next sync compares everything.",
             ("ip_family", "kind"),
             registry=registry,
         )
         self.refused_service_ports = Gauge(
             "svcproxy_refused_service_ports",
-            "Service ports that the kernel refuses; each is retried on its own.",
+            "Service ports that the kernel refused; each is retried separately.",
             _FAMILY,
             registry=registry,
         )
         self.drift_repairs = Counter(
             "svcproxy_drift_repairs",
-            "Comparisons that found and undid changes of others in the kernel.",
+            "Resyncs that found and repaired changes that other programs made in the kernel.",
             _FAMILY,
             registry=registry,
         )
         self.foreign_changes = Counter(
             "svcproxy_foreign_changes",
-            "Changes that the kernel reports of other processes, by process name.",
+            "Kernel notifications of changes by other processes, by process name.",
             ("process",),
             registry=registry,
         )
@@ -263,28 +264,28 @@ class Metrics:
         registry = self.registry
         self.skipped_objects = Counter(
             "svcproxy_skipped_objects",
-            "API objects and manifests skipped because they are malformed.",
+            "Malformed API objects and manifests that were skipped.",
             ("kind",),
             registry=registry,
         )
         self.watch_restarts = Counter(
             "svcproxy_watch_restarts",
-            "Watches of the API that had to be started anew.",
+            "Restarts of API watches.",
             ("kind",),
             registry=registry,
         )
-        for kind in Kind:  # so that the first of a kind is an increase
+        for kind in Kind:  # export 0, so that rate() sees the first increase
             self.skipped_objects.labels(kind)
             self.watch_restarts.labels(kind)
         self.address_conflicts = Gauge(
             "svcproxy_address_conflicts",
-            "Addresses that a Service asks for while another one holds them.",
+            "Addresses that a Service requests but another Service already has.",
             _FAMILY,
             registry=registry,
         )
         self.defects = Counter(
             "svcproxy_defects",
-            "Unexpected exceptions in svcproxy itself, by what it was doing; please report them.",
+            "Unexpected exceptions in svcproxy itself, by activity; please report them.",
             ("where",),
             registry=registry,
         )
@@ -292,31 +293,39 @@ class Metrics:
             self.defects.labels(where)
         self.stalled_threads = Gauge(
             "svcproxy_stalled_threads",
-            "Threads that should have reported progress by now; /livez names them.",
+            "Threads that are overdue to report progress; /livez names them.",
             registry=registry,
         )
         self.stalled_threads.set_function(lambda: len(threads.stalled()))
         self.build_info = Gauge(
             "svcproxy_build_info",
-            "Always 1; the labels tell.",
+            "Always 1; the information is in the labels.",
             ("version", "python_version", "mode"),
             registry=registry,
         )
         self.build_info.labels(__version__, platform.python_version(), self._mode).set(1)
 
     def requested(self, method: str, host: str, code: str, seconds: float) -> None:
-        """Count a request to the API server; ``code`` is ``<error>`` if no answer came."""
+        """Count a request to the API server.
+
+        Args:
+            method: the HTTP method.
+            host: host and port of the API server.
+            code: the HTTP status, ``<error>`` if there was no response.
+            seconds: the time until the headers of the response.
+        """
         self.rest_client_requests.labels(code, method, host).inc()
         self.rest_client_request_duration.labels(method, host).observe(seconds)
 
-    def count_foreign(self, process: str) -> None:
-        """Count a change of another process; beyond so many names, all further ones are "other".
+    def count_external_change(self, process: str) -> None:
+        """Count a change by another process; after 20 distinct names, new ones count as "other".
 
-        Names are chosen by the processes, and a series stays for as long as the daemon runs.
+        Processes choose their names, and a series lasts for as long as the daemon runs.
         """
-        if len(self._foreign) < _FOREIGN_NAMES:
-            self._foreign.add(process)
-        self.foreign_changes.labels(process if process in self._foreign else "other").inc()
+        if len(self._process_names) < _PROCESS_NAMES:
+            self._process_names.add(process)
+        name = process if process in self._process_names else "other"
+        self.foreign_changes.labels(name).inc()
 
     def _histogram(
         self,
@@ -353,7 +362,7 @@ class Metrics:
         *,
         modes: frozenset[ProxyMode] = _ALL,
     ) -> Counter:
-        """Make a counter; the library appends ``_total`` to its name."""
+        """Create a counter; the library appends ``_total`` to its name."""
         registry = self._registry_in(modes)
         return Counter(f"kubeproxy_{name}", f"[ALPHA] {text}", labels, registry=registry)
 

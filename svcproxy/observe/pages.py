@@ -1,4 +1,4 @@
-"""What is served where: the pages of the metrics port and of the health port.
+"""The pages of the metrics port and of the health port.
 
 Paths, content types and meanings are those of kube-proxy 1.36 (cmd/kube-proxy/app/server.go);
 docs/compatibility.md has the list, and a test compares the two.
@@ -14,30 +14,30 @@ from typing import Any
 
 from svcproxy import __version__
 from svcproxy.config import ProxyMode
-from svcproxy.observe.connections import Limits
-from svcproxy.observe.core.exchange import TEXT, Reply, Request, Route
-from svcproxy.observe.core.zpages import Status, flagz, statusz
+from svcproxy.observe.client_connections import ClientLimits
+from svcproxy.observe.core.routes import TEXT, PageRequest, Reply, Route
+from svcproxy.observe.core.zpages import StatuszInfo, flagz, statusz
 from svcproxy.observe.exposition import Exposition, render
-from svcproxy.observe.health import Answer, HealthState
-from svcproxy.observe.http import Server
+from svcproxy.observe.health import HealthState, ProbeResult
+from svcproxy.observe.http_server import HttpServer
 from svcproxy.observe.metrics import Metrics
 from svcproxy.values import Bind
 
 CONFIG_GROUP = "kubeproxy.config.k8s.io"
-# The kube-proxy whose place is taken
+# The kube-proxy release with which svcproxy is compatible
 _COMPATIBLE = "1.36"
-# They take no time, so they are answered even while a worker renders a slow page
+# Answered in the server's thread, even while the workers render slow pages
 _QUICK = ("/healthz", "/healthz/ping", "/livez", "/readyz", "/proxyMode")
-# What the real one does not list on /statusz either
+# kube-proxy does not list these on /statusz either
 _UNLISTED = ("/metrics/slis", "/statusz", "/debug/", "/healthz/")
 
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """What is in force, for /flagz and /configz; asked for when somebody looks.
+    """The effective configuration, for /flagz and /configz; computed on request.
 
-    ``flags`` gives the flags by name without dashes, ``configuration`` the KubeProxyConfiguration
-    (v1alpha1) as JSON has it.
+    ``flags`` returns the flags by name without dashes, ``configuration`` the
+    KubeProxyConfiguration (v1alpha1) as a JSON object.
     """
 
     flags: Callable[[], Mapping[str, str]]
@@ -51,17 +51,17 @@ def metrics_server(
     *,
     effective: Effective | None = None,
     debug: Mapping[str, Route] | None = None,
-    limits: Limits | None = None,
-) -> Server:
-    """Make the server of the metrics port.
+    limits: ClientLimits | None = None,
+) -> HttpServer:
+    """Create the server of the metrics port.
 
     Args:
         bind: where to listen.
-        metrics: what /metrics and /metrics/slis tell.
-        mode: what /proxyMode tells.
-        effective: what /configz and /flagz tell; without it they are not there.
-        debug: the debug pages, with ``--profiling``.
-        limits: what one client may take.
+        metrics: the source of /metrics and /metrics/slis.
+        mode: the answer of /proxyMode.
+        effective: the source of /configz and /flagz; without it these pages are not served.
+        debug: the debug pages, served with ``--profiling``.
+        limits: what clients may use.
     """
     routes: dict[str, Route] = {
         "/healthz": lambda request: _healthz(request, metrics),
@@ -76,7 +76,7 @@ def metrics_server(
         routes["/flagz"] = lambda request: flagz(effective.flags(), request.header("Accept"))
     listed = tuple(sorted(path for path in routes if not path.startswith(_UNLISTED)))
     routes["/statusz"] = lambda request: statusz(
-        Status(
+        StatuszInfo(
             started=metrics.started,
             now=time.time(),
             version=__version__,
@@ -86,20 +86,26 @@ def metrics_server(
         ),
         request.header("Accept"),
     )
-    return Server("metrics", "metrics-bind-address", bind, routes, quick=_QUICK, limits=limits)
+    return HttpServer("metrics", "metrics-bind-address", bind, routes, quick=_QUICK, limits=limits)
 
 
 def health_server(
-    bind: Bind, health: HealthState, metrics: Metrics, *, limits: Limits | None = None
-) -> Server:
-    """Make the server of the health port.
+    bind: Bind, health: HealthState, metrics: Metrics, *, limits: ClientLimits | None = None
+) -> HttpServer:
+    """Create the server of the health port.
 
-    /healthz says whether this node shall get traffic, /livez whether the proxy works, /readyz
-    whether its rules are written.
+    /healthz answers whether this node should receive traffic, /livez whether the proxy works,
+    /readyz whether its rules are in the kernel.
+
+    Args:
+        bind: where to listen.
+        health: the state to report.
+        metrics: counts the answers.
+        limits: what clients may use.
     """
 
-    def probe(answer: Callable[[], Answer], counter: Any = None) -> Route:
-        def route(_request: Request) -> Reply:
+    def probe(answer: Callable[[], ProbeResult], counter: Any = None) -> Route:
+        def route(_request: PageRequest) -> Reply:
             result = answer()
             if counter is not None:
                 counter.labels(code=str(result.status)).inc()
@@ -112,12 +118,12 @@ def health_server(
         "/livez": probe(health.livez, metrics.proxy_livez),
         "/readyz": probe(health.readyz),
     }
-    return Server(
+    return HttpServer(
         "health checks", "healthz-bind-address", bind, routes, quick=_QUICK, limits=limits
     )
 
 
-def _metrics(request: Request, metrics: Metrics) -> Reply:
+def _metrics(request: PageRequest, metrics: Metrics) -> Reply:
     return _scrape(
         render(metrics.registry, request.header("Accept"), request.header("Accept-Encoding")),
         metrics,
@@ -131,8 +137,8 @@ def _scrape(exposition: Exposition, metrics: Metrics) -> Reply:
     return Reply(HTTPStatus.OK, exposition.content_type, exposition.body, headers)
 
 
-def _slis(request: Request, metrics: Metrics) -> Reply:
-    """What the health checks of this port had to say; DELETE forgets it."""
+def _slis(request: PageRequest, metrics: Metrics) -> Reply:
+    """Serve the results of this port's health checks; DELETE resets them."""
     if request.method == "DELETE":
         metrics.slis.reset()
         return Reply(HTTPStatus.OK, TEXT, b"metrics reset\n")
@@ -140,8 +146,8 @@ def _slis(request: Request, metrics: Metrics) -> Reply:
     return _scrape(render(metrics.slis.registry, accept, encoding), metrics)
 
 
-def _healthz(request: Request, metrics: Metrics) -> Reply:
-    """The process answers, so the only check, ping, is passed; the health port knows the rest."""
+def _healthz(request: PageRequest, metrics: Metrics) -> Reply:
+    """Pass the only check, ping: the process answers. The health port has the real checks."""
     metrics.slis.passed("ping")
     if "verbose" not in request.query:
         return Reply(HTTPStatus.OK, TEXT, b"ok")

@@ -1,14 +1,15 @@
-"""The servers behind ``healthCheckNodePort``: is there a ready endpoint of a Service on this node?
+"""The servers behind ``healthCheckNodePort``: does this node have a ready endpoint of a Service?
 
-Load balancers ask before they send the traffic of a Service with a Local external policy here.
-Questions and answers are those of pkg/proxy/healthcheck/service_health.go in Kubernetes 1.36.
+Load balancers probe these ports before they send a node traffic of a Service whose external
+traffic policy is Local. Requests and answers are those of pkg/proxy/healthcheck/service_health.go
+in Kubernetes 1.36.
 
 Goals:
 
-1. One HTTP engine serves all Services of a family, thousands of them; it waits for no client.
+1. One HTTP engine serves all Services of a family, thousands of them, and blocks on no client.
 2. The sync thread only records changes; the engine's thread opens and closes sockets.
-3. A port that cannot be opened is tried again until it can.
-4. Listening sockets take no more file descriptors than their share (``svcproxy.descriptors``).
+3. A port that cannot be opened is retried until it can, and does not affect any other port.
+4. Listening sockets stay within their budget of file descriptors (``svcproxy.descriptors``).
 """
 
 import json
@@ -24,15 +25,15 @@ from typing import NamedTuple
 import structlog
 
 from svcproxy import limits
-from svcproxy.descriptors import Share
+from svcproxy.descriptors import DescriptorBudget
 from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
 from svcproxy.model.serviceport import ServicePort
-from svcproxy.observe.connections import Limits, Site
-from svcproxy.observe.core.exchange import Reply
-from svcproxy.observe.core.http1 import Ask
+from svcproxy.observe.client_connections import ClientLimits, HttpHandler
+from svcproxy.observe.core.http1 import HttpRequest
+from svcproxy.observe.core.routes import Reply
 from svcproxy.observe.engine import Engine
-from svcproxy.observe.listening import listening
-from svcproxy.observe.seldom import Seldom
+from svcproxy.observe.listen_socket import open_listen_socket
+from svcproxy.observe.log_throttle import LogThrottle
 from svcproxy.refusals import REFUSALS
 
 _log = structlog.get_logger()
@@ -41,17 +42,17 @@ _STOP_SECONDS = 1.0
 
 OnFailure = Callable[[NamespacedName, int, str], None]
 
-CHECK_LIMITS = Limits(
+CHECK_LIMITS = ClientLimits(
     connections=limits.HEALTH_CHECK_CONNECTIONS,
     per_peer=limits.HEALTH_CHECK_CONNECTIONS_PER_PEER,
     idle=limits.HEALTH_CHECK_REQUEST_SECONDS,
     request=limits.HEALTH_CHECK_REQUEST_SECONDS,
 )
-"""What the clients of one family's health-check node ports may take."""
+"""Limits for the clients of one family's health-check node ports."""
 
 
-class _Place(NamedTuple):
-    """Where a Service's server listens."""
+class _ListenTarget(NamedTuple):
+    """The port and the addresses where a Service's server listens."""
 
     port: int
     addresses: tuple[str, ...]
@@ -60,18 +61,18 @@ class _Place(NamedTuple):
 class ServiceHealthServers:
     """The health check servers of all Services of one family.
 
-    A Service's server listens on all of its addresses or on none. The thread starts with the
-    first Service that needs it.
+    A Service's server listens on all addresses or on none. The thread starts with the first
+    Service that has a health-check node port.
 
     Args:
         family: the family whose Services are served.
-        addresses: the node's addresses to listen on, of that family; empty means all.
-        healthy: whether the proxy is healthy; any thread may ask.
-        on_failure: told of the Service, its port and the reason when a server cannot listen;
-            once for each distinct reason, from the server thread, which it must not hold up.
-        limits: what clients may take.
-        share: the file descriptors for listening sockets; other families may have the same.
-        retry_seconds: how often to try what could not be opened.
+        addresses: the node's addresses of that family to listen on; empty means all.
+        healthy: returns whether the proxy is healthy; called from any thread.
+        on_failure: called with the Service, its port and the reason when a server cannot listen;
+            once per distinct reason, in the engine's thread, so it must not block.
+        limits: what clients may use.
+        budget: the file descriptors for listening sockets; families may share one.
+        retry_seconds: seconds between attempts to open ports that failed.
     """
 
     def __init__(
@@ -81,8 +82,8 @@ class ServiceHealthServers:
         healthy: Callable[[], bool],
         on_failure: OnFailure,
         *,
-        limits: Limits = CHECK_LIMITS,
-        share: Share | None = None,
+        limits: ClientLimits = CHECK_LIMITS,
+        budget: DescriptorBudget | None = None,
         retry_seconds: float = 10.0,
     ) -> None:
         self._everywhere = ("0.0.0.0",) if family is IPFamily.IPV4 else ("::",)
@@ -93,18 +94,23 @@ class ServiceHealthServers:
         self._name = f"service-health-{family}"
         self._engine: Engine | None = None
         self._stopped = False
+        self._outdated = False
         self._on_failure = on_failure
         self._limits = limits
-        self._share = share or Share(math.inf)
+        self._budget = budget or DescriptorBudget(math.inf)
         self._retry_seconds = retry_seconds
-        self._defects = Seldom()
+        self._defects = LogThrottle()
 
     def apply(self, ports: Mapping[ServicePortName, ServicePort | None]) -> None:
-        """Take what some Service ports mean now, ``None`` for those that are gone.
+        """Update Service ports, ``None`` for deleted ones.
 
-        Counts are renewed at once, servers a moment later.
+        Endpoint counts change immediately, listening sockets a moment later. What an earlier call
+        failed to start is tried again, even if ``ports`` is empty.
+
+        Raises:
+            OSError: the engine cannot be created, for want of file descriptors for example.
+            RuntimeError: its thread cannot be started.
         """
-        moved = False
         with self._lock:
             for name, port in ports.items():
                 known = self._ports.get(name.service, {})
@@ -115,28 +121,33 @@ class ServiceHealthServers:
                     self._ports[name.service] = known
                 elif not known:
                     self._ports.pop(name.service, None)
-                moved |= number != (before.health_check_node_port if before is not None else 0)
-        if moved:
-            self._reconcile()
+                if number != (before.health_check_node_port if before is not None else 0):
+                    self._outdated = True
+        self._reconcile()
 
-    def move(self, addresses: tuple[str, ...]) -> None:
-        """Listen on other addresses of the node from now on; empty means all."""
+    def set_addresses(self, addresses: tuple[str, ...]) -> None:
+        """Listen on other addresses of the node from now on; empty means all.
+
+        Raises:
+            OSError: as ``apply``.
+            RuntimeError: as ``apply``.
+        """
         with self._lock:
             unchanged = self._addresses == (addresses or self._everywhere)
             self._addresses = addresses or self._everywhere
-            idle = not self._ports
-        if not (unchanged or idle):
-            self._reconcile()
+            if self._ports and not unchanged:
+                self._outdated = True
+        self._reconcile()
 
-    def retry(self) -> None:
-        """Try at once to open what could not be opened; it is also tried from time to time."""
+    def retry_now(self) -> None:
+        """Retry ports that failed now, instead of after ``retry_seconds``."""
         with self._lock:
-            idle = not self._ports
-        if not idle:
-            self._reconcile()
+            if self._ports:
+                self._outdated = True
+        self._reconcile()
 
     def stop(self) -> None:
-        """Close everything, within a second; nothing is opened any more."""
+        """Close all sockets within a second; later calls open nothing."""
         with self._lock:
             self._stopped = True
             engine = self._engine
@@ -144,36 +155,41 @@ class ServiceHealthServers:
             engine.stop(_STOP_SECONDS)
 
     def _reconcile(self) -> None:
-        """Have the listeners compared with what is wanted, soon."""
+        """Wake the engine to update its sockets if they are out of date."""
         with self._lock:
-            if self._stopped:
+            if self._stopped or not self._outdated:
                 return
             if self._engine is None:
-                self._engine = self._start()
+                self._engine = self._start()  # if this raises, the next call tries again
+            self._outdated = False
             engine = self._engine
         engine.wake()
 
     def _start(self) -> Engine:
         engine = Engine(self._name, self._limits, lambda: listeners.reconcile(self._wanted()))
         listeners = _Listeners(
-            engine, self._answer, self._on_failure, self._share, self._retry_seconds
+            engine, self._answer, self._on_failure, self._budget, self._retry_seconds
         )
-        engine.start()
+        try:
+            engine.start()
+        except RuntimeError:
+            engine.stop(0.0)
+            raise
         return engine
 
-    def _wanted(self) -> dict[NamespacedName, _Place]:
+    def _wanted(self) -> dict[NamespacedName, _ListenTarget]:
         with self._lock:
             return {
-                service: _Place(port.health_check_node_port, self._addresses)
+                service: _ListenTarget(port.health_check_node_port, self._addresses)
                 for service, ports in self._ports.items()
                 for port in ports.values()
             }
 
-    def _answer(self, service: NamespacedName, _ask: Ask) -> Reply | None:
+    def _answer(self, service: NamespacedName, _request: HttpRequest) -> Reply | None:
         try:
             return self._reply(service)
-        except Exception:  # noqa: BLE001 - a fault in one answer is no reason to stop serving
-            if self._defects.due("answer"):
+        except Exception:  # noqa: BLE001 - a defect in one answer must not stop the server
+            if self._defects.allow("answer"):
                 _log.exception("health_check.defect", service=str(service))
             return None
 
@@ -195,90 +211,96 @@ class ServiceHealthServers:
         )
 
 
-class _Open(NamedTuple):
+class _OpenServer(NamedTuple):
     """The listening sockets of a Service."""
 
-    place: _Place
+    target: _ListenTarget
     socks: list[socket]
-    site: Site
+    handler: HttpHandler
 
 
 class _Listeners:
-    """The listening sockets of all Services; used by the engine's thread only."""
+    """The listening sockets of all Services; used in the engine's thread only."""
 
     def __init__(
         self,
         engine: Engine,
-        answer: Callable[[NamespacedName, Ask], Reply | None],
+        answer: Callable[[NamespacedName, HttpRequest], Reply | None],
         on_failure: OnFailure,
-        share: Share,
+        budget: DescriptorBudget,
         retry_seconds: float,
     ) -> None:
         self._engine = engine
         self._answer = answer
         self._on_failure = on_failure
-        self._share = share
+        self._budget = budget
         self._retry_seconds = retry_seconds
-        self._open: dict[NamespacedName, _Open] = {}
-        self._failures: dict[NamespacedName, tuple[_Place, str]] = {}
+        self._open: dict[NamespacedName, _OpenServer] = {}
+        self._failures: dict[NamespacedName, tuple[_ListenTarget, str]] = {}
 
-    def reconcile(self, wanted: Mapping[NamespacedName, _Place]) -> float:
-        """Close what is not wanted, open what is missing; return when to try again."""
-        # Closing comes first: a port may go from one Service to another.
-        for service in [s for s, found in self._open.items() if wanted.get(s) != found.place]:
+    def reconcile(self, wanted: Mapping[NamespacedName, _ListenTarget]) -> float:
+        """Close sockets that are not wanted, open missing ones; return when to retry failures."""
+        # Close first: a port may move from one Service to another.
+        for service in [s for s, found in self._open.items() if wanted.get(s) != found.target]:
             self._close(service)
         for service in self._failures.keys() - wanted.keys():
             del self._failures[service]
-        for service, place in wanted.items():
+        for service, target in wanted.items():
             if service not in self._open:
-                self._listen(service, place)
+                self._listen(service, target)
         return time.monotonic() + self._retry_seconds if self._failures else math.inf
 
-    def _listen(self, service: NamespacedName, place: _Place) -> None:
-        if not self._share.take(len(place.addresses)):
-            if self._failed(service, place, self._share.reason):
+    def _listen(self, service: NamespacedName, target: _ListenTarget) -> None:
+        if not self._budget.acquire(len(target.addresses)):
+            if self._failed(service, target, self._budget.reason):
                 REFUSALS.count("http", "descriptors")
             return
         socks: list[socket] = []
-        address, site = "", Site(partial(self._answer, service), keeps=False)
+        address, handler = "", HttpHandler(partial(self._answer, service), keep_alive=False)
         try:
-            for address in place.addresses:
+            for address in target.addresses:
                 # [::] leaves IPv4 to the other family's server
-                socks.append(listening(address, place.port, only_v6=True))
-            self._engine.listen(socks, site)
-        except OSError as error:
+                socks.append(open_listen_socket(address, target.port, only_v6=True))
+            self._engine.listen(socks, handler)
+        except Exception as error:  # noqa: BLE001 - the other Services' ports must be opened as well
             for sock in socks:
                 sock.close()
-            self._share.give(len(place.addresses))
+            self._budget.release(len(target.addresses))
             where = f"[{address}]" if ":" in address else address
-            self._failed(service, place, f"{where}:{place.port}: {error.strerror or error}")
+            self._failed(service, target, f"{where}:{target.port}: {_reason(error)}")
             return
-        self._open[service] = _Open(place, socks, site)
-        say = _log.info if self._failures.pop(service, None) else _log.debug
-        say("health_check.opened", service=str(service), port=place.port)
+        self._open[service] = _OpenServer(target, socks, handler)
+        log = _log.info if self._failures.pop(service, None) else _log.debug
+        log("health_check.opened", service=str(service), port=target.port)
 
-    def _failed(self, service: NamespacedName, place: _Place, reason: str) -> bool:
-        """Report a failure; whether it is another one than the last time."""
-        if self._failures.get(service) == (place, reason):
+    def _failed(self, service: NamespacedName, target: _ListenTarget, reason: str) -> bool:
+        """Report a failure; return whether it differs from the Service's last one."""
+        if self._failures.get(service) == (target, reason):
             return False
-        self._failures[service] = place, reason
+        self._failures[service] = target, reason
         _log.warning(
             "health_check.failed",
             service=str(service),
-            port=place.port,
+            port=target.port,
             reason=reason,
             retry_in_s=self._retry_seconds,
         )
         try:
-            self._on_failure(service, place.port, reason)
-        except Exception:  # noqa: BLE001 - the other Services' ports are still to be opened
+            self._on_failure(service, target.port, reason)
+        except Exception:  # noqa: BLE001 - the other Services' ports must be opened as well
             _log.exception("health_check.defect")
         return True
 
     def _close(self, service: NamespacedName) -> None:
-        place, socks, site = self._open.pop(service)
+        target, socks, handler = self._open.pop(service)
         for sock in socks:
             self._engine.unlisten(sock)
-        self._share.give(len(socks))
-        self._engine.hang_up(site)
-        _log.debug("health_check.closed", service=str(service), port=place.port)
+        self._budget.release(len(socks))
+        self._engine.hang_up(handler)
+        _log.debug("health_check.closed", service=str(service), port=target.port)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""/metrics/slis: what the health checks had to say, as all Kubernetes components tell it.
+"""/metrics/slis: health check results, in the form that all Kubernetes components use.
 
 Source: component-base/metrics/prometheus/slis of Kubernetes 1.36 (KEP-3466).
 """
@@ -9,48 +9,48 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from svcproxy.observe.process import started_at
+from svcproxy.observe.process_metrics import process_start_time
 
 _TYPE = "healthz"
 
 
-class HealthChecks:
-    """The results of health checks, in a registry of their own; safe to use from any thread."""
+class HealthCheckResults:
+    """Health check results, in a registry of their own; safe to use from any thread."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._last = Gauge(
             "kubernetes_healthcheck",
-            "[STABLE] Whether a health check was passed when it was last made.",
+            "[STABLE] Result of the last run of a health check: 1 if it passed.",
             ("name", "type"),
             registry=self.registry,
         )
         self._count = Counter(
             "kubernetes_healthchecks",
-            "[STABLE] How often a health check was made, by its result.",
+            "[STABLE] Runs of a health check, by result.",
             ("name", "type", "status"),
             registry=self.registry,
         )
         self.registry.register(_StartTime())
 
     def passed(self, name: str) -> None:
-        """Note that a check was passed."""
+        """Record that a check passed."""
         self._last.labels(name, _TYPE).set(1)
         self._count.labels(name, _TYPE, "success").inc()
 
     def reset(self) -> None:
-        """Forget all results."""
+        """Delete all results."""
         self._last.clear()
         self._count.clear()
 
 
 class _StartTime(Collector):
-    """When the process was started, and nothing else of it."""
+    """The start time of the process, the only process metric of this page."""
 
     def collect(self) -> Iterator[Metric]:
-        """Yield that one metric."""
+        """Yield the start time."""
         yield GaugeMetricFamily(
             "process_start_time_seconds",
-            "[ALPHA] When the process was started, since the epoch.",
-            started_at(),
+            "[ALPHA] Start time of the process since the epoch.",
+            process_start_time(),
         )

@@ -1,4 +1,4 @@
-"""A few threads that render slow pages, so that quick answers never wait for them."""
+"""A small thread pool that renders slow pages, so that probes never wait for them."""
 
 from collections.abc import Callable, Hashable
 from contextlib import suppress
@@ -12,13 +12,13 @@ Job = Callable[[], None]
 
 
 class Workers:
-    """Runs jobs in order, a fixed number at a time; threads start with the first job.
+    """Runs jobs in the order of submission; threads start on demand.
 
-    The queue itself has no limit: the server submits at most one job for each open connection.
+    The queue has no limit of its own: the server submits at most one job per open connection.
 
     Args:
-        name: begins the names of the threads.
-        number: the most threads.
+        name: prefix of the thread names.
+        number: maximum number of threads.
     """
 
     def __init__(self, name: str, number: int) -> None:
@@ -31,7 +31,12 @@ class Workers:
         self._stopped = False
 
     def submit(self, key: Hashable, job: Job) -> None:
-        """Run ``job``, which must not raise, as soon as a thread is free."""
+        """Queue ``job``, which must not raise.
+
+        Args:
+            key: identifies the job for ``cancel``.
+            job: called in a worker thread.
+        """
         with self._condition:
             if self._stopped:
                 return
@@ -40,16 +45,16 @@ class Workers:
                 self._condition.notify()
             else:
                 name = f"{self._name}-page-{len(self._threads)}"
-                with suppress(RuntimeError):  # no thread can be had: the next job tries again
+                with suppress(RuntimeError):  # no thread can be started: the next job tries again
                     self._threads.append(spawn(self._run, name))
 
     def cancel(self, key: Hashable) -> None:
-        """Do not run the job with this key if it still waits."""
+        """Remove the job with this key from the queue; a running job is not affected."""
         with self._condition:
             self._jobs.pop(key, None)
 
     def stop(self, seconds: float) -> None:
-        """Start no job any more, and wait so long for each thread; a running job is left to end."""
+        """Drop queued jobs and wait up to ``seconds`` for each thread; running jobs finish."""
         with self._condition:
             self._stopped = True
             self._jobs.clear()
@@ -69,4 +74,4 @@ class Workers:
                 job = self._jobs.pop(next(iter(self._jobs)))
             threads.working(THREAD_STEP_SECONDS)
             job()
-            del job  # a page of some size
+            del job  # it holds a rendered page, which may be large

@@ -41,7 +41,7 @@ def health_checks(
 
     def apply(settled: SyncResult) -> None:
         if settled.changes.node_changed or settled.first:
-            servers.move(addresses(settled.node))
+            servers.set_addresses(addresses(settled.node))
         servers.apply(settled.changes.ports)
 
     return apply

@@ -12,7 +12,7 @@ import svcproxy
 from svcproxy.cli import UsageError, main, parse, read
 from svcproxy.config import FLAGS, Config, ConfigError, Loaded, LogFormat, default_of
 from svcproxy.kube.source import SourceError
-from svcproxy.observe.http import BindError
+from svcproxy.observe.http_server import BindError
 from svcproxy.values import Bind
 
 KUBEADM = Path(__file__).parent / "config/files/kubeadm.yaml"

@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from svcproxy import limits
-from svcproxy.descriptors import Share, Shares, shares
+from svcproxy.descriptors import DescriptorAllocation, DescriptorBudget, allocate
 
 RAISING = '''
 import resource, subprocess, sys
 from svcproxy.backends.xtables.commands import _run
-from svcproxy.descriptors import LIMIT
+from svcproxy.descriptors import DESCRIPTOR_LIMIT
 limit = """
 import resource, time
 until = time.monotonic() + 10
@@ -20,9 +20,9 @@ while resource.getrlimit(resource.RLIMIT_NOFILE)[0] != SOFT and time.monotonic()
     time.sleep(0.01)
 print(resource.getrlimit(resource.RLIMIT_NOFILE))
 """.replace("SOFT", sys.argv[1])
-print(LIMIT.raise_soft())
+print(DESCRIPTOR_LIMIT.raise_soft())
 print(_run([sys.executable, "-c", limit], None).stdout)
-LIMIT.restore_in(2**22 - 1)  # no such process
+DESCRIPTOR_LIMIT.restore_in(2**22 - 1)  # no such process
 '''
 
 
@@ -40,7 +40,7 @@ def test_a_limit_that_is_high_enough_needs_nothing() -> None:
 
 @pytest.mark.parametrize("limit", [64, 256, 1024, 4096, 2**20, 2**30])
 def test_the_shares_fit_the_limit(limit: int) -> None:
-    pages, checks, listeners = shares(limit)
+    pages, checks, listeners = allocate(limit)
     assert min(pages, checks) >= 8
     assert listeners >= 0
     if listeners:
@@ -50,18 +50,18 @@ def test_the_shares_fit_the_limit(limit: int) -> None:
 
 
 def test_the_shares_of_common_limits() -> None:
-    assert shares(64) == Shares(8, 8, 0)
-    assert shares(256) == Shares(32, 32, 64)
-    assert shares(1024) == Shares(64, 128, 576)
-    assert shares(resource.RLIM_INFINITY).listeners > 2**30
+    assert allocate(64) == DescriptorAllocation(8, 8, 0)
+    assert allocate(256) == DescriptorAllocation(32, 32, 64)
+    assert allocate(1024) == DescriptorAllocation(64, 128, 576)
+    assert allocate(resource.RLIM_INFINITY).listeners > 2**30
 
 
 def test_a_share_is_taken_whole_or_not_at_all() -> None:
-    share = Share(3, 256)
-    assert share.take(2)
-    assert not share.take(2)
-    assert share.take(1)
-    share.give(2)
-    assert share.take(2)
-    assert "all 3 " in share.reason
-    assert share.reason.endswith("raise RLIMIT_NOFILE of svcproxy, which is 256")
+    budget = DescriptorBudget(3, 256)
+    assert budget.acquire(2)
+    assert not budget.acquire(2)
+    assert budget.acquire(1)
+    budget.release(2)
+    assert budget.acquire(2)
+    assert "all 3 " in budget.reason
+    assert budget.reason.endswith("raise RLIMIT_NOFILE of svcproxy, which is 256")

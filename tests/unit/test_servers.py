@@ -15,7 +15,7 @@ from svcproxy.config import Config, ProxyMode
 from svcproxy.config.export import as_document
 from svcproxy.kube.recorder import LogOnly
 from svcproxy.observe.health import HealthState
-from svcproxy.observe.http import BindError
+from svcproxy.observe.http_server import BindError
 from svcproxy.observe.log import Verbosity
 from svcproxy.observe.metrics import Metrics
 from svcproxy.servers import Servers

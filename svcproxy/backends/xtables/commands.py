@@ -14,7 +14,7 @@ from typing import IO
 
 from svcproxy.backends.base import BackendError, BackendUnavailable, TransactionError
 from svcproxy.backends.xtables.core.restoretext import ENCODING, refusal
-from svcproxy.descriptors import LIMIT
+from svcproxy.descriptors import DESCRIPTOR_LIMIT
 from svcproxy.limits import IPTABLES_PROGRAM_SECONDS, IPTABLES_SAVE_BYTES
 from svcproxy.model.names import IPFamily
 
@@ -154,7 +154,7 @@ def _run(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        LIMIT.restore_in(process.pid)
+        DESCRIPTOR_LIMIT.restore_in(process.pid)
         return process.pid
 
     try:

@@ -1,7 +1,7 @@
-"""HTTP/1.1 as bytes: a strict, bounded parser and one connection's state. Pure.
+"""A strict and bounded HTTP/1.1 server protocol without I/O. Pure.
 
-The framing rules are those of RFC 9112, the strict choice wherever it leaves one, except that a
-single LF ends a line, as in Go's server. ADR 11 says why this is no library.
+Framing follows RFC 9112 and takes the strict option where the RFC leaves a choice, except that a
+bare LF ends a line, as in Go's server. ADR 11 explains why this is not a library.
 """
 
 import re
@@ -10,20 +10,20 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from svcproxy import limits
-from svcproxy.observe.core.exchange import TEXT, Reply
+from svcproxy.observe.core.routes import TEXT, Reply
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
 _NOT_IN_A_LINE = re.compile(rb"[^\t\x20-\x7e]")
 _NOT_IN_A_HEAD = re.compile(rb"[^\t\r\n\x20-\x7e]")
-# More digits than any length that is not nonsense; int() of thousands of digits raises
+# Enough digits for any sensible length; int() raises on thousands of digits
 _LENGTH = re.compile(r"[0-9]{1,18}")
-# Repeated, these make the end of the request, or the server it is for, a matter of opinion
-_ONCE = frozenset({"content-length", "host", "transfer-encoding"})
+# A repeated one of these makes the request ambiguous: where its body ends, or for which host it is
+_NOT_REPEATABLE = frozenset({"content-length", "host", "transfer-encoding"})
 
 
-class Bounds(NamedTuple):
-    """How much of a request is read, in bytes; ``headers`` is a number of lines."""
+class ParserLimits(NamedTuple):
+    """How much of a request is accepted, in bytes; ``headers`` is a number of lines."""
 
     line: int = limits.HTTP_REQUEST_LINE_BYTES
     header_bytes: int = limits.HTTP_HEADER_BYTES
@@ -31,8 +31,8 @@ class Bounds(NamedTuple):
     body: int = limits.HTTP_BODY_BYTES
 
 
-class Refusal(Exception):  # noqa: N818 - it is the client's fault, not an error of ours
-    """A request that is not answered: the status it gets, and the limit to count it under."""
+class RequestRefused(Exception):  # noqa: N818 - an error of the client, not of svcproxy
+    """A request that is rejected with ``status``, and counted under ``limit``."""
 
     def __init__(self, status: HTTPStatus, limit: str) -> None:
         super().__init__(limit)
@@ -40,11 +40,11 @@ class Refusal(Exception):  # noqa: N818 - it is the client's fault, not an error
         self.limit = limit
 
 
-class Head(NamedTuple):
-    """A request without its body.
+class RequestHead(NamedTuple):
+    """The request line and the headers of a request.
 
-    ``headers`` have names in lower case, and the values of a repeated one joined by commas.
-    ``length`` is that of the body in bytes, ``None`` for a chunked one.
+    ``minor`` is the minor HTTP version. ``headers`` has names in lower case; values of a repeated
+    header are joined by commas. ``length`` is that of the body in bytes, ``None`` if it is chunked.
     """
 
     method: str
@@ -55,7 +55,7 @@ class Head(NamedTuple):
 
     @property
     def keeps_alive(self) -> bool:
-        """Whether the client wants to use the connection for more requests."""
+        """Whether the client wants to send more requests on this connection."""
         options = {o.strip() for o in self.headers.get("connection", "").lower().split(",")}
         return "keep-alive" in options if self.minor == 0 else "close" not in options
 
@@ -66,10 +66,10 @@ class _RequestLine(NamedTuple):
     minor: int
 
 
-class Parser:
-    """Takes bytes in any pieces and gives the heads of requests, line by line as they come."""
+class RequestParser:
+    """Parses request heads from bytes that arrive in pieces of any size."""
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, bounds: ParserLimits) -> None:
         self._bounds = bounds
         self._pending = bytearray()
         self._searched = 0
@@ -82,24 +82,24 @@ class Parser:
         self._headers: dict[str, str] = {}
 
     @property
-    def begun(self) -> bool:
-        """Whether a part of a head has come and its end has not."""
+    def mid_request(self) -> bool:
+        """Whether a head has been received in part."""
         return bool(self._pending or self._spent or self._request)
 
     @property
     def held(self) -> int:
-        """How many bytes are kept: at most one head or body, and what was fed at once."""
+        """How many bytes are buffered: at most one head or body, and the last piece that was fed."""
         return len(self._pending) + sum(map(len, (*self._headers, *self._headers.values())))
 
     def feed(self, data: bytes) -> None:
-        """Take what came."""
+        """Buffer received bytes."""
         self._pending += data
 
-    def head(self) -> Head | None:
-        """Give the next request, ``None`` if more bytes are needed.
+    def head(self) -> RequestHead | None:
+        """Return the next request head, ``None`` if more bytes are needed.
 
         Raises:
-            Refusal: it is malformed or too big; nothing after it can be read.
+            RequestRefused: it is malformed or too big; the rest of the stream cannot be parsed.
         """
         while (line := self._line()) is not None:
             if self._request is None:
@@ -114,7 +114,7 @@ class Parser:
         return None
 
     def body(self, length: int) -> bytes | None:
-        """Give the body after the last head, ``None`` if more bytes are needed."""
+        """Return the body of ``length`` bytes after the last head, ``None`` if more are needed."""
         if len(self._pending) < length:
             return None
         data = bytes(self._pending[:length])
@@ -125,9 +125,9 @@ class Parser:
         end = self._pending.find(b"\n", self._searched)
         self._check_size(self._spent + (end + 1 if end >= 0 else len(self._pending)))
         if end < 0:
-            # A TLS handshake, say, need not wait for a line to end
+            # Reject a TLS handshake, for example, without waiting for the end of a line
             if _NOT_IN_A_HEAD.search(self._pending, self._searched):
-                raise Refusal(HTTPStatus.BAD_REQUEST, "malformed")
+                raise RequestRefused(HTTPStatus.BAD_REQUEST, "malformed")
             self._searched = len(self._pending)
             return None
         line = bytes(self._pending[:end]).removesuffix(b"\r")
@@ -135,28 +135,28 @@ class Parser:
         self._searched = 0
         self._spent += end + 1
         if _NOT_IN_A_LINE.search(line):
-            raise Refusal(HTTPStatus.BAD_REQUEST, "malformed")
+            raise RequestRefused(HTTPStatus.BAD_REQUEST, "malformed")
         return line
 
     def _check_size(self, size: int) -> None:
         of_line = self._request is None
         if size > (self._bounds.line if of_line else self._bounds.header_bytes):
             limit = "request_line_bytes" if of_line else "header_bytes"
-            raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, limit)
+            raise RequestRefused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, limit)
 
     def _add_header(self, line: bytes) -> None:
         self._lines += 1
         if self._lines > self._bounds.headers:
-            raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers")
+            raise RequestRefused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers")
         name, colon, value = line.partition(b":")
-        # A line that goes on with the last one (obs-fold) begins with a space, which no name does
+        # A continuation line (obs-fold) begins with a space, which no header name does
         if not colon or not _TOKEN.fullmatch(name):
-            raise Refusal(HTTPStatus.BAD_REQUEST, "malformed")
+            raise RequestRefused(HTTPStatus.BAD_REQUEST, "malformed")
         key, text = name.decode().lower(), value.strip(b" \t").decode()
         if key not in self._headers:
             self._headers[key] = text
-        elif key in _ONCE:
-            raise Refusal(HTTPStatus.BAD_REQUEST, "malformed")
+        elif key in _NOT_REPEATABLE:
+            raise RequestRefused(HTTPStatus.BAD_REQUEST, "malformed")
         else:
             self._headers[key] += f", {text}"
 
@@ -164,114 +164,114 @@ class Parser:
 def _request_line(line: bytes) -> _RequestLine:
     match = _REQUEST_LINE.fullmatch(line)
     if match is None:
-        raise Refusal(HTTPStatus.BAD_REQUEST, "malformed")
+        raise RequestRefused(HTTPStatus.BAD_REQUEST, "malformed")
     if match[3] != b"1":
-        raise Refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "unsupported")
+        raise RequestRefused(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "unsupported")
     return _RequestLine(match[1].decode(), match[2].decode(), int(match[4]))
 
 
-def _framed(line: _RequestLine, headers: Mapping[str, str]) -> Head:
-    """Find out where the body ends; RFC 9112, 6.3."""
+def _framed(line: _RequestLine, headers: Mapping[str, str]) -> RequestHead:
+    """Determine the length of the body (RFC 9112, section 6.3)."""
     length = headers.get("content-length")
     coding = headers.get("transfer-encoding")
     if coding is not None:
         if length is not None or line.minor == 0:
-            raise Refusal(HTTPStatus.BAD_REQUEST, "malformed")
+            raise RequestRefused(HTTPStatus.BAD_REQUEST, "malformed")
         if coding.lower() != "chunked":
-            raise Refusal(HTTPStatus.NOT_IMPLEMENTED, "unsupported")
-        return Head(*line, headers, None)
+            raise RequestRefused(HTTPStatus.NOT_IMPLEMENTED, "unsupported")
+        return RequestHead(*line, headers, None)
     if length is not None and not _LENGTH.fullmatch(length):
-        raise Refusal(HTTPStatus.BAD_REQUEST, "malformed")
-    return Head(*line, headers, int(length or 0))
+        raise RequestRefused(HTTPStatus.BAD_REQUEST, "malformed")
+    return RequestHead(*line, headers, int(length or 0))
 
 
-class Ask(NamedTuple):
-    """A complete request; the body is empty unless it is a PUT."""
+class HttpRequest(NamedTuple):
+    """A complete request; the body is empty unless the method is PUT."""
 
-    head: Head
+    head: RequestHead
     body: bytes
 
 
-class Conversation:
-    """One connection: requests from the bytes that come in, the bytes to send in return.
+class Http1Session:
+    """The protocol state of one connection: received bytes in, requests and bytes to send out.
 
-    Feed it, then call ``next`` until it returns ``None``; answer each request before the next.
-    ``out`` is to be sent after each call. Once ``closing`` is set, nothing more is read, and the
-    connection ends when ``out`` has been sent.
+    Call ``feed``, then ``next`` until it returns ``None``; call ``answer`` for each request before
+    the next. Send ``out`` after each call. Once ``closing`` is set, received bytes are discarded,
+    and the connection ends when ``out`` has been sent.
 
     Args:
-        bounds: how much is read.
-        keeps: whether the connection may serve several requests, and bodies of PUTs are read.
-        date: gives the time for the ``Date`` header.
+        bounds: how much of a request is accepted.
+        keep_alive: whether the connection may serve several requests, and bodies of PUTs are read.
+        date: returns the value of the ``Date`` header.
     """
 
-    def __init__(self, bounds: Bounds, *, keeps: bool, date: Callable[[], str]) -> None:
+    def __init__(self, bounds: ParserLimits, *, keep_alive: bool, date: Callable[[], str]) -> None:
         self.out = b""
         self.closing = False
         self.refused = ""
-        """The limit that the client ran into, empty if none."""
+        """The limit that the client exceeded, empty if none."""
         self._bounds = bounds
-        self._keeps = keeps
+        self._keep_alive = keep_alive
         self._date = date
-        self._parser = Parser(bounds)
-        self._head: Head | None = None
+        self._parser = RequestParser(bounds)
+        self._head: RequestHead | None = None
         self._answering = False
 
     @property
-    def begun(self) -> bool:
-        """Whether a part of a request has come and its end has not."""
-        return not self._answering and (self._head is not None or self._parser.begun)
+    def mid_request(self) -> bool:
+        """Whether a request has been received in part."""
+        return not self._answering and (self._head is not None or self._parser.mid_request)
 
     @property
     def held(self) -> int:
-        """How many bytes of unfinished requests are kept."""
+        """How many bytes of incomplete requests are buffered."""
         return self._parser.held
 
     def feed(self, data: bytes) -> None:
-        """Take what the client sent; after the last answer it is dropped."""
+        """Process received bytes; after the last answer they are discarded."""
         if not self.closing:
             self._parser.feed(data)
 
-    def next(self) -> Ask | None:
-        """Give the next complete request; ``None`` if there is none, or it was refused."""
+    def next(self) -> HttpRequest | None:
+        """Return the next complete request; ``None`` if there is none, or it was refused."""
         if self.closing or self._answering:
             return None
         try:
             return self._next()
-        except Refusal as refusal:
+        except RequestRefused as refusal:
             self.refused = refusal.limit
             self.closing = True
             text = f"{refusal.status.value} {refusal.status.phrase}\n"
             self.answer(Reply(refusal.status, TEXT, text.encode()))
             return None
 
-    def _next(self) -> Ask | None:
+    def _next(self) -> HttpRequest | None:
         begins = self._head is None
         head = self._head or self._parser.head()
         if head is None:
             return None
         self._head = head
-        body = self._body(head, begins=begins) if head.method == "PUT" and self._keeps else b""
+        body = self._body(head, begins=begins) if head.method == "PUT" and self._keep_alive else b""
         if body is None:
             return None
-        # A body that is not read must not become a request
+        # A body that is not read must not be parsed as the next request
         unread = head.method != "PUT" and head.length != 0
-        self.closing = unread or not (self._keeps and head.keeps_alive)
+        self.closing = unread or not (self._keep_alive and head.keeps_alive)
         self._answering = True
-        return Ask(head, body)
+        return HttpRequest(head, body)
 
-    def _body(self, head: Head, *, begins: bool) -> bytes | None:
+    def _body(self, head: RequestHead, *, begins: bool) -> bytes | None:
         if head.length is None:
-            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "unsupported")
+            raise RequestRefused(HTTPStatus.LENGTH_REQUIRED, "unsupported")
         if head.length > self._bounds.body:
-            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_bytes")
+            raise RequestRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_bytes")
         body = self._parser.body(head.length)
         if body is None and begins and head.headers.get("expect", "").lower() == "100-continue":
             self.out += b"HTTP/1.1 100 Continue\r\n\r\n"
         return body
 
     def answer(self, reply: Reply) -> None:
-        """Put the answer to the last request into ``out``."""
+        """Append the answer to the last request to ``out``."""
         head, self._head, self._answering = self._head, None, False
         headers = {
             "Server": "svcproxy",

@@ -1,16 +1,16 @@
-"""Rate limits of log lines: one token bucket for each event name.
+"""Rate limits of log lines: one token bucket per event name.
 
-So a flood of one event suppresses lines of that event only. The caller passes the time.
+A flood of one event suppresses lines of that event only. The caller passes the time. Pure.
 """
 
 from svcproxy import limits
 
-OTHERS = "(others)"
-"""The event name under which those beyond ``limits.LOG_EVENT_NAMES`` are counted."""
+OTHER_EVENTS = "(others)"
+"""The event name that stands for all events beyond the first ``limits.LOG_EVENT_NAMES``."""
 
 
 class _Bucket:
-    """The tokens of one event, and the lines suppressed that no report has mentioned."""
+    """The tokens of one event, and its suppressed lines that are not reported yet."""
 
     __slots__ = ("filled", "first", "last", "suppressed", "tokens")
 
@@ -21,10 +21,10 @@ class _Bucket:
         self.first = self.last = 0.0
 
 
-class Rates:
-    """Decides which lines are logged; not safe for several threads at once.
+class LineRateLimiter:
+    """Decides which lines are logged; not thread-safe.
 
-    All times are seconds of one monotonic clock.
+    All times are seconds of the same monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -33,15 +33,15 @@ class Rates:
 
     @property
     def suppressing(self) -> bool:
-        """Whether there are suppressed lines that no report has mentioned."""
+        """Whether suppressed lines wait to be reported."""
         return bool(self._suppressing)
 
     def admit(self, event: str, now: float) -> bool:
-        """Whether a line of ``event`` may be logged now; otherwise it counts as suppressed."""
+        """Return whether a line of ``event`` may be logged now; if not, count it as suppressed."""
         bucket = self._buckets.get(event)
         if bucket is None:
             if len(self._buckets) >= limits.LOG_EVENT_NAMES:
-                event = OTHERS
+                event = OTHER_EVENTS
             bucket = self._buckets.setdefault(event, _Bucket(now))
         tokens = bucket.tokens + (now - bucket.filled) * limits.LOG_LINES_PER_SECOND
         bucket.filled = now
@@ -56,21 +56,25 @@ class Rates:
         bucket.last = now
         return False
 
-    def reports(self, now: float, *, all_of_them: bool = False) -> list[tuple[str, int]]:
-        """Take what has to be reported: events and how many of their lines were suppressed.
+    def take_reports(self, now: float, *, final: bool = False) -> list[tuple[str, int]]:
+        """Return and reset the counts of suppressed lines that are due to be reported.
 
-        An event is reported when it has calmed down, or from time to time if it does not.
+        An event is due when none of its lines was suppressed for ``limits.LOG_CALM_SECONDS``, and
+        at the latest ``limits.LOG_REPORT_SECONDS`` after the first one was.
 
         Args:
             now: the time.
-            all_of_them: whether to report the others as well, because the process ends.
+            final: whether to return all counts, because the process ends.
+
+        Returns:
+            Event names and numbers of suppressed lines.
         """
         found = []
         for event in sorted(self._suppressing):
             bucket = self._buckets[event]
             calm = now - bucket.last >= limits.LOG_CALM_SECONDS
             long_ago = now - bucket.first >= limits.LOG_REPORT_SECONDS
-            if calm or long_ago or all_of_them:
+            if calm or long_ago or final:
                 found.append((event, bucket.suppressed))
                 bucket.suppressed = 0
         self._suppressing.difference_update(event for event, _ in found)

@@ -1,9 +1,9 @@
-r"""Log lines as bytes: what comes from outside is limited in length and can forge nothing.
+r"""Renders log lines: untrusted text is limited in length and cannot forge lines or pairs. Pure.
 
-A line is one event, a level, a time and key-value pairs. Text from outside appears in values, in
-tracebacks and in messages of libraries. It can neither end a line nor fake a pair or a line, nor
-send anything to a terminal: characters that are not printable (controls, line ends, escapes,
-bidirectional overrides, lone surrogates) are written as ``\uXXXX``.
+A line has an event, a level, a time and key-value pairs. Untrusted text appears in values, in
+tracebacks and in messages of libraries. It can neither end a line, nor fake a pair or a line, nor
+send escape sequences to a terminal: characters that are not printable (controls, line ends,
+escapes, bidirectional overrides, lone surrogates) are written as ``\uXXXX``.
 """
 
 import contextlib
@@ -24,36 +24,36 @@ _LONGEST_INTEGER = 1 << 64
 _CONTAINERS = (list, dict)
 
 
-class Line(NamedTuple):
-    """A finished line, and whether something had to be left out of it."""
+class LogLine(NamedTuple):
+    """A finished line, and whether a part of it was cut off."""
 
     data: bytes
     cut: bool
 
 
-def render_text(event: Mapping[str, Any]) -> Line:
-    """Return the line that people read; a traceback follows below it, indented."""
+def render_text(event: Mapping[str, Any]) -> LogLine:
+    """Render an event as logfmt; a traceback follows on lines of its own, indented."""
     line, cut = _text(event, limits.LOG_VALUE_CHARS)
     if len(line) > limits.LOG_LINE_BYTES:
         line, cut = _text(event, _SHORT_CHARS)[0], True
     if len(line) > limits.LOG_LINE_BYTES:
         line = line[: limits.LOG_LINE_BYTES - 4] + b"...\n"
-    return Line(line, cut)
+    return LogLine(line, cut)
 
 
-def render_json(event: Mapping[str, Any]) -> Line:
-    """Return the line that machines read: one JSON object."""
+def render_json(event: Mapping[str, Any]) -> LogLine:
+    """Render an event as one JSON object."""
     line, cut = _json(event, limits.LOG_VALUE_CHARS)
     if len(line) > limits.LOG_LINE_BYTES:
         line, cut = _json(event, _SHORT_CHARS)[0], True
     if len(line) > limits.LOG_LINE_BYTES:
         head = {key: event.get(key) for key in ("ts", "level", "event")}
         line, _ = _json(head, _SHORT_CHARS)
-    return Line(line, cut)
+    return LogLine(line, cut)
 
 
 def format_exception(error: BaseException) -> str:
-    """Return the traceback of ``error``: its innermost frames, without what is too long."""
+    """Return the traceback of ``error``: its innermost frames, with the middle of long text cut."""
     try:
         text = "".join(traceback.format_exception(error, limit=-limits.LOG_TRACE_FRAMES))
     except Exception:  # noqa: BLE001 - an exception without text is still logged
@@ -78,14 +78,14 @@ def _text(event: Mapping[str, Any], longest: int) -> tuple[bytes, bool]:
     head = f"{event.get('ts')} {_LABELS.get(level, level):<5} {name}{''.join(pieces)}\n"
     trace = event.get("exception")
     if trace is not None:
-        # A traceback is for people: it stays readable, set off from the lines of the log
+        # A traceback keeps its lines; the indentation sets them apart from lines of the log
         frames = _string(trace)[: 2 * limits.LOG_TRACE_CHARS].split("\n")
         head += "".join(f"    {_escaped(line)}\n" for line in frames)
     return head.encode(), cut or shortened
 
 
 def _logfmt(value: Any, longest: int) -> tuple[str, bool]:
-    """Return ``value`` as logfmt has it, and whether it was cut."""
+    """Return ``value`` in logfmt, and whether it was cut."""
     kind = type(value)
     if kind is bool:
         return ("true" if value else "false"), False
@@ -111,7 +111,7 @@ def _json(event: Mapping[str, Any], longest: int) -> tuple[bytes, bool]:
 
 
 def _plain_json(value: Any, longest: int) -> tuple[Any, bool]:
-    """Return what JSON has for ``value``, and whether it was cut."""
+    """Return ``value`` as a value that JSON can represent, and whether it was cut."""
     kind = type(value)
     if kind is str:
         return _cut(value, longest)
@@ -122,18 +122,18 @@ def _plain_json(value: Any, longest: int) -> tuple[Any, bool]:
     if kind is float and math.isfinite(value):
         return value, False
     if kind in _CONTAINERS:
-        with contextlib.suppress(Exception):  # any text will do for what JSON has no form for
+        with contextlib.suppress(Exception):  # values that JSON cannot represent become text below
             text = json.dumps(value, default=str, allow_nan=False)
             if len(text) <= longest:
                 return json.loads(text), False
-    # Named tuples and enums are written as in the text format, not as lists
+    # Named tuples and enums are written as in the text format, not as JSON lists
     return _cut(_string(value), longest)
 
 
 def _string(value: Any) -> str:
     try:
         return str(value)
-    except Exception:  # noqa: BLE001 - no value may keep its line from being written
+    except Exception:  # noqa: BLE001 - no value may prevent its line from being written
         return f"<{type(value).__name__} without text>"
 
 
@@ -144,7 +144,7 @@ def _cut(text: str, longest: int) -> tuple[str, bool]:
 
 
 def _escaped(text: str) -> str:
-    r"""Write what is not printable as ``\uXXXX``; the rest of ``text`` stays as it is."""
+    r"""Replace characters that are not printable by ``\uXXXX``."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escape(c) for c in text)

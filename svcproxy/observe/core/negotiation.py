@@ -1,11 +1,15 @@
-"""What a client would like to get: the ``Accept`` and ``Accept-Encoding`` headers. Pure."""
+"""HTTP content negotiation: parses ``Accept`` and ``Accept-Encoding`` headers. Pure."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 
 class Choice(NamedTuple):
-    """An entry of such a header: a media type or a coding, in lower case, and its parameters."""
+    """One entry of such a header.
+
+    ``name`` is the media type or content coding in lower case, ``parameters`` are those besides
+    ``q``, ``quality`` is the value of ``q``.
+    """
 
     name: str
     parameters: Mapping[str, str]
@@ -13,9 +17,10 @@ class Choice(NamedTuple):
 
 
 def accepted(header: str) -> list[Choice]:
-    """Read a header (RFC 9110, 12.5) into its choices, the best first; refused ones are left out.
+    """Parse a header (RFC 9110, section 12.5) into its choices, best first.
 
-    What cannot be read in it is skipped: a client with an odd header gets the usual answer.
+    Choices with quality 0 and malformed entries are left out: a client with a malformed header
+    gets the default representation.
     """
     choices = [_choice(entry) for entry in header.split(",") if entry.strip()]
     return sorted(

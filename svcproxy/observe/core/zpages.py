@@ -1,8 +1,8 @@
-"""/flagz and /statusz: which flags are in force, and what runs here since when. Pure.
+"""/flagz and /statusz: the effective flags, and version and uptime of this process. Pure.
 
-As in Kubernetes 1.36 (KEP-4828, KEP-4827), people get plain text whose layout promises nothing, and
-programs that name the version they know get an object of the ``config.k8s.io`` group. The component
-is ``kube-proxy``, by which tools find it; the version tells who it really is.
+As in Kubernetes 1.36 (KEP-4828, KEP-4827), the default is plain text without a stable layout;
+clients that ask for a version get an object of the ``config.k8s.io`` group. The component name is
+``kube-proxy``, so that tools find it; the binary version says svcproxy.
 """
 
 import json
@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-from svcproxy.observe.core.exchange import TEXT, Reply
 from svcproxy.observe.core.negotiation import Choice, accepted
+from svcproxy.observe.core.routes import TEXT, Reply
 
 COMPONENT = "kube-proxy"
 GROUP = "config.k8s.io"
@@ -22,8 +22,8 @@ _STRUCTURED = ("application/json", "application/yaml")
 _NOTICE = "For people: the layout of this page may change at any time.\n"
 
 
-class Status(NamedTuple):
-    """What /statusz tells: times are seconds since the epoch, ``paths`` what else is served."""
+class StatuszInfo(NamedTuple):
+    """The content of /statusz: times are seconds since the epoch, ``paths`` the served paths."""
 
     started: float
     now: float
@@ -34,13 +34,23 @@ class Status(NamedTuple):
 
 
 def flagz(flags: Mapping[str, str], accept: str) -> Reply:
-    """Answer /flagz with the flags by their names without dashes, as ``accept`` wants it."""
+    """Answer /flagz.
+
+    Args:
+        flags: the effective flags by name without dashes.
+        accept: the ``Accept`` header.
+    """
     lines = "".join(f"{name}={value}\n" for name, value in sorted(flags.items()))
     return _page("Flagz", lines, {"flags": dict(sorted(flags.items()))}, accept)
 
 
-def statusz(status: Status, accept: str) -> Reply:
-    """Answer /statusz, as ``accept`` wants it."""
+def statusz(status: StatuszInfo, accept: str) -> Reply:
+    """Answer /statusz.
+
+    Args:
+        status: what to show.
+        accept: the ``Accept`` header.
+    """
     started = datetime.fromtimestamp(status.started, UTC)
     seconds = int(status.now - status.started)
     hours, minutes = seconds // 3600, seconds // 60 % 60
@@ -75,7 +85,7 @@ def _page(kind: str, lines: str, fields: Mapping[str, Any], accept: str) -> Repl
 
 
 def _version(kind: str, choice: Choice) -> str:
-    """The version of the object that a choice asks for; empty if it is none that is served."""
+    """Return the object version that a choice asks for; empty if it is not served."""
     asked = choice.parameters
     wanted = choice.name in _STRUCTURED and asked.get("g") == GROUP and asked.get("as") == kind
     return asked.get("v", "") if wanted and asked.get("v") in _VERSIONS else ""
@@ -98,7 +108,7 @@ def _object(kind: str, version: str, media: str, fields: Mapping[str, Any]) -> R
 
 
 def _not_acceptable() -> Reply:
-    """Refuse as the API machinery does: a ``Status`` object."""
+    """Return the 406 reply of the API machinery: a ``Status`` object."""
     status = {
         "kind": "Status",
         "apiVersion": "v1",
@@ -115,7 +125,7 @@ def _not_acceptable() -> Reply:
 def _encode(page: Mapping[str, Any], media: str) -> str:
     if media == "application/json":
         return json.dumps(page, separators=(",", ":")) + "\n"
-    import yaml  # noqa: PLC0415 - hardly anybody asks for it
+    import yaml  # noqa: PLC0415 - this representation is rarely requested
 
     text: str = yaml.safe_dump(page, default_flow_style=False)
     return text

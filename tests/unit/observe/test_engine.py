@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 
 from svcproxy import limits, threads
-from svcproxy.observe.connections import Limits
+from svcproxy.observe.client_connections import ClientLimits
 from svcproxy.observe.engine import Engine
 from testbed.waiting import eventually
 
@@ -15,7 +15,7 @@ def test_a_turn_that_hangs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "THREAD_STEP_SECONDS", 0.0)
     hung, release = threading.Event(), threading.Event()
 
-    def tend() -> float:
+    def on_wakeup() -> float:
         hung.set()
         release.wait(10)
         return float("inf")
@@ -24,7 +24,7 @@ def test_a_turn_that_hangs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         def close(self) -> None:
             self.stop(5.0)
 
-    with closing(Closing("engine-under-test", Limits(), tend)) as engine:
+    with closing(Closing("engine-under-test", ClientLimits(), on_wakeup)) as engine:
         engine.start()
         engine.wake()
         assert hung.wait(5)

@@ -5,7 +5,7 @@ import pytest
 
 from svcproxy.model.names import IPFamily, Kind
 from svcproxy.model.objects import Node
-from svcproxy.observe.health import Answer, HealthState
+from svcproxy.observe.health import HealthState, ProbeResult
 
 V4, V6 = IPFamily.IPV4, IPFamily.IPV6
 EPOCH = 1_800_000_000.0  # 2027-01-15T08:00:00Z
@@ -37,7 +37,7 @@ def health(clock: Clock) -> HealthState:
     return state
 
 
-def body(answer: Answer) -> dict[str, Any]:
+def body(answer: ProbeResult) -> dict[str, Any]:
     parsed: dict[str, Any] = json.loads(answer.body)
     return parsed
 
@@ -47,7 +47,7 @@ def codes(health: HealthState) -> tuple[int, int]:
 
 
 def test_healthy_before_anything_happened(health: HealthState) -> None:
-    assert health.healthz() == Answer(
+    assert health.healthz() == ProbeResult(
         200,
         b'{"lastUpdated":"2027-01-15T08:00:00.000000Z","currentTime":"2027-01-15T08:00:00.000000Z",'
         b'"nodeEligible":true,"healthy":true}',
@@ -253,7 +253,7 @@ def test_ready_when_every_family_has_been_synced(clock: Clock) -> None:
     assert reasons(health) == {"IPv4": [], "IPv6": ["waiting for the first sync to succeed"]}
     assert health.readyz().status == 503
     health.updated(V6)
-    assert health.readyz() == Answer(
+    assert health.readyz() == ProbeResult(
         200,
         b'{"ready":true,"currentTime":"2027-01-15T08:00:00.000000Z","unlisted":[],"status":'
         b'{"IPv4":{"ready":true,"reasons":[]},"IPv6":{"ready":true,"reasons":[]}}}',

@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.observe.core.exchange import TEXT, Reply
-from svcproxy.observe.core.http1 import Ask, Bounds, Conversation, Head, Parser, Refusal
+from svcproxy.observe.core.http1 import (
+    Http1Session,
+    HttpRequest,
+    ParserLimits,
+    RequestHead,
+    RequestParser,
+    RequestRefused,
+)
+from svcproxy.observe.core.routes import TEXT, Reply
 
 HOST = b"Host: x\r\n"
 END = b"\r\n"
@@ -15,22 +22,22 @@ GET = b"GET / HTTP/1.1\r\n"
 PUT = b"PUT / HTTP/1.1\r\n"
 
 
-def parse(data: bytes) -> Head | None:
-    parser = Parser(Bounds())
+def parse(data: bytes) -> RequestHead | None:
+    parser = RequestParser(ParserLimits())
     parser.feed(data)
     return parser.head()
 
 
-def conversation(*, keeps: bool = True) -> Conversation:
-    return Conversation(Bounds(), keeps=keeps, date=lambda: "now")
+def session(*, keep_alive: bool = True) -> Http1Session:
+    return Http1Session(ParserLimits(), keep_alive=keep_alive, date=lambda: "now")
 
 
-def say(data: bytes, *, keeps: bool = True) -> tuple[list[Ask], Conversation]:
+def say(data: bytes, *, keep_alive: bool = True) -> tuple[list[HttpRequest], Http1Session]:
     """Send requests and answer each with ``ok``."""
-    made, asked = conversation(keeps=keeps), []
+    made, asked = session(keep_alive=keep_alive), []
     made.feed(data)
-    while (ask := made.next()) is not None:
-        asked.append(ask)
+    while (request := made.next()) is not None:
+        asked.append(request)
         made.answer(Reply(200, TEXT, b"ok"))
     return asked, made
 
@@ -99,7 +106,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize("data", MALFORMED)
 def test_what_is_malformed(data: bytes) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefused) as caught:
         parse(data)
     assert (caught.value.status, caught.value.limit) == (400, "malformed")
 
@@ -120,7 +127,7 @@ def test_what_is_malformed(data: bytes) -> None:
     ],
 )
 def test_what_is_too_much_or_not_served(data: bytes, status: int, limit: str) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefused) as caught:
         parse(data)
     assert (caught.value.status, caught.value.limit) == (status, limit)
 
@@ -170,20 +177,20 @@ def test_bodies_that_are_refused(header: bytes, status: bytes, limit: str) -> No
 
 
 def test_who_waits_for_leave_to_send_a_body_gets_it() -> None:
-    made = conversation()
+    made = session()
     made.feed(PUT + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n")
     assert made.next() is None
     assert made.out == b"HTTP/1.1 100 Continue\r\n\r\n"
     assert made.next() is None
     assert made.out.count(b"100") == 1
     made.feed(b"hi")
-    ask = made.next()
-    assert ask is not None
-    assert ask.body == b"hi"
+    request = made.next()
+    assert request is not None
+    assert request.body == b"hi"
 
 
 def test_a_single_question_needs_no_body() -> None:
-    asked, made = say(PUT + b"Content-Length: 999999\r\n\r\n", keeps=False)
+    asked, made = say(PUT + b"Content-Length: 999999\r\n\r\n", keep_alive=False)
     assert (len(asked), made.closing) == (1, True)
 
 
@@ -198,7 +205,7 @@ def test_nothing_is_kept_of_what_comes_after_the_end() -> None:
 @given(data=st.sampled_from([*MALFORMED, GET + HOST + END + GET]), cuts=st.sets(st.integers(0, 60)))
 def test_pieces_make_no_difference(data: bytes, cuts: set[int]) -> None:
     places = [0, *sorted(c for c in cuts if c < len(data)), len(data)]
-    made, requests = conversation(), 0
+    made, requests = session(), 0
     for start, end in pairwise(places):
         made.feed(data[start:end])
         while made.next() is not None:

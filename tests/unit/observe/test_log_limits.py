@@ -11,7 +11,7 @@ import structlog
 
 from svcproxy import limits
 from svcproxy.observe import log
-from svcproxy.observe.core.log_rate import OTHERS, Rates
+from svcproxy.observe.core.log_rate import OTHER_EVENTS, LineRateLimiter
 from svcproxy.refusals import REFUSALS
 from tests.unit.observe.test_log import Configure, Lines, configure
 
@@ -146,31 +146,31 @@ def test_tracebacks_are_limited_in_rate(configure: Configure, clock: Clock) -> N
 
 
 def test_suppressed_lines_are_reported_when_it_calms_down() -> None:
-    rates = Rates()
+    rates = LineRateLimiter()
     for _ in range(limits.LOG_BURST_LINES + 7):
         rates.admit("a", 100.0)
-    assert rates.reports(101.0) == []
+    assert rates.take_reports(101.0) == []
     assert rates.suppressing
-    assert rates.reports(100.0 + limits.LOG_CALM_SECONDS) == [("a", 7)]
+    assert rates.take_reports(100.0 + limits.LOG_CALM_SECONDS) == [("a", 7)]
     assert not rates.suppressing
 
 
 def test_suppressed_lines_are_reported_every_minute_in_a_lasting_flood() -> None:
-    rates = Rates()
-    now, reports, admitted = 0.0, [], 0
+    rates = LineRateLimiter()
+    now, take_reports, admitted = 0.0, [], 0
     while now < 185.0:
         admitted += rates.admit("a", now)
-        reports += rates.reports(now)
+        take_reports += rates.take_reports(now)
         now += 0.01
-    assert len(reports) == 3
+    assert len(take_reports) == 3
     assert admitted <= limits.LOG_BURST_LINES + 186 * limits.LOG_LINES_PER_SECOND
 
 
 def test_event_names_without_end_share_one_bucket() -> None:
-    rates = Rates()
+    rates = LineRateLimiter()
     admitted = sum(rates.admit(f"event {n}", 0.0) for n in range(10_000))
     assert admitted == limits.LOG_EVENT_NAMES + limits.LOG_BURST_LINES
-    assert rates.reports(0.0, all_of_them=True)[0][0] == OTHERS
+    assert rates.take_reports(0.0, final=True)[0][0] == OTHER_EVENTS
 
 
 FLOOD = """
@@ -308,7 +308,7 @@ def test_lines_after_the_reports(configure: Configure, clock: Clock) -> None:
     for _ in range(limits.LOG_BURST_LINES + 3):
         structlog.get_logger().info("a")
     taken.raw.clear()
-    (lines,) = [p for p in structlog.get_config()["processors"] if isinstance(p, log._Lines)]
+    (lines,) = [p for p in structlog.get_config()["processors"] if isinstance(p, log._LineRenderer)]
     clock.now += limits.LOG_CALM_SECONDS
-    assert not lines.report()
+    assert not lines.report_suppressed()
     assert taken.take() == "warn  log.suppressed of=a lines=3"

@@ -189,8 +189,8 @@ def test_a_first_failure_is_an_increase() -> None:
 def test_processes_cannot_make_series_without_end() -> None:
     metrics = Metrics()
     for number in range(100):
-        metrics.count_foreign(f"process-{number}")
-    metrics.count_foreign("process-3")
+        metrics.count_external_change(f"process-{number}")
+    metrics.count_external_change("process-3")
     samples = families(metrics)["svcproxy_foreign_changes_total"].samples
     counts = {sample.labels["process"]: sample.value for sample in samples}
     assert (len(counts), counts["process-3"], counts["other"]) == (21, 2, 80)

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from svcproxy.config import Config, ProxyMode, flags_of
 from svcproxy.observe import debug
 from svcproxy.observe.health import HealthState
-from svcproxy.observe.http import Server
+from svcproxy.observe.http_server import HttpServer
 from svcproxy.observe.metrics import Metrics
 from svcproxy.observe.pages import Effective, health_server, metrics_server
 from svcproxy.values import Bind
@@ -293,6 +293,6 @@ def test_other_debug_pages(ports: Ports) -> None:
 
 
 def test_all_servers_are_told_apart(ports: Ports) -> None:
-    assert all(isinstance(server, Server) for server in ports.servers.values())
+    assert all(isinstance(server, HttpServer) for server in ports.servers.values())
     assert ports.ask("/metrics", port="health").status == 404
     assert ports.ask("/livez").status == 404

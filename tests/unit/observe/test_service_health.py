@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from svcproxy.descriptors import Share
+from svcproxy.descriptors import DescriptorBudget
 from svcproxy.model.names import IPFamily, NamespacedName, Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
-from svcproxy.observe.connections import Connections, Limits, Site
-from svcproxy.observe.core.http1 import Bounds, Parser
+from svcproxy.observe import engine
+from svcproxy.observe.client_connections import ClientConnections, ClientLimits, HttpHandler
+from svcproxy.observe.core.http1 import ParserLimits, RequestParser
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.service_health import ServiceHealthServers
 
@@ -60,7 +61,7 @@ class Servers:
     def remove(self, name: NamespacedName = WEB, key: str = "http") -> None:
         self.servers.apply({ServicePortName(*name, key, Protocol.TCP): None})
 
-    def ask(
+    def request(
         self, port: int, path: str = "/", method: str = "GET", address: str = ""
     ) -> tuple[int, dict[str, str], bytes]:
         host = address or LOOPBACK[self.family]
@@ -70,7 +71,7 @@ class Servers:
                 return response.status, dict(response.getheaders()), response.read()
 
     def count(self, port: int) -> int:
-        return int(json.loads(self.ask(port)[2])["localEndpoints"])
+        return int(json.loads(self.request(port)[2])["localEndpoints"])
 
 
 Make = Callable[..., Servers]
@@ -137,7 +138,7 @@ def open_port(servers: Servers, *ready: str) -> int:
 def asked_about(servers: Servers, port: int) -> str | None:
     """Tell whose server answers, ``None`` if none does."""
     try:
-        return str(json.loads(servers.ask(port)[2])["service"]["name"])
+        return str(json.loads(servers.request(port)[2])["service"]["name"])
     except OSError:
         return None
 
@@ -146,7 +147,7 @@ def asked_about(servers: Servers, port: int) -> str | None:
 def test_the_answer_with_ready_endpoints(make: Make, family: IPFamily) -> None:
     servers = make(family)
     port = open_port(servers, "10.0.0.1", "10.0.0.2")
-    status, headers, body = servers.ask(port)
+    status, headers, body = servers.request(port)
     assert status == 200
     assert headers["Content-Type"] == "application/json"
     assert headers["X-Content-Type-Options"] == "nosniff"
@@ -163,20 +164,20 @@ def test_the_answer_with_ready_endpoints(make: Make, family: IPFamily) -> None:
 def test_endpoints_come_and_go(make: Make) -> None:
     servers = make()
     port = open_port(servers, "10.0.0.1")
-    assert servers.ask(port)[0] == 200
+    assert servers.request(port)[0] == 200
     servers.set(port)
-    status, headers, body = servers.ask(port)
+    status, headers, body = servers.request(port)
     assert (status, headers["X-Load-Balancing-Endpoint-Weight"]) == (503, "0")
     assert json.loads(body)["localEndpoints"] == 0
     servers.set(port, "10.0.0.1")
-    assert servers.ask(port)[0] == 200
+    assert servers.request(port)[0] == 200
 
 
 def test_an_unhealthy_proxy(make: Make) -> None:
     servers = make()
     port = open_port(servers, "10.0.0.1")
     servers.healthy = False
-    status, headers, body = servers.ask(port)
+    status, headers, body = servers.request(port)
     assert (status, headers["X-Load-Balancing-Endpoint-Weight"]) == (503, "1")
     assert json.loads(body) == {
         "service": {"namespace": "shop", "name": "web"},
@@ -199,20 +200,20 @@ def test_addresses_count_once_over_all_ports(make: Make) -> None:
 @pytest.mark.parametrize("path", ["/healthz", "/any/thing?x=y", "*", "http://other/"])
 def test_any_path_is_answered(make: Make, path: str) -> None:
     servers = make()
-    assert servers.ask(open_port(servers, "10.0.0.1"), path)[0] == 200
+    assert servers.request(open_port(servers, "10.0.0.1"), path)[0] == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "OPTIONS", "BREW"])
 def test_any_method_is_answered(make: Make, method: str) -> None:
     servers = make()
-    status, _, body = servers.ask(open_port(servers, "10.0.0.1"), method=method)
+    status, _, body = servers.request(open_port(servers, "10.0.0.1"), method=method)
     assert status == 200
     assert body
 
 
 def test_head_gets_no_body(make: Make) -> None:
     servers = make()
-    status, headers, body = servers.ask(open_port(servers, "10.0.0.1"), method="HEAD")
+    status, headers, body = servers.request(open_port(servers, "10.0.0.1"), method="HEAD")
     assert (status, body) == (200, b"")
     assert int(headers["Content-Length"]) > 0
 
@@ -252,7 +253,7 @@ def test_a_port_goes_from_one_service_to_another(make: Make) -> None:
     wait_for(lambda: servers.failures)
     assert servers.failures[0][:2] == (api, port)
     servers.remove()
-    servers.servers.retry()
+    servers.servers.retry_now()
     wait_for(lambda: asked_about(servers, port) == "api")
 
 
@@ -273,10 +274,10 @@ def test_given_addresses_only(make: Make) -> None:
     wait_for(lambda: listens(port, "127.0.0.2"))
     wait_for(lambda: listens(port, "127.0.0.3"))
     assert not listens(port, "127.0.0.1")
-    servers.servers.move(("127.0.0.1",))
+    servers.servers.set_addresses(("127.0.0.1",))
     opened(servers, port)
     wait_for(lambda: not listens(port, "127.0.0.2"))
-    servers.servers.move(())
+    servers.servers.set_addresses(())
     wait_for(lambda: listens(port, "127.0.0.2"))
 
 
@@ -303,7 +304,7 @@ def test_retry_does_not_wait(make: Make) -> None:
         port = other.getsockname()[1]
         servers.set(port, "10.0.0.1")
         wait_for(lambda: servers.failures)
-    servers.servers.retry()
+    servers.servers.retry_now()
     opened(servers, port)
 
 
@@ -324,14 +325,14 @@ def test_a_socket_that_cannot_be_watched_is_tried_again_and_keeps_no_share(
     register = selectors.EpollSelector.register
 
     def starved(self: selectors.EpollSelector, sock: Any, events: int, data: Any = None) -> Any:
-        number = next(failures, 0) if getattr(data, "site", None) else 0
+        number = next(failures, 0) if getattr(data, "handler", None) else 0
         if number:
             raise OSError(number, os.strerror(number))
         return register(self, sock, events, data)
 
     monkeypatch.setattr(selectors.EpollSelector, "register", starved)
-    share, port = Share(1), free_port()
-    servers = make(share=share)
+    budget, port = DescriptorBudget(1), free_port()
+    servers = make(budget=budget)
     servers.set(port, "10.0.0.1")
     wait_for(lambda: asked_about(servers, port) == "web")
     assert [reason.partition(": ")[2] for _, _, reason in servers.failures] == [
@@ -339,7 +340,33 @@ def test_a_socket_that_cannot_be_watched_is_tried_again_and_keeps_no_share(
         "Cannot allocate memory",
     ]
     servers.remove()
-    wait_for(lambda: share.take(1))
+    wait_for(lambda: budget.acquire(1))
+
+
+def test_a_thread_that_cannot_start_is_retried_by_the_next_sync(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers, port = make(), free_port()
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "spawn", refuse)
+        with pytest.raises(RuntimeError):
+            servers.set(port, "10.0.0.1")
+    servers.servers.apply({})
+    opened(servers, port)
+
+
+def test_an_unexpected_error_at_one_port_does_not_keep_others_closed(make: Make) -> None:
+    servers, port = make(), free_port()
+    servers.set(1 << 16, name=NamespacedName("shop", "api"))
+    servers.set(port, "10.0.0.1")
+    opened(servers, port)
+    assert [reason.partition(": ")[2].split(":")[0] for _, _, reason in servers.failures] == [
+        "OverflowError"
+    ]
 
 
 def test_a_failure_that_is_not_wanted_any_more(make: Make) -> None:
@@ -382,7 +409,7 @@ def closed(client: socket.socket) -> float:
 
 
 def test_slow_clients_hold_nobody_up_and_are_hung_up_on(make: Make) -> None:
-    servers = make(limits=Limits(request=0.4))
+    servers = make(limits=ClientLimits(request=0.4))
     port = open_port(servers, "10.0.0.1")
     with ExitStack() as stack:
         clients = [
@@ -410,7 +437,7 @@ def test_a_request_in_small_pieces(make: Make) -> None:
 
 
 def test_too_many_connections_the_oldest_makes_room(make: Make) -> None:
-    servers = make(limits=Limits(connections=3))
+    servers = make(limits=ClientLimits(connections=3))
     port = open_port(servers, "10.0.0.1")
     with ExitStack() as stack:
         clients = []
@@ -466,7 +493,7 @@ def test_a_request_can_be_cut_anywhere() -> None:
     whole = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
     for first in range(len(whole)):
         for second in range(first, len(whole)):
-            parser = Parser(Bounds())
+            parser = RequestParser(ParserLimits())
             heads = []
             for piece in (whole[:first], whole[first:second], whole[second:]):
                 parser.feed(piece)
@@ -494,7 +521,7 @@ def test_a_fault_in_one_answer_ends_only_that_one(make: Make) -> None:
     with capture_logs() as lines:
         del servers.healthy
         with pytest.raises(http.client.RemoteDisconnected):
-            servers.ask(port)
+            servers.request(port)
         servers.healthy = True
         assert servers.count(port) == 1
     assert [e["event"] for e in lines] == ["health_check.defect"]
@@ -514,7 +541,7 @@ def test_hundreds_of_services_in_one_thread(make: Make) -> None:
     assert time.monotonic() - begun < 0.5
     for name, port in ports.items():
         opened(servers, port)
-        assert json.loads(servers.ask(port)[2])["service"]["name"] == name.name
+        assert json.loads(servers.request(port)[2])["service"]["name"] == name.name
     assert threading.active_count() == before + 1
 
 
@@ -538,8 +565,8 @@ def test_nothing_to_serve_needs_no_thread(make: Make) -> None:
     servers = make()
     servers.set(0, "10.0.0.1")
     servers.remove()
-    servers.servers.retry()
-    servers.servers.move(("127.0.0.1",))
+    servers.servers.retry_now()
+    servers.servers.set_addresses(("127.0.0.1",))
     assert threading.active_count() == before
     servers.servers.stop()
 
@@ -552,12 +579,12 @@ def test_the_proxy_is_healthy_whatever_becomes_of_the_node(make: Make) -> None:
     health.node_changed(None)
     health.updated(V4)
     health.queued(V4)
-    assert servers.ask(port)[0] == 200
+    assert servers.request(port)[0] == 200
     elapsed = 60.0
-    assert servers.ask(port)[0] == 503
+    assert servers.request(port)[0] == 503
     health.taken(V4)
     health.updated(V4)
-    assert servers.ask(port)[0] == 200
+    assert servers.request(port)[0] == 200
 
 
 def test_without_file_descriptors_the_oldest_makes_room() -> None:
@@ -565,17 +592,17 @@ def test_without_file_descriptors_the_oldest_makes_room() -> None:
         def accept(self) -> tuple[socket.socket, Any]:
             raise OSError(errno.EMFILE, "Too many open files")
 
-    site = Site(lambda _ask: None)
+    handler = HttpHandler(lambda _request: None)
     with ExitStack() as stack:
         selector = stack.enter_context(selectors.DefaultSelector())
         listener = stack.enter_context(taken())
-        connections = Connections(selector, Limits())
+        connections = ClientConnections(selector, ClientLimits())
         client = stack.enter_context(socket.create_connection(listener.getsockname()))
         listener.settimeout(0)
-        connections.accept(listener, site)
+        connections.accept(listener, handler)
         assert connections.deadline() < math.inf
         starved = stack.enter_context(Starved())
-        connections.accept(starved, site)
+        connections.accept(starved, handler)
         assert connections.deadline() == math.inf
         assert closed(client) < 1
-        connections.accept(starved, site)
+        connections.accept(starved, handler)

@@ -12,11 +12,11 @@ import pytest
 from svcproxy.config import ProxyMode
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import Node
-from svcproxy.observe import http as observe_http
-from svcproxy.observe.connections import Limits
+from svcproxy.observe import http_server as observe_http
+from svcproxy.observe.client_connections import ClientLimits
 from svcproxy.observe.exposition import render
 from svcproxy.observe.health import HealthState
-from svcproxy.observe.http import BindError, Server
+from svcproxy.observe.http_server import BindError, HttpServer
 from svcproxy.observe.metrics import Metrics
 from svcproxy.observe.pages import health_server as make_health_server
 from svcproxy.observe.pages import metrics_server
@@ -37,7 +37,7 @@ def health() -> HealthState:
 
 
 @pytest.fixture
-def server(metrics: Metrics) -> Iterator[Server]:
+def server(metrics: Metrics) -> Iterator[HttpServer]:
     server = metrics_server(ANY, metrics, ProxyMode.IPTABLES)
     server.start()
     yield server
@@ -45,7 +45,7 @@ def server(metrics: Metrics) -> Iterator[Server]:
 
 
 @pytest.fixture
-def health_server(health: HealthState, metrics: Metrics) -> Iterator[Server]:
+def health_server(health: HealthState, metrics: Metrics) -> Iterator[HttpServer]:
     server = make_health_server(ANY, health, metrics)
     server.start()
     yield server
@@ -77,7 +77,7 @@ def wait_until_hung_up(client: socket.socket) -> float:
     return time.monotonic() - begun
 
 
-def test_metrics(server: Server, metrics: Metrics) -> None:
+def test_metrics(server: HttpServer, metrics: Metrics) -> None:
     metrics.service_changes.inc(41)
     status, headers, body = get(server.address, "/metrics")
     assert status == 200
@@ -86,7 +86,7 @@ def test_metrics(server: Server, metrics: Metrics) -> None:
     assert b"\nkubeproxy_sync_proxy_rules_service_changes_total 41\n" in body
 
 
-def test_metrics_with_a_query_and_content_negotiation(server: Server) -> None:
+def test_metrics_with_a_query_and_content_negotiation(server: HttpServer) -> None:
     status, headers, body = get(
         server.address, "/metrics?x=y", Accept="application/openmetrics-text;version=1.0.0"
     )
@@ -96,7 +96,7 @@ def test_metrics_with_a_query_and_content_negotiation(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("path", "text"), [("/healthz", b"ok"), ("/proxyMode", b"iptables")])
-def test_constant_answers(server: Server, path: str, text: bytes) -> None:
+def test_constant_answers(server: HttpServer, path: str, text: bytes) -> None:
     status, headers, body = get(server.address, path)
     assert (status, body) == (200, text)
     assert headers["Content-Type"] == "text/plain; charset=utf-8"
@@ -104,18 +104,18 @@ def test_constant_answers(server: Server, path: str, text: bytes) -> None:
     assert headers["Server"] == "svcproxy"
 
 
-def test_head_is_get_without_a_body(server: Server) -> None:
+def test_head_is_get_without_a_body(server: HttpServer) -> None:
     status, headers, body = get(server.address, "/healthz", "HEAD")
     assert (status, headers["Content-Length"], body) == (200, "2", b"")
 
 
-def test_unknown_paths_and_methods(server: Server) -> None:
+def test_unknown_paths_and_methods(server: HttpServer) -> None:
     assert get(server.address, "/nothing")[0] == 404
     assert get(server.address, "/metrics", "PATCH")[0] == 501
     assert get(server.address, "//[")[0] in {400, 404}
 
 
-def test_connections_are_kept_alive(server: Server) -> None:
+def test_connections_are_kept_alive(server: HttpServer) -> None:
     with closing(http.client.HTTPConnection(*server.address, timeout=5)) as connection:
         for _ in range(3):
             connection.request("GET", "/healthz")
@@ -123,7 +123,7 @@ def test_connections_are_kept_alive(server: Server) -> None:
         assert server_threads() == 1
 
 
-def test_a_body_is_not_taken_for_the_next_request(server: Server) -> None:
+def test_a_body_is_not_taken_for_the_next_request(server: HttpServer) -> None:
     with closing(socket.create_connection(server.address, timeout=5)) as client:
         client.sendall(
             b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 31\r\n\r\n"
@@ -138,7 +138,9 @@ def test_a_body_is_not_taken_for_the_next_request(server: Server) -> None:
     assert b"iptables" not in answer
 
 
-def test_healthz_and_livez(health_server: Server, health: HealthState, metrics: Metrics) -> None:
+def test_healthz_and_livez(
+    health_server: HttpServer, health: HealthState, metrics: Metrics
+) -> None:
     status, headers, body = get(health_server.address, "/healthz")
     assert (status, json.loads(body)["nodeEligible"]) == (503, False)
     assert headers["Content-Type"] == "application/json"
@@ -156,7 +158,7 @@ def test_healthz_and_livez(health_server: Server, health: HealthState, metrics: 
 
 
 def test_a_failing_answer_is_a_500_and_serving_goes_on(
-    server: Server, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics.registry, "collect", lambda: 1 / 0)
     monkeypatch.setattr(observe_http._log, "exception", lambda *_, **__: None, raising=False)
@@ -165,7 +167,7 @@ def test_a_failing_answer_is_a_500_and_serving_goes_on(
 
 
 def test_garbage_and_broken_connections_do_no_harm(
-    server: Server, capfd: pytest.CaptureFixture[str]
+    server: HttpServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for data in (b"", b"\x16\x03\x01\x02\x00", b"GET /healthz HTTP/9.9\r\n\r\n", b"G" * 70000):
         with closing(socket.create_connection(server.address, timeout=5)) as client:
@@ -176,7 +178,7 @@ def test_garbage_and_broken_connections_do_no_harm(
 
 
 def test_a_slow_client_is_hung_up_on(metrics: Metrics) -> None:
-    server = metrics_server(ANY, metrics, "iptables", limits=Limits(idle=0.1))
+    server = metrics_server(ANY, metrics, "iptables", limits=ClientLimits(idle=0.1))
     server.start()
     with closing(socket.create_connection(server.address)) as client:
         client.sendall(b"GET /hea")
@@ -185,7 +187,7 @@ def test_a_slow_client_is_hung_up_on(metrics: Metrics) -> None:
 
 
 def test_a_client_that_trickles_is_hung_up_on(metrics: Metrics) -> None:
-    server = metrics_server(ANY, metrics, "iptables", limits=Limits(request=0.2))
+    server = metrics_server(ANY, metrics, "iptables", limits=ClientLimits(request=0.2))
     server.start()
     with closing(socket.create_connection(server.address)) as client:
         begun = time.monotonic()
@@ -198,7 +200,7 @@ def test_a_client_that_trickles_is_hung_up_on(metrics: Metrics) -> None:
 
 
 def test_waiting_connections_do_not_keep_probes_out(health: HealthState, metrics: Metrics) -> None:
-    server = make_health_server(ANY, health, metrics, limits=Limits(connections=4))
+    server = make_health_server(ANY, health, metrics, limits=ClientLimits(connections=4))
     server.start()
     idle = [socket.create_connection(server.address) for _ in range(20)]
     begun = time.monotonic()
@@ -210,7 +212,7 @@ def test_waiting_connections_do_not_keep_probes_out(health: HealthState, metrics
     server.stop()
 
 
-def test_a_port_in_use_is_one_line_with_a_remedy(server: Server, metrics: Metrics) -> None:
+def test_a_port_in_use_is_one_line_with_a_remedy(server: HttpServer, metrics: Metrics) -> None:
     second = metrics_server(server.address, metrics, ProxyMode.IPTABLES)
     with pytest.raises(BindError) as caught:
         second.start()
@@ -223,7 +225,7 @@ def test_a_port_in_use_is_one_line_with_a_remedy(server: Server, metrics: Metric
     assert get(server.address, "/healthz")[0] == 200
 
 
-def test_a_port_that_becomes_free_is_served(server: Server, metrics: Metrics) -> None:
+def test_a_port_that_becomes_free_is_served(server: HttpServer, metrics: Metrics) -> None:
     second = metrics_server(server.address, metrics, ProxyMode.NFTABLES)
     failures: list[BindError] = []
     second.start_or_retry(failures.append, every=0.05)
@@ -245,7 +247,7 @@ def test_a_port_that_is_free_is_served_at_once(metrics: Metrics) -> None:
     server.stop()
 
 
-def test_after_a_stop_nothing_is_tried_again(server: Server, metrics: Metrics) -> None:
+def test_after_a_stop_nothing_is_tried_again(server: HttpServer, metrics: Metrics) -> None:
     second = metrics_server(server.address, metrics, "nftables")
     second.start_or_retry(lambda _: None, every=0.02)
     second.stop()
@@ -281,7 +283,7 @@ def test_any_other_reason_is_told_in_the_system_s_words(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(observe_http, "listening", refuse)
+    monkeypatch.setattr(observe_http, "open_listen_socket", refuse)
     with pytest.raises(BindError, match=r"Too many open files; or choose another"):
         metrics_server(ANY, metrics, "iptables").start()
 
@@ -344,7 +346,7 @@ def test_all_addresses_are_those_of_both_families(metrics: Metrics, unspecified:
 
 @pytest.mark.parametrize("target", ["/metrics", "/metrics?x=y", "/metrics#z", "http://x/metrics"])
 def test_however_a_slow_page_is_asked_for_probes_do_not_wait(
-    server: Server, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, target: str
+    server: HttpServer, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
     begun, release = threading.Event(), threading.Event()
 

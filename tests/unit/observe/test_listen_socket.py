@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from svcproxy.observe.listening import listening
+from svcproxy.observe.listen_socket import open_listen_socket
 
 _CLIENTS = 400
 _ALLOWED = int(Path("/proc/sys/net/core/somaxconn").read_text())
@@ -16,7 +16,7 @@ _ALLOWED = int(Path("/proc/sys/net/core/somaxconn").read_text())
 def test_a_burst_of_clients_is_queued() -> None:
     """Without room the SYN of a probe is dropped, and tried again after its time-out of a second."""
     with ExitStack() as stack:
-        server = stack.enter_context(listening("127.0.0.1", 0, only_v6=False))
+        server = stack.enter_context(open_listen_socket("127.0.0.1", 0, only_v6=False))
         for _ in range(_CLIENTS):
             address = server.getsockname()
             stack.enter_context(socket.create_connection(address, timeout=0.5))

@@ -9,9 +9,9 @@ from contextlib import ExitStack, suppress
 import pytest
 from structlog.testing import capture_logs
 
-from svcproxy.observe.connections import Connections, Limits, Site, _peer
-from svcproxy.observe.core.exchange import TEXT, Reply
-from svcproxy.observe.core.http1 import Ask
+from svcproxy.observe.client_connections import ClientConnections, ClientLimits, HttpHandler, _peer
+from svcproxy.observe.core.http1 import HttpRequest
+from svcproxy.observe.core.routes import TEXT, Reply
 from svcproxy.refusals import REFUSALS
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -21,27 +21,29 @@ OK = b"HTTP/1.1 200 OK\r\n"
 class Room:
     """Connections whose clients are at the other ends of socket pairs."""
 
-    def __init__(self, stack: ExitStack, limits: Limits) -> None:
+    def __init__(self, stack: ExitStack, limits: ClientLimits) -> None:
         self._stack = stack
         self.selector = stack.enter_context(selectors.DefaultSelector())
-        self.connections = Connections(self.selector, limits)
-        self.site = Site(lambda _ask: Reply(200, TEXT, b"ok"))
+        self.connections = ClientConnections(self.selector, limits)
+        self.handler = HttpHandler(lambda _request: Reply(200, TEXT, b"ok"))
         stack.callback(self.connections.close)
 
-    def enter(self, peer: bytes, sent: bytes = b"", site: Site | None = None) -> socket.socket:
+    def enter(
+        self, peer: bytes, sent: bytes = b"", handler: HttpHandler | None = None
+    ) -> socket.socket:
         """Come in as a client of this address that has sent something already."""
         ours, theirs = socket.socketpair()
         self._stack.enter_context(theirs)
         theirs.settimeout(0)
         if sent:
             theirs.sendall(sent)
-        self.connections.add(ours, peer, site or self.site)
+        self.connections.add(ours, peer, handler or self.handler)
         return theirs
 
     def turn(self) -> None:
         for key, _ in self.selector.select(0):
             self.connections.serve(key.data)
-        self.connections.go_on()
+        self.connections.serve_pipelined()
         self.connections.expire()
 
 
@@ -63,12 +65,12 @@ def is_open(client: socket.socket) -> bool:
 
 
 def test_what_has_come_already_is_answered_at_once(stack: ExitStack) -> None:
-    client = Room(stack, Limits()).enter(b"a", REQUEST)
+    client = Room(stack, ClientLimits()).enter(b"a", REQUEST)
     assert client.recv(4096).startswith(OK)
 
 
 def test_one_address_gives_way_to_itself_only(stack: ExitStack) -> None:
-    room = Room(stack, Limits(connections=10, per_peer=3))
+    room = Room(stack, ClientLimits(connections=10, per_peer=3))
     before = count("connections_per_peer")
     kept = room.enter(b"kubelet")
     greedy = [room.enter(b"stranger") for _ in range(20)]
@@ -78,7 +80,7 @@ def test_one_address_gives_way_to_itself_only(stack: ExitStack) -> None:
 
 
 def test_the_address_with_the_most_connections_gives_way(stack: ExitStack) -> None:
-    room = Room(stack, Limits(connections=4, per_peer=3))
+    room = Room(stack, ClientLimits(connections=4, per_peer=3))
     before = count("connections")
     kept = room.enter(b"kubelet")
     greedy = [room.enter(b"stranger") for _ in range(3)]
@@ -90,13 +92,13 @@ def test_the_address_with_the_most_connections_gives_way(stack: ExitStack) -> No
 
 
 def test_of_equals_the_oldest_gives_way(stack: ExitStack) -> None:
-    room = Room(stack, Limits(connections=3))
+    room = Room(stack, ClientLimits(connections=3))
     clients = [room.enter(bytes([number])) for number in range(4)]
     assert [is_open(client) for client in clients] == [False, True, True, True]
 
 
 def test_an_unfinished_request_is_counted_when_its_time_is_over(stack: ExitStack) -> None:
-    room = Room(stack, Limits(request=0.0))
+    room = Room(stack, ClientLimits(request=0.0))
     before = count("request_seconds")
     client = room.enter(b"a", b"GET /")
     silent = room.enter(b"b")
@@ -107,7 +109,7 @@ def test_an_unfinished_request_is_counted_when_its_time_is_over(stack: ExitStack
 
 
 def test_one_of_several_requests_is_answered_in_a_turn(stack: ExitStack) -> None:
-    room = Room(stack, Limits())
+    room = Room(stack, ClientLimits())
     client = room.enter(b"a", REQUEST * 3)
     seen: list[int] = []
     for _ in range(4):
@@ -119,14 +121,14 @@ def test_one_of_several_requests_is_answered_in_a_turn(stack: ExitStack) -> None
 
 def test_a_turn_answers_few_of_the_clients_that_sent_several_requests(stack: ExitStack) -> None:
     """A probe that comes meanwhile would wait for an answer to each of them."""
-    room = Room(stack, Limits())
-    answered: list[Ask] = []
+    room = Room(stack, ClientLimits())
+    answered: list[HttpRequest] = []
 
-    def answer(ask: Ask) -> Reply:
-        answered.append(ask)
+    def answer(request: HttpRequest) -> Reply:
+        answered.append(request)
         return Reply(200, TEXT, b"ok")
 
-    room.site = Site(answer)
+    room.handler = HttpHandler(answer)
     clients = [room.enter(bytes([n]), REQUEST * 3) for n in range(60)]
     answered.clear()
     room.turn()
@@ -137,9 +139,9 @@ def test_a_turn_answers_few_of_the_clients_that_sent_several_requests(stack: Exi
 
 
 def test_a_client_that_reads_nothing_is_not_read_from(stack: ExitStack) -> None:
-    room = Room(stack, Limits())
-    site = Site(lambda _ask: Reply(200, TEXT, bytes(8_000_000)))
-    client = room.enter(b"a", REQUEST, site)
+    room = Room(stack, ClientLimits())
+    handler = HttpHandler(lambda _request: Reply(200, TEXT, bytes(8_000_000)))
+    client = room.enter(b"a", REQUEST, handler)
     sent = 0
     with suppress(BlockingIOError):
         while sent < 10_000_000:
@@ -149,12 +151,12 @@ def test_a_client_that_reads_nothing_is_not_read_from(stack: ExitStack) -> None:
 
 
 def test_a_defect_ends_its_connection_and_is_logged_once(stack: ExitStack) -> None:
-    def broken(_ask: Ask) -> Reply:
+    def broken(_request: HttpRequest) -> Reply:
         raise ZeroDivisionError
 
-    room = Room(stack, Limits())
+    room = Room(stack, ClientLimits())
     with capture_logs() as lines:
-        clients = [room.enter(b"a", REQUEST, Site(broken)) for _ in range(10)]
+        clients = [room.enter(b"a", REQUEST, HttpHandler(broken)) for _ in range(10)]
     assert not any(is_open(client) for client in clients)
     assert [line["event"] for line in lines] == ["http.defect"]
 

@@ -1,4 +1,4 @@
-"""kube-proxy's two metrics that the kernel counts itself, in accounting objects (nfacct)."""
+"""kube-proxy's two metrics whose values are nfacct counters in the kernel."""
 
 from collections.abc import Iterator
 
@@ -21,11 +21,11 @@ _METRICS = {
 }
 
 
-class PacketCounts(Collector):
-    """Collects what the accounting objects say when it is asked; nothing where there are none."""
+class NfacctCollector(Collector):
+    """Reads the nfacct counters at each scrape; yields nothing if the kernel has none."""
 
     def describe(self) -> Iterator[Metric]:
-        """Yield the metrics without values, which the registry wants to know beforehand."""
+        """Yield the metrics without values; the registry needs their names at registration."""
         return (CounterMetricFamily(name, text) for name, text in _METRICS.values())
 
     def collect(self) -> Iterator[Metric]:
@@ -33,7 +33,7 @@ class PacketCounts(Collector):
         try:
             found = accounting.packets(_METRICS)
         except OSError:
-            return  # a kernel without accounting
+            return  # a kernel without nfacct
         for counter, value in found.items():
             name, text = _METRICS[counter]
             yield CounterMetricFamily(name, text, value)

@@ -1,4 +1,4 @@
-"""What Go's metrics library tells of a process and Python's does not."""
+"""Process metrics that Go's Prometheus library exports and Python's does not."""
 
 import resource
 import time
@@ -13,28 +13,28 @@ _START = "process_start_time_seconds"
 _UNLIMITED = float(2**64 - 1)
 
 
-def started_at() -> float:
-    """When this process was started, in seconds since the epoch."""
+def process_start_time() -> float:
+    """Return when this process started, in seconds since the epoch."""
     metrics = ProcessCollector(registry=None).collect()
     return next((m.samples[0].value for m in metrics if m.name == _START), time.time())
 
 
-class GoProcess(Collector):
-    """Collects the limit of memory, and the traffic as the process's network namespace counts it.
+class GoProcessCollector(Collector):
+    """Collects the address space limit, and the IP traffic of the process's network namespace.
 
     Args:
-        netstat: the kernel's counters.
+        netstat: the kernel's counters of the namespace.
     """
 
     def __init__(self, netstat: Path = Path("/proc/self/net/netstat")) -> None:
         self._netstat = netstat
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics; what the kernel does not tell is left out."""
+        """Yield the metrics; those that the kernel does not report are left out."""
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         yield GaugeMetricFamily(
             "process_virtual_memory_max_bytes",
-            "Virtual memory that the process may have.",
+            "Limit of the process's virtual memory.",
             _UNLIMITED if limit == resource.RLIM_INFINITY else limit,
         )
         octets = self._octets()
@@ -42,7 +42,7 @@ class GoProcess(Collector):
             if field in octets:
                 yield CounterMetricFamily(
                     f"process_network_{direction}_bytes",
-                    "Bytes in IP packets of the process's network namespace, the node's as a rule.",
+                    "Bytes in IP packets of the process's network namespace (normally the node's).",
                     octets[field],
                 )
 

@@ -1,4 +1,4 @@
-"""The metric of inputs that were refused because they exceeded a limit."""
+"""The metric that counts inputs refused because they exceeded a limit."""
 
 from collections.abc import Iterator
 
@@ -9,14 +9,14 @@ from prometheus_client.registry import Collector
 from svcproxy.refusals import Refusals
 
 
-class RefusedInputs(Collector):
-    """Collects ``svcproxy_refused_inputs_total`` from the process's counter."""
+class RefusedInputsCollector(Collector):
+    """Collects ``svcproxy_refused_inputs_total`` from the process-wide counts."""
 
     def __init__(self, refusals: Refusals) -> None:
         self._refusals = refusals
 
     def collect(self) -> Iterator[Metric]:
-        """Yield one series for each input and limit that has refused something."""
+        """Yield one series for each input and limit with at least one refusal."""
         family = CounterMetricFamily(
             "svcproxy_refused_inputs",
             "Inputs that were refused because they exceeded a limit; see docs/limits.md.",

@@ -12,38 +12,38 @@ from typing import Any
 
 import pytest
 
-from svcproxy.stop import Stop
+from svcproxy.stop_signal import StopSignal
 from testbed.waiting import eventually
 
 
 @pytest.fixture
-def stop() -> Iterator[Stop]:
+def stop() -> Iterator[StopSignal]:
     before = signal.getsignal(signal.SIGUSR1)
-    made = Stop()
-    made.on(signal.SIGUSR1)
+    made = StopSignal()
+    made.install(signal.SIGUSR1)
     yield made
     made.close()
     signal.signal(signal.SIGUSR1, before)
 
 
-def test_nothing_is_wished_at_first(stop: Stop) -> None:
+def test_nothing_is_wished_at_first(stop: StopSignal) -> None:
     assert not stop.wait(0.01)
 
 
-def test_nobody_waits_for_room_for_more_signals(stop: Stop) -> None:
+def test_nobody_waits_for_room_for_more_signals(stop: StopSignal) -> None:
     for _ in range(10_000):
         signal.raise_signal(signal.SIGUSR1)
     assert stop.wait()
 
 
-def test_a_signal_ends_a_wait_and_all_later_ones(stop: Stop) -> None:
+def test_a_signal_ends_a_wait_and_all_later_ones(stop: StopSignal) -> None:
     threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
     assert stop.wait()
     assert stop.wait()
 
 
 @pytest.mark.timeout(20)
-def test_a_signal_may_come_at_any_point_of_a_wait(stop: Stop) -> None:
+def test_a_signal_may_come_at_any_point_of_a_wait(stop: StopSignal) -> None:
     """With ``threading.Event`` this hangs at the first point within its lock."""
     lines = 0
 
@@ -70,8 +70,8 @@ def test_a_signal_may_come_between_the_last_look_for_signals_and_the_wait() -> N
         ready, tell = os.pipe()
         child = os.fork()
         if child == 0:
-            stop = Stop()
-            stop.on(signal.SIGUSR1)
+            stop = StopSignal()
+            stop.install(signal.SIGUSR1)
             os.write(tell, b"!")
             stop.wait()
             os._exit(0)

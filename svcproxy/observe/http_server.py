@@ -1,13 +1,12 @@
-"""The servers of the metrics port and the health port: an address, and routes for the answers.
+"""The HTTP servers of the metrics port and the health port: an address and its routes.
 
 ``pages.py`` has the routes, ``engine.py`` the thread that serves them. Goals:
 
-1. A probe is answered at once, whatever other clients do and however long a page takes: quick
-   routes run in the server's thread, which waits for nothing, all others in worker threads.
-2. What clients do wrong is counted (``docs/limits.md``), never logged.
-3. A restart can bind at once, but never beside another server on the same port.
-4. A port that is still held, by a kube-proxy that is about to go perhaps, is tried again until
-   it is free.
+1. Probes are answered immediately, whatever other clients do and however long a page takes:
+   quick routes run in the server's thread, which never blocks, all others in worker threads.
+2. Errors of clients are counted (``docs/limits.md``), never logged.
+3. A restarted process can bind immediately, but never to a port that another server listens on.
+4. A port in use, for example by a kube-proxy that is being replaced, is retried until it is free.
 """
 
 import errno
@@ -21,12 +20,12 @@ from urllib.parse import parse_qsl, urlsplit
 
 import structlog
 
-from svcproxy.observe.connections import Limits, Site
-from svcproxy.observe.core.exchange import TEXT, Reply, Request, Route, not_found
-from svcproxy.observe.core.http1 import Ask
+from svcproxy.observe.client_connections import ClientLimits, HttpHandler
+from svcproxy.observe.core.http1 import HttpRequest
+from svcproxy.observe.core.routes import TEXT, PageRequest, Reply, Route, not_found
 from svcproxy.observe.engine import Engine
-from svcproxy.observe.listening import listening
-from svcproxy.observe.seldom import Seldom
+from svcproxy.observe.listen_socket import open_listen_socket
+from svcproxy.observe.log_throttle import LogThrottle
 from svcproxy.threads import spawn
 from svcproxy.values import Bind
 
@@ -45,7 +44,7 @@ _STOP_SECONDS = 0.4
 
 
 class BindError(Exception):
-    """A server cannot listen; the message is one line: address, port, reason, remedy, flag."""
+    """A server cannot listen; the message is one line with address, reason, remedy and flag."""
 
 
 class _Pages:
@@ -54,70 +53,73 @@ class _Pages:
     def __init__(self, routes: Mapping[str, Route], quick: Collection[str]) -> None:
         self._routes = routes
         self._quick = frozenset(quick)
-        self._defects = Seldom()
+        self._defects = LogThrottle()
 
-    def slow(self, ask: Ask) -> bool:
-        """Whether a route answers that may take long."""
+    def slow(self, request: HttpRequest) -> bool:
+        """Return whether the request's route may take long."""
         try:
-            path = urlsplit(ask.head.target).path
+            path = urlsplit(request.head.target).path
         except ValueError:
             return False
         return path not in self._quick and self._found(path)[1] is not None
 
     def _found(self, path: str) -> tuple[str, Route | None]:
-        """Find the route of a path: its own, or that of the folder it is in (``/folder/``)."""
+        """Return the route of a path, or else that of its parent folder (``/folder/``)."""
         if path in self._routes:
             return path, self._routes[path]
         folder = path[: path.rfind("/") + 1] or path
         return folder, self._routes.get(folder)
 
-    def answer(self, ask: Ask) -> Reply:
+    def answer(self, request: HttpRequest) -> Reply:
         """Answer a request."""
-        if ask.head.method not in _METHODS:
+        if request.head.method not in _METHODS:
             return Reply(HTTPStatus.NOT_IMPLEMENTED, TEXT, b"501 Not Implemented\n")
         try:
-            target = urlsplit(ask.head.target)
+            target = urlsplit(request.head.target)
             query = dict(reversed(parse_qsl(target.query, keep_blank_values=True)))
         except ValueError:
             return Reply(HTTPStatus.BAD_REQUEST, TEXT, b"400 not a path\n")
         name, route = self._found(target.path)
         if route is None:
             return not_found()
-        request = Request(ask.head.method, target.path, query, ask.head.headers, ask.body)
+        page_request = PageRequest(
+            request.head.method, target.path, query, request.head.headers, request.body
+        )
         try:
-            return route(request)
-        except Exception:  # noqa: BLE001 - a fault in one answer is no reason to stop serving
-            if self._defects.due(name):
+            return route(page_request)
+        except Exception:  # noqa: BLE001 - a defect in one route must not stop the server
+            if self._defects.allow(name):
                 _log.exception("http.failed", path=name)
             return Reply(HTTPStatus.INTERNAL_SERVER_ERROR, TEXT, b"500 internal error\n")
 
 
 def _bound(bind: Bind) -> socket.socket:
-    """Listen on an address; ``0.0.0.0`` means all addresses of both families, as in Go.
+    """Open a listening socket; ``0.0.0.0`` means all addresses of both families, as in Go.
 
     Raises:
-        OSError: it cannot be listened on.
+        OSError: the address cannot be listened on.
     """
     if bind.host == "0.0.0.0":
         try:
-            return listening("::", bind.port, only_v6=False)
+            return open_listen_socket("::", bind.port, only_v6=False)
         except OSError as error:
             if error.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
-                raise  # else the kernel is without IPv6
-    # [::] serves IPv4 clients too, as Go's listeners do; the system's default may differ
-    return listening(bind.host, bind.port, only_v6=bind.host != "::")
+                raise  # otherwise the kernel has no IPv6
+    # [::] also serves IPv4 clients, as Go's listeners do, whatever net.ipv6.bindv6only says
+    return open_listen_socket(bind.host, bind.port, only_v6=bind.host != "::")
 
 
-class Server:
-    """An address and what is served there.
+class HttpServer:
+    """An HTTP server: an address and the routes served there.
 
     Args:
-        purpose: what is served, for messages: "metrics".
-        flag: the flag that chooses the address, without dashes.
+        purpose: what is served, for messages; for example "metrics".
+        flag: the flag that sets the address, without dashes.
         bind: where to listen.
-        routes: the answers by path; a path that ends in "/" is also for what is directly below it.
-        quick: the paths whose routes take no time and wait for nothing, not even a slow page.
-        limits: what one client may take.
+        routes: the routes by path; one whose path ends in "/" also serves the paths directly
+            below it.
+        quick: the paths of routes that return immediately; they run in the server's thread.
+        limits: what clients may use.
     """
 
     def __init__(
@@ -128,13 +130,13 @@ class Server:
         routes: Mapping[str, Route],
         *,
         quick: Collection[str] = (),
-        limits: Limits | None = None,
+        limits: ClientLimits | None = None,
     ) -> None:
         self.purpose = purpose
         self._flag = flag
         self._bind = bind
         self._routes = routes
-        self._limits = limits or Limits()
+        self._limits = limits or ClientLimits()
         self._pages = _Pages(routes, quick)
         self._lock = threading.Lock()
         self._engine: Engine | None = None
@@ -143,30 +145,30 @@ class Server:
 
     @property
     def paths(self) -> list[str]:
-        """What is served."""
+        """The paths that have a route."""
         return list(self._routes)
 
     @property
     def address(self) -> Bind:
-        """Where the server listens; it tells the port when 0 was asked for."""
+        """Where the server listens; with the actual port if port 0 was requested."""
         return Bind(self._bind.host, self._port)
 
     def start(self) -> None:
         """Bind, then serve in a thread.
 
         Raises:
-            BindError: the address cannot be listened on.
+            BindError: the server cannot listen on the address.
         """
         with self._lock:
             self._stopped.clear()
             self._serve()
 
     def start_or_retry(self, on_failure: Callable[[BindError], None], every: float = 5.0) -> None:
-        """Start, or tell why not and try again until it succeeds or ``stop`` is called.
+        """Start; if that fails, retry in a thread until it succeeds or ``stop`` is called.
 
         Args:
-            on_failure: told of the first failure, in the caller's thread.
-            every: seconds between two attempts; 5, as kube-proxy waits.
+            on_failure: called with the first failure, in the caller's thread.
+            every: seconds between attempts; kube-proxy waits 5.
         """
         try:
             self.start()
@@ -209,11 +211,11 @@ class Server:
             sock.close()
             raise
         self._port = sock.getsockname()[1]
-        engine.listen([sock], Site(self._pages.answer, slow=self._pages.slow))
+        engine.listen([sock], HttpHandler(self._pages.answer, slow=self._pages.slow))
         return engine
 
     def stop(self) -> None:
-        """Stop serving within half a second; calling it again, or before start, is no error."""
+        """Stop serving within half a second; does nothing if the server is not running."""
         self._stopped.set()
         with self._lock:
             engine, self._engine = self._engine, None
