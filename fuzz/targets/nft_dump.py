@@ -16,7 +16,7 @@ from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 from svcproxy.netlink.core.attributes import MalformedError, collect, string
 from svcproxy.netlink.core.nf_tables import dump
-from svcproxy.netlink.core.nf_tables.dump import Observed
+from svcproxy.netlink.core.nf_tables.dump import TableDump
 from svcproxy.netlink.core.nf_tables.protocol import NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE
 from svcproxy.netlink.core.nf_tables.transaction import Message, explain, messages
@@ -43,7 +43,7 @@ def _port(number: int) -> ServicePort:
 
 _PORTS = {port.name: port for port in map(_port, range(1, 4))}
 _DESIRED = Desired(_PORTS, _SETTINGS)
-_PLAN = Planner(_SETTINGS).plan(_DESIRED, _SETTINGS, Observed())
+_PLAN = Planner(_SETTINGS).plan(_DESIRED, _SETTINGS, TableDump())
 _BODIES = [(m.kind, m.body) for m in messages(_PLAN, TABLE)]
 SEEDS = (
     *(bytes([number]) + body[:40] for number, (_, body) in list(enumerate(_BODIES))[::9]),
@@ -53,8 +53,8 @@ SEEDS = (
 )
 
 
-def _observed(bodies: list[tuple[int, bytes]]) -> Observed:
-    found = Observed(generation=7, handle=1)
+def _observed(bodies: list[tuple[int, bytes]]) -> TableDump:
+    found = TableDump(generation=7, handle=1)
     for kind, body in bodies:
         if kind == NEW_CHAIN:
             dump.add_chain(found, body, TABLE)

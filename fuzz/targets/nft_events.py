@@ -4,7 +4,7 @@ from struct import pack
 
 from fuzz.structure import Source
 from svcproxy.netlink.core.attributes import attribute, text, u32
-from svcproxy.netlink.core.nf_tables.events import Changes, everything_in
+from svcproxy.netlink.core.nf_tables.events import EventParser, all_in_tables
 
 _FAMILY = 2
 
@@ -34,7 +34,7 @@ SEEDS = (
 def check(data: bytes) -> None:
     """Take in foreign datagrams, then a good one, which must be reported as ever."""
     source = Source(data)
-    changes = Changes(everything_in(("svcproxy",)), [_FAMILY])
+    changes = EventParser(all_in_tables(("svcproxy",)), [_FAMILY])
     for piece in source.pieces(source.rest(), 4):
         for change in changes.take(piece):
             assert len(change.process) <= 15

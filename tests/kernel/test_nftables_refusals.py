@@ -18,7 +18,7 @@ from svcproxy.model.names import IPFamily, Kind, NamespacedName, Protocol
 from svcproxy.model.objects import EndpointSlice, Service, ServicePortSpec, SliceEndpoint, SlicePort
 from svcproxy.model.serviceport import ServicePort, Verdict
 from svcproxy.netlink.core.attributes import nest, u32
-from svcproxy.netlink.core.nf_tables.dump import Observed
+from svcproxy.netlink.core.nf_tables.dump import TableDump
 from svcproxy.netlink.core.nf_tables.expressions import Code, verdict
 from svcproxy.netlink.core.nf_tables.ruleset import ChainSpec, Rule, SetSpec
 from svcproxy.netlink.core.nf_tables.transaction import Plan
@@ -85,7 +85,7 @@ class Applied:
             self.transactions += 1
             transact(*arguments, **named)
 
-        def counted_read() -> Observed:
+        def counted_read() -> TableDump:
             self.reads += 1
             return read()
 

@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from svcproxy.backends.nftables.core.plan import Planner
-from svcproxy.backends.nftables.core.sets import parse_tier
 from svcproxy.backends.nftables.core.settings import NftablesSettings
+from svcproxy.backends.nftables.core.table_sets import parse_tier
 from svcproxy.backends.settings import LocalTraffic
 from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import EndpointSlice, Service, SliceEndpoint, SlicePort
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
-from svcproxy.netlink.core.nf_tables.ruleset import data_tail
+from svcproxy.netlink.core.nf_tables.ruleset import element_data
 from svcproxy.netlink.core.nf_tables.transaction import Plan
 from tests.property.machines import Machine
 from tests.property.strategies import NODE, SYNC, events, services
@@ -221,7 +221,7 @@ def damage_elements(held: FakeSet, random: Any) -> None:
         elif random.random() < 0.1 and len(tail) > 20:
             held.elements[key] = tail[:9] + bytes([tail[9] ^ 1]) + tail[10:]
     if random.random() < 0.1:
-        value = data_tail(bytes(held.data_length)) if held.data_length else b""
+        value = element_data(bytes(held.data_length)) if held.data_length else b""
         held.elements[bytes(held.key_length)] = value
 
 

@@ -17,7 +17,7 @@ from svcproxy.backends.nftables.core.plan import Planner
 from svcproxy.backends.nftables.core.settings import NftablesSettings
 from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.serviceport import ServicePort
-from svcproxy.netlink.core.nf_tables.fields import address_key, port_key, protocol_key
+from svcproxy.netlink.core.nf_tables.datatypes import address_key, port_key, protocol_key
 from svcproxy.netlink.core.nf_tables.protocol import NEW_ELEMENT
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE
 from svcproxy.netlink.core.nf_tables.transaction import (

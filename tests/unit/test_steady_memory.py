@@ -24,7 +24,7 @@ from svcproxy.kube.core.parse import parse_object
 from svcproxy.model.names import IPFamily, Kind, ServicePortName
 from svcproxy.model.objects import EndpointSlice, Service
 from svcproxy.model.serviceport import ServicePort
-from svcproxy.netlink.core.nf_tables.dump import Observed as NftablesObserved
+from svcproxy.netlink.core.nf_tables.dump import TableDump
 from svcproxy.state.desired import DesiredState
 from testbed.manifests import Object
 
@@ -53,7 +53,7 @@ def ipvs(state: DesiredState) -> PlanChanges:
 def nftables(state: DesiredState) -> PlanChanges:
     settings = Settings(IPFamily.IPV4)
     planner = NftablesPlanner(settings)
-    planner.plan(Desired(state.ports, settings), settings, NftablesObserved())
+    planner.plan(Desired(state.ports, settings), settings, TableDump())
     return planner.plan_changes
 
 

@@ -10,8 +10,8 @@ from svcproxy import sysctl
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Maintenance, Outcome
 from svcproxy.backends.nftables.connection import RefusedError, StaleGenerationError
 from svcproxy.backends.nftables.core.plan import KernelState, Planner, all_chains, all_sets
-from svcproxy.backends.nftables.core.sets import BALANCES, Tier, source_set
 from svcproxy.backends.nftables.core.settings import extend_settings
+from svcproxy.backends.nftables.core.table_sets import BALANCES, Tier, source_set
 from svcproxy.backends.nftables.table import KernelTable
 from svcproxy.backends.settings import Settings
 from svcproxy.model.names import IPFamily, ServicePortName
@@ -164,7 +164,7 @@ class NftablesBackend:
         """
         if changes.service_cidrs_changed or settings != self._planned_settings:
             return None
-        if self._planner.needs_comparison(changes.ports):
+        if self._planner.needs_resync(changes.ports):
             return None
         return self._planner.plan_changes(changes.ports)
 
@@ -200,7 +200,7 @@ class NftablesBackend:
         if progress.comparisons == _MAX_COMPARISONS:
             raise error
         progress.comparisons += 1
-        plan = self._planner.plan_again(self._table.read())
+        plan = self._planner.replan(self._table.read())
         if progress.comparisons == _MAX_COMPARISONS:
             # Other programs keep writing to nf_tables: commit at any generation.
             plan.generation = 0
@@ -216,20 +216,20 @@ class NftablesBackend:
         if not plan.compared:
             if self._refused_before(found, progress):
                 progress.refused.update(found)
-                return self._planner.without(found)
+                return self._planner.plan_changes_without(found)
             progress.refusal = str(error)
             return self._compare_again(error, progress)
-        if found and progress.fallbacks < _MAX_FALLBACKS and self._planner.hold(found):
+        if found and progress.fallbacks < _MAX_FALLBACKS and self._planner.fall_back(found):
             progress.fallbacks += 1
             progress.refused.update(found)
-            return self._planner.plan_again(self._table.read())
+            return self._planner.replan(self._table.read())
         if error.partial:
             return self._compare_again(error, progress)
         raise error
 
     def _refused_ports(self, plan: Plan, error: RefusedError) -> dict[ServicePortName, str]:
         """Return the Service ports whose messages the kernel refused, with its reasons."""
-        owners = self._planner.owners()
+        owners = self._planner.port_index()
         found: dict[ServicePortName, str] = {}
         for message, reason in self._table.refusals(plan, error, self._sets()):
             for name in owners.of(message):
@@ -248,11 +248,11 @@ class NftablesBackend:
         """Remember what the kernel accepted and which Service ports it refused."""
         if progress.refusal and not progress.refused:
             log.warning("nftables.table_repaired", family=self._family, error=progress.refusal)
-        strays = self._planner.settle()
+        inherited = self._planner.mark_applied()
         if self._refused or progress.refused:
             # A full comparison that the caller asked for has retried all refused ports.
             others = self._refused - progress.changed if progress.changed else frozenset()
-            self._refused = others | progress.refused.keys() - strays
+            self._refused = others | progress.refused.keys() - inherited
 
     def _sets(self) -> dict[str, SetSpec]:
         return all_sets(self._planner.settings, ())

@@ -13,12 +13,12 @@ from svcproxy.backends.nftables.connection import (
     RefusedError,
     StaleGenerationError,
 )
-from svcproxy.backends.nftables.core.sets import AFFINITY
+from svcproxy.backends.nftables.core.table_sets import AFFINITY
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.attributes import MalformedError, text
 from svcproxy.netlink.core.nf_tables import dump
 from svcproxy.netlink.core.nf_tables import protocol as nft
-from svcproxy.netlink.core.nf_tables.dump import Observed
+from svcproxy.netlink.core.nf_tables.dump import TableDump
 from svcproxy.netlink.core.nf_tables.ruleset import EncodedElements, SetSpec
 from svcproxy.netlink.core.nf_tables.transaction import (
     Message,
@@ -130,7 +130,7 @@ class KernelTable:
         except MalformedError as error:
             raise BackendError(f"cannot understand table {self.name}: {error}") from error
 
-    def read(self) -> Observed:
+    def read(self) -> TableDump:
         """Read the table, except the clients that the affinity map remembers.
 
         Raises:
@@ -150,9 +150,9 @@ class KernelTable:
             return observed
         raise BackendError(f"table {self.name} changes faster than it can be read")
 
-    def _read(self) -> Observed:
+    def _read(self) -> TableDump:
         connection = self._connection
-        observed = Observed(generation=connection.generation())
+        observed = TableDump(generation=connection.generation())
         table = connection.get(nft.GET_TABLE, self._table_name)
         if table is None:
             return observed

@@ -12,7 +12,13 @@ import structlog
 
 from svcproxy.backends.base import BackendError, ExternalChange
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.core.nf_tables.events import Change, Changes, Judge, everything_in, without
+from svcproxy.netlink.core.nf_tables.events import (
+    EventParser,
+    Relevance,
+    TransactionEvent,
+    all_in_tables,
+    originator_filter,
+)
 from svcproxy.netlink.core.nf_tables.protocol import EVENT_GROUP, FAMILY_NUMBERS
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE
 from svcproxy.netlink.listener import Listener, listening_socket
@@ -23,7 +29,7 @@ LOST = "unknown"
 _NETFILTER = 12
 _ATTACH_FILTER = 26
 
-_ALL_OF_OURS = everything_in((TABLE,))
+_ALL_OF_OURS = all_in_tables((TABLE,))
 
 log = structlog.get_logger()
 
@@ -53,10 +59,10 @@ class NftablesWatcher:
         on_external_change: Callable[[ExternalChange], None],
         own_ports: Collection[int] = (),
         families: Collection[IPFamily] = tuple(IPFamily),
-        judge: Judge = _ALL_OF_OURS,
+        judge: Relevance = _ALL_OF_OURS,
     ) -> None:
         self._on_foreign = on_external_change
-        self._changes = Changes(judge, [FAMILY_NUMBERS[family] for family in families])
+        self._changes = EventParser(judge, [FAMILY_NUMBERS[family] for family in families])
         self._lock = Lock()
         self._own: set[int] = set()
         try:
@@ -116,14 +122,14 @@ class NftablesWatcher:
             log.exception("nftables.watcher_failed")
 
 
-def _foreign(change: Change) -> ExternalChange:
+def _foreign(change: TransactionEvent) -> ExternalChange:
     families = frozenset(f for f, number in FAMILY_NUMBERS.items() if number in change.families)
     return ExternalChange(change.process, change.pid, change.certain, families)
 
 
 def _ignore(own_ports: Collection[int], listening: socket.socket) -> None:
     if own_ports:
-        _attach(listening, without(own_ports))
+        _attach(listening, originator_filter(own_ports))
 
 
 class _FilterProgram(ctypes.Structure):

@@ -11,7 +11,7 @@ from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.attributes import attribute, collect, string, text, u32, walk
 from svcproxy.netlink.core.nf_tables import dump
 from svcproxy.netlink.core.nf_tables import protocol as nft
-from svcproxy.netlink.core.nf_tables.dump import Observed
+from svcproxy.netlink.core.nf_tables.dump import TableDump
 from svcproxy.netlink.core.nf_tables.protocol import HEADERS, MESSAGE_HEADER
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE
 from svcproxy.netlink.core.nf_tables.transaction import Plan, batch, messages, stages
@@ -218,12 +218,12 @@ class FakeKernel:
                     check(found.sets <= table.sets.keys(), f"no set {found.sets}")
                     check(found.chains <= table.chains.keys(), f"no chain {found.chains}")
 
-    def observed(self) -> Observed:
+    def observed(self) -> TableDump:
         """Our table, through the messages in which the kernel would dump it."""
         table = self.tables.get(TABLE)
         if table is None:
-            return Observed(generation=self.generation)
-        found = Observed(generation=self.generation, handle=table.handle)
+            return TableDump(generation=self.generation)
+        found = TableDump(generation=self.generation, handle=table.handle)
         for body in table.chains.values():
             dump.add_chain(found, body, TABLE)
         for rules in table.rules.values():

@@ -6,7 +6,12 @@ import pytest
 
 from svcproxy.netlink.core.attributes import text, u32
 from svcproxy.netlink.core.nf_tables import protocol as nft
-from svcproxy.netlink.core.nf_tables.events import Change, Changes, everything_in, without
+from svcproxy.netlink.core.nf_tables.events import (
+    EventParser,
+    TransactionEvent,
+    all_in_tables,
+    originator_filter,
+)
 
 
 def event(kind: int, body: bytes, family: int = 2, port: int = 9) -> bytes:
@@ -19,8 +24,8 @@ def generation(number: int = 7, process: str = "nft", pid: int = 4711) -> bytes:
     return event(nft.NEW_GENERATION, u32(1, number) + u32(2, pid) + text(3, process), family=0)
 
 
-def changes() -> Changes:
-    return Changes(everything_in(["svcproxy"]), [2])
+def changes() -> EventParser:
+    return EventParser(all_in_tables(["svcproxy"]), [2])
 
 
 @pytest.mark.parametrize(
@@ -28,7 +33,9 @@ def changes() -> Changes:
 )
 def test_a_change_of_our_table_is_told_with_its_cause(kind: int) -> None:
     data = event(kind, text(1, "svcproxy") + text(2, "x")) + generation()
-    assert list(changes().take(data)) == [Change("nft", 4711, 7, families=frozenset((2,)))]
+    assert list(changes().take(data)) == [
+        TransactionEvent("nft", 4711, 7, families=frozenset((2,)))
+    ]
 
 
 def test_other_tables_and_families_are_not() -> None:
@@ -44,7 +51,9 @@ def test_a_transaction_may_come_in_pieces() -> None:
     followed = changes()
     assert list(followed.take(event(nft.NEW_RULE, text(1, "svcproxy")))) == []
     assert list(followed.take(event(nft.NEW_RULE, text(1, "another")))) == []
-    assert list(followed.take(generation(8))) == [Change("nft", 4711, 8, families=frozenset((2,)))]
+    assert list(followed.take(generation(8))) == [
+        TransactionEvent("nft", 4711, 8, families=frozenset((2,)))
+    ]
     assert list(followed.take(generation(9))) == []
 
 
@@ -61,7 +70,7 @@ def test_odd_events_do_no_harm() -> None:
     assert list(followed.take(event(nft.NEW_RULE, b"\x01"))) == []
     assert list(followed.take(event(nft.NEW_RULE, text(1, "svcproxy")))) == []
     assert list(followed.take(event(nft.NEW_GENERATION, b""))) == [
-        Change("", 0, families=frozenset((2,)))
+        TransactionEvent("", 0, families=frozenset((2,)))
     ]
 
 
@@ -82,7 +91,7 @@ def accepts(program: bytes, data: bytes) -> bool:
 
 def test_our_own_events_are_filtered() -> None:
     own = (3, 0xFFFFF123, 77)
-    program = without(own)
+    program = originator_filter(own)
     for port in own:
         assert not accepts(program, event(nft.NEW_RULE, b"", port=port))
     for port in (0, 4, 0x123):
@@ -93,7 +102,7 @@ def test_our_own_events_are_filtered() -> None:
 def test_a_judge_hears_of_tables_chains_and_rules() -> None:
     heard: list[tuple[str, str, bool]] = []
 
-    def judge(table: str, chain: str, *, deletion: bool) -> bool | None:
+    def relevance(table: str, chain: str, *, deletion: bool) -> bool | None:
         heard.append((table, chain, deletion))
         return None
 
@@ -106,7 +115,7 @@ def test_a_judge_hears_of_tables_chains_and_rules() -> None:
         + event(nft.NEW_SET, text(1, "nat") + text(2, "set"))
         + generation()
     )
-    assert list(Changes(judge, [2]).take(data)) == []
+    assert list(EventParser(relevance, [2]).take(data)) == []
     assert heard == [
         ("nat", "", True),
         ("nat", "A", False),
@@ -118,12 +127,14 @@ def test_a_judge_hears_of_tables_chains_and_rules() -> None:
 
 
 def test_the_gravest_judgement_of_a_transaction_counts() -> None:
-    def judge(table: str, chain: str, *, deletion: bool) -> bool | None:
+    def relevance(table: str, chain: str, *, deletion: bool) -> bool | None:
         return {"sure": True, "perhaps": False}.get(chain)
 
     def told(*chains: str) -> list[bool]:
         data = b"".join(event(nft.NEW_RULE, text(1, "nat") + text(2, c)) for c in chains)
-        return [change.certain for change in Changes(judge, [2, 10]).take(data + generation())]
+        return [
+            change.certain for change in EventParser(relevance, [2, 10]).take(data + generation())
+        ]
 
     assert told("perhaps", "sure", "perhaps") == [True]
     assert told("perhaps", "no") == [False]
@@ -133,7 +144,7 @@ def test_the_gravest_judgement_of_a_transaction_counts() -> None:
 def test_both_families_of_one_transaction_are_named() -> None:
     data = event(nft.NEW_RULE, text(1, "svcproxy"))
     data += event(nft.NEW_RULE, text(1, "svcproxy"), family=10) + generation()
-    (change,) = Changes(everything_in(["svcproxy"]), [2, 10]).take(data)
+    (change,) = EventParser(all_in_tables(["svcproxy"]), [2, 10]).take(data)
     assert change.families == {2, 10}
 
 

@@ -10,7 +10,7 @@ from svcproxy.backends.nftables.core.plan import Planner
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import ServicePort, Verdict
 from svcproxy.netlink.core.attributes import text
-from svcproxy.netlink.core.nf_tables.fields import PORT
+from svcproxy.netlink.core.nf_tables.datatypes import PORT
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE, ChainSpec, Hook, SetSpec
 from tests.unit.nftables.fake_kernel import FakeSet, FakeTable
 from tests.unit.nftables.services import BALANCER, CLIENT, POD, VIP, Bench, options, service_port

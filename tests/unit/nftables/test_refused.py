@@ -8,7 +8,7 @@ import pytest
 from svcproxy.backends.base import BackendError, Desired
 from svcproxy.backends.nftables.backend import NftablesBackend
 from svcproxy.backends.nftables.connection import Refusal, RefusedError
-from svcproxy.backends.nftables.core import sets
+from svcproxy.backends.nftables.core import table_sets
 from svcproxy.backends.nftables.core.render import hairpin_key
 from svcproxy.backends.nftables.core.settings import NftablesSettings
 from svcproxy.model.names import IPFamily
@@ -61,7 +61,7 @@ def started(table: RefusingTable) -> NftablesBackend:
 def hairpin_of(port: ServicePort) -> Message:
     """A message about an element that belongs to a Service port for its endpoints' sake."""
     key = hairpin_key(port.cluster_endpoints[0].address)
-    return next(iter(messages(Plan(add={sets.HAIRPINS: {key: b""}}), TABLE)))
+    return next(iter(messages(Plan(add={table_sets.HAIRPINS: {key: b""}}), TABLE)))
 
 
 def test_a_port_that_is_refused_even_as_it_was_fails_the_sync() -> None:
@@ -82,7 +82,7 @@ def test_a_port_that_is_refused_even_as_it_was_fails_the_sync() -> None:
 
 @pytest.mark.parametrize("gone", [False, True], ids=["changed", "deleted"])
 def test_a_port_of_which_unknown_elements_were_kept_is_compared(*, gone: bool) -> None:
-    """Elements of a former Service at the same address must not stay beside those of the new one."""
+    """ElementsBySet of a former Service at the same address must not stay beside those of the new one."""
     table = RefusingTable()
     former = service_port(FAMILY, (1,), name="former", vip="10.97.0.1", local=True, external=True)
     other = service_port(FAMILY, (3,), name="other", vip="10.97.0.2")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from svcproxy.backends.nftables.core.sets import parse_tier
+from svcproxy.backends.nftables.core.table_sets import parse_tier
 from svcproxy.backends.settings import LocalTraffic
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import Verdict

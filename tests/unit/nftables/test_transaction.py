@@ -18,10 +18,10 @@ from svcproxy.netlink.core.attributes import (
     walk,
 )
 from svcproxy.netlink.core.nf_tables import protocol as nft
-from svcproxy.netlink.core.nf_tables.dump import same_tail
-from svcproxy.netlink.core.nf_tables.fields import address_key, comment_in, comment_note
+from svcproxy.netlink.core.nf_tables.datatypes import address_key, decode_comment, encode_comment
+from svcproxy.netlink.core.nf_tables.dump import same_content
 from svcproxy.netlink.core.nf_tables.protocol import HEADERS, MESSAGE_HEADER
-from svcproxy.netlink.core.nf_tables.ruleset import comment_tail, data_tail
+from svcproxy.netlink.core.nf_tables.ruleset import element_comment, element_data
 from svcproxy.netlink.core.nf_tables.transaction import Message, Plan, batch, explain, messages
 from tests.unit.nftables.services import Bench, options, service_port
 
@@ -56,7 +56,7 @@ def test_a_check_has_no_end() -> None:
 
 
 def test_long_lists_are_divided() -> None:
-    tails = {n.to_bytes(12, "big"): comment_tail("x" * 140) for n in range(2000)}
+    tails = {n.to_bytes(12, "big"): element_comment("x" * 140) for n in range(2000)}
     parts = list(messages(Plan(add={"rejected": tails}), "svcproxy"))
     lengths = [
         unpack_from("=H", m.body, len(text(1, "svcproxy") + text(2, "rejected")))[0] for m in parts
@@ -124,16 +124,16 @@ def test_malformed_attributes_are_told() -> None:
 
 
 def test_tails_may_be_written_otherwise() -> None:
-    ours = data_tail(b"abcd") + comment_tail("x")
-    flagged = nest(2, attribute(1, b"abcd")) + comment_tail("x")
-    assert same_tail(flagged, ours)
-    assert not same_tail(nest(2, attribute(1, b"abce")) + comment_tail("x"), ours)
-    assert not same_tail(data_tail(b"abcd"), ours)
-    assert not same_tail(b"\x01", ours)
+    ours = element_data(b"abcd") + element_comment("x")
+    flagged = nest(2, attribute(1, b"abcd")) + element_comment("x")
+    assert same_content(flagged, ours)
+    assert not same_content(nest(2, attribute(1, b"abce")) + element_comment("x"), ours)
+    assert not same_content(element_data(b"abcd"), ours)
+    assert not same_content(b"\x01", ours)
 
 
 def test_comments_are_cut_at_the_kernels_limit() -> None:
-    note = comment_note("x" * 300)
+    note = encode_comment("x" * 300)
     assert len(note) < 256
-    assert comment_in(note) == "x" * 250
-    assert comment_in(b"") == ""
+    assert decode_comment(note) == "x" * 250
+    assert decode_comment(b"") == ""

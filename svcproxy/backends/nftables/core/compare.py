@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from svcproxy.backends.nftables.core import sets as names
+from svcproxy.backends.nftables.core import table_sets
 from svcproxy.netlink.core.attributes import MalformedError, collect, holds, holds_each
-from svcproxy.netlink.core.nf_tables.dump import Observed, same_tail
-from svcproxy.netlink.core.nf_tables.fields import comment_in
+from svcproxy.netlink.core.nf_tables.datatypes import decode_comment
+from svcproxy.netlink.core.nf_tables.dump import TableDump, same_content
 from svcproxy.netlink.core.nf_tables.ruleset import (
     ChainSpec,
-    Elements,
+    ElementsBySet,
     EncodedElements,
     Rule,
     SetSpec,
@@ -21,8 +21,8 @@ _EXPRESSIONS, _NOTES = 4, 7
 def compare(
     sets: Mapping[str, SetSpec],
     chains: Mapping[str, ChainSpec],
-    elements: Elements,
-    observed: Observed,
+    elements: ElementsBySet,
+    observed: TableDump,
 ) -> Plan:
     """The plan that makes the kernel's table agree.
 
@@ -50,13 +50,13 @@ def compare(
             plan.chains.append(chain)
         elif not _same_rules(chain.rules, observed.rules.get(name, [])):
             plan.rewrite.append(chain)
-    for name in sets.keys() - {names.AFFINITY}:
+    for name in sets.keys() - {table_sets.AFFINITY}:
         _compare_elements(plan, name, elements.get(name, {}), observed.elements.get(name, {}))
     return plan
 
 
 def _is_strange(
-    sets: Mapping[str, SetSpec], chains: Mapping[str, ChainSpec], observed: Observed
+    sets: Mapping[str, SetSpec], chains: Mapping[str, ChainSpec], observed: TableDump
 ) -> bool:
     if observed.flags:
         return True
@@ -64,13 +64,13 @@ def _is_strange(
         if name in sets:
             if not holds(body, sets[name].attributes()):
                 return True
-        elif not names.is_on_demand(name):
+        elif not table_sets.is_on_demand(name):
             return True
     for name, body in observed.chains.items():
         if name in chains:
             if not holds(body, chains[name].attributes()):
                 return True
-        elif not names.parse_tier(name):
+        elif not table_sets.parse_tier(name):
             return True
     return False
 
@@ -84,7 +84,7 @@ def _same_rule(rule: Rule, body: bytes) -> bool:
         parts = collect(body)
     except MalformedError:
         return False
-    return comment_in(parts.get(_NOTES, b"")) == rule.comment and holds_each(
+    return decode_comment(parts.get(_NOTES, b"")) == rule.comment and holds_each(
         parts.get(_EXPRESSIONS, b""), b"".join(rule.expressions)
     )
 
@@ -95,7 +95,9 @@ def _compare_elements(
     if wanted == found:
         return
     remove = [
-        key for key, tail in found.items() if key not in wanted or not same_tail(tail, wanted[key])
+        key
+        for key, tail in found.items()
+        if key not in wanted or not same_content(tail, wanted[key])
     ]
     gone = set(remove)
     add = {key: tail for key, tail in wanted.items() if key not in found or key in gone}

@@ -6,22 +6,22 @@ from ipaddress import ip_address, ip_network
 
 import msgspec
 
-from svcproxy.backends.nftables.core import sets
-from svcproxy.backends.nftables.core.sets import Balance, Tier
+from svcproxy.backends.nftables.core import table_sets
+from svcproxy.backends.nftables.core.table_sets import Balance, Tier
 from svcproxy.backends.settings import Settings
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
-from svcproxy.netlink.core.nf_tables.fields import (
+from svcproxy.netlink.core.nf_tables.datatypes import (
     address_key,
     index_key,
     port_key,
     protocol_key,
 )
 from svcproxy.netlink.core.nf_tables.ruleset import (
-    Elements,
+    ElementsBySet,
     EncodedElements,
-    comment_tail,
-    data_tail,
+    element_comment,
+    element_data,
 )
 
 _ANY = {family: bytes(family.bits // 8) for family in IPFamily}
@@ -55,7 +55,7 @@ class Rendered(msgspec.Struct):
             Others' packets to themselves do not come this way.
     """
 
-    elements: Elements
+    elements: ElementsBySet
     lists: dict[ListKey, EndpointList]
     cluster_addresses: list[bytes]
     hairpins: set[str]
@@ -79,16 +79,18 @@ class _Renderer:
         self.port = port
         self.settings = settings
         self.protocol = protocol_key(port.name.protocol)
-        self.comment = comment_tail(str(port.name))
-        self.elements: Elements = {}
+        self.comment = element_comment(str(port.name))
+        self.elements: ElementsBySet = {}
         self.lists: dict[ListKey, EndpointList] = {}
         self.cluster_addresses: list[bytes] = []
-        self.used: set[bool] = set()
+        self.used_lists: set[bool] = set()
 
     def finish(self) -> Rendered:
         """What has been collected."""
         port = self.port
-        lists = (port.local_endpoints if local else port.cluster_endpoints for local in self.used)
+        lists = (
+            port.local_endpoints if local else port.cluster_endpoints for local in self.used_lists
+        )
         hairpins = {e.address for endpoints in lists for e in endpoints if e.is_local or e.unplaced}
         return Rendered(self.elements, self.lists, self.cluster_addresses, hairpins)
 
@@ -99,21 +101,21 @@ class _Renderer:
         """Add one frontend, whatever its kind."""
         key = self.protocol + port_key(frontend.port)
         if frontend.kind is FrontendKind.NODE_PORT:
-            self._external(frontend, sets.NODE_PORTS, key)
+            self._external(frontend, table_sets.NODE_PORTS, key)
             return
         address = address_key(frontend.address)
         key = address + key
         if frontend.is_load_balancer and self.port.source_ranges:
-            self._guard(key)
+            self._restrict_sources(key)
         if frontend.kind is FrontendKind.CLUSTER_IP:
             self.cluster_addresses.append(address)
             if frontend.verdict is Verdict.FORWARD:
-                self._put(sets.CLUSTER_IPS + _policy(frontend), key, self.comment)
-                self._serve(sets.ADDRESSES, key, local=frontend.local)
+                self._put(table_sets.CLUSTER_IPS + _policy(frontend), key, self.comment)
+                self._forward(table_sets.ADDRESSES, key, local=frontend.local)
             else:
                 self._refuse(frontend, key)
             return
-        self._external(frontend, sets.EXTERNAL_IPS, key)
+        self._external(frontend, table_sets.EXTERNAL_IPS, key)
 
     def _external(self, frontend: Frontend, kind: str, key: bytes) -> None:
         """With policy Local, pods and the node are led to all endpoints, others to local ones."""
@@ -122,39 +124,39 @@ class _Renderer:
         if frontend.verdict is Verdict.REJECT:
             return
         self._put(kind + _policy(frontend), key, self.comment)
-        prefix = sets.OF_NODE_PORTS if kind == sets.NODE_PORTS else sets.ADDRESSES
-        self._serve(prefix, key, local=False)
+        prefix = table_sets.OF_NODE_PORTS if kind == table_sets.NODE_PORTS else table_sets.ADDRESSES
+        self._forward(prefix, key, local=False)
         if frontend.local and frontend.verdict is Verdict.FORWARD:
-            self._serve(prefix, key, local=True)
+            self._forward(prefix, key, local=True)
 
-    def _serve(self, prefix: str, key: bytes, *, local: bool) -> None:
+    def _forward(self, prefix: str, key: bytes, *, local: bool) -> None:
         """Lead a frontend to one of the two lists of endpoints."""
         port = self.port
         endpoints = port.local_endpoints if local else port.cluster_endpoints
         if not endpoints:
             return
-        self.used.add(local)
+        self.used_lists.add(local)
         name = _tier_name(Balance(prefix, local), len(endpoints), port.affinity_seconds)
         owner = b""
         if port.affinity_seconds:
-            owner = owner_key(port, self.settings.family)
-            valid = sets.AFFINITY_ENDPOINTS + (sets.LOCAL if local else "")
+            owner = affinity_key(port, self.settings.family)
+            valid = table_sets.AFFINITY_ENDPOINTS + (table_sets.LOCAL if local else "")
             for endpoint in endpoints:
-                self._put(valid, _target(endpoint) + owner + self.protocol, b"")
+                self._put(valid, _endpoint_key(endpoint) + owner + self.protocol, b"")
         self.lists[name, key] = EndpointList(endpoints, owner)
 
     def _refuse(self, frontend: Frontend, key: bytes) -> None:
-        verdict = sets.REJECTED if frontend.verdict is Verdict.REJECT else sets.DROPPED
+        verdict = table_sets.REJECTED if frontend.verdict is Verdict.REJECT else table_sets.DROPPED
         node_port = frontend.kind is FrontendKind.NODE_PORT
-        self._put((sets.OF_NODE_PORTS if node_port else "") + verdict, key, self.comment)
+        self._put((table_sets.OF_NODE_PORTS if node_port else "") + verdict, key, self.comment)
 
-    def _guard(self, key: bytes) -> None:
+    def _restrict_sources(self, key: bytes) -> None:
         """Restrict a load-balancer IP to the source ranges, whether or not it has endpoints.
 
         The address is restricted even if it is an external IP or the cluster IP as well. Both as in kube-proxy's nftables mode: in its others a Service without any endpoint rejects
         everybody alike.
         """
-        self._put(sets.GUARDED, key, self.comment)
+        self._put(table_sets.GUARDED, key, self.comment)
         for name, source in self._sources:
             self._put(name, key + source, b"")
 
@@ -167,10 +169,10 @@ class _Renderer:
             # A load-balancer address is often added to the node itself; the node then reaches
             # it with that very address as its source.
             networks += (ip_network(f.address) for f in self.port.frontends if f.is_load_balancer)
-        return [(sets.source_set(n.prefixlen), n.network_address.packed) for n in networks]
+        return [(table_sets.source_set(n.prefixlen), n.network_address.packed) for n in networks]
 
 
-def owner_key(port: ServicePort, family: IPFamily) -> bytes:
+def affinity_key(port: ServicePort, family: IPFamily) -> bytes:
     """The address and port of the frontend that owns a Service port's endpoints.
 
     It is the cluster IP, or else the first frontend. No two Service ports share a frontend,
@@ -184,7 +186,7 @@ def owner_key(port: ServicePort, family: IPFamily) -> bytes:
 
 
 def _policy(frontend: Frontend) -> str:
-    return sets.LOCAL if frontend.local else ""
+    return table_sets.LOCAL if frontend.local else ""
 
 
 @lru_cache(maxsize=4096)
@@ -192,14 +194,14 @@ def _tier_name(balance: Balance, count: int, seconds: int) -> str:
     return str(Tier(balance, count, seconds))
 
 
-def _target(endpoint: Endpoint) -> bytes:
+def _endpoint_key(endpoint: Endpoint) -> bytes:
     return address_key(endpoint.address) + port_key(endpoint.port)
 
 
-def _tail(endpoint: Endpoint, found: EndpointList) -> bytes:
+def _encode_endpoint(endpoint: Endpoint, found: EndpointList) -> bytes:
     if found.owner:
-        return data_tail(_EMPTY + _target(endpoint) + found.owner)
-    return data_tail(_target(endpoint))
+        return element_data(_EMPTY + _endpoint_key(endpoint) + found.owner)
+    return element_data(_endpoint_key(endpoint))
 
 
 def endpoint_elements(
@@ -208,15 +210,17 @@ def endpoint_elements(
     """The elements of the endpoints with these numbers."""
     _, key = where
     endpoints = found.endpoints
-    return {key + index_key(number): _tail(endpoints[number], found) for number in numbers}
+    return {
+        key + index_key(number): _encode_endpoint(endpoints[number], found) for number in numbers
+    }
 
 
-def order_in(
+def observed_order(
     found: EndpointList, where: ListKey, present: EncodedElements
 ) -> tuple[Endpoint | None, ...]:
     """The order in which a map holds a list already, ``None`` where it has no endpoint of it."""
     _, key = where
-    known = {_tail(endpoint, found): endpoint for endpoint in found.endpoints}
+    known = {_encode_endpoint(endpoint, found): endpoint for endpoint in found.endpoints}
     tails = (present.get(key + index_key(number), b"") for number in range(len(found.endpoints)))
     return tuple(map(known.get, tails))
 

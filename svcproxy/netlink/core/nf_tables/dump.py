@@ -8,7 +8,7 @@ from svcproxy.netlink.core.attributes import U32, MalformedError, collect, strin
 from svcproxy.netlink.core.nf_tables.ruleset import EncodedElements, key_prefix
 
 
-class Observed(msgspec.Struct):
+class TableDump(msgspec.Struct):
     """One table as the kernel holds it; empty if there is none.
 
     Attributes:
@@ -30,21 +30,21 @@ class Observed(msgspec.Struct):
     elements: dict[str, EncodedElements] = {}
 
 
-def add_chain(observed: Observed, body: bytes, table: str) -> None:
+def add_chain(observed: TableDump, body: bytes, table: str) -> None:
     """Take in one message of a dump of chains; those of other tables are passed over."""
     found = collect(body)
     if string(found.get(1, b"")) == table:
         observed.chains[string(found.get(3, b""))] = body
 
 
-def add_rule(observed: Observed, body: bytes, table: str) -> None:
+def add_rule(observed: TableDump, body: bytes, table: str) -> None:
     """Take in one message of a dump of rules."""
     found = collect(body)
     if string(found.get(1, b"")) == table:
         observed.rules.setdefault(string(found.get(2, b"")), []).append(body)
 
 
-def add_set(observed: Observed, body: bytes, table: str) -> None:
+def add_set(observed: TableDump, body: bytes, table: str) -> None:
     """Take in one message of a dump of sets."""
     found = collect(body)
     if string(found.get(1, b"")) == table:
@@ -54,7 +54,7 @@ def add_set(observed: Observed, body: bytes, table: str) -> None:
 def elements(bodies: Iterable[bytes], key_length: int) -> EncodedElements:
     """The elements in the messages of a dump of one set.
 
-    Elements are not decoded: the kernel writes them as they were sent, so the bytes after the
+    ElementsBySet are not decoded: the kernel writes them as they were sent, so the bytes after the
     key can be compared as they are. One that is written otherwise is taken apart.
     """
     found: EncodedElements = {}
@@ -87,7 +87,7 @@ def element_count(description: bytes) -> int | None:
     return int.from_bytes(number, "big") if number is not None else None
 
 
-def same_tail(found: bytes, wanted: bytes) -> bool:
+def same_content(found: bytes, wanted: bytes) -> bool:
     """Whether what follows an element's key means the same, however it is written."""
     if found == wanted:
         return True

@@ -39,7 +39,7 @@ _CHAIN_IN = {NEW_CHAIN: 3, DELETE_CHAIN: 3, NEW_RULE: 2, DELETE_RULE: 2}
 _DELETIONS = frozenset({DELETE_TABLE, DELETE_CHAIN, DELETE_RULE})
 
 
-class Judge(Protocol):
+class Relevance(Protocol):
     """Judges one change of a table, chain or rule."""
 
     def __call__(self, table: str, chain: str, *, deletion: bool) -> bool | None:
@@ -49,16 +49,16 @@ class Judge(Protocol):
         """
 
 
-def everything_in(tables: Collection[str]) -> Judge:
-    """The judge of tables that are ours as a whole."""
+def all_in_tables(tables: Collection[str]) -> Relevance:
+    """The relevance of tables that are ours as a whole."""
 
-    def judge(table: str, chain: str, *, deletion: bool) -> bool | None:  # noqa: ARG001
+    def relevance(table: str, chain: str, *, deletion: bool) -> bool | None:  # noqa: ARG001
         return True if table in tables else None
 
-    return judge
+    return relevance
 
 
-class Change(NamedTuple):
+class TransactionEvent(NamedTuple):
     """One transaction that changed something of interest.
 
     ``process`` and ``pid`` are those of the initial pid namespace; empty and 0 when unknown.
@@ -72,19 +72,19 @@ class Change(NamedTuple):
     families: frozenset[int] = frozenset()
 
 
-class Changes:
+class EventParser:
     """Follows events and says whose transactions touched what is of interest.
 
     ``families`` are the numbers of the tables' families.
     """
 
-    def __init__(self, judge: Judge, families: Collection[int]) -> None:
-        self._judge = judge
+    def __init__(self, relevance: Relevance, families: Collection[int]) -> None:
+        self._judge = relevance
         self._families = frozenset(families)
         self._touched: set[int] = set()
         self._certain = False
 
-    def take(self, data: bytes, own: Collection[int] = ()) -> Iterator[Change]:
+    def take(self, data: bytes, own: Collection[int] = ()) -> Iterator[TransactionEvent]:
         """Take in one datagram; give the transactions of interest that end in it.
 
         A datagram has the events of one transaction only. Those that came from the netlink
@@ -127,13 +127,13 @@ class Changes:
         self._certain = False
 
 
-def _change(body: bytes) -> Change:
+def _change(body: bytes) -> TransactionEvent:
     try:
         found = collect(body)
         generation, pid = (U32.unpack(found[k])[0] for k in (GENERATION_ID, GENERATION_PROCESS))
-        return Change(_process(found.get(GENERATION_NAME, b"")), pid, generation)
+        return TransactionEvent(_process(found.get(GENERATION_NAME, b"")), pid, generation)
     except (MalformedError, KeyError, error):
-        return Change("", 0)
+        return TransactionEvent("", 0)
 
 
 def _process(name: bytes) -> str:
@@ -142,7 +142,7 @@ def _process(name: bytes) -> str:
     return "".join(c if c.isprintable() else "?" for c in shown)
 
 
-def without(ports: Collection[int]) -> bytes:
+def originator_filter(ports: Collection[int]) -> bytes:
     """The socket filter (classic BPF) that drops events caused from these netlink addresses.
 
     A datagram has the events of one transaction only, so looking at the first will do.

@@ -122,12 +122,12 @@ def bitwise(word: int, mask: bytes, xor: bytes = b"") -> Expression:
     )
 
 
-def contained(name: str, word: int) -> Expression:
+def in_set(name: str, word: int) -> Expression:
     """Go on only if a set holds the key in a register."""
     return _expression("lookup", text(1, name), u32(2, _register(word)))
 
 
-def look_up(name: str, word: int, to: int) -> Expression:
+def map_lookup(name: str, word: int, to: int) -> Expression:
     """Load a map's value for the key in a register; go on only if there is one."""
     return _expression("lookup", text(1, name), u32(2, _register(word)), u32(3, _register(to)))
 

@@ -5,14 +5,14 @@ from functools import lru_cache
 import msgspec
 
 from svcproxy.netlink.core.attributes import HEADER, attribute, nest, text, u32
-from svcproxy.netlink.core.nf_tables.expressions import Expression
-from svcproxy.netlink.core.nf_tables.fields import (
-    Fields,
-    comment_note,
-    set_notes,
+from svcproxy.netlink.core.nf_tables.datatypes import (
+    Concatenation,
+    encode_comment,
+    set_userdata,
     size,
     type_number,
 )
+from svcproxy.netlink.core.nf_tables.expressions import Expression
 
 TABLE = "svcproxy"
 
@@ -20,7 +20,7 @@ _MAP, _TIMEOUT, _DYNAMIC = 0x8, 0x10, 0x20
 
 EncodedElements = dict[bytes, bytes]
 """The elements of a set: by key, the encoded rest (a map's value, then the comment)."""
-Elements = dict[str, EncodedElements]
+ElementsBySet = dict[str, EncodedElements]
 """The elements of all sets, by the sets' names."""
 
 
@@ -36,8 +36,8 @@ class SetSpec(msgspec.Struct, frozen=True):
     """
 
     name: str
-    key: Fields
-    data: Fields | None = None
+    key: Concatenation
+    data: Concatenation | None = None
     limit: int = 0
     comment: str = ""
 
@@ -54,7 +54,7 @@ class SetSpec(msgspec.Struct, frozen=True):
             parts += [u32(6, type_number(self.data)), u32(7, size(self.data))]
         if self.limit:
             parts.append(nest(9, u32(1, self.limit)))
-        parts.append(attribute(13, set_notes(self.key, self.data, self.comment)))
+        parts.append(attribute(13, set_userdata(self.key, self.data, self.comment)))
         return b"".join(parts)
 
 
@@ -66,7 +66,7 @@ class Rule(msgspec.Struct, frozen=True):
 
     def attributes(self) -> bytes:
         """What describes the rule, besides its place."""
-        notes = attribute(7, comment_note(self.comment)) if self.comment else b""
+        notes = attribute(7, encode_comment(self.comment)) if self.comment else b""
         return nest(4, *self.expressions) + notes
 
 
@@ -94,7 +94,7 @@ class ChainSpec(msgspec.Struct, frozen=True):
         return text(3, self.name) + place + u32(5, 1) + text(7, hook.kind)
 
 
-# --- Elements ----------------------------------------------------------------------------------
+# --- ElementsBySet ----------------------------------------------------------------------------------
 
 _KEY, _DATA, _NOTES, _VALUE = 1, 2, 6, 1
 
@@ -104,7 +104,7 @@ def key_prefix(length: int) -> bytes:
     return HEADER.pack(8 + length, _KEY) + HEADER.pack(4 + length, _VALUE)
 
 
-def data_tail(value: bytes) -> bytes:
+def element_data(value: bytes) -> bytes:
     """A map's value as part of an element; its length is a multiple of four.
 
     The kernel dumps elements without the flag for nested attributes; written alike, they can be
@@ -118,9 +118,9 @@ def _data_prefix(length: int) -> bytes:
     return HEADER.pack(8 + length, _DATA) + HEADER.pack(4 + length, _VALUE)
 
 
-def comment_tail(comment: str) -> bytes:
+def element_comment(comment: str) -> bytes:
     """A comment as part of an element."""
-    return attribute(_NOTES, comment_note(comment))
+    return attribute(_NOTES, encode_comment(comment))
 
 
 def element(prefix: bytes, key: bytes, tail: bytes) -> bytes:

@@ -17,7 +17,7 @@ from svcproxy.netlink.core.attributes import (
     u32,
     walk,
 )
-from svcproxy.netlink.core.nf_tables.fields import comment_in, comment_note, show
+from svcproxy.netlink.core.nf_tables.datatypes import decode_comment, encode_comment, format_value
 from svcproxy.netlink.core.nf_tables.protocol import (
     BATCH_BEGIN,
     BATCH_END,
@@ -86,7 +86,7 @@ class Plan(msgspec.Struct):
     make_table: bool = False
     sets: list[SetSpec] = []
     chains: list[ChainSpec] = []
-    open: list[ChainSpec] = []
+    head_rules: list[ChainSpec] = []
     rewrite: list[ChainSpec] = []
     delete_chains: list[str] = []
     delete_sets: list[str] = []
@@ -112,7 +112,7 @@ class Plan(msgspec.Struct):
     @property
     def written(self) -> dict[str, int]:
         """How many elements, rules and chains the plan sends."""
-        made = [*self.chains, *self.open, *self.rewrite]
+        made = [*self.chains, *self.head_rules, *self.rewrite]
         counts = {
             "elements": sum(map(len, self.add.values())),
             "rules": sum(len(chain.rules) for chain in made),
@@ -143,21 +143,21 @@ def stages(plan: Plan) -> Iterator[Plan]:
     """The transactions that carry out a plan: one, or two if rules lead to what is made.
 
     A packet takes the rules of a base chain, and of what it jumps to, as they were when it came,
-    but looks elements up as they are (``nft_do_chain`` and ``nft_genmask_cur``). Elements that go
+    but looks elements up as they are (``nft_do_chain`` and ``nft_genmask_cur``). ElementsBySet that go
     to a new map in the transaction that also makes the rule for it would be out of reach of the
     packets that are under way. So the map and its rule come first, and empty.
     """
-    if not plan.open:
+    if not plan.head_rules:
         yield plan
         return
     yield Plan(
         sets=plan.sets,
         chains=plan.chains,
-        open=plan.open,
+        head_rules=plan.head_rules,
         generation=plan.generation,
         compared=plan.compared,
     )
-    yield msgspec.structs.replace(plan, sets=[], chains=[], open=[])
+    yield msgspec.structs.replace(plan, sets=[], chains=[], head_rules=[])
 
 
 class Message(NamedTuple):
@@ -194,7 +194,7 @@ def messages(plan: Plan, table: str) -> Iterator[Message]:
 
 
 def _make_table(of: bytes) -> Message:
-    note = attribute(6, comment_note("Kubernetes Services; do not edit, changes are undone"))
+    note = attribute(6, encode_comment("Kubernetes Services; do not edit, changes are undone"))
     return Message(NEW_TABLE, _NEW, of + u32(2, 0) + note, "the table")
 
 
@@ -205,7 +205,7 @@ def _chains(plan: Plan, of: bytes) -> Iterator[Message]:
     for chain in plan.rewrite:
         flush = of + text(_CHAIN_OF, chain.name)
         yield Message(DELETE_RULE, 0, flush, f"the rules of chain {chain.name}")
-    for chain in plan.open:
+    for chain in plan.head_rules:
         for rule in chain.rules:
             body = of + text(_CHAIN_OF, chain.name) + rule.attributes()
             yield Message(NEW_RULE, FLAG_CREATE, body, f"a rule at the head of chain {chain.name}")
@@ -351,8 +351,8 @@ def _element_at(body: bytes, offset: int, sets: Mapping[str, SetSpec]) -> str:
     parts = collect(member)
     key = collect(parts.get(1, b"")).get(1, b"")
     spec = sets.get(string(collect(body).get(2, b"")))
-    shown = show(spec.key, key) if spec is not None else key.hex()
-    comment = comment_in(parts.get(6, b""))
+    shown = format_value(spec.key, key) if spec is not None else key.hex()
+    comment = decode_comment(parts.get(6, b""))
     return f": {shown} ({comment})" if comment else f": {shown}"
 
 

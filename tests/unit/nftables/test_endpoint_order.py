@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.backends.nftables.core.arrange import arrange
+from svcproxy.backends.nftables.core.endpoint_order import stable_order
 from svcproxy.model.serviceport import Endpoint
 
 lists = st.lists(st.integers(1, 20), unique=True, max_size=12).map(
@@ -14,14 +14,14 @@ lists = st.lists(st.integers(1, 20), unique=True, max_size=12).map(
 @given(lists, st.lists(st.sampled_from([None, *range(1, 21)]), max_size=12))
 def test_it_is_the_same_list(wanted: tuple[Endpoint, ...], numbers: list[int | None]) -> None:
     present = [Endpoint(f"10.0.0.{n}", 80) if n else None for n in numbers]
-    assert sorted(arrange(wanted, present)) == sorted(wanted)
+    assert sorted(stable_order(wanted, present)) == sorted(wanted)
 
 
 @given(lists, lists)
 def test_no_more_moves_than_needed(
     wanted: tuple[Endpoint, ...], present: tuple[Endpoint, ...]
 ) -> None:
-    arranged = arrange(wanted, present)
+    arranged = stable_order(wanted, present)
     for number, endpoint in enumerate(present[: len(wanted)]):
         if endpoint in wanted:
             assert arranged[number] == endpoint
@@ -29,11 +29,11 @@ def test_no_more_moves_than_needed(
 
 @given(lists)
 def test_a_list_that_did_not_change_stays(wanted: tuple[Endpoint, ...]) -> None:
-    assert arrange(tuple(sorted(wanted)), wanted) == wanted
+    assert stable_order(tuple(sorted(wanted)), wanted) == wanted
 
 
 def test_one_comes_for_one_that_goes() -> None:
     a, b, c, d = (Endpoint(f"10.0.0.{n}", 80) for n in range(1, 5))
-    assert arrange((a, c, d), (a, b, c)) == (a, d, c)
-    assert arrange((b, c), (a, b, c)) == (c, b)
-    assert arrange((a, b, c, d), (c, a)) == (c, a, b, d)
+    assert stable_order((a, c, d), (a, b, c)) == (a, d, c)
+    assert stable_order((b, c), (a, b, c)) == (c, b)
+    assert stable_order((a, b, c, d), (c, a)) == (c, a, b, d)

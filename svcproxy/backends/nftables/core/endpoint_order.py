@@ -13,7 +13,7 @@ from msgspec import structs
 from svcproxy.model.serviceport import Endpoint, ServicePort
 
 
-def arrange(
+def stable_order(
     wanted: tuple[Endpoint, ...], present: Sequence[Endpoint | None]
 ) -> tuple[Endpoint, ...]:
     """Put ``wanted`` in the order that differs least from ``present`` (``None``: unknown ones)."""
@@ -31,7 +31,7 @@ def arrange(
     return (*arranged, *reversed(spare))
 
 
-def arrange_port(port: ServicePort, known: ServicePort | None) -> ServicePort:
+def with_stable_order(port: ServicePort, known: ServicePort | None) -> ServicePort:
     """A Service port with its lists in the order that ``known`` has them in."""
     if known is None:
         return port
@@ -45,8 +45,8 @@ def with_order(
 ) -> ServicePort:
     """A Service port with its lists in an order that differs least from those given."""
     lists = (
-        arrange(port.cluster_endpoints, cluster or ()),
-        arrange(port.local_endpoints, local or ()),
+        stable_order(port.cluster_endpoints, cluster or ()),
+        stable_order(port.local_endpoints, local or ()),
     )
     if lists == (port.cluster_endpoints, port.local_endpoints):
         return port

@@ -11,13 +11,13 @@ import re
 from typing import NamedTuple
 
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.core.nf_tables.fields import (
+from svcproxy.netlink.core.nf_tables.datatypes import (
     ADDRESS,
     PORT,
     PROTOCOL,
     WORD,
-    Fields,
-    index_below,
+    Concatenation,
+    numgen_index,
 )
 from svcproxy.netlink.core.nf_tables.ruleset import SetSpec
 
@@ -121,20 +121,20 @@ def set_on_demand(family: IPFamily, name: str) -> SetSpec:
     if tier is None:
         comment = f"sources cut to /{parse_source_set(name)}"
         return SetSpec(name, (*_frontend(family), address), comment=comment)
-    frontend: Fields = (address, PROTOCOL, PORT)
+    frontend: Concatenation = (address, PROTOCOL, PORT)
     if tier.balance.prefix:
         frontend = (PROTOCOL, PORT)
     where = " on this node" if tier.balance.local else ""
     comment = f"frontends with {tier.length} endpoints{where}"
     if not tier.seconds:
-        key = (*frontend, index_below(tier.length))
+        key = (*frontend, numgen_index(tier.length))
         return SetSpec(name, key, (address, PORT), comment=comment)
     # The note that would make nft print numbers properly is too long for these (256 bytes).
     target = (WORD, address, PORT, address, PORT)
     return SetSpec(name, (*frontend, WORD), target, comment=f"{comment}, kept {tier.seconds} s")
 
 
-def _frontend(family: IPFamily) -> Fields:
+def _frontend(family: IPFamily) -> Concatenation:
     return (ADDRESS[family], PROTOCOL, PORT)
 
 

@@ -20,7 +20,7 @@ _KEY_ORDER, _DATA_ORDER, _KEY_TYPEOF, _DATA_TYPEOF, _COMMENT = 0, 1, 3, 4, 7
 _NETWORK_ORDER = 2
 
 
-class Field(NamedTuple):
+class DataType(NamedTuple):
     """One part of a concatenation; it fills whole words of four bytes.
 
     ``typeof`` names the expression that the part stands for, where no type number will do:
@@ -37,26 +37,26 @@ class Field(NamedTuple):
         return (self.length + 3) & ~3
 
 
-Fields = tuple[Field, ...]
+Concatenation = tuple[DataType, ...]
 
 # Kinds of expression in ``typeof``, and headers in payload expressions.
 _PAYLOAD, _META, _CONCAT, _NUMGEN = 7, 9, 13, 23
 _TRANSPORT, _IP, _IP6 = 11, 12, 13
 
-PROTOCOL = Field(12, 1, (_META, (16,)))
-PORT = Field(13, 2, (_PAYLOAD, (_TRANSPORT, 2)))
-WORD = Field(19, 4, (_META, (3,)))
+PROTOCOL = DataType(12, 1, (_META, (16,)))
+PORT = DataType(13, 2, (_PAYLOAD, (_TRANSPORT, 2)))
+WORD = DataType(19, 4, (_META, (3,)))
 """A number in host byte order; for nft a packet mark, which it prints in hexadecimal."""
 _INTEGER = 4
 ADDRESS = {
-    IPFamily.IPV4: Field(7, 4, (_PAYLOAD, (_IP, 12))),
-    IPFamily.IPV6: Field(8, 16, (_PAYLOAD, (_IP6, 9))),
+    IPFamily.IPV4: DataType(7, 4, (_PAYLOAD, (_IP, 12))),
+    IPFamily.IPV6: DataType(8, 16, (_PAYLOAD, (_IP6, 9))),
 }
 
 
-def index_below(count: int) -> Field:
+def numgen_index(count: int) -> DataType:
     """A number in host byte order, as ``numgen`` makes it; only ``typeof`` makes nft print it."""
-    return Field(_INTEGER, 4, (_NUMGEN, (1, count, 0)))
+    return DataType(_INTEGER, 4, (_NUMGEN, (1, count, 0)))
 
 
 _PROTOCOL_KEYS = {
@@ -67,12 +67,12 @@ _PROTOCOL_KEYS = {
 PROTOCOL_NAMES = {key[0]: protocol.keyword for protocol, key in _PROTOCOL_KEYS.items()}
 
 
-def size(fields: Fields) -> int:
+def size(fields: Concatenation) -> int:
     """The length of a key in bytes."""
     return sum(field.size for field in fields)
 
 
-def type_number(fields: Fields) -> int:
+def type_number(fields: Concatenation) -> int:
     """The number of a type, or of a concatenation of types."""
     number = 0
     for field in fields:
@@ -80,7 +80,7 @@ def type_number(fields: Fields) -> int:
     return number
 
 
-def set_notes(key: Fields, data: Fields | None, comment: str) -> bytes:
+def set_userdata(key: Concatenation, data: Concatenation | None, comment: str) -> bytes:
     """The user data of a set or map: byte orders, ``typeof`` where needed, and a comment."""
     notes = _note(_KEY_ORDER, _HOST_U32.pack(_order(key)))
     if data is not None:
@@ -92,7 +92,7 @@ def set_notes(key: Fields, data: Fields | None, comment: str) -> bytes:
     return notes + (_note(_COMMENT, comment.encode() + b"\0") if comment else b"")
 
 
-def _order(fields: Fields) -> int:
+def _order(fields: Concatenation) -> int:
     if len(fields) > 1:
         return 0
     return _NETWORK_ORDER
@@ -102,14 +102,14 @@ def _note(kind: int, value: bytes) -> bytes:
     return bytes((kind, len(value))) + value
 
 
-def _typeof(fields: Fields) -> bytes:
+def _typeof(fields: Concatenation) -> bytes:
     if len(fields) == 1:
         return _typeof_field(fields[0])
     parts = b"".join(_note(i, _typeof_field(field)) for i, field in enumerate(fields))
     return _note(0, _HOST_U32.pack(_CONCAT)) + _note(1, parts)
 
 
-def _typeof_field(field: Field) -> bytes:
+def _typeof_field(field: DataType) -> bytes:
     kind, numbers = field.typeof
     described = b"".join(_note(i, _HOST_U32.pack(n)) for i, n in enumerate(numbers))
     return _note(0, _HOST_U32.pack(kind)) + _note(1, described)
@@ -119,12 +119,12 @@ COMMENT_LENGTH = 250
 """Longer comments are cut: the kernel keeps 256 bytes, the name of a Service port has 143."""
 
 
-def comment_note(comment: str) -> bytes:
+def encode_comment(comment: str) -> bytes:
     """The user data of an element, a rule, a chain or a table: a comment."""
     return _note(0, comment.encode(errors="replace")[:COMMENT_LENGTH] + b"\0")
 
 
-def comment_in(notes: bytes) -> str:
+def decode_comment(notes: bytes) -> str:
     """The comment in the user data of an element, empty if there is none."""
     if len(notes) > 2 and notes[0] == 0:
         return notes[2 : 2 + notes[1]].rstrip(b"\0").decode(errors="replace")
@@ -153,7 +153,7 @@ def index_key(index: int) -> bytes:
     return _HOST_U32.pack(index)
 
 
-def show(fields: Fields, value: bytes) -> str:
+def format_value(fields: Concatenation, value: bytes) -> str:
     """A key or value as nft would print it, for messages."""
     parts = []
     at = 0
@@ -164,7 +164,7 @@ def show(fields: Fields, value: bytes) -> str:
     return " . ".join(parts)
 
 
-def _show(field: Field, raw: bytes) -> str:
+def _show(field: DataType, raw: bytes) -> str:
     if field in ADDRESS.values():
         return str(ip_address(raw))
     if field == PROTOCOL:

@@ -7,13 +7,13 @@ can be repeated without these ports.
 
 from collections.abc import Iterable, Iterator
 
-from svcproxy.backends.nftables.core import sets
-from svcproxy.backends.nftables.core.render import owner_key, render
+from svcproxy.backends.nftables.core import table_sets
+from svcproxy.backends.nftables.core.render import affinity_key, render
 from svcproxy.backends.settings import Settings
 from svcproxy.model.names import ServicePortName
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.netlink.core.attributes import MalformedError, collect, string
-from svcproxy.netlink.core.nf_tables.fields import address_key, port_key, protocol_key
+from svcproxy.netlink.core.nf_tables.datatypes import address_key, port_key, protocol_key
 from svcproxy.netlink.core.nf_tables.protocol import (
     DELETE_CHAIN,
     DELETE_ELEMENT,
@@ -41,7 +41,7 @@ _PORT_AND_PROTOCOL = 8
 """The bytes of both in a key."""
 
 
-class Owners:
+class PortIndex:
     """Finds the Service ports that an element, set or chain belongs to.
 
     Args:
@@ -82,7 +82,7 @@ class Owners:
         for endpoint in (*port.cluster_endpoints, *port.local_endpoints):
             yield address_key(endpoint.address)
         if port.affinity_seconds and port.frontends:
-            yield b"owner" + owner_key(port, self._settings.family) + protocol
+            yield b"owner" + affinity_key(port, self._settings.family) + protocol
 
     def of(self, message: Message) -> frozenset[ServicePortName]:
         """Return the Service ports that a message belongs to; empty if it belongs to none."""
@@ -93,15 +93,15 @@ class Owners:
                 return _NOBODY.union(*found)
         except MalformedError:
             return _NOBODY
-        return self._of_set(name) if sets.is_on_demand(name) else _NOBODY
+        return self._of_set(name) if table_sets.is_on_demand(name) else _NOBODY
 
     def of_element(self, name: str, key: bytes) -> frozenset[ServicePortName]:
         """Return the Service ports that an element of a set belongs to."""
-        if name in {sets.HAIRPINS, sets.CLUSTER_ADDRESSES}:
+        if name in {table_sets.HAIRPINS, table_sets.CLUSTER_ADDRESSES}:
             part = key[: self._address]
-        elif name.startswith(sets.AFFINITY_ENDPOINTS):
+        elif name.startswith(table_sets.AFFINITY_ENDPOINTS):
             part = b"owner" + key[self._address + _PORT_AND_PROTOCOL // 2 :]
-        elif name.startswith((sets.NODE_PORTS, sets.OF_NODE_PORTS)):
+        elif name.startswith((table_sets.NODE_PORTS, table_sets.OF_NODE_PORTS)):
             part = key[:_PORT_AND_PROTOCOL]
         else:
             part = key[: self._address + _PORT_AND_PROTOCOL]

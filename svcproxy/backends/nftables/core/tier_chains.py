@@ -7,11 +7,11 @@ comes from the packet. Affinity's time-out is a constant as well.
 
 from collections.abc import Iterable
 
-from svcproxy.backends.nftables.core import sets
-from svcproxy.backends.nftables.core.layout import Expressions, Layout
-from svcproxy.backends.nftables.core.sets import Balance, Tier
+from svcproxy.backends.nftables.core import table_sets
+from svcproxy.backends.nftables.core.packet_fields import Expressions, PacketFields
+from svcproxy.backends.nftables.core.table_sets import Balance, Tier
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.core.nf_tables import expressions as ex
+from svcproxy.netlink.core.nf_tables import expressions
 from svcproxy.netlink.core.nf_tables.expressions import Code, Update
 from svcproxy.netlink.core.nf_tables.protocol import FAMILY_NUMBERS
 from svcproxy.netlink.core.nf_tables.ruleset import ChainSpec, Rule
@@ -28,7 +28,7 @@ def balance_chain(balance: Balance) -> ChainSpec:
     between the tier that it comes to and the one that it goes from. (One that goes to a new tier
     is found because the tier is there before: ``transaction.stages``.)
     """
-    rule = Rule((ex.verdict(Code.JUMP, tiers_name(balance)),))
+    rule = Rule((expressions.verdict(Code.JUMP, tiers_name(balance)),))
     return ChainSpec(str(balance), (rule, rule))
 
 
@@ -40,29 +40,29 @@ def tiers_name(balance: Balance) -> str:
 def tiers_chain(balance: Balance, tiers: Iterable[Tier]) -> ChainSpec:
     """The chain that tries the tiers: short lists first, because most are."""
     ordered = sorted(tiers, key=lambda tier: (tier.length, tier.seconds))
-    rules = (Rule((ex.verdict(Code.JUMP, str(tier)),)) for tier in ordered)
+    rules = (Rule((expressions.verdict(Code.JUMP, str(tier)),)) for tier in ordered)
     return ChainSpec(tiers_name(balance), tuple(rules))
 
 
 def tier_chain(family: IPFamily, tier: Tier) -> ChainSpec:
     """The chain of a tier; packets that are for none of its frontends leave it again."""
-    layout = Layout(family)
+    fields = PacketFields(family)
     if tier.seconds:
-        return ChainSpec(str(tier), _StickyRules(layout, tier).rules())
+        return ChainSpec(str(tier), _StickyRules(fields, tier).rules())
     prefix = tier.balance.prefix
-    key = layout.load_node_port(0) if prefix else layout.load_frontend(0)
-    index = 2 if prefix else layout.frontend
+    key = fields.load_node_port(0) if prefix else fields.load_frontend(0)
+    index = 2 if prefix else fields.frontend_words
     rule = (
         *key,
-        ex.random_number(tier.length, index),
-        ex.look_up(str(tier), 0, 0),
-        _translate(layout, 0),
+        expressions.random_number(tier.length, index),
+        expressions.map_lookup(str(tier), 0, 0),
+        _translate(fields, 0),
     )
     return ChainSpec(str(tier), (Rule(rule),))
 
 
-def _translate(layout: Layout, word: int) -> ex.Expression:
-    return ex.translate(FAMILY_NUMBERS[layout.family], word, word + layout.address)
+def _translate(fields: PacketFields, word: int) -> expressions.Expression:
+    return expressions.translate(FAMILY_NUMBERS[fields.family], word, word + fields.address_words)
 
 
 class _StickyRules:
@@ -84,25 +84,29 @@ class _StickyRules:
     first look-up stands at their end, where nothing is needed yet.
     """
 
-    def __init__(self, layout: Layout, tier: Tier) -> None:
-        self.layout = layout
+    def __init__(self, fields: PacketFields, tier: Tier) -> None:
+        self.fields = fields
         self.tier = tier
-        self.owner = _TARGET + layout.address + 1
-        self.valid = sets.AFFINITY_ENDPOINTS + (sets.LOCAL if tier.balance.local else "")
+        self.owner = _TARGET + fields.address_words + 1
+        self.valid = table_sets.AFFINITY_ENDPOINTS + (
+            table_sets.LOCAL if tier.balance.local else ""
+        )
 
     def rules(self) -> tuple[Rule, ...]:
         """The chain's rules."""
         tier = self.tier
-        keep = ex.update(Update.REFRESH, sets.AFFINITY, self.owner, _VALUE, tier.seconds)
-        forget = ex.update(Update.DELETE, sets.AFFINITY, self.owner, _VALUE)
-        valid = ex.contained(self.valid, _TARGET)
+        keep = expressions.update(
+            Update.REFRESH, table_sets.AFFINITY, self.owner, _VALUE, tier.seconds
+        )
+        forget = expressions.update(Update.DELETE, table_sets.AFFINITY, self.owner, _VALUE)
+        valid = expressions.in_set(self.valid, _TARGET)
         recall = (
             *self._choose(1),
-            ex.look_up(sets.AFFINITY, self.owner, _VALUE),
-            ex.clear(_VALUE),
+            expressions.map_lookup(table_sets.AFFINITY, self.owner, _VALUE),
+            expressions.clear(_VALUE),
         )
-        choose = (*self._choose(tier.length), ex.clear(_VALUE))
-        go = _translate(self.layout, _TARGET)
+        choose = (*self._choose(tier.length), expressions.clear(_VALUE))
+        go = _translate(self.fields, _TARGET)
         return (
             Rule((*recall, valid, keep, go), "to the endpoint that affinity has"),
             Rule((*recall, forget), "which is gone"),
@@ -112,21 +116,21 @@ class _StickyRules:
 
     def _choose(self, count: int) -> Expressions:
         """Load one of the first ``count`` endpoints, its owner and the client's address."""
-        layout, prefix = self.layout, self.tier.balance.prefix
-        width = 2 if prefix else layout.frontend
+        fields, prefix = self.fields, self.tier.balance.prefix
+        width = 2 if prefix else fields.frontend_words
         key = _WORDS - width - 1
-        protocol = self.owner + layout.address + 1
+        protocol = self.owner + fields.address_words + 1
         shown = (
-            *layout.load_destination(_TARGET),
-            *layout.load_port(_TARGET + layout.address),
-            *layout.load_destination(self.owner),
-            *layout.load_port(self.owner + layout.address),
+            *fields.load_destination(_TARGET),
+            *fields.load_port(_TARGET + fields.address_words),
+            *fields.load_destination(self.owner),
+            *fields.load_port(self.owner + fields.address_words),
         )
         return (
             *shown,
-            *(layout.load_node_port(key) if prefix else layout.load_frontend(key)),
-            ex.random_number(count, key + width),
-            ex.look_up(str(self.tier), key, _VALUE),
-            *layout.load_protocol(protocol),
-            *layout.load_source(protocol + 1),
+            *(fields.load_node_port(key) if prefix else fields.load_frontend(key)),
+            expressions.random_number(count, key + width),
+            expressions.map_lookup(str(self.tier), key, _VALUE),
+            *fields.load_protocol(protocol),
+            *fields.load_source(protocol + 1),
         )
