@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from svcproxy.backends.base import Desired, Outcome
-from svcproxy.backends.iptables.core.isolation import Isolation, Kernel
+from svcproxy.backends.iptables.bisection import Bisection, KernelAccess
 from svcproxy.backends.iptables.core.plan import Observed, Plan
 from svcproxy.backends.iptables.core.planner import Planner
 from svcproxy.backends.iptables.core.restore_inputs import restore_inputs
@@ -33,13 +33,13 @@ class Refusing:
         self.tables = RestoredTables()
         self.planner = Planner(SETTINGS)
         self.names_lines = names_lines
-        self.kernel = Kernel(self.carry_out, self.observed, lambda: None)
+        self.kernel = KernelAccess(self.execute, self.observed, lambda: None)
         self.restores = 0
 
     def observed(self) -> Observed:
         return Observed(self.tables.saved(), frozenset(self.tables.sets))
 
-    def carry_out(self, plan: Plan) -> Outcome:
+    def execute(self, plan: Plan) -> Outcome:
         self.tables.create_sets(plan.create_sets)
         for text in restore_inputs(plan, size=3):
             self.restores += 1
@@ -62,9 +62,9 @@ class Refusing:
     def change(self, ports: Ports) -> Mapping[ServicePortName, str]:
         plan = self.planner.plan_changes(ports)
         try:
-            return self.carry_out(plan).refused
+            return self.execute(plan).refused
         except RestoreRefused as error:
-            outcome = Isolation(self.planner, self.kernel, error).apply_changes(ports)
+            outcome = Bisection(self.planner, self.kernel, error).apply_changes(ports)
             self.planner.note_refused(ports, outcome.refused)
             return outcome.refused
 
@@ -74,9 +74,9 @@ class Refusing:
         desired = Desired(ports, SETTINGS)
         plan = self.planner.plan(desired, SETTINGS, self.observed())
         try:
-            return self.carry_out(plan).refused
+            return self.execute(plan).refused
         except RestoreRefused as error:
-            outcome = Isolation(self.planner, self.kernel, error).apply_all(desired, SETTINGS)
+            outcome = Bisection(self.planner, self.kernel, error).apply_all(desired, SETTINGS)
             self.planner.note_refused(ports, outcome.refused)
             return outcome.refused
 

@@ -1,4 +1,4 @@
-"""The changes to make, as a value, and their computation from the rules of Service ports."""
+"""Plans as values, and the two ways to build one from the rules of Service ports."""
 
 from collections.abc import Mapping
 
@@ -15,24 +15,33 @@ from svcproxy.backends.xtables.core.tableplan import TablePlan
 from svcproxy.model.names import ServicePortName
 
 TREES = ("cluster_ips", "external_ips", "node_ports")
-"""The dispatch trees, named as the fields of ``PortRules`` that fill them."""
+"""The dispatch trees, by the name of the field of ``PortRules`` that holds a port's entries."""
 
 
 class Observed(msgspec.Struct, frozen=True):
-    """What the kernel holds: rules by table and chain, and the family's ipsets by name."""
+    """What the kernel holds.
+
+    Attributes:
+        tables: rules by table and chain.
+        sets: the names of svcproxy's ipsets of this family.
+    """
 
     tables: Saved
     sets: frozenset[str] = frozenset()
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The changes to both tables; ``sizes`` is how many of our rules each holds afterwards.
+    """The changes to both tables.
 
-    ``refused`` are the Service ports that the plan leaves as they were, with the reasons: those
-    that cannot be rendered, and those that the kernel refused before.
-
-    ``create_sets`` have to exist before the rules that name them, ``destroy_sets`` can only go
-    after those; ipset has no common transaction with iptables.
+    Attributes:
+        tables: the changes by table.
+        sizes: how many rules of svcproxy each table holds afterwards.
+        create_sets: ipsets to create before the rules are restored. ipset has no transaction in
+            common with iptables.
+        destroy_sets: ipsets to destroy after the rules are restored.
+        refused: the Service ports that keep their former rules, with the reasons: those that
+            cannot be rendered, and those that the kernel refused before.
+        names_sets: whether rules of the planned Service ports name ipsets.
     """
 
     tables: dict[str, TablePlan]
@@ -40,15 +49,16 @@ class Plan(msgspec.Struct, frozen=True):
     create_sets: tuple[str, ...] = ()
     destroy_sets: tuple[str, ...] = ()
     refused: Mapping[ServicePortName, str] = {}
+    names_sets: bool = False
 
     def __bool__(self) -> bool:
         return any(self.tables.values()) or bool(self.create_sets or self.destroy_sets)
 
     def text(self) -> str:
-        """The restore input, or the empty text when there is nothing to do.
+        """Return the restore input; empty if there is nothing to do.
 
-        The filter table goes first, as with kube-proxy: what is to be refused is refused before
-        its forwarding ends.
+        Make before break: the filter table comes first, as in kube-proxy, so that traffic to a
+        Service without endpoints is rejected before its DNAT rules are removed.
         """
         lines: list[str] = []
         for table in TABLES:
@@ -58,7 +68,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class DesiredRules:
-    """Collects the rules of all Service ports."""
+    """The rules of all Service ports, for a plan from scratch."""
 
     def __init__(self) -> None:
         self.sets: set[str] = set()
@@ -66,20 +76,28 @@ class DesiredRules:
         self._lists: dict[str, list[str]] = {chain: [] for chain in LISTS}
         self._entries: dict[str, dict[int, str]] = {name: {} for name in TREES}
 
-    def add(self, rules: PortRules, *, late: bool = False) -> None:
-        """Add one Service port; if ``late``, without the frontends that another port has."""
+    def add(self, rules: PortRules, *, keep_owners: bool = False) -> None:
+        """Add the rules of one Service port.
+
+        Args:
+            rules: the rules.
+            keep_owners: leave out the frontends that a port added earlier has; otherwise the port
+                added last gets them.
+        """
         self.sets |= rules.sets
         self._chains.update(rules.chains)
-        for name, found in self._entries.items():
+        for name, taken in self._entries.items():
             entries = getattr(rules, name)
-            found.update({n: t for n, t in entries.items() if n not in found} if late else entries)
+            if keep_owners:
+                entries = {key: text for key, text in entries.items() if key not in taken}
+            taken.update(entries)
         for chain, texts in rules.lists.items():
             self._lists[chain].extend(texts)
 
     def tables(
         self, settings: IptablesSettings, trees: Mapping[str, DispatchTree]
     ) -> dict[str, dict[str, Rules]]:
-        """Return every chain by table; loads the dispatch trees."""
+        """Return every chain by table; this also loads the entries into the dispatch trees."""
         tables = static_chains(settings)
         tables[NAT].update(self._chains)
         tables[FILTER].update((chain, tuple(texts)) for chain, texts in self._lists.items())
@@ -90,7 +108,11 @@ class DesiredRules:
 
 
 class PlanBuilder:
-    """Collects what changed Service ports mean for both tables."""
+    """Builds an incremental plan from the former and new rules of changed Service ports.
+
+    Args:
+        trees: the dispatch trees; ``change_trees`` changes them.
+    """
 
     def __init__(self, trees: Mapping[str, DispatchTree]) -> None:
         self._trees = trees
@@ -98,31 +120,33 @@ class PlanBuilder:
         self._entries: dict[str, dict[int, str | None]] = {name: {} for name in TREES}
         self._create: set[str] = set()
         self._destroy: set[str] = set()
+        self._names_sets = False
 
     def add(self, old: PortRules, new: PortRules) -> None:
-        """Add one Service port."""
+        """Add the former and the new rules of one Service port."""
         nat = self._nat
         nat.delete.extend(old.chains.keys() - new.chains.keys())
         nat.write.update((c, r) for c, r in new.chains.items() if old.chains.get(c) != r)
         nat.fresh.update(new.chains.keys() - old.chains.keys())
-        for tree, noted in self._entries.items():
-            _note(noted, getattr(old, tree), getattr(new, tree), self._trees[tree])
-        _edit(self._filters, old.lists, new.lists)
+        for tree, entries in self._entries.items():
+            _merge_entries(entries, getattr(old, tree), getattr(new, tree), self._trees[tree])
+        _edit_lists(self._filters, old.lists, new.lists)
         self._create |= new.sets - old.sets
         self._destroy |= old.sets - new.sets
+        self._names_sets |= bool(new.sets)
 
-    def former_keys(self) -> dict[str, dict[int, str | None]]:
-        """Return the dispatch trees' present rules at the keys that are about to change."""
+    def former_entries(self) -> dict[str, dict[int, str | None]]:
+        """Return the rules that the dispatch trees hold now for the keys that will change."""
         return {
-            name: {number: self._trees[name].get(number) for number in noted}
-            for name, noted in self._entries.items()
+            name: {key: self._trees[name].get(key) for key in entries}
+            for name, entries in self._entries.items()
         }
 
     def change_trees(self) -> int:
         """Change the dispatch trees; return by how many rules they grew."""
         growth = 0
-        for tree, noted in self._entries.items():
-            change = self._trees[tree].change(noted)
+        for tree, entries in self._entries.items():
+            change = self._trees[tree].change(entries)
             growth += change.growth
             for chain, rules in change.chains.items():
                 if rules is None:
@@ -132,7 +156,12 @@ class PlanBuilder:
         return growth
 
     def plan(self, sizes: dict[str, int], refused: Mapping[ServicePortName, str]) -> Plan:
-        """The finished plan."""
+        """Return the finished plan.
+
+        Args:
+            sizes: ``Plan.sizes``.
+            refused: ``Plan.refused``.
+        """
         self._nat.delete.sort()
         return Plan(
             {FILTER: self._filters, NAT: self._nat},
@@ -140,24 +169,25 @@ class PlanBuilder:
             create_sets=tuple(sorted(self._create)),
             destroy_sets=tuple(sorted(self._destroy)),
             refused=refused,
+            names_sets=self._names_sets,
         )
 
 
-def _note(
+def _merge_entries(
     into: dict[int, str | None], old: Mapping[int, str], new: Mapping[int, str], tree: DispatchTree
 ) -> None:
-    """Note set and removed keys; if a key moves to another port, the new owner's rule wins.
+    """Add set and removed keys; if a key moves to another port, the new owner's rule wins.
 
-    The last accepted state of a refused port may have a key that another port has taken since:
-    such a key is not removed.
+    Another port may have taken a key since the kernel refused an update of this port. Such a key
+    is not removed.
     """
-    for number in old.keys() - new.keys():
-        if tree.get(number) == old[number]:
-            into.setdefault(number, None)
+    for key in old.keys() - new.keys():
+        if tree.get(key) == old[key]:
+            into.setdefault(key, None)
     into.update(new)
 
 
-def _edit(plan: TablePlan, old: Mapping[str, Rules], new: Mapping[str, Rules]) -> None:
+def _edit_lists(plan: TablePlan, old: Mapping[str, Rules], new: Mapping[str, Rules]) -> None:
     for chain in sorted(old.keys() | new.keys()):
         before, after = old.get(chain, ()), new.get(chain, ())
         plan.remove.extend((chain, text) for text in before if text not in after)

@@ -1,4 +1,4 @@
-"""From the desired state to the input of iptables-restore, whole or for what changed."""
+"""Plans the changes to both tables, from scratch or for changed Service ports."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -24,37 +24,47 @@ from svcproxy.model.names import ServicePortName
 from svcproxy.model.serviceport import ServicePort
 
 _REMOVAL_COST = 64
-"""So many rules are compared in the time that one rule is rendered and written."""
-_NOTHING = PortRules({}, {}, {}, {}, {})
+"""How many rules iptables-nft-restore compares in the time that rendering and writing one takes."""
+_NO_RULES = PortRules({}, {}, {}, {}, {})
 
 
-class _Former(msgspec.Struct):
-    """The planner's state before its last plan, to return to if the plan is not applied.
+class _Snapshot(msgspec.Struct):
+    """The planner's state before its last plan, to restore if the plan is not applied.
 
-    ``ports`` holds the Service ports that changed, ``None`` for those that did not exist; after a
-    plan from scratch, all of them. ``keys`` are the changed rules of the dispatch trees.
-    ``filters`` reverts an incremental plan's changes to the filter table.
+    Attributes:
+        ports: the Service ports that the plan changes, ``None`` for new ones; for a plan from
+            scratch, all of them.
+        entries: the entries of the dispatch trees that the plan changes; empty for a plan from
+            scratch.
+        sizes: the number of rules by table.
+        filters: reverts the changes of an incremental plan to the filter table.
     """
 
     ports: Mapping[ServicePortName, ServicePort | None]
-    keys: dict[str, dict[int, str | None]]
+    entries: dict[str, dict[int, str | None]]
     sizes: Counter[str]
     filters: TablePlan
 
 
 class _Refused(msgspec.Struct):
-    """A Service port that the kernel refused; the next ``left`` full comparisons skip it."""
+    """A Service port that the kernel refused.
+
+    Attributes:
+        port: the refused state.
+        reason: the error text.
+        skips_left: how many of the next plans from scratch leave the port out.
+    """
 
     port: ServicePort
     reason: str
-    left: int = 9
+    skips_left: int = 9
 
 
 class Planner:
-    """Knows what the kernel holds after the last applied plan, and computes the next.
+    """Knows what the kernel holds after the last applied plan, and computes the next plan.
 
-    Its memory is the finished Service ports themselves: their rules are a pure function of
-    them and are rendered again when they are to be replaced.
+    The planner stores the Service ports, not their rules. Rules are a pure function of a port and
+    the settings, and are rendered again when they are replaced.
     """
 
     def __init__(self, settings: IptablesSettings) -> None:
@@ -62,48 +72,53 @@ class Planner:
         self._ports: dict[ServicePortName, ServicePort] = {}
         self._trees = _trees(settings)
         self._sizes: Counter[str] = Counter()
-        self._former = _Former({}, {}, Counter(), TablePlan())
+        self._snapshot = _Snapshot({}, {}, Counter(), TablePlan())
         self._refused: dict[ServicePortName, _Refused] = {}
 
     @property
     def settings(self) -> IptablesSettings:
-        """What the present rules were made with."""
+        """The settings of the last plan from scratch."""
         return self._settings
 
     @property
     def sizes(self) -> dict[str, int]:
-        """How many of our rules each table holds."""
+        """How many rules of svcproxy each table holds."""
         return dict(self._sizes)
 
-    @property
-    def wanted(self) -> dict[ServicePortName, ServicePort]:
-        """The desired Service ports, including those that the kernel refused."""
-        return self._ports | {name: noted.port for name, noted in self._refused.items()}
+    def wanted_after(
+        self, changes: Mapping[ServicePortName, ServicePort | None]
+    ) -> dict[ServicePortName, ServicePort]:
+        """Return all desired Service ports, including refused ones, after ``changes``."""
+        known = self._ports | {name: refused.port for name, refused in self._refused.items()}
+        wanted = {**known, **changes}
+        return {name: port for name, port in wanted.items() if port is not None}
 
-    def target(
+    def render_all(
         self, ports: Mapping[ServicePortName, ServicePort]
     ) -> tuple[dict[str, dict[str, Rules]], set[str], dict[ServicePortName, str]]:
-        """Return our chains by table, our ipsets, and the ports that cannot be rendered.
+        """Render all Service ports and store them as the planner's new state.
 
-        What was known before is forgotten. A frontend of several ports belongs to the last of
-        them. A port that cannot be rendered keeps its last good state, except for frontends that
-        another port has taken.
+        If several ports have the same frontend, the last one gets it. A port that cannot be
+        rendered keeps its last good state, except for frontends that another port has taken.
+
+        Returns:
+            All chains by table, all ipsets, and the ports that cannot be rendered, with reasons.
         """
         former, self._ports = self._ports, dict(ports)
-        target = DesiredRules()
+        desired = DesiredRules()
         refused: dict[ServicePortName, str] = {}
         for name, port in ports.items():
             try:
-                target.add(render(port, self._settings))
+                desired.add(render(port, self._settings))
             except ValueError as error:
                 refused[name] = str(error)
         for name in refused:
             del self._ports[name]
             if name in former:
                 self._ports[name] = former[name]
-                target.add(render(former[name], self._settings), late=True)
+                desired.add(render(former[name], self._settings), keep_owners=True)
         self._trees = _trees(self._settings)
-        return target.tables(self._settings, self._trees), target.sets, refused
+        return desired.tables(self._settings, self._trees), desired.sets, refused
 
     def plan(
         self,
@@ -112,33 +127,33 @@ class Planner:
         observed: Observed,
         held: Collection[ServicePortName] = (),
     ) -> Plan:
-        """Compare from scratch with what the kernel holds.
+        """Plan from scratch: compute the difference between the desired state and the tables.
 
         Args:
             desired: the desired state.
             settings: the settings that the rules depend on.
             observed: what the kernel holds.
-            held: Service ports that stay as in the last applied plan, or absent. If empty, those
-                that the kernel refused and that have not changed since are held.
+            held: Service ports to leave as in the last applied plan, or absent. If empty, ports
+                that the kernel refused and that have not changed since are left out.
         """
         self._settings = settings
         former, sizes = self._ports, self._sizes.copy()
         ports = desired.ports
-        known = {} if held else self._still_refused(ports)
-        if held := held or known:
+        skipped = {} if held else self._still_refused(ports)
+        if held := held or skipped:
             kept = {name: former[name] for name in held if name in former}
             ports = kept | {name: port for name, port in ports.items() if name not in held}
-        target, sets, refused = self.target(ports)
+        chains_by_table, sets, refused = self.render_all(ports)
         plans: dict[str, TablePlan] = {}
         for table in TABLES:
-            chains, found = target[table], observed.tables.get(table, {})
+            chains, found = chains_by_table[table], observed.tables.get(table, {})
             self._sizes[table] = sum(map(len, chains.values()))
             plans[table] = TablePlan(
                 write={
                     c: rules for c, rules in chains.items() if not _same(c, rules, found, table)
                 },
                 jumps=_missing_jumps(table, chains, found),
-                delete=_stale(table, chains, found),
+                delete=_stale_chains(table, chains, found),
                 fresh=chains.keys() - found.keys(),
             )
         plan = Plan(
@@ -146,14 +161,15 @@ class Planner:
             dict(self._sizes),
             create_sets=tuple(sorted(sets - observed.sets)),
             destroy_sets=tuple(sorted(observed.sets - sets)),
-            refused=refused | known,
+            refused=refused | skipped,
+            names_sets=bool(sets),
         )
-        self._former = _Former(former, {}, sizes, TablePlan())
+        self._snapshot = _Snapshot(former, {}, sizes, TablePlan())
         return plan
 
     def plan_changes(self, ports: Mapping[ServicePortName, ServicePort | None]) -> Plan:
-        """Compute the difference that changed Service ports make."""
-        difference = PlanBuilder(self._trees)
+        """Plan the changes that changed Service ports make, relative to the last applied plan."""
+        builder = PlanBuilder(self._trees)
         former: dict[ServicePortName, ServicePort | None] = {}
         sizes = self._sizes.copy()
         refused: dict[ServicePortName, str] = {}
@@ -161,36 +177,36 @@ class Planner:
             known = self._ports.get(name)
             self._refused.pop(name, None)
             try:
-                new = render(port, self._settings) if port else _NOTHING
+                new = render(port, self._settings) if port else _NO_RULES
             except ValueError as error:
                 refused[name] = str(error)
                 continue
-            old = render(known, self._settings) if known else _NOTHING
+            old = render(known, self._settings) if known else _NO_RULES
             former[name] = known
-            self._remember(name, port)
-            difference.add(old, new)
+            self._store(name, port)
+            builder.add(old, new)
             self._sizes[NAT] += _count(new.chains.values()) - _count(old.chains.values())
             self._sizes[FILTER] += _count(new.lists.values()) - _count(old.lists.values())
-        keys = difference.former_keys()
-        self._sizes[NAT] += difference.change_trees()
-        plan = difference.plan(dict(self._sizes), refused)
+        entries = builder.former_entries()
+        self._sizes[NAT] += builder.change_trees()
+        plan = builder.plan(dict(self._sizes), refused)
         filters = plan.tables[FILTER]
-        self._former = _Former(
-            former, keys, sizes, TablePlan(remove=filters.add, add=filters.remove)
+        self._snapshot = _Snapshot(
+            former, entries, sizes, TablePlan(remove=filters.add, add=filters.remove)
         )
         self._rewrite_long_lists(filters)
         return plan
 
     def _rewrite_long_lists(self, filters: TablePlan) -> None:
-        """Write a list as a whole where removing rules one by one takes longer.
+        """Replace a shared chain as a whole where removing its rules one by one takes longer.
 
-        iptables-nft-restore compares a rule to be removed with all rules before it: 5,000 removals
-        from a list of 5,000 took 38 s.
+        iptables-nft-restore compares each rule to remove with all rules before it: removing 5,000
+        of 5,000 rules took 38 s.
         """
-        held = self._sizes[FILTER] + len(filters.remove)
+        rules = self._sizes[FILTER] + len(filters.remove)
         removals = Counter(chain for chain, _ in filters.remove)
-        most = _REMOVAL_COST * (held + len(self._ports))
-        lists: dict[str, list[str]] = {c: [] for c, n in removals.items() if n * held > most}
+        most = _REMOVAL_COST * (rules + len(self._ports))
+        lists: dict[str, list[str]] = {c: [] for c, n in removals.items() if n * rules > most}
         if not lists:
             return
         for port in self._ports.values():
@@ -206,7 +222,7 @@ class Planner:
         ports: Mapping[ServicePortName, ServicePort | None],
         refused: Mapping[ServicePortName, str],
     ) -> None:
-        """Note which of ``ports`` the kernel refused; the next full comparisons skip them."""
+        """Note which of ``ports`` the kernel refused; the next plans from scratch skip them."""
         for name, reason in refused.items():
             if (port := ports.get(name)) is not None:
                 self._refused[name] = _Refused(port, reason)
@@ -214,16 +230,16 @@ class Planner:
     def _still_refused(
         self, ports: Mapping[ServicePortName, ServicePort]
     ) -> dict[ServicePortName, str]:
-        """Return the refused ports that have not changed; every tenth full comparison retries them.
+        """Return the refused ports that have not changed, with reasons.
 
-        Not every one does, because a retry writes to the filter table: it is committed before the
-        nat table is refused.
+        Every tenth plan from scratch retries them. More retries would do harm: each one writes to
+        the filter table, which is committed before the nat table is refused.
         """
         found: dict[ServicePortName, str] = {}
-        for name, noted in list(self._refused.items()):
-            if noted.left and ports.get(name) == noted.port:
-                noted.left -= 1
-                found[name] = noted.reason
+        for name, refused in list(self._refused.items()):
+            if refused.skips_left and ports.get(name) == refused.port:
+                refused.skips_left -= 1
+                found[name] = refused.reason
             else:
                 del self._refused[name]
         return found
@@ -231,25 +247,25 @@ class Planner:
     def undo(self) -> TablePlan:
         """Return to the state before the last plan, which was not applied.
 
-        After an incremental plan, ``plan_changes`` may follow. After a plan from scratch only the
-        Service ports are restored, not the dispatch trees: ``plan`` has to follow.
+        After an incremental plan, ``plan_changes`` or ``plan`` may follow. After a plan from scratch
+        only the Service ports are restored, not the dispatch trees, so ``plan`` must follow.
 
         Returns:
-            The plan that reverts an incremental plan's changes to the filter table, for when that
+            A plan that reverts the changes of an incremental plan to the filter table, in case that
             table was committed.
         """
-        former = self._former
-        if former.keys:
-            for name, port in former.ports.items():
-                self._remember(name, port)
-            for tree, noted in former.keys.items():
-                self._trees[tree].change(noted)
+        snapshot = self._snapshot
+        if snapshot.entries:
+            for name, port in snapshot.ports.items():
+                self._store(name, port)
+            for tree, entries in snapshot.entries.items():
+                self._trees[tree].change(entries)
         else:
-            self._ports = {name: port for name, port in former.ports.items() if port is not None}
-        self._sizes = former.sizes
-        return former.filters
+            self._ports = {name: port for name, port in snapshot.ports.items() if port is not None}
+        self._sizes = snapshot.sizes
+        return snapshot.filters
 
-    def _remember(self, name: ServicePortName, port: ServicePort | None) -> None:
+    def _store(self, name: ServicePortName, port: ServicePort | None) -> None:
         if port is None:
             self._ports.pop(name, None)
         else:
@@ -271,7 +287,7 @@ def _count(rules: Iterable[Rules]) -> int:
 
 
 def _same(chain: str, rules: Rules, found: Mapping[str, Rules], table: str) -> bool:
-    """Whether the kernel holds the chain as it should be; lists may stand in any order."""
+    """Whether the kernel holds the chain with these rules; in shared lists, in any order."""
     present = found.get(chain)
     if present is None:
         return False
@@ -289,8 +305,8 @@ def _missing_jumps(
     return missing
 
 
-def _stale(table: str, chains: Mapping[str, Rules], found: Mapping[str, Rules]) -> list[str]:
-    """Chains of Services that are gone, or of kube-proxy's; only nat holds such chains."""
+def _stale_chains(table: str, chains: Mapping[str, Rules], found: Mapping[str, Rules]) -> list[str]:
+    """Return the chains of deleted Services, and of kube-proxy; only nat holds such chains."""
     if table != NAT:
         return []
     return sorted(c for c in found if naming.is_service_chain(c) and c not in chains)
