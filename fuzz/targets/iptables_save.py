@@ -93,7 +93,7 @@ def _survive(found: Saved) -> None:
         assert text.count("\n") == sum(1 for t in plan.tables.values() if t for _ in t.lines("t"))
     for present in (None, *ChainOwner):
         for table, removal in stale_chains(tables, present).items():
-            for text in removal_inputs(removal, table, pieces=True):
+            for text in removal_inputs(removal, table, in_chunks=True):
                 assert text.endswith("COMMIT\n")
 
 

@@ -1,6 +1,6 @@
-"""Removing from iptables' tables what another mode, variant or kube-proxy has left there.
+"""Removes stale chains of another mode, another iptables variant, or kube-proxy.
 
-Legacy tables are looked at only if they exist: looking would create them.
+Legacy tables are read only if they exist, because reading one creates it.
 """
 
 from collections.abc import Collection
@@ -22,44 +22,45 @@ from svcproxy.model.names import IPFamily
 def remove_stale_chains(
     variant: Variant,
     family: IPFamily,
-    present: ChainOwner | None = None,
-    spared: Collection[str] = (),
+    owner: ChainOwner | None = None,
+    keep: Collection[str] = (),
 ) -> dict[str, int]:
-    """Remove what nobody uses from one variant's tables of one family.
+    """Remove the chains and jumps that are not in use, from one variant's tables of one family.
 
     Args:
-        variant: whose tables.
-        family: of which family.
-        present: who uses them from now on, ``None`` for nobody.
-        spared: chains that stay for the time being.
+        variant: the variant whose tables to clean.
+        family: the IP family.
+        owner: the mode that uses these tables now; ``None`` if no mode does.
+        keep: further chains to keep.
 
     Returns:
-        How many chains and jumps went, by kind; empty if there was nothing.
+        The number of removed chains and jumps, by kind; empty if there were none.
 
     Raises:
-        BackendError: something could not be read or removed.
+        BackendError: the tables could not be read, or something could not be removed.
     """
-    tables = _existing(variant, family)
+    tables = _existing_tables(variant, family)
     if not tables:
         return {}
     try:
         programs = Iptables(variant, family)
     except BackendUnavailable as error:
         if variant is Variant.NFT:
-            return {}  # without the program nobody has made rules that only it can remove
+            # Without iptables-nft on this node, there are no chains that only it can remove.
+            return {}
         raise BackendError(str(error)) from error
     found = parse(programs.save(*tables))
     removed = {"chain_deleted": 0, "jump_deleted": 0}
-    for table, plan in stale_chains(found, present, spared).items():
-        for text in removal_inputs(plan, table, pieces=variant is Variant.NFT):
+    for table, plan in stale_chains(found, owner, keep).items():
+        for text in removal_inputs(plan, table, in_chunks=variant is Variant.NFT):
             programs.restore(text)
         removed["chain_deleted"] += len(plan.delete)
         removed["jump_deleted"] += len(plan.remove)
     return {kind: count for kind, count in removed.items() if count}
 
 
-def _existing(variant: Variant, family: IPFamily) -> tuple[str, ...]:
-    """The tables that are there; of the nft variant all, for reading creates none."""
+def _existing_tables(variant: Variant, family: IPFamily) -> tuple[str, ...]:
+    """Return the tables to search; with the nft variant all, since reading does not create them."""
     if variant is Variant.NFT:
         return SEARCHED if generation() is not None else ()
     existing = legacy_tables(family)

@@ -102,7 +102,7 @@ def test_very_many_chains_go_in_pieces_that_each_can_be_carried_out() -> None:
     chains[names[-1]] = []
     chains["PREROUTING"] = [f"{PORTALS} -j KUBE-SERVICES"]
     plan = stale_chains(tables.saved())["nat"]
-    texts = list(removal_inputs(plan, "nat", pieces=True))
+    texts = list(removal_inputs(plan, "nat", in_chunks=True))
     assert len(texts) > 2 * 5
     for text in texts:
         assert text.count("\n") <= 2 * CHUNK_CHAINS + 2
@@ -111,8 +111,8 @@ def test_very_many_chains_go_in_pieces_that_each_can_be_carried_out() -> None:
 
 
 def test_few_chains_go_in_one_transaction() -> None:
-    assert len(list(removal_inputs(TablePlan(delete=["KUBE-SVC-A"]), "nat", pieces=True))) == 1
-    assert not list(removal_inputs(TablePlan(), "nat", pieces=True))
+    assert len(list(removal_inputs(TablePlan(delete=["KUBE-SVC-A"]), "nat", in_chunks=True))) == 1
+    assert not list(removal_inputs(TablePlan(), "nat", in_chunks=True))
 
 
 def test_a_takeover_deletes_very_many_chains_after_the_new_ones_serve() -> None:

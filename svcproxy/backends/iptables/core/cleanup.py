@@ -1,8 +1,8 @@
-"""What to remove from iptables' tables when another way to carry Services has taken over.
+"""Which chains are stale once another mode, another iptables variant or kube-proxy has taken over.
 
-It knows the chains of iptables mode, ours and kube-proxy's, and those of IPVS mode, which share
-some names (``pkg/proxy/{iptables,ipvs}/proxier.go``, Kubernetes 1.36). Kubelet's chains are never
-touched: KUBE-FIREWALL, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT and KUBE-MARK-DROP.
+This module knows the chains of iptables mode and of IPVS mode, both svcproxy's and kube-proxy's
+(``pkg/proxy/{iptables,ipvs}/proxier.go``, Kubernetes 1.36). The two modes share some names. Kubelet's
+chains are never touched: KUBE-FIREWALL, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT and KUBE-MARK-DROP.
 """
 
 import re
@@ -19,17 +19,17 @@ from svcproxy.backends.xtables.core.tableplan import TablePlan
 
 MANGLE = "mangle"
 SEARCHED = (NAT, FILTER, MANGLE)
-"""The tables that hold something of ours or of kube-proxy's; nat first: it carries traffic."""
+"""The tables that may hold chains of svcproxy or kube-proxy; nat first, it affects traffic most."""
 
 _JUMP = re.compile(r"(?:^| )-[jg] (\S+)")
 _IPVS_CHAINS = "KUBE-IPVS-"
-"""Chains that our IPVS mode adds to kube-proxy's begin so, as do two of kube-proxy's."""
+"""The prefix of the chains that svcproxy's IPVS mode adds; two of kube-proxy's have it as well."""
 _BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
-_OUR_NOTE = '--comment "kube'
+_COMMENT = '--comment "kube'
 
 
 class ChainOwner(StrEnum):
-    """What uses iptables: a mode of svcproxy or of kube-proxy."""
+    """A mode, of svcproxy or kube-proxy, that has chains in iptables tables."""
 
     IPTABLES = "iptables"
     IPVS = "ipvs"
@@ -63,7 +63,7 @@ _CHAINS: Mapping[ChainOwner, Mapping[str, frozenset[str]]] = {
     },
 }
 _IPVS_FIREWALL = f'-m comment --comment "kube-proxy firewall rules" -j {naming.PROXY_FIREWALL}'
-# Jumps to chains that both modes have; all others go with their chains.
+# Jumps to chains that both modes have. All other jumps are removed together with their chains.
 _OWN_JUMPS: Mapping[ChainOwner, frozenset[tuple[str, str, str]]] = {
     ChainOwner.IPTABLES: frozenset(
         (j.table, j.source, j.text) for j in JUMPS if j.text.endswith(naming.PROXY_FIREWALL)
@@ -73,63 +73,63 @@ _OWN_JUMPS: Mapping[ChainOwner, frozenset[tuple[str, str, str]]] = {
 
 
 def stale_chains(
-    tables: Saved, present: ChainOwner | None = None, spared: Collection[str] = ()
+    tables: Saved, owner: ChainOwner | None = None, keep: Collection[str] = ()
 ) -> dict[str, TablePlan]:
-    """The plans, by table, that remove what nobody uses any more.
+    """Return plans, by table, that remove the chains that are not in use.
 
-    A chain that a foreign rule leads to is emptied, not deleted; KUBE-MARK-MASQ keeps its rule
-    then, because CNI plug-ins mark packets with it. Foreign is a rule outside the built-in
-    chains, or one without a comment of kube-proxy's.
+    A stale chain that a rule of another program jumps to is flushed, not deleted. KUBE-MARK-MASQ
+    even keeps its rule in that case, because CNI plug-ins use it to mark packets. A rule counts as
+    kube-proxy's or svcproxy's only if it is in a built-in chain and has a comment of theirs.
 
     Args:
-        tables: what iptables-save gave for one variant and family.
-        present: who uses this variant from now on, ``None`` for nobody.
-        spared: chains that stay for the time being, and what leads to them.
+        tables: the parsed output of iptables-save, for one variant and family.
+        owner: the mode that uses these tables now; ``None`` if no mode does.
+        keep: further chains to keep, with the jumps to them.
     """
     return {
-        table: _plan(table, tables[table], present, spared) for table in SEARCHED if table in tables
+        table: _plan(table, tables[table], owner, keep) for table in SEARCHED if table in tables
     }
 
 
 def _plan(
-    table: str, found: Mapping[str, Rules], present: ChainOwner | None, spared: Collection[str]
+    table: str, found: Mapping[str, Rules], owner: ChainOwner | None, keep: Collection[str]
 ) -> TablePlan:
-    doomed = {c for c in found if c not in spared and _is_doomed(table, c, present)}
+    stale = {c for c in found if c not in keep and _is_stale(table, c, owner)}
     remove: list[tuple[str, str]] = []
-    held: set[str] = set()
+    referenced: set[str] = set()
     for chain, rules in found.items():
-        if chain in doomed:
+        if chain in stale:
             continue
         for text in rules:
             target = _target(text)
-            if _is_others_jump(table, chain, text, present):
+            if _is_stale_jump(table, chain, text, owner):
                 remove.append((chain, text))
-            elif target in doomed:
-                # No restore input can hold a newline: such a rule is not kube-proxy's either.
-                if chain in _BUILT_IN and _OUR_NOTE in text and "\n" not in text:
+            elif target in stale:
+                # A restore input cannot hold a newline, so kube-proxy has not written such a rule.
+                if chain in _BUILT_IN and _COMMENT in text and "\n" not in text:
                     remove.append((chain, text))
                 else:
-                    held.add(target)
-    emptied = {c: () for c in sorted(held) if c != naming.MARK_MASQ and found[c]}
-    return TablePlan(write=dict(emptied), remove=remove, delete=sorted(doomed - held))
+                    referenced.add(target)
+    flush = {c: () for c in sorted(referenced) if c != naming.MARK_MASQ and found[c]}
+    return TablePlan(write=dict(flush), remove=remove, delete=sorted(stale - referenced))
 
 
-def _is_doomed(table: str, chain: str, present: ChainOwner | None) -> bool:
+def _is_stale(table: str, chain: str, owner: ChainOwner | None) -> bool:
     if chain == naming.CANARY:
         return True
     if table == NAT and naming.is_service_chain(chain):
-        return present is not ChainOwner.IPTABLES
+        return owner is not ChainOwner.IPTABLES
     if chain.startswith(_IPVS_CHAINS) and naming.is_plain(chain):
-        return present is not ChainOwner.IPVS
+        return owner is not ChainOwner.IPVS
     if not any(chain in chains.get(table, ()) for chains in _CHAINS.values()):
         return False
-    return present is None or chain not in _CHAINS[present].get(table, ())
+    return owner is None or chain not in _CHAINS[owner].get(table, ())
 
 
-def _is_others_jump(table: str, chain: str, text: str, present: ChainOwner | None) -> bool:
-    """Whether a rule is the other mode's jump to a chain that stays."""
-    return present is not None and any(
-        (table, chain, text) in jumps for user, jumps in _OWN_JUMPS.items() if user is not present
+def _is_stale_jump(table: str, chain: str, text: str, owner: ChainOwner | None) -> bool:
+    """Whether a rule is the other mode's jump to a chain that both modes have."""
+    return owner is not None and any(
+        (table, chain, text) in jumps for other, jumps in _OWN_JUMPS.items() if other is not owner
     )
 
 
@@ -138,21 +138,20 @@ def _target(text: str) -> str:
     return found[1] if found else ""
 
 
-def removal_inputs(plan: TablePlan, table: str, *, pieces: bool) -> Iterator[str]:
-    """The restore inputs that carry out a plan.
+def removal_inputs(plan: TablePlan, table: str, *, in_chunks: bool) -> Iterator[str]:
+    """Yield the restore inputs that execute a plan of ``stale_chains``.
 
-    With ``pieces``, very many chains go bit by bit: first what leads to them, then their rules,
-    then they themselves. No packet passes them any more, so nobody sees the steps in between.
+    Args:
+        plan: the plan.
+        table: its table.
+        in_chunks: remove a large number of chains in several inputs: first the jumps to them, then
+            their rules, then the chains. No packet reaches them after the first step.
     """
     if not plan:
         return
-    if not pieces or len(plan.delete) <= 2 * CHUNK_CHAINS:
-        yield _input(plan, table)
+    if not in_chunks or len(plan.delete) <= 2 * CHUNK_CHAINS:
+        yield joined(plan.lines(table))
         return
     if plan.write or plan.remove:
-        yield _input(TablePlan(write=plan.write, remove=plan.remove), table)
+        yield joined(TablePlan(write=plan.write, remove=plan.remove).lines(table))
     yield from deletion_inputs(plan.delete, table)
-
-
-def _input(plan: TablePlan, table: str) -> str:
-    return joined(plan.lines(table))

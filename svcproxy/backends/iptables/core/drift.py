@@ -1,33 +1,38 @@
-"""Which changes of others to iptables' tables (of the nft variant) can concern us."""
+"""Which changes by other processes to iptables tables (nft variant) may affect svcproxy's rules."""
 
 from svcproxy.backends.iptables.core import naming
 from svcproxy.backends.iptables.core.static import JUMPS, LISTS
 from svcproxy.backends.xtables.core.rule_text import FILTER, NAT
 
-_OURS = {
+_OWN_CHAINS = {
     NAT: frozenset((naming.SERVICES, naming.NODE_PORTS, naming.POSTROUTING, naming.MARK_MASQ)),
     FILTER: frozenset((*LISTS, naming.FORWARD, naming.KUBELET_FIREWALL)),
 }
-_SOURCES = {
-    table: frozenset(jump.source for jump in JUMPS if jump.table == table) for table in _OURS
+_JUMP_CHAINS = {
+    table: frozenset(jump.source for jump in JUMPS if jump.table == table) for table in _OWN_CHAINS
 }
 
 
 def classify_change(table: str, chain: str, *, deletion: bool) -> bool | None:
-    """Judge one change: ``True`` for ours for sure, ``False`` for perhaps, ``None`` for no concern.
+    """Classify one change by another process.
 
-    What others add to built-in chains is their business; what they delete there may have been
-    one of our jumps, which the kernel does not tell (since 6.4 not even the rule's contents).
+    Rules that others add to built-in chains do not affect svcproxy. A rule deleted from a built-in
+    chain may have been one of svcproxy's jumps: the kernel's event does not say which rule it was
+    (since Linux 6.4 it does not even hold the rule's expressions).
 
     Args:
         table: the table.
-        chain: the chain that was changed, or whose rule was; empty if it was the table itself.
-        deletion: whether something was deleted.
+        chain: the chain that was changed, or that holds the changed rule; empty if the table itself
+            was created or deleted.
+        deletion: whether the change deleted something.
+
+    Returns:
+        ``True`` if the change affects svcproxy's rules, ``False`` if it may, ``None`` if it cannot.
     """
-    if table not in _OURS:
+    if table not in _OWN_CHAINS:
         return None
     if not chain:
         return True if deletion else None
-    if chain in _OURS[table] or (table == NAT and naming.is_service_chain(chain)):
+    if chain in _OWN_CHAINS[table] or (table == NAT and naming.is_service_chain(chain)):
         return True
-    return False if deletion and chain in _SOURCES[table] else None
+    return False if deletion and chain in _JUMP_CHAINS[table] else None
