@@ -1,11 +1,11 @@
-"""Names and the few closed vocabularies that every layer shares."""
+"""Names and enumerations that every layer shares."""
 
 from enum import StrEnum
 from typing import NamedTuple
 
 
 class Protocol(StrEnum):
-    """The layer-4 protocol of a Service port, spelled as the Kubernetes API spells it."""
+    """The layer-4 protocol of a Service port, in the Kubernetes API's spelling."""
 
     TCP = "TCP"
     UDP = "UDP"
@@ -13,7 +13,7 @@ class Protocol(StrEnum):
 
     @property
     def keyword(self) -> str:
-        """The kernel tools' spelling: ``tcp``, ``udp``, ``sctp``."""
+        """The protocol in the spelling of kernel tools: ``tcp``, ``udp`` or ``sctp``."""
         return _KEYWORDS[self]
 
 
@@ -21,7 +21,7 @@ _KEYWORDS: dict[Protocol, str] = {p: p.value.lower() for p in Protocol}
 
 
 class IPFamily(StrEnum):
-    """An IP family, spelled as kube-proxy's ``ip_family`` label spells it."""
+    """An IP family, in the spelling of kube-proxy's ``ip_family`` label."""
 
     IPV4 = "IPv4"
     IPV6 = "IPv6"
@@ -33,7 +33,7 @@ class IPFamily(StrEnum):
 
 
 class Kind(StrEnum):
-    """The kinds of API object that svcproxy follows."""
+    """The kinds of API object that svcproxy watches."""
 
     SERVICE = "Service"
     ENDPOINT_SLICE = "EndpointSlice"
@@ -42,11 +42,11 @@ class Kind(StrEnum):
 
 
 REQUIRED_KINDS = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE})
-"""What every mode follows, and waits for."""
+"""The kinds that every mode watches. Nothing is programmed before all of them are synced."""
 
 
 class NamespacedName(NamedTuple):
-    """The name of an API object; ``namespace`` is empty for a cluster-scoped one."""
+    """The name of an API object; ``namespace`` is empty for a cluster-scoped object."""
 
     namespace: str
     name: str
@@ -56,11 +56,11 @@ class NamespacedName(NamedTuple):
 
 
 class ServicePortName(NamedTuple):
-    """The identity of one load-balanced port: the unit of work of every backend.
+    """The identity of a Service port, the unit of work of every backend.
 
-    ``port`` is the port's name, empty for the single unnamed port of a Service. The text form
-    is kube-proxy's ``namespace/name:port`` (no colon when the port has no name); chain hashes
-    are computed from it.
+    ``port`` is the port's name; it may be empty if the Service has only one port. The text form is
+    kube-proxy's ``namespace/name:port``, without the colon if the name is empty. Hashes in chain
+    names are computed from it.
     """
 
     namespace: str

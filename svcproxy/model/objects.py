@@ -1,4 +1,4 @@
-"""The API objects after parsing: what the desired state is computed from."""
+"""API objects after parsing: the input of the desired state."""
 
 from datetime import datetime
 
@@ -8,7 +8,7 @@ from svcproxy.model.names import IPFamily, Kind, NamespacedName, Protocol
 
 
 class ServicePortSpec(msgspec.Struct, frozen=True, gc=False):
-    """One entry of ``spec.ports``; ``node_port`` is 0 when none is allocated."""
+    """An entry of ``spec.ports``; ``node_port`` is 0 if none is allocated."""
 
     name: str
     protocol: Protocol
@@ -17,13 +17,24 @@ class ServicePortSpec(msgspec.Struct, frozen=True, gc=False):
 
 
 class Service(msgspec.Struct, frozen=True, gc=False):
-    """A Service that has to be proxied, both families together.
+    """A Service that is to be proxied, in both families.
 
-    Headless and ExternalName Services never become a ``Service``: the parser gives ``None`` for
-    them. ``load_balancer_ips`` holds only ingress IPs in VIP mode (``ipMode: Proxy`` is left
-    out). ``source_ranges`` are CIDRs as given, of both families. ``affinity_seconds`` is 0
-    without ClientIP affinity. ``created`` orders Services that claim the same address
-    (seconds since the epoch, 0.0 when unknown).
+    Headless and ExternalName Services are not represented: the parser returns ``None`` for them.
+
+    Attributes:
+        name: the name of the Service.
+        ports: the entries of ``spec.ports``.
+        cluster_ips: the cluster IPs of both families.
+        external_ips: ``spec.externalIPs``.
+        load_balancer_ips: the ingress IPs in VIP mode; those with ``ipMode: Proxy`` are left out.
+        source_ranges: ``spec.loadBalancerSourceRanges``, of both families.
+        internal_policy_local: whether ``spec.internalTrafficPolicy`` is Local.
+        external_policy_local: whether ``spec.externalTrafficPolicy`` is Local.
+        affinity_seconds: the timeout of ClientIP affinity; 0 without affinity.
+        health_check_node_port: ``spec.healthCheckNodePort``; 0 if there is none.
+        created: the creation time in seconds since 1970, 0.0 if unknown; the older of two Services
+            that claim an address gets it.
+        annotations: the annotations that the mode's backend interprets, sorted by key.
     """
 
     name: NamespacedName
@@ -41,7 +52,7 @@ class Service(msgspec.Struct, frozen=True, gc=False):
 
 
 class SlicePort(msgspec.Struct, frozen=True, gc=False):
-    """One entry of a slice's ``ports``: the target port behind a named Service port."""
+    """An entry of a slice's ``ports``: the target port of a named Service port."""
 
     name: str
     protocol: Protocol
@@ -49,10 +60,10 @@ class SlicePort(msgspec.Struct, frozen=True, gc=False):
 
 
 class SliceEndpoint(msgspec.Struct, frozen=True, gc=False):
-    """One entry of a slice's ``endpoints``, conditions already defaulted.
+    """An entry of a slice's ``endpoints``, with defaulted conditions.
 
-    Absent ``ready`` and ``serving`` mean true, absent ``terminating`` means false
-    (discovery/v1). Only the first address counts, as for kube-proxy.
+    Absent ``ready`` and ``serving`` mean true, absent ``terminating`` means false (discovery/v1). As
+    in kube-proxy, only the first address counts.
     """
 
     address: str
@@ -67,8 +78,8 @@ class SliceEndpoint(msgspec.Struct, frozen=True, gc=False):
 class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
     """An EndpointSlice of one IP family that belongs to a Service.
 
-    ``triggered`` is the ``endpoints.kubernetes.io/last-change-trigger-time`` annotation, from
-    which the network programming latency is measured; ``None`` when absent or unreadable.
+    ``triggered`` is the ``endpoints.kubernetes.io/last-change-trigger-time`` annotation, from which
+    the network programming latency is measured; ``None`` if absent or malformed.
     """
 
     name: NamespacedName
@@ -80,9 +91,9 @@ class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
 
 
 class Node(msgspec.Struct, frozen=True, gc=False):
-    """What svcproxy needs to know of its own Node object.
+    """The fields of this node's Node object that svcproxy uses.
 
-    ``addresses`` are InternalIPs first, then ExternalIPs, in the object's order.
+    ``addresses`` are the InternalIPs, then the ExternalIPs, in the object's order.
     """
 
     name: str
@@ -94,9 +105,9 @@ class Node(msgspec.Struct, frozen=True, gc=False):
 
 
 class ServiceCIDR(msgspec.Struct, frozen=True, gc=False):
-    """Ranges that the API server takes cluster IPs from, of both families (networking.k8s.io/v1).
+    """The ranges of cluster IPs that a ServiceCIDR declares (networking.k8s.io/v1).
 
-    ``cidrs`` are canonical; the object is of the cluster, so its name has no namespace.
+    ``cidrs`` are canonical, and of both families. The object is cluster-scoped.
     """
 
     name: NamespacedName
@@ -106,14 +117,18 @@ class ServiceCIDR(msgspec.Struct, frozen=True, gc=False):
 ApiObject = Service | EndpointSlice | Node | ServiceCIDR
 
 ObjectKey = tuple[Kind, NamespacedName]
-"""What identifies an object; those of the whole cluster have no namespace."""
+"""The identity of an object; cluster-scoped objects have an empty namespace."""
 
 
 class Problem(msgspec.Struct, frozen=True, gc=False):
-    """Why an API object or manifest was skipped: for one log line and one metric.
+    """The reason why an API object or manifest was skipped, for the log and a metric.
 
-    ``origin`` is a file name for manifests and empty for the API; ``field`` is a path such as
-    ``spec.ports[0].port``; ``reason`` says what is wrong with the value there.
+    Attributes:
+        kind: the kind of the object, if known.
+        name: the name of the object, if known.
+        field: the path of the field, such as ``spec.ports[0].port``; empty for the whole object.
+        reason: what is wrong with the value.
+        origin: the file and line of a manifest; empty for the API.
     """
 
     kind: Kind | None

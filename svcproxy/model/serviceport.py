@@ -1,7 +1,7 @@
-"""The finished meaning of a Service port on this node, in one IP family.
+"""A Service port on this node, in one IP family: the input of every backend.
 
-Backends receive these values and need no other knowledge of Kubernetes: policies, readiness,
-termination and topology are already decided.
+Traffic policies, readiness, termination and topology are already applied. Backends need no other
+knowledge of Kubernetes.
 """
 
 from enum import Enum
@@ -12,7 +12,7 @@ from svcproxy.model.names import ServicePortName
 
 
 class FrontendKind(Enum):
-    """Where a frontend's address comes from."""
+    """The source of a frontend's address."""
 
     CLUSTER_IP = "cluster IP"
     EXTERNAL_IP = "external IP"
@@ -21,13 +21,13 @@ class FrontendKind(Enum):
 
 
 class Verdict(Enum):
-    """What happens to a packet for a frontend.
+    """What happens to packets for a frontend.
 
-    ``FORWARD``: it goes to the endpoint list of the frontend's policy. ``REJECT``: the Service
-    has no usable endpoint anywhere. ``DROP``: it has some, but the policy is Local and none is
-    on this node; for external frontends this concerns outside clients only, pods of this
-    cluster and the node itself still reach ``cluster_endpoints`` (KEP-1138, KEP-2086 and
-    kube-proxy's "short circuit" of local traffic).
+    ``FORWARD``: they are forwarded to the endpoints of the frontend's traffic policy.
+    ``REJECT``: no node has a usable endpoint.
+    ``DROP``: the policy is Local, and only other nodes have usable endpoints. For external
+    frontends this applies to clients outside the cluster. Pods and the node itself still reach
+    ``cluster_endpoints`` (KEP-1138, KEP-2086, and kube-proxy's "short circuit" of local traffic).
     """
 
     FORWARD = "forward"
@@ -36,14 +36,14 @@ class Verdict(Enum):
 
 
 class Frontend(msgspec.Struct, frozen=True, gc=False):
-    """One address and port at which clients reach the Service.
+    """An address and port at which clients reach the Service.
 
-    ``address`` is empty for node ports: they are served on the node's addresses, which the
-    backend knows. ``local`` is true when the frontend's traffic policy is Local.
+    ``address`` is empty for node ports, which are served at the node's addresses; the backend
+    knows these. ``local`` is true if the frontend's traffic policy is Local.
 
-    An address that a Service names in several roles has one frontend. Its kind is the first role in
-    the order cluster IP, external IP, load-balancer IP; ``also_load_balancer`` says whether it is
-    also a load-balancer IP of the Service.
+    An address that a Service lists in several roles has one frontend. Its kind is the first role in
+    the order cluster IP, external IP, load-balancer IP; ``also_load_balancer`` is true if it is also
+    a load-balancer IP of the Service.
     """
 
     kind: FrontendKind
@@ -55,19 +55,19 @@ class Frontend(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def is_load_balancer(self) -> bool:
-        """Whether the address is a load-balancer IP of the Service, perhaps among other roles.
+        """Whether the address is a load-balancer IP of the Service, possibly among other roles.
 
-        kube-proxy's nftables and IPVS modes apply the source ranges to every such address; its
-        iptables mode does so only if the address is not also a cluster IP or external IP.
+        kube-proxy's nftables and IPVS modes apply source ranges to every such address. Its iptables
+        mode does so only if the address is not a cluster IP or external IP as well.
         """
         return self.also_load_balancer or self.kind is FrontendKind.LOAD_BALANCER
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False, order=True):
-    """One address and port behind a Service port.
+    """An address and port behind a Service port.
 
-    ``is_local`` means: on this node; ``unplaced``: its EndpointSlice names no node, as those made
-    by hand may, so it may be here.
+    ``is_local`` is true if the endpoint is on this node. ``unplaced`` is true if its EndpointSlice
+    names no node, as slices made by hand may; such an endpoint may be on this node.
     """
 
     address: str
@@ -77,17 +77,21 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False, order=True):
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):
-    """Everything a backend has to know about one Service port in one family.
+    """Everything that a backend needs to know about one Service port in one family.
 
-    ``cluster_endpoints`` is the list for Cluster policy (empty when nothing uses it),
-    ``local_endpoints`` the list for Local policy (likewise); both are sorted. ``source_ranges``
-    restrict load-balancer frontends only; empty means open. ``affinity_seconds`` is 0 without
-    ClientIP affinity. ``health_check_node_port`` is 0 when the Service has none;
-    ``local_ready`` are then the addresses of the ready endpoints on this node, which that port's
-    health answer counts (terminating ones do not count, whatever the lists fall back to).
-    ``serving`` are, for UDP and SCTP, all endpoints that can still answer, whether the lists hold
-    them or not: conntrack leaves their flows alone. ``annotations`` are those of the Service that
-    the mode's backend interprets, sorted by key.
+    Attributes:
+        name: the identity of the port.
+        frontends: where clients reach the port.
+        cluster_endpoints: the sorted endpoints for the Cluster policy; empty if nothing uses them.
+        local_endpoints: the sorted endpoints for the Local policy; empty if nothing uses them.
+        affinity_seconds: the timeout of ClientIP affinity; 0 without affinity.
+        source_ranges: CIDRs to which load-balancer frontends are restricted; empty means open.
+        health_check_node_port: the Service's health-check node port; 0 if there is none.
+        local_ready: the addresses of the ready endpoints on this node, which the health-check node
+            port counts. Terminating endpoints do not count, even if the lists fall back to them.
+        serving: for UDP and SCTP, all endpoints that can still answer, in the lists or not:
+            conntrack keeps their flows.
+        annotations: the Service's annotations that the mode's backend interprets, sorted by key.
     """
 
     name: ServicePortName

@@ -1,4 +1,4 @@
-"""The desired state: what every Service means on this node, computed from API objects.
+"""The desired state: the Service ports of this node, computed from API objects.
 
-Pure and single-threaded; the sync loop of each IP family owns one instance.
+Single-threaded; the sync loop of each IP family owns one instance.
 """

@@ -1,4 +1,4 @@
-"""Who may use an address and port when several Services claim it."""
+"""Decides which Service gets an address and port that several Services claim."""
 
 from bisect import insort
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from svcproxy.model.names import NamespacedName, Protocol
 
 
 class Address(msgspec.Struct, frozen=True, gc=False, order=True):
-    """A frontend's identity: ``address`` is empty for node ports."""
+    """The identity of a frontend; ``address`` is empty for node ports."""
 
     address: str
     port: int
@@ -21,7 +21,7 @@ class Address(msgspec.Struct, frozen=True, gc=False, order=True):
 
 
 class Conflict(msgspec.Struct, frozen=True, gc=False):
-    """``loser`` asked for an address that ``winner`` holds; it takes over when that one goes."""
+    """``loser`` claims an address that ``winner`` holds. If ``winner`` gives it up, it is next."""
 
     address: Address
     winner: NamespacedName
@@ -29,10 +29,11 @@ class Conflict(msgspec.Struct, frozen=True, gc=False):
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False, order=True):
-    """A Service's title to an address; the smallest claim wins.
+    """A Service's claim to an address; the smallest claim wins.
 
-    A cluster IP goes before any external claim (nobody may take over a Service's cluster IP by
-    naming it as an external IP, CVE-2020-8554), then the older Service, then the name.
+    A cluster IP precedes every external claim, because a Service must not take another Service's
+    cluster IP by listing it as an external IP (CVE-2020-8554). Then the older Service wins, then
+    the name decides.
     """
 
     external: bool
@@ -41,7 +42,7 @@ class Claim(msgspec.Struct, frozen=True, gc=False, order=True):
 
 
 class Claims:
-    """All claims by address."""
+    """The claims of all Services by address."""
 
     def __init__(self) -> None:
         self._by_address: dict[Address, list[Claim]] = {}
@@ -50,41 +51,41 @@ class Claims:
     def replace(
         self, service: NamespacedName, claims: dict[Address, Claim]
     ) -> Iterable[NamespacedName]:
-        """Make ``claims`` the Service's claims; return the other Services that this concerns.
+        """Replace the claims of a Service; return the other Services that are affected.
 
-        Those are the previous and the new holders of every address whose holder changed.
+        These are the previous and the new holders of every address whose holder changed.
         """
         before = self._of_service.get(service, {})
-        concerned: set[NamespacedName] = set()
+        affected: set[NamespacedName] = set()
         for address in before.keys() | claims.keys():
             old, new = before.get(address), claims.get(address)
             if old == new:
                 continue
             if new is not None and address not in self._by_address:
-                # Nearly always, and all of a cold start: nobody else has heard of the address.
+                # The usual case, above all at the start: there is no other claim to the address.
                 self._by_address[address] = [new]
                 continue
             holder = self.holder(address)
-            self._swap(address, old, new)
+            self._replace_claim(address, old, new)
             if self.holder(address) != holder:
-                concerned.update(n for n in (holder, self.holder(address)) if n is not None)
+                affected.update(n for n in (holder, self.holder(address)) if n is not None)
         if claims:
             self._of_service[service] = claims
         else:
             self._of_service.pop(service, None)
-        concerned.discard(service)
-        return concerned
+        affected.discard(service)
+        return affected
 
-    def _swap(self, address: Address, old: Claim | None, new: Claim | None) -> None:
-        held = self._by_address.setdefault(address, [])
+    def _replace_claim(self, address: Address, old: Claim | None, new: Claim | None) -> None:
+        claims = self._by_address.setdefault(address, [])
         if old is not None:
-            held.remove(old)
+            claims.remove(old)
         if new is not None:
-            insort(held, new)
-        if not held:
+            insort(claims, new)
+        if not claims:
             del self._by_address[address]
 
     def holder(self, address: Address) -> NamespacedName | None:
-        """The Service that may use the address, if any claims it."""
-        held = self._by_address.get(address)
-        return held[0].service if held else None
+        """Return the Service that holds an address; ``None`` if no Service claims it."""
+        claims = self._by_address.get(address)
+        return claims[0].service if claims else None

@@ -1,4 +1,4 @@
-"""The EndpointSlices of every Service, merged on demand."""
+"""The EndpointSlices of all Services, merged on demand."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from svcproxy.model.objects import EndpointSlice, SliceEndpoint
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """An endpoint of one Service port before readiness and topology decide about its use."""
+    """An endpoint of a Service port, before readiness and topology are considered."""
 
     address: str
     port: int
@@ -27,81 +27,83 @@ PortKey = tuple[str, Protocol]
 
 
 class Merged(NamedTuple):
-    """The endpoints of a Service by port, and whether there are more than were asked for."""
+    """The endpoints of a Service by port; ``truncated`` if there were more than allowed."""
 
     by_port: Mapping[PortKey, list[Candidate]]
     truncated: bool
 
 
 class SliceCache:
-    """Holds slices by Service; merging is done when a Service is looked at, not before.
+    """Stores slices by Service and merges them when a Service is computed.
 
-    Computing at checkout instead of at every event is what keeps a rollout of a large Service
-    cheap: a hundred events for one Service cost one merge.
+    Merging at checkout, and not at every event, keeps a rollout of a large Service cheap: a hundred
+    events for one Service cost one merge.
     """
 
     def __init__(self) -> None:
         self._by_service: dict[NamespacedName, dict[NamespacedName, EndpointSlice]] = {}
         self._service_of: dict[NamespacedName, NamespacedName] = {}
 
-    def update(self, piece: EndpointSlice) -> Iterator[NamespacedName]:
-        """Store ``piece``; yield the names of the Services whose endpoints may have changed.
+    def update(self, endpoint_slice: EndpointSlice) -> Iterator[NamespacedName]:
+        """Store a slice; yield the names of the Services whose endpoints may have changed.
 
-        A slice whose service-name label was rewritten changes two Services.
+        A slice whose service-name label changed affects two Services.
         """
-        previous = self._service_of.get(piece.name)
+        previous = self._service_of.get(endpoint_slice.name)
         if previous is not None:
-            if previous != piece.service:
-                yield from self.delete(piece.name)
-            elif self._by_service[previous][piece.name] == piece:
+            if previous != endpoint_slice.service:
+                yield from self.delete(endpoint_slice.name)
+            elif self._by_service[previous][endpoint_slice.name] == endpoint_slice:
                 return
-        self._service_of[piece.name] = piece.service
-        self._by_service.setdefault(piece.service, {})[piece.name] = piece
-        yield piece.service
+        self._service_of[endpoint_slice.name] = endpoint_slice.service
+        self._by_service.setdefault(endpoint_slice.service, {})[endpoint_slice.name] = (
+            endpoint_slice
+        )
+        yield endpoint_slice.service
 
     def delete(self, name: NamespacedName) -> Iterator[NamespacedName]:
-        """Forget a slice; yield the name of its Service if it was known."""
+        """Remove a slice; yield the name of its Service if the slice was known."""
         service = self._service_of.pop(name, None)
         if service is None:
             return
-        pieces = self._by_service[service]
-        del pieces[name]
-        if not pieces:
-            # Or a cluster that churns through Services would grow the map for ever (#128928).
+        slices = self._by_service[service]
+        del slices[name]
+        if not slices:
+            # Otherwise the map would keep the names of all deleted Services (#128928).
             del self._by_service[service]
         yield service
 
     def candidates(
         self, service: NamespacedName, node_name: str, ports: Collection[PortKey], most: int
     ) -> Merged:
-        """Merge the Service's slices to one sorted endpoint list per port name and protocol.
+        """Merge the slices of a Service to a sorted endpoint list for each port.
 
-        An address and port that occurs twice is one endpoint: while an endpoint moves between
-        slices, or a pod's address is reused before the old pod is gone, the entry that serves
-        best stands for both. That a non-terminating one wins is kube-proxy's rule
-        (``endpointslicecache.go``); it leaves the rest undefined, we prefer ready ones.
+        An address and port that occurs twice is one endpoint. That happens while an endpoint moves
+        between slices, or if a pod's address is reused before the old pod is gone. An entry that is
+        not terminating wins, as in kube-proxy (``endpointslicecache.go``); kube-proxy leaves the
+        choice between others open, here ready ones win.
 
         Args:
             service: the name of the Service.
             node_name: the name of this node.
-            ports: the ports that the Service has; slices may have others.
-            most: how many endpoints of a port to take. Which ones they are depends on the slices
-                alone, not on the order in which these came.
+            ports: the ports of the Service; slices may have others.
+            most: the maximum number of endpoints for each port. Which ones are taken depends on
+                the slices only, not on the order of their arrival.
         """
         merged: dict[PortKey, dict[tuple[str, int], Candidate]] = {}
-        pieces = self._by_service.get(service, {})
+        slices = self._by_service.get(service, {})
         truncated = False
-        for name in sorted(pieces):
-            piece = pieces[name]
-            for port in piece.ports:
+        for name in sorted(slices):
+            endpoint_slice = slices[name]
+            for port in endpoint_slice.ports:
                 key = (port.name, port.protocol)
                 if key not in ports:
                     continue
                 by_target = merged.setdefault(key, {})
                 if len(by_target) >= most:
-                    truncated = truncated or bool(piece.endpoints)
+                    truncated = truncated or bool(endpoint_slice.endpoints)
                     continue
-                _merge(by_target, piece.endpoints, port.port, node_name)
+                _merge(by_target, endpoint_slice.endpoints, port.port, node_name)
         truncated = truncated or any(len(found) > most for found in merged.values())
         return Merged(
             {k: [found[t] for t in sorted(found)[:most]] for k, found in merged.items()}, truncated
@@ -114,7 +116,7 @@ def _merge(
     port: int,
     node_name: str,
 ) -> None:
-    """Add a slice's endpoints: the hot path, 100,000 of them in a big cluster's first sync."""
+    """Add the endpoints of a slice. Hot path: a large cluster's first sync merges 100,000."""
     for endpoint in endpoints:
         candidate = Candidate(
             endpoint.address,

@@ -3,9 +3,9 @@
 import pytest
 
 from svcproxy.state.slices import Candidate
-from svcproxy.state.topology import EndpointLists, Place, categorize
+from svcproxy.state.topology import EndpointLists, NodeLocation, categorize
 
-HERE = Place("node1", "zone-a")
+HERE = NodeLocation("node1", "zone-a")
 
 
 def endpoint(address: str, *marks: str, zones: str = "", nodes: str = "") -> Candidate:
@@ -25,8 +25,8 @@ def endpoint(address: str, *marks: str, zones: str = "", nodes: str = "") -> Can
     )
 
 
-def lists(*candidates: Candidate, place: Place = HERE) -> EndpointLists:
-    return categorize(candidates, place, uses_cluster=True, uses_local=True)
+def lists(*candidates: Candidate, location: NodeLocation = HERE) -> EndpointLists:
+    return categorize(candidates, location, uses_cluster=True, uses_local=True)
 
 
 def addresses(found: EndpointLists) -> tuple[str, str]:
@@ -88,7 +88,9 @@ def test_topology_hints(candidates: list[Candidate], cluster: str) -> None:
 
 
 def test_a_node_without_a_zone_ignores_zones() -> None:
-    found = lists(endpoint("a", zones="zone-a"), endpoint("b", zones=""), place=Place("node1"))
+    found = lists(
+        endpoint("a", zones="zone-a"), endpoint("b", zones=""), location=NodeLocation("node1")
+    )
     assert addresses(found)[0] == "a b"
 
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -13,6 +14,7 @@ from svcproxy.model.names import NamespacedName, ServicePortName
 from svcproxy.model.objects import Service
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes, DesiredState
+from svcproxy.state.ports import service_port
 from svcproxy.sync.core.isolation import Ports, isolate
 from tests.unit.sync.test_loop import Content, DictBackend, Stage, service
 
@@ -157,14 +159,13 @@ def test_one_service_that_cannot_be_computed_stays_as_it_was(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(stage, service("a"), service("b", 2))
-    inner = DesiredState._service_port
 
-    def brittle_port(self: DesiredState, key: ServicePortName, *rest: object) -> ServicePort:
+    def brittle_port(key: ServicePortName, *rest: Any, **options: Any) -> ServicePort:
         if key.name == "b":
             raise RecursionError
-        return inner(self, key, *rest)  # type: ignore[arg-type]
+        return service_port(key, *rest, **options)
 
-    monkeypatch.setattr(DesiredState, "_service_port", brittle_port)
+    monkeypatch.setattr("svcproxy.state.desired.service_port", brittle_port)
     stage.put(service("b", 66), service("c", 3))
     assert stage.step(2.0) == ["apply"]
     assert set(stage.backend.kernel) == {"ns/a:http", "ns/b:http", "ns/c:http"}
@@ -190,7 +191,7 @@ def test_one_object_that_cannot_be_stored_costs_no_other(
     assert stage.value("svcproxy_defects_total", {"where": "object"}) == 1
 
 
-@pytest.mark.parametrize("method", ["update_service", "_service_port", "_claims_of"])
+@pytest.mark.parametrize("method", ["update_service", "_compute_ports", "_claims_of"])
 def test_what_was_not_taken_in_for_lack_of_memory_is_taken_in_later(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -236,7 +237,7 @@ def test_an_address_that_was_given_up_is_served_after_memory_ran_out(
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(DesiredState, "_service_port", exhausted)
+        patched.setattr(DesiredState, "_compute_ports", exhausted)
         stage.put(service("b", 2))
         stage.put(service("d", 4))
         stage.step(2.0)
