@@ -1,9 +1,9 @@
-"""The composition root: the only place that knows every part."""
+"""The composition root: makes all parts of the daemon and connects them."""
 
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,9 @@ import structlog
 
 from svcproxy import __version__, limits, threads
 from svcproxy.backends.base import BackendError, BackendUnavailable, ExternalChange
-from svcproxy.cleanup.active_mode import ActiveMode, report
+from svcproxy.backends.core.node_settings import NodeSettings, node_address
+from svcproxy.backends.mode_spec import ActiveMode, AnyBackend, ModeSpec, ReadyBackends
+from svcproxy.cleanup.result import report
 from svcproxy.cleanup.sweeper import Sweeper
 from svcproxy.config import Config, LocalMode
 from svcproxy.conntrack.cleaner import StaleFlows
@@ -22,16 +24,7 @@ from svcproxy.kube.recorder import EventRecorder, LogOnly
 from svcproxy.kube.source import Source
 from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import Node
-from svcproxy.modes import (
-    AnyBackend,
-    Mode,
-    SettingsOf,
-    followed_kinds,
-    longest_pause,
-    make_mode,
-    node_address,
-    service_annotations,
-)
+from svcproxy.modes import mode_spec
 from svcproxy.node.setup import NodeParameters
 from svcproxy.observe import log as logging
 from svcproxy.observe.client_connections import ClientLimits
@@ -57,19 +50,25 @@ class StartupError(Exception):
     """The daemon cannot start; the message is one line that names the remedy."""
 
 
-def run(config: Config, warnings: Sequence[str] = (), file: bytes = b"") -> int:
-    """Run until SIGTERM, SIGINT or a new configuration file; leave the kernel's rules in place.
+def run(
+    config: Config,
+    warnings: Sequence[str] = (),
+    file: bytes = b"",
+    spec: ModeSpec | None = None,
+) -> int:
+    """Run until SIGTERM, SIGINT or a changed configuration file; the rules stay in the kernel.
 
     With ``--cleanup`` or ``--init-only``, do that instead and return.
 
     Args:
-        config: what to do.
-        warnings: what the operator should know of the settings, a line each; it is logged.
-        file: what the configuration file said, if there is one.
+        config: the settings.
+        warnings: a line for each setting that the operator should reconsider; they are logged.
+        file: the content of the configuration file, if there is one.
+        spec: the mode to run instead of ``--proxy-mode``, whose settings it uses.
 
     Returns:
-        0 after an orderly stop; 1 if a clean-up left something, or when it has to be started
-        again for a new configuration file.
+        0 after an orderly stop; 1 if a clean-up was incomplete, or to be restarted with a changed
+        configuration file.
 
     Raises:
         StartupError, SourceError, BindError: it could not start; nothing was programmed.
@@ -80,44 +79,42 @@ def run(config: Config, warnings: Sequence[str] = (), file: bytes = b"") -> int:
     logging.configure(config.logging_format, config.verbosity, adjustable=verbosity)
     logging.catch_uncaught()
     try:
-        return _run(config, warnings, file, verbosity)
+        for warning in warnings:
+            log.warning("settings", note=warning)
+        if config.cleanup:
+            return _clean_up(config)
+        return _run(config, spec or mode_spec(config.proxy_mode), file, verbosity)
     finally:
         logging.flush()
 
 
-def _run(
-    config: Config, warnings: Sequence[str], file: bytes, verbosity: logging.Verbosity | None
-) -> int:
-    for warning in warnings:
-        log.warning("settings", note=warning)
-    if config.cleanup:
-        return _clean_up(config)
+def _run(config: Config, spec: ModeSpec, file: bytes, verbosity: logging.Verbosity | None) -> int:
     if config.init_only:
-        _prepare(config)
-        log.info("prepared", effect="svcproxy now runs with CAP_NET_ADMIN and CAP_NET_RAW alone")
+        _prepare(config, spec)
+        log.info("prepared", effect="svcproxy now needs only CAP_NET_ADMIN and CAP_NET_RAW")
         return 0
     stop = StopSignal()
     stop.install(signal.SIGTERM, signal.SIGINT)
     node_name = config.hostname_override or socket.gethostname().lower()
-    log.info("starting", version=__version__, mode=config.proxy_mode, node=node_name)
+    log.info("starting", version=__version__, mode=spec.name, node=node_name)
     with _Running() as running:
         running.add(stop.close)
-        _start(config, node_name, running, verbosity)
-        start_anew = _wait(config, file, stop)
+        _start(config, spec, node_name, running, verbosity)
+        changed = _wait(config, file, stop)
         log.info("stopping", rules="left in place")
         threads.spawn(_end_in_time, "stop")
-    # As with kube-proxy, that is for a supervisor that starts again only what has failed
-    return 1 if start_anew else 0
+    # As with kube-proxy: some supervisors restart only a process that failed.
+    return 1 if changed else 0
 
 
 def _end_in_time() -> None:
-    """End the process if a thread that hangs keeps it from ending."""
+    """End the process even if a hanging thread prevents an orderly stop."""
     time.sleep(limits.THREAD_STOP_SECONDS)
     threads.die(f"did not stop within {limits.THREAD_STOP_SECONDS:g} s")
 
 
 def _wait(config: Config, file: bytes, stop: StopSignal) -> bool:
-    """Wait for ``stop``, or for another configuration file: whether it is that."""
+    """Wait for ``stop`` or a changed configuration file; return whether the file changed."""
     if config.config is None:
         stop.wait()
         return False
@@ -129,7 +126,7 @@ def _wait(config: Config, file: bytes, stop: StopSignal) -> bool:
 
 
 class _Running:
-    """What has been started, to be stopped in reverse order whatever happens."""
+    """The started parts; they are stopped in reverse order, also after an exception."""
 
     def __init__(self) -> None:
         self._stops: list[Callable[[], None]] = []
@@ -146,47 +143,53 @@ class _Running:
 
 
 def _clean_up(config: Config) -> int:
-    """Remove the rules of all modes; return the exit status."""
+    """Remove the kernel objects of all modes; return the exit status."""
     from svcproxy.cleanup.sweep import sweep_all  # noqa: PLC0415 - needs every backend
 
-    swept = sweep_all(config.ipvs_exclude_cidrs)
-    report(swept, "end what still uses it and run --cleanup again")
-    log.info("cleaned_up", removed=sum(swept.removed.values()), failures=len(swept.problems))
-    return 1 if swept.problems else 0
+    result = sweep_all(config.ipvs_exclude_cidrs)
+    report(result, "stop what still uses it and run --cleanup again")
+    log.info("cleaned_up", removed=sum(result.removed.values()), failures=len(result.problems))
+    return 1 if result.problems else 0
 
 
-def _prepare(config: Config) -> Mode:
-    """Make the node ready for the mode; the backends load the modules whose parameters are set."""
+def _prepare(config: Config, spec: ModeSpec) -> ReadyBackends:
+    """Probe the backends, then set kernel parameters: probing loads the modules that have them."""
     try:
-        mode = make_mode(config)
+        ready = spec.make(config)
     except BackendUnavailable as error:
         raise StartupError(str(error)) from error
-    NodeParameters().set_up(config)
-    return mode
+    if spec.writes_kernel:
+        NodeParameters().set_up(config)
+    return ready
 
 
 class _Shared(NamedTuple):
-    """What the loops of all families have in common."""
+    """What the loops of all families share."""
 
     config: Config
+    spec: ModeSpec
     node_name: str
     metrics: Metrics
     health: HealthState
     events: EventRecorder
     running: _Running
-    sweeper: Sweeper
+    sweeper: Sweeper | None
     checks: ClientLimits
     listeners: DescriptorBudget
 
 
 def _start(
-    config: Config, node_name: str, running: _Running, verbosity: logging.Verbosity | None
+    config: Config,
+    spec: ModeSpec,
+    node_name: str,
+    running: _Running,
+    verbosity: logging.Verbosity | None,
 ) -> None:
-    mode = _prepare(config)
-    _doubt_node_ports(config)
-    _doubt_local_traffic(config)
-    metrics = Metrics(config.proxy_mode)
-    source, events = _source(config, node_name, metrics)
+    ready = _prepare(config, spec)
+    _warn_of_unserved_node_ports(config)
+    _note_unknown_local_traffic(config)
+    metrics = Metrics(spec.name, spec.metrics)
+    source, events = _source(config, spec, node_name, metrics)
     running.add(events.stop)
     health = HealthState(
         sync_period=config.sync_period,
@@ -194,35 +197,36 @@ def _start(
         wall=time.time,
         needs_node=config.manifests is None,
         stalled=threads.stalled,
-        families=[backend.family for backend in mode.backends],
-        kinds=followed_kinds(config.proxy_mode),
+        families=[backend.family for backend in ready.backends],
+        kinds=spec.kinds,
     )
     limit = DESCRIPTOR_LIMIT.raise_soft()
     descriptors = allocate(limit)
     servers = Servers(config, metrics, health, events, verbosity, connections=descriptors.pages)
     running.add(servers.stop)
     servers.start()
-    sweeper = _sweeper(config, mode)
+    sweeper = _sweeper(config, spec, ready) if spec.writes_kernel else None
     checks = replace(CHECK_LIMITS, connections=descriptors.health_checks)
     listeners = DescriptorBudget(descriptors.listeners, limit)
     shared = _Shared(
-        config, node_name, metrics, health, events, running, sweeper, checks, listeners
+        config, spec, node_name, metrics, health, events, running, sweeper, checks, listeners
     )
-    release_memory = memory_manager(len(mode.backends))
-    loops = [_loop(shared, backend, release_memory) for backend in mode.backends]
+    release_memory = memory_manager(len(ready.backends))
+    loops = [_loop(shared, backend, release_memory) for backend in ready.backends]
     for loop in loops:
         loop.start()
         running.add(partial(loop.stop, _STOP_SECONDS / len(loops)))
-    sweeper.start()
-    running.add(partial(sweeper.stop, _STOP_SECONDS / len(loops)))
-    _watch_kernel(mode, loops, shared)
+    if sweeper is not None:
+        sweeper.start()
+        running.add(partial(sweeper.stop, _STOP_SECONDS / len(loops)))
+    _watch_kernel(ready, loops, shared)
     source.start(Fanout([loop.inbox for loop in loops], metrics, health))
     running.add(source.stop)
     events.node("Starting", "")
 
 
-def _doubt_node_ports(config: Config) -> None:
-    """Tell if node ports are limited to ranges that this node is not in; it may yet be."""
+def _warn_of_unserved_node_ports(config: Config) -> None:
+    """Warn if node ports are limited to ranges without an address of this node."""
     ranges = config.nodeport_addresses
     if ranges and not config.nodeport_primary:
         found = (local_addresses(family, config.nodeport_cidrs(family)) for family in IPFamily)
@@ -231,30 +235,32 @@ def _doubt_node_ports(config: Config) -> None:
                 "node_ports.nowhere",
                 ranges=",".join(ranges),
                 reason="no address of this node is in the ranges for node ports",
-                remedy="give a range with one (--nodeport-addresses, nodePortAddresses)",
+                remedy="add a range that has one (--nodeport-addresses, nodePortAddresses)",
             )
 
 
-def _doubt_local_traffic(config: Config) -> None:
-    """Tell if pods cannot be told from others; without any flags that is so, as in kube-proxy."""
+def _note_unknown_local_traffic(config: Config) -> None:
+    """Log that packets of pods cannot be recognised; as in kube-proxy, that is the default."""
     if config.detect_local_mode is LocalMode.CLUSTER_CIDR and not config.cluster_cidrs:
         log.info(
             "local_traffic.unknown",
             effect="traffic from outside the cluster to cluster IPs is not masqueraded",
-            remedy="give the range of the pods' addresses (--cluster-cidr, clusterCIDR)",
+            remedy="set the range of pod addresses (--cluster-cidr, clusterCIDR)",
         )
 
 
-def _sweeper(config: Config, mode: Mode) -> Sweeper:
-    """What removes the rules of other modes, and of kube-proxy, once this mode serves."""
-    families = [backend.family for backend in mode.backends]
-    present = ActiveMode(config.proxy_mode, mode.variant, config.ipvs_exclude_cidrs)
-    return Sweeper(present, families, config.sync_period)
+def _sweeper(config: Config, spec: ModeSpec, ready: ReadyBackends) -> Sweeper:
+    """Return what removes the objects of other modes and of kube-proxy once this mode serves."""
+    families = [backend.family for backend in ready.backends]
+    active = ActiveMode(spec.name, ready.iptables_variant, config.ipvs_exclude_cidrs)
+    return Sweeper(active, families, config.sync_period)
 
 
-def _watch_kernel(mode: Mode, loops: Sequence[FamilyLoop[Any, Any]], shared: _Shared) -> None:
-    """Have the kernel compared as soon as somebody else changes what is ours."""
-    if mode.watch is None:
+def _watch_kernel(
+    ready: ReadyBackends, loops: Sequence[FamilyLoop[Any, Any]], shared: _Shared
+) -> None:
+    """Request a resync as soon as another program changes svcproxy's kernel objects."""
+    if ready.watch is None:
         return
 
     def on_external_change(change: ExternalChange) -> None:
@@ -267,7 +273,7 @@ def _watch_kernel(mode: Mode, loops: Sequence[FamilyLoop[Any, Any]], shared: _Sh
                 loop.inbox.doubt(change)
 
     try:
-        watcher = mode.watch(on_external_change)
+        watcher = ready.watch(on_external_change)
     except BackendError as error:
         log.warning("kernel.not_watched", error=str(error), effect="repairs take a sync period")
         return
@@ -277,8 +283,6 @@ def _watch_kernel(mode: Mode, loops: Sequence[FamilyLoop[Any, Any]], shared: _Sh
 
 def _loop(shared: _Shared, backend: AnyBackend, release_memory: SyncHook) -> FamilyLoop[Any, Any]:
     config, family = shared.config, backend.family
-    servers = _health_check_servers(shared, family)
-    shared.running.add(servers.stop)
     return FamilyLoop(
         backend,
         DesiredState(family, shared.node_name, external_ips=config.allows_external_ips),
@@ -286,23 +290,29 @@ def _loop(shared: _Shared, backend: AnyBackend, release_memory: SyncHook) -> Fam
             config.min_sync_period,
             config.sync_period,
             adaptive=config.adapts_sync_pause,
-            longest_pause=longest_pause(config.proxy_mode),
+            longest_pause=shared.spec.longest_pause,
         ),
         Reporter(family, shared.metrics, shared.health, shared.events),
-        settings_for=SettingsOf(config, family),
-        followers=(
-            flow_cleaner(StaleFlows(family), family, shared.metrics),
-            health_checks(servers, partial(_health_check_addresses, config, family)),
-            shared.sweeper.follower(family),
-            release_memory,
-        ),
-        kinds=followed_kinds(config.proxy_mode),
+        settings_for=NodeSettings(config, family),
+        followers=(*_hooks(shared, family), release_memory),
+        kinds=shared.spec.kinds,
     )
+
+
+def _hooks(shared: _Shared, family: IPFamily) -> Iterator[SyncHook]:
+    """Yield what to do after each sync of a mode that programs the kernel, in this order."""
+    if shared.spec.writes_kernel:
+        yield flow_cleaner(StaleFlows(family), family, shared.metrics)
+        servers = _health_check_servers(shared, family)
+        shared.running.add(servers.stop)
+        yield health_checks(servers, partial(_health_check_addresses, shared.config, family))
+    if shared.sweeper is not None:
+        yield shared.sweeper.hook(family)
 
 
 def _health_check_servers(shared: _Shared, family: IPFamily) -> ServiceHealthServers:
     def failed(service: NamespacedName, port: int, reason: str) -> None:
-        # It concerns this node only, so the note has to name it.
+        # The Event is about a Service; the failure is about this node only.
         note = f"node {shared.node_name} failed to start healthcheck on port {port}: {reason}"
         shared.events.service(service, "FailedToStartServiceHealthcheck", note, action="Listen")
 
@@ -317,7 +327,7 @@ def _health_check_servers(shared: _Shared, family: IPFamily) -> ServiceHealthSer
 
 
 def _health_check_addresses(config: Config, family: IPFamily, node: Node | None) -> tuple[str, ...]:
-    """Where health-check node ports listen: where node ports are served; empty for everywhere."""
+    """Return the addresses that serve node ports, which serve health checks too; empty means all."""
     if config.nodeport_primary:
         address = node_address(config, family, node)
         return (address,) if address else ()
@@ -327,14 +337,15 @@ def _health_check_addresses(config: Config, family: IPFamily, node: Node | None)
     return local_addresses(family, ranges) if ranges else ()
 
 
-def _source(config: Config, node_name: str, metrics: Metrics) -> tuple[Source, EventRecorder]:
-    """The source that the flags ask for, and where Events go; loads only what is used."""
-    annotations = service_annotations(config.proxy_mode)
+def _source(
+    config: Config, spec: ModeSpec, node_name: str, metrics: Metrics
+) -> tuple[Source, EventRecorder]:
+    """Return the source of objects and the recorder of Events, importing only the used modules."""
     if config.manifests is not None:
         from svcproxy.kube.manifests import ManifestSource  # noqa: PLC0415
 
         folder = Path(config.manifests)
-        return ManifestSource(folder, node_name, annotations=annotations), LogOnly()
+        return ManifestSource(folder, node_name, annotations=spec.annotations), LogOnly()
     from svcproxy.kube.api import KubernetesSource  # noqa: PLC0415
     from svcproxy.kube.credentials import ClientSettings  # noqa: PLC0415
     from svcproxy.kube.events import KubernetesEvents  # noqa: PLC0415
@@ -344,6 +355,5 @@ def _source(config: Config, node_name: str, metrics: Metrics) -> tuple[Source, E
         master=config.master or "",
         on_request=metrics.requested,
     )
-    kinds = followed_kinds(config.proxy_mode)
-    source = KubernetesSource(settings, node_name, kinds, annotations=annotations)
+    source = KubernetesSource(settings, node_name, spec.kinds, annotations=spec.annotations)
     return source, KubernetesEvents(settings, node_name)

@@ -1,1 +1,1 @@
-"""What another mode, the other variant of iptables, or kube-proxy has left in the kernel."""
+"""Removing stale kernel objects of other modes, of the other iptables variant, and of kube-proxy."""

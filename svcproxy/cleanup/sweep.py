@@ -1,130 +1,69 @@
-"""Removing what is not in use any more, step by step; what fails is told, the rest goes on."""
+"""One pass of the clean-up over all modes; a step that fails does not stop the others."""
 
-import errno
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 
 from svcproxy.backends.base import BackendError
-from svcproxy.backends.iptables import cleanup as iptables
-from svcproxy.backends.iptables.core.cleanup import ChainOwner
-from svcproxy.backends.ipvs.naming import IPVS_FILTER
-from svcproxy.backends.nftables.connection import RefusedError
-from svcproxy.backends.nftables.table import KernelTable
-from svcproxy.backends.xtables.commands import Variant
-from svcproxy.cleanup.active_mode import ActiveMode, Swept
-from svcproxy.cleanup.ipvs import destroy_sets, has_connections, remove_servers
-from svcproxy.cleanup.names import IPVS_SETS, KUBE_PROXY_TABLE, is_affinity_set
-from svcproxy.config import ProxyMode
+from svcproxy.backends.mode_spec import ActiveMode, CleanupStep
+from svcproxy.cleanup.ipsets import destroy_ipsets
+from svcproxy.cleanup.result import CleanupResult
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.core.nf_tables.ruleset import TABLE
-
-_NO_NFTABLES = frozenset({errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL})
+from svcproxy.modes import all_modes
 
 
-Step = Callable[[ActiveMode], Mapping[str, int]]
+def sweep_family(active: ActiveMode, family: IPFamily) -> CleanupResult:
+    """Remove stale rules of one family. Rules are removed first, because they carry traffic."""
+    keep = () if active.mode is None else _chains_in_use(active)
+    return _run(step for mode in all_modes() for step in mode.cleanup.rules(active, family, keep))
 
 
-def sweep_family(present: ActiveMode, family: IPFamily) -> Swept:
-    """Remove what others have left for one family: rules first, they carry traffic."""
-    spared = _spared(present)
-
-    def wait(_present: ActiveMode) -> Mapping[str, int]:
-        if spared:
-            raise BackendError(f"{', '.join(spared)} stays: connections still go through IPVS")
-        return {}
-
+def sweep_shared(active: ActiveMode) -> CleanupResult:
+    """Remove stale objects of both families; the rules that used them must be removed already."""
     return _run(
-        present,
         [
-            *(_iptables(variant, family, spared) for variant in Variant),
-            lambda kept: _nftables(kept, family),
-            wait,
-        ],
+            lambda: _destroy_ipsets(active),
+            *(step for mode in all_modes() for step in mode.cleanup.shared(active)),
+        ]
     )
 
 
-def sweep_common(present: ActiveMode) -> Swept:
-    """Remove what belongs to both families; rules may use it and must have gone before."""
-    return _run(present, [_ipsets, _virtual_servers])
+def sweep_all(keep: tuple[str, ...] = ()) -> CleanupResult:
+    """Remove all kernel objects of every mode of svcproxy and of kube-proxy, in both families.
 
-
-def sweep_all(spared: tuple[str, ...] = ()) -> Swept:
-    """Remove everything of every mode, of svcproxy and of kube-proxy, in both families."""
-    nothing = ActiveMode(spared=spared)
-    parts = [*(sweep_family(nothing, family) for family in IPFamily), sweep_common(nothing)]
+    Args:
+        keep: CIDRs whose virtual servers stay (``--ipvs-exclude-cidrs``).
+    """
+    none_active = ActiveMode(keep=keep)
+    results = [*(sweep_family(none_active, family) for family in IPFamily)]
+    results.append(sweep_shared(none_active))
     removed: Counter[str] = Counter()
-    for part in parts:
-        removed.update(part.removed)
-    return Swept(dict(removed), tuple(problem for part in parts for problem in part.problems))
+    for result in results:
+        removed.update(result.removed)
+    problems = tuple(problem for result in results for problem in result.problems)
+    return CleanupResult(dict(removed), problems)
 
 
-def _run(present: ActiveMode, steps: list[Step]) -> Swept:
+def _run(steps: Iterable[CleanupStep]) -> CleanupResult:
     removed: Counter[str] = Counter()
     problems: list[str] = []
     for step in steps:
         try:
-            removed.update(step(present))
+            removed.update(step())
         except BackendError as error:
             problems.append(str(error))
-    return Swept(dict(removed), tuple(problems))
+    return CleanupResult(dict(removed), tuple(problems))
 
 
-def _iptables(variant: Variant, family: IPFamily, spared: tuple[str, ...]) -> Step:
-    return lambda present: iptables.remove_stale_chains(
-        variant, family, _user_of(present, variant), spared
-    )
+def _chains_in_use(active: ActiveMode) -> tuple[str, ...]:
+    """Return the chains that connections of inactive modes still depend on."""
+    inactive = (mode for mode in all_modes() if mode.name != active.mode)
+    return tuple(chain for mode in inactive for chain in mode.cleanup.chains_in_use())
 
 
-def _spared(present: ActiveMode) -> tuple[str, ...]:
-    """The chain that keeps the node's own ports from being reached at addresses of Services.
-
-    It has to stay, with the ipsets that it names, as long as the node has those addresses.
-    """
-    leaving = present.mode not in {None, ProxyMode.IPVS}
-    return (IPVS_FILTER,) if leaving and has_connections() else ()
-
-
-def _user_of(present: ActiveMode, variant: Variant) -> ChainOwner | None:
-    """Who uses the tables of a variant of iptables."""
-    if present.variant != variant or present.mode is ProxyMode.NFTABLES or present.mode is None:
-        return None
-    return ChainOwner.IPVS if present.mode is ProxyMode.IPVS else ChainOwner.IPTABLES
-
-
-def _nftables(present: ActiveMode, family: IPFamily) -> Mapping[str, int]:
-    names = [KUBE_PROXY_TABLE]
-    if present.mode is not ProxyMode.NFTABLES:
-        names.append(TABLE)
-    return {"table_deleted": sum(_delete_table(family, name) for name in names)}
-
-
-def _delete_table(family: IPFamily, name: str) -> bool:
-    try:
-        table = KernelTable(family, name)
-    except OSError:
-        return False  # no netfilter netlink, no tables
-    try:
-        return table.delete()
-    except RefusedError as error:
-        if error.number in _NO_NFTABLES:
-            return False
-        raise
-    finally:
-        table.close()
-
-
-def _ipsets(present: ActiveMode) -> Mapping[str, int]:
-    waiting = bool(_spared(present))
-
-    def is_doomed(name: str) -> bool:
-        if name in IPVS_SETS:
-            return present.mode is not ProxyMode.IPVS and not waiting
-        return present.mode is not ProxyMode.IPTABLES and is_affinity_set(name)
-
-    return {"set_destroyed": destroy_sets(is_doomed)}
-
-
-def _virtual_servers(present: ActiveMode) -> Mapping[str, int]:
-    if present.mode is ProxyMode.IPVS:
-        return {}
-    return remove_servers(present.spared, now=present.mode is None)
+def _destroy_ipsets(active: ActiveMode) -> Mapping[str, int]:
+    stale = [
+        mode.cleanup.owns_ipset
+        for mode in all_modes()
+        if mode.name != active.mode and (active.mode is None or not mode.cleanup.chains_in_use())
+    ]
+    return {"set_destroyed": destroy_ipsets(lambda name: any(owns(name) for owns in stale))}

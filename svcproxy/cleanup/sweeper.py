@@ -1,66 +1,74 @@
-"""Removing leftovers once the present mode serves, without delaying it."""
+"""Removing stale kernel objects in the background, once the active mode serves."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from threading import Condition, Thread
 
 import structlog
 
 from svcproxy import limits, threads
-from svcproxy.cleanup.active_mode import ActiveMode, Swept, report
+from svcproxy.backends.mode_spec import ActiveMode
+from svcproxy.cleanup.result import CleanupResult, report
 from svcproxy.model.names import IPFamily
-from svcproxy.sync.loop import SyncResult
+from svcproxy.sync.loop import SyncHook, SyncResult
 
 log = structlog.get_logger()
 
-_CONSIDERATION_SECONDS = 10.0
-_REMEDY = "end what still uses it; it is tried again every sync period"
+_OTHER_FAMILY_SECONDS = 10.0
+"""How long the clean-up of one family waits for the first sync of the other."""
+_REMEDY = "stop what still uses it; the clean-up is retried every sync period"
 
 
 class Sweeper:
-    """A thread that sweeps a family after its first sync, and ends when nothing is left to do.
+    """A thread that cleans up after a family's first sync, and ends when nothing is left to do.
 
-    Until that sync the old rules serve; afterwards both do, and what goes is the old. What could
-    not be removed is tried again every ``period`` seconds.
+    Until that sync the rules of the former mode serve traffic; after it both do, and the former
+    ones are removed. What could not be removed is retried every ``period`` seconds.
+
+    Args:
+        active: the mode that serves now.
+        families: the families that it serves.
+        period: seconds between attempts.
     """
 
-    def __init__(self, present: ActiveMode, families: Iterable[IPFamily], period: float) -> None:
-        self._present = present
+    def __init__(self, active: ActiveMode, families: Iterable[IPFamily], period: float) -> None:
+        self._active = active
         self._period = period
         self._condition = Condition()
-        self._waiting = set(families)
+        self._unsynced = set(families)
+        # Parts of the clean-up: a family, or None for objects of both families.
         self._ready: list[IPFamily | None] = []
         self._failed: list[IPFamily | None] = []
-        self._told: dict[IPFamily | None, tuple[str, ...]] = {}
+        self._reported: dict[IPFamily | None, tuple[str, ...]] = {}
         self._stopped = False
         self._thread: Thread | None = None
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread = threads.spawn(self._run, "leftovers")
+        self._thread = threads.spawn(self._run, "cleanup")
 
     def stop(self, seconds: float) -> None:
-        """End the thread; wait at most ``seconds`` for the step that is under way."""
+        """End the thread; wait at most ``seconds`` for the step in progress."""
         with self._condition:
             self._stopped = True
             self._condition.notify()
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def follower(self, family: IPFamily) -> Callable[[SyncResult], None]:
-        """What a family's loop has to call after its syncs."""
+    def hook(self, family: IPFamily) -> SyncHook:
+        """Return the hook that starts the clean-up after the first sync of a family."""
 
-        def synced(_settled: SyncResult) -> None:
-            if family in self._waiting:
+        def after_sync(_result: SyncResult) -> None:
+            if family in self._unsynced:
                 self._synced(family)
 
-        return synced
+        return after_sync
 
     def _synced(self, family: IPFamily) -> None:
         with self._condition:
-            self._waiting.discard(family)
+            self._unsynced.discard(family)
             self._ready.append(family)
-            if not self._waiting:
-                self._ready.append(None)  # what both families share
+            if not self._unsynced:
+                self._ready.append(None)
             self._condition.notify()
 
     def _run(self) -> None:
@@ -69,39 +77,39 @@ class Sweeper:
                 if self._stopped:
                     return
                 threads.working(limits.THREAD_SWEEP_SECONDS)
-                swept = self._sweep(part)
-                # What is told once need not be told again every sync period.
-                told, self._told[part] = self._told.get(part, ()), swept.problems
-                new = tuple(problem for problem in swept.problems if problem not in told)
-                report(Swept(swept.removed, new), _REMEDY)
-                if swept.problems:
+                result = self._sweep(part)
+                # Do not repeat the same problem every sync period.
+                reported, self._reported[part] = self._reported.get(part, ()), result.problems
+                new = tuple(problem for problem in result.problems if problem not in reported)
+                report(CleanupResult(result.removed, new), _REMEDY)
+                if result.problems:
                     self._failed.append(part)
 
     def _next(self) -> list[IPFamily | None]:
-        """Wait for something to do; nothing when all is done, or the thread has to end."""
+        """Wait for parts to clean up; return none when all are done or the thread should end."""
         threads.waiting()
         with self._condition:
-            if self._waiting or self._failed:
-                patience = self._period if self._failed else None
-                self._condition.wait_for(lambda: self._stopped or bool(self._ready), patience)
+            if self._unsynced or self._failed:
+                timeout = self._period if self._failed else None
+                self._condition.wait_for(lambda: self._stopped or bool(self._ready), timeout)
                 if self._ready:
-                    # Reading another mode's rules would compete with another family's first sync.
+                    # Reading another mode's rules would slow down the other family's first sync.
                     self._condition.wait_for(
-                        lambda: self._stopped or not self._waiting, _CONSIDERATION_SECONDS
+                        lambda: self._stopped or not self._unsynced, _OTHER_FAMILY_SECONDS
                     )
             parts, self._ready = self._ready, []
             if not parts:
                 parts, self._failed = self._failed, []
             return [] if self._stopped else parts
 
-    def _sweep(self, part: IPFamily | None) -> Swept:
+    def _sweep(self, part: IPFamily | None) -> CleanupResult:
         try:
-            # It needs parts of every backend, and nobody should wait for these to be loaded.
-            from svcproxy.cleanup.sweep import sweep_common, sweep_family  # noqa: PLC0415
+            # Imported here because it needs modules of every backend: the start does not wait.
+            from svcproxy.cleanup.sweep import sweep_family, sweep_shared  # noqa: PLC0415
 
             if part is None:
-                return sweep_common(self._present)
-            return sweep_family(self._present, part)
+                return sweep_shared(self._active)
+            return sweep_family(self._active, part)
         except Exception as error:
-            log.exception("leftovers.defect")
-            return Swept({}, (str(error),))
+            log.exception("cleanup.defect")
+            return CleanupResult({}, (str(error),))

@@ -7,6 +7,7 @@ global state: each ``Metrics`` has its own registry.
 """
 
 import platform
+from collections.abc import Collection
 from itertools import chain
 
 from prometheus_client import (
@@ -19,9 +20,8 @@ from prometheus_client import (
 )
 
 from svcproxy import __version__, threads
-from svcproxy.config import ProxyMode
 from svcproxy.model.names import Kind
-from svcproxy.observe.nfacct_metrics import NfacctCollector
+from svcproxy.observe.nfacct_metrics import PACKET_COUNTS, NfacctCollector
 from svcproxy.observe.process_metrics import GoProcessCollector, process_start_time
 from svcproxy.observe.refused_inputs import RefusedInputsCollector
 from svcproxy.observe.slis import HealthCheckResults
@@ -42,11 +42,6 @@ DEFECT_PLACES = ("object", "service", "planning", "sync", "after_sync")
 """The activities in which svcproxy catches unexpected exceptions: a label of
 ``svcproxy_defects_total``."""
 
-_ALL = frozenset(ProxyMode)
-_IPTABLES = frozenset({ProxyMode.IPTABLES})
-_NFTABLES = frozenset({ProxyMode.NFTABLES})
-_RESTORING = frozenset({ProxyMode.IPTABLES, ProxyMode.IPVS})
-
 
 class Metrics:
     """All metrics of one daemon, as public attributes of ``prometheus_client`` types.
@@ -56,19 +51,22 @@ class Metrics:
     kube-proxy does not have in the mode can be set, but are not exported.
 
     Args:
-        mode: the proxy mode; it decides which of kube-proxy's metrics are exported.
+        mode: the name of the mode that runs.
+        shown: the mode-specific metrics to export (``ModeSpec.metrics``); all if not given.
         registry: registers the metrics; by default a new one.
     """
 
     def __init__(
         self,
-        mode: ProxyMode = ProxyMode.IPTABLES,
+        mode: str = "iptables",
+        shown: Collection[str] | None = None,
         registry: CollectorRegistry | None = None,
     ) -> None:
         self.registry = CollectorRegistry() if registry is None else registry
         self.slis = HealthCheckResults()
         self.started = process_start_time()
         self._mode = mode
+        self._shown = shown
         self._process_names: set[str] = set()
         self._add_syncs()
         self._add_changes()
@@ -83,7 +81,7 @@ class Metrics:
         GCCollector(registry=self.registry)
         self.registry.register(GoProcessCollector())
         self.registry.register(RefusedInputsCollector(REFUSALS))
-        if mode is ProxyMode.IPTABLES:
+        if self._is_shown(PACKET_COUNTS[0]):
             self.registry.register(NfacctCollector())
 
     def _add_syncs(self) -> None:
@@ -134,13 +132,13 @@ class Metrics:
             "sync_proxy_rules_iptables_total",
             "iptables rules owned by the proxy.",
             ("table", "ip_family"),
-            modes=_IPTABLES,
+            mode_specific=True,
         )
         self.iptables_rules_last = self._gauge(
             "sync_proxy_rules_iptables_last",
             "iptables rules written in the last sync.",
             ("table", "ip_family"),
-            modes=_IPTABLES,
+            mode_specific=True,
         )
         self.no_local_endpoints = self._gauge(
             "sync_proxy_rules_no_local_endpoints_total",
@@ -151,25 +149,25 @@ class Metrics:
             "sync_proxy_rules_iptables_restore_failures",
             "Failed iptables restores.",
             _FAMILY,
-            modes=_RESTORING,
+            mode_specific=True,
         )
         self.iptables_partial_restore_failures = self._counter(
             "sync_proxy_rules_iptables_partial_restore_failures",
             "Failed iptables restores of incremental changes, each followed by a full one.",
             _FAMILY,
-            modes=_IPTABLES,
+            mode_specific=True,
         )
         self.nftables_sync_failures = self._counter(
             "sync_proxy_rules_nftables_sync_failures",
             "Failed nftables transactions.",
             _FAMILY,
-            modes=_NFTABLES,
+            mode_specific=True,
         )
         self.nftables_cleanup_failures = self._counter(
             "sync_proxy_rules_nftables_cleanup_failures",
             "Always 0: stale objects are removed in the transaction of the sync itself.",
             _FAMILY,
-            modes=_NFTABLES,
+            mode_specific=True,
         )
 
     def _add_conntrack(self) -> None:
@@ -333,14 +331,14 @@ class Metrics:
         text: str,
         buckets: tuple[float, ...] = _SYNC_BUCKETS,
         *,
-        modes: frozenset[ProxyMode] = _ALL,
+        mode_specific: bool = False,
     ) -> Histogram:
         return Histogram(
             f"kubeproxy_{name}",
             f"[ALPHA] {text}",
             _FAMILY,
             buckets=buckets,
-            registry=self._registry_in(modes),
+            registry=self._registry_of(name, mode_specific=mode_specific),
         )
 
     def _gauge(
@@ -349,9 +347,9 @@ class Metrics:
         text: str,
         labels: tuple[str, ...] = (),
         *,
-        modes: frozenset[ProxyMode] = _ALL,
+        mode_specific: bool = False,
     ) -> Gauge:
-        registry = self._registry_in(modes)
+        registry = self._registry_of(name, mode_specific=mode_specific)
         return Gauge(f"kubeproxy_{name}", f"[ALPHA] {text}", labels, registry=registry)
 
     def _counter(
@@ -360,11 +358,15 @@ class Metrics:
         text: str,
         labels: tuple[str, ...] = (),
         *,
-        modes: frozenset[ProxyMode] = _ALL,
+        mode_specific: bool = False,
     ) -> Counter:
         """Create a counter; the library appends ``_total`` to its name."""
-        registry = self._registry_in(modes)
+        registry = self._registry_of(name, mode_specific=mode_specific)
         return Counter(f"kubeproxy_{name}", f"[ALPHA] {text}", labels, registry=registry)
 
-    def _registry_in(self, modes: frozenset[ProxyMode]) -> CollectorRegistry | None:
-        return self.registry if self._mode in modes else None
+    def _registry_of(self, name: str, *, mode_specific: bool) -> CollectorRegistry | None:
+        return self.registry if not mode_specific or self._is_shown(name) else None
+
+    def _is_shown(self, name: str) -> bool:
+        """Whether the present mode shows a metric that only some modes have."""
+        return self._shown is None or name in self._shown

@@ -20,6 +20,9 @@ _METRICS = {
     ),
 }
 
+PACKET_COUNTS = tuple(name.removeprefix("kubeproxy_") for name, _ in _METRICS.values())
+"""The names as ``ModeSpec.metrics`` spells them."""
+
 
 class NfacctCollector(Collector):
     """Reads the nfacct counters at each scrape; yields nothing if the kernel has none."""

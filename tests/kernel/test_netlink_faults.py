@@ -16,9 +16,9 @@ import pytest
 
 from svcproxy.backends.base import BackendError, ExternalChange
 from svcproxy.backends.ipvs.address_watcher import AddressWatcher
+from svcproxy.backends.nf_tables_watcher import LOST, NftablesWatcher
 from svcproxy.backends.nftables.connection import Connection as NftConnection
 from svcproxy.backends.nftables.connection import RefusedError
-from svcproxy.backends.nftables.watcher import LOST, NftablesWatcher
 from svcproxy.conntrack import table as conntrack_table
 from svcproxy.conntrack.core.stale import Key
 from svcproxy.conntrack.table import ConntrackError, Table

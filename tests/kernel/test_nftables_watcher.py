@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from svcproxy.backends.base import Desired, ExternalChange
+from svcproxy.backends.nf_tables_watcher import LOST, NftablesWatcher
 from svcproxy.backends.nftables.backend import NftablesBackend
-from svcproxy.backends.nftables.watcher import LOST, NftablesWatcher
 from svcproxy.backends.settings import Settings
 from svcproxy.backends.xtables.commands import untracked
 from svcproxy.model.names import IPFamily
@@ -252,7 +252,7 @@ def test_it_says_how_sure_it_is_and_of_which_family(scene: Scene) -> None:
 def test_it_stops_at_once_and_closes_its_sockets() -> None:
     program = (
         "import os, time\n"
-        "from svcproxy.backends.nftables.watcher import NftablesWatcher\n"
+        "from svcproxy.backends.nf_tables_watcher import NftablesWatcher\n"
         "before = len(os.listdir('/proc/self/fd'))\n"
         "for _ in range(20):\n"
         "    watcher = NftablesWatcher(print)\n"

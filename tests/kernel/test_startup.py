@@ -155,20 +155,21 @@ import os, sys
 from svcproxy.cli import load_daemon, parse
 load_daemon()
 import svcproxy.kube.api, svcproxy.kube.events
-from svcproxy.modes import make_mode
-mode = make_mode(parse(sys.argv[1:], os.environ))
-if mode.watch:
-    mode.watch(print)
+from svcproxy.modes import mode_spec
+config = parse(sys.argv[1:], os.environ)
+ready = mode_spec(config.proxy_mode).make(config)
+if ready.watch:
+    ready.watch(print)
 print(*sys.modules)
 """
-"""What the daemon does up to its first list."""
+"""The imports of the daemon up to its first list."""
 FOREIGN = {
     "nftables": {"iptables", "ipvs", "xtables"},
-    "nft": {"ipvs", "nftables.backend"},
+    "nft": {"ipvs", "nftables"},
     "legacy": {"ipvs", "nftables"},
     "ipvs": {"iptables", "nftables"},
 }
-"""Of each variant, what belongs to others; iptables' nft variant listens to nftables' events."""
+"""The packages in ``svcproxy/backends`` that each variant must not load."""
 NEVER = {"svcproxy.cleanup.sweep", "kubernetes", "yaml", "requests", "rich", "pyroute2"}
 
 

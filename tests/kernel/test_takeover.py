@@ -245,7 +245,7 @@ class Machine:
         closed when that has been seen, and others opened.
         """
         if daemon and held and mode != "ipvs":
-            daemon.wait_log("leftovers.not_removed", timeout=LONG)
+            daemon.wait_log("cleanup.not_removed", timeout=LONG)
             assert self.ipvs_remains()
             held.renew()
             self.wait_no_ipvs()
@@ -399,11 +399,11 @@ def test_a_failed_removal_is_told_and_tried_again(machine: Machine, folder: Path
     with Daemon(
         machine.node, folder, flags={**mode_flags("nft"), "iptables-sync-period": "1s"}
     ) as daemon:
-        line = daemon.wait_log("leftovers.not_removed")
+        line = daemon.wait_log("cleanup.not_removed")
         assert "KUBE-CLUSTER-IP" in line
         assert "KUBE-CLUSTER-IP" in machine.sets()
         time.sleep(1.5)
-        assert sum("leftovers.not_removed" in line for line in daemon.logs()) == 1, "told once"
+        assert sum("cleanup.not_removed" in line for line in daemon.logs()) == 1, "told once"
         machine.space.run("iptables-nft", "-D", *rule)
         eventually(lambda: "KUBE-CLUSTER-IP" not in machine.sets(), "the set's end", timeout=3.0)
 

@@ -1,4 +1,4 @@
-"""What IPVS mode leaves goes, with its interface; without that, nobody's virtual servers do."""
+"""Virtual servers are removed if the interface of IPVS mode exists, and only then."""
 
 import sys
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from svcproxy.backends.base import BackendError
+from svcproxy.backends.ipvs import cleanup
 from svcproxy.backends.ipvs.values import DUMMY_INTERFACE
-from svcproxy.cleanup import ipvs as leftovers
-from svcproxy.cleanup.active_mode import ActiveMode
-from svcproxy.cleanup.sweep import sweep_common, sweep_family
+from svcproxy.backends.mode_spec import ActiveMode
+from svcproxy.cleanup.sweep import sweep_family, sweep_shared
 from svcproxy.config import ProxyMode
 from svcproxy.model.names import IPFamily
 from testbed.netns import NetNS
@@ -37,24 +37,26 @@ def make_interface(namespace: NetNS) -> None:
     namespace.run("ip", "addr", "add", "10.96.0.1/32", "dev", DUMMY_INTERFACE)
 
 
-def test_virtual_servers_go_with_the_interface(served: NetNS) -> None:
+def test_virtual_servers_are_removed_with_the_interface(served: NetNS) -> None:
     make_interface(served)
-    done = served.call(lambda: leftovers.remove_servers((), now=False))
+    done = served.call(lambda: cleanup.remove_virtual_servers((), now=False))
     assert done == {"virtual_server_deleted": len(SERVERS), "link_deleted": 1}
     assert servers(served) == []
     assert served.run("ip", "link", "show", DUMMY_INTERFACE, check=False).returncode
-    assert served.call(lambda: leftovers.remove_servers((), now=True)) == {}, "once more"
+    assert served.call(lambda: cleanup.remove_virtual_servers((), now=True)) == {}, "once more"
 
 
-def test_spared_ranges_stay(served: NetNS) -> None:
+def test_virtual_servers_in_ranges_to_keep_stay(served: NetNS) -> None:
     make_interface(served)
-    served.call(lambda: leftovers.remove_servers(("10.96.0.2/32", "fd00:10:96::/64"), now=True))
+    served.call(
+        lambda: cleanup.remove_virtual_servers(("10.96.0.2/32", "fd00:10:96::/64"), now=True)
+    )
     assert servers(served) == sorted(SERVERS[1:])
 
 
 def test_without_the_interface_no_virtual_server_is_touched(served: NetNS) -> None:
-    """They are somebody else's: those of keepalived, for example."""
-    assert served.call(lambda: leftovers.remove_servers((), now=True)) == {}
+    """They belong to another program, such as keepalived."""
+    assert served.call(lambda: cleanup.remove_virtual_servers((), now=True)) == {}
     assert servers(served) == sorted(SERVERS)
 
 
@@ -65,18 +67,18 @@ def test_connections_keep_it_all(
     listing = tmp_path / "ip_vs_conn"
     head = "Pro FromIP FPrt ToIP TPrt DestIP DPrt State Expires PEName PEData\n"
     line = "TCP 0A000009 C350 0A600001 0050 0A000002 1F90 {} 899\n"
-    monkeypatch.setattr(leftovers, "_CONNECTIONS", listing)
+    monkeypatch.setattr(cleanup, "_CONNECTIONS", listing)
     listing.write_text(head + line.format("ESTABLISHED"))
     with pytest.raises(BackendError, match="connections"):
-        served.call(lambda: leftovers.remove_servers((), now=False))
+        served.call(lambda: cleanup.remove_virtual_servers((), now=False))
     assert servers(served) == sorted(SERVERS)
     over = ("TIME_WAIT", "SYN_SENT")
     listing.write_text(head + "".join(map(line.format, over)))
-    assert served.call(lambda: leftovers.remove_servers((), now=False))["link_deleted"] == 1
+    assert served.call(lambda: cleanup.remove_virtual_servers((), now=False))["link_deleted"] == 1
 
 
 def test_cleanup_removes_it_and_the_rules(served: NetNS) -> None:
-    """This kernel has no nf_tables for IP, which is no reason to fail."""
+    """It succeeds on this kernel, which has no nf_tables for IP."""
     make_interface(served)
     rules = "*nat\n:KUBE-IPVS-NODE-PORTS - [0:0]\n:KUBE-SERVICES - [0:0]\nCOMMIT\n"
     served.run("iptables-legacy-restore", "--noflush", stdin=rules)
@@ -89,7 +91,7 @@ def test_cleanup_removes_it_and_the_rules(served: NetNS) -> None:
     assert "KUBE" not in served.run("iptables-legacy-save").stdout
 
 
-def test_what_guards_the_addresses_stays_as_long_as_they_do(
+def test_the_access_filter_stays_as_long_as_the_addresses(
     served: NetNS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_interface(served)
@@ -103,12 +105,12 @@ def test_what_guards_the_addresses_stays_as_long_as_they_do(
     served.run("iptables-legacy-restore", "--noflush", stdin=rules)
     listing = tmp_path / "ip_vs_conn"
     listing.write_text("head\nTCP 0A000009 C350 0A600001 0050 0A000002 1F90 ESTABLISHED 899\n")
-    monkeypatch.setattr(leftovers, "_CONNECTIONS", listing)
-    present = ActiveMode(ProxyMode.NFTABLES)
+    monkeypatch.setattr(cleanup, "_CONNECTIONS", listing)
+    active = ActiveMode(ProxyMode.NFTABLES)
 
     def swept() -> list[str]:
-        parts = [served.call(lambda: sweep_family(present, IPFamily.IPV4))]
-        parts.append(served.call(lambda: sweep_common(present)))
+        parts = [served.call(lambda: sweep_family(active, IPFamily.IPV4))]
+        parts.append(served.call(lambda: sweep_shared(active)))
         return [problem for part in parts for problem in part.problems]
 
     assert all("connections still go through IPVS" in problem for problem in swept())

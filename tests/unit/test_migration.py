@@ -42,7 +42,7 @@ def test_every_log_line_exists() -> None:
     sources = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "svcproxy").rglob("*.py"))
     cells = re.findall(r"^\| (log: .+?) \|(.*)\|$", TEXT, re.MULTILINE)
     events = re.findall(r"`([a-z_]+\.[a-z_]+)[^`]*`", "".join(map("".join, cells)))
-    assert {"sync.failed", "leftovers.removed", "object.skipped"} <= set(events)
+    assert {"sync.failed", "cleanup.removed", "object.skipped"} <= set(events)
     assert [event for event in events if f'"{event}"' not in sources] == []
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from svcproxy import threads
-from svcproxy.cleanup.active_mode import ActiveMode
+from svcproxy.backends.mode_spec import ActiveMode
 from svcproxy.cleanup.sweeper import Sweeper
 from svcproxy.config import ProxyMode
 from svcproxy.model.names import IPFamily
@@ -81,9 +81,9 @@ def test_the_sweeper(deaths: list[str], monkeypatch: pytest.MonkeyPatch) -> None
     stage.synced()
     stage.step()
     settled: SyncResult = stage.settled[0]
-    sweeper.follower(IPFamily.IPV4)(settled)
+    sweeper.hook(IPFamily.IPV4)(settled)
     eventually(lambda: deaths)
-    assert "leftovers" in deaths[0]
+    assert "cleanup" in deaths[0]
 
 
 @pytest.mark.parametrize("text", ["x\n" * 1000, "\x1b[31m\u202e", "\udcff"])

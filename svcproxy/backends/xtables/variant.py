@@ -6,9 +6,12 @@ are looked at only if they exist: reading one with iptables-legacy-save would cr
 
 from pathlib import Path
 
+import structlog
+
 from svcproxy.backends.base import BackendError, BackendUnavailable
 from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.backends.xtables.generation import has_tables
+from svcproxy.config import Config, IptablesVariant
 from svcproxy.model.names import IPFamily
 
 _HINTS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
@@ -16,6 +19,20 @@ _LEGACY_TABLES = {
     IPFamily.IPV4: Path("/proc/thread-self/net/ip_tables_names"),
     IPFamily.IPV6: Path("/proc/thread-self/net/ip6_tables_names"),
 }
+
+log = structlog.get_logger()
+
+
+def chosen_variant(config: Config) -> Variant:
+    """Return the variant that the flags choose, or the one in use on this node.
+
+    Raises:
+        BackendUnavailable: there is no usable iptables at all.
+    """
+    auto = config.iptables_variant is IptablesVariant.AUTO
+    variant = detect() if auto else Variant(config.iptables_variant.value)
+    log.info("iptables.variant", variant=variant, chosen=config.iptables_variant)
+    return variant
 
 
 def detect() -> Variant:

@@ -13,6 +13,7 @@ from svcproxy import __version__
 from svcproxy.config import ProxyMode
 from svcproxy.kube.recorder import LogOnly
 from svcproxy.model.names import IPFamily, Kind
+from svcproxy.modes import mode_spec
 from svcproxy.netlink import accounting
 from svcproxy.observe.exposition import render
 from svcproxy.observe.health import HealthState
@@ -81,7 +82,7 @@ def recorded() -> Iterator[Listed]:
 
 def touched(mode: ProxyMode = ProxyMode.IPTABLES) -> Metrics:
     """Metrics in which every series has a value."""
-    metrics = Metrics(mode)
+    metrics = Metrics(mode, mode_spec(mode).metrics)
     health = HealthState(sync_period=30.0, clock=lambda: 0.0, wall=lambda: 0.0)
     Reporter(IPFamily.IPV4, metrics, health, LogOnly())
     for attribute in vars(metrics).values():

@@ -1,0 +1,1 @@
+"""Settings that all backends share, computed from flags and the Node without I/O."""

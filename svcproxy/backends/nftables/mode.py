@@ -1,0 +1,62 @@
+"""nftables mode, as the daemon sees it."""
+
+from collections.abc import Collection, Iterator
+from functools import partial
+
+from svcproxy.backends.core.node_settings import settings_for
+from svcproxy.backends.mode_spec import (
+    ActiveMode,
+    Cleanup,
+    CleanupStep,
+    ModeSpec,
+    OnExternalChange,
+    ReadyBackends,
+    Watcher,
+    probed,
+)
+from svcproxy.config import Config
+from svcproxy.model.names import REQUIRED_KINDS, IPFamily, Kind
+
+
+def _make(config: Config) -> ReadyBackends:
+    from svcproxy.backends.nf_tables_watcher import NftablesWatcher  # noqa: PLC0415
+    from svcproxy.backends.nftables.backend import NftablesBackend  # noqa: PLC0415
+
+    backends = probed(lambda family: NftablesBackend(family, settings_for(config, family)))
+
+    def watch(on_external_change: OnExternalChange) -> Watcher:
+        return NftablesWatcher(
+            on_external_change,
+            own_ports=[backend.port_id for backend in backends],
+            families=[backend.family for backend in backends],
+        )
+
+    return ReadyBackends(backends, watch)
+
+
+def _cleanup_steps(
+    active: ActiveMode, family: IPFamily, _keep: Collection[str]
+) -> Iterator[CleanupStep]:
+    from svcproxy.backends.nftables.cleanup import delete_tables  # noqa: PLC0415
+
+    yield partial(delete_tables, family, keep_own=active.mode == MODE.name)
+
+
+MODE = ModeSpec(
+    name="nftables",
+    make=_make,
+    # ServiceCIDRs say which cluster IPs are unassigned. As with kube-proxy, only nftables mode
+    # drops packets to these.
+    kinds=REQUIRED_KINDS | {Kind.SERVICE_CIDR},
+    # The cost of a sync is proportional to its changes, so a longer pause saves nothing: it makes
+    # batches larger, up to half of the cluster with the memory for it. In the other modes each
+    # sync has a fixed cost, and iptables takes a lock that other programs need.
+    longest_pause=0.05,
+    metrics=frozenset(
+        (
+            "sync_proxy_rules_nftables_sync_failures",
+            "sync_proxy_rules_nftables_cleanup_failures",
+        )
+    ),
+    cleanup=Cleanup(rules=_cleanup_steps),
+)
