@@ -88,10 +88,10 @@ def programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         return called
 
     monkeypatch.setattr(change_tracker, "generation", record("generation", 1))
-    monkeypatch.setattr(probing, "is_liberal", record("sysctl", False))  # noqa: FBT003
+    monkeypatch.setattr(probing, "conntrack_is_liberal", record("sysctl", False))  # noqa: FBT003
     monkeypatch.setattr(probing, "_create_counters", record("nfacct", False))  # noqa: FBT003
     monkeypatch.setattr("svcproxy.backends.iptables.backend.AffinitySets", lambda _: Sets(made))
-    monkeypatch.setattr("svcproxy.backends.iptables.backend.allow_localnet", lambda: None)
+    monkeypatch.setattr("svcproxy.backends.iptables.backend.sysctl.ensure", lambda _: True)
     return made
 
 
