@@ -8,8 +8,9 @@ from pathlib import Path
 import structlog
 
 from svcproxy.conntrack.cleaner import StaleFlows
-from svcproxy.model.names import IPFamily
+from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.objects import Node
+from svcproxy.model.serviceport import ServicePort
 from svcproxy.observe.metrics import Metrics
 from svcproxy.observe.service_health import ServiceHealthServers
 from svcproxy.sync.loop import SyncHook, SyncResult
@@ -38,11 +39,19 @@ def health_checks(
     servers: ServiceHealthServers, addresses: Callable[[Node | None], tuple[str, ...]]
 ) -> SyncHook:
     """Open, close and renew the health-check node ports; ``addresses`` says where they listen."""
+    addresses_outdated = True
+    unapplied: dict[ServicePortName, ServicePort | None] = {}
 
     def apply(settled: SyncResult) -> None:
-        if settled.changes.node_changed or settled.first:
+        nonlocal addresses_outdated
+        # Changes are passed once: what an exception interrupts is applied after the next sync.
+        addresses_outdated |= settled.changes.node_changed
+        unapplied.update(settled.changes.ports)
+        if addresses_outdated:
             servers.set_addresses(addresses(settled.node))
-        servers.apply(settled.changes.ports)
+            addresses_outdated = False
+        servers.apply(unapplied)
+        unapplied.clear()
 
     return apply
 

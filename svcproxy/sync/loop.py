@@ -205,15 +205,16 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._doubt = None
         self._hold(outcome, end, None if thorough else changes)
         held = self._refused.names | self._isolation.names
-        in_force, self._unsettled = self._unsettled.split(held)
+        in_force, waiting = self._unsettled.split(held)
         settled = SyncResult(in_force, self._state.ports, self._state.node, self._first)
-        self._first = False
         self._reporter.done(
             outcome,
             Times(begin, planned, end),
             thorough=thorough,
             triggered=settled.changes.triggered,
         )
+        # If the report fails, the sync is repeated and the hooks get these changes then.
+        self._unsettled, self._first = waiting, False
         self._follow(settled)
 
     def _checkout(self, now: float) -> Changes:

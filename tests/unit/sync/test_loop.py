@@ -486,3 +486,17 @@ def test_a_backend_is_told_when_something_has_come(running: Stage) -> None:
     assert not running.backend.should_yield()
     running.loop.inbox.close()
     assert running.backend.should_yield()
+
+
+def test_hooks_get_the_changes_of_a_sync_whose_report_failed(
+    running: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.settled.clear()
+    running.put(service("b", 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(running.health, "updated", lambda _: 1 / 0)
+        running.step(5.0)
+    assert running.settled == []
+    running.step(5.0)
+    (settled,) = running.settled
+    assert {name.service.name for name in settled.changes.ports} == {"b"}
