@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
             }
             if not flag.placeholder:
                 options |= {"nargs": "?", "const": "true", "metavar": "true|false"}
-            names = dict.fromkeys((flag.spelled, f"--{flag.name}"))
+            names = dict.fromkeys((flag.option, f"--{flag.name}"))
             group.add_argument(*names, **options)
     group.add_argument("-h", "--help", action="help", help="show this help and exit")
     group.add_argument(

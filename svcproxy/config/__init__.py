@@ -1,8 +1,8 @@
-"""What the daemon is told to do: the ``Config`` value and how it comes from flags.
+"""The settings of the daemon: the ``Config`` value, built from flags and the configuration file.
 
-Pure: text comes in, a frozen ``Config`` or a ``ConfigError`` goes out. Names and defaults are
-kube-proxy's (source: cmd/kube-proxy/app/options.go and pkg/proxy/apis/config/v1alpha1/defaults.go
-of Kubernetes 1.36), but for what begins with ``svcproxy`` and for ``manifests``.
+Text comes in; a frozen ``Config`` or a ``ConfigError`` goes out. Names and defaults are kube-proxy's
+(source: cmd/kube-proxy/app/options.go and pkg/proxy/apis/config/v1alpha1/defaults.go of Kubernetes
+1.36), except ``--manifests`` and those that begin with ``svcproxy``.
 """
 
 from svcproxy.config.flags import FLAGS, default_of, flags_of, from_settings

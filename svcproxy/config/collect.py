@@ -1,6 +1,6 @@
-"""From given settings, be it flags or fields of a file, to the fields of a ``Config``.
+"""Parses given settings, from flags or from fields of the file, into fields of a ``Config``.
 
-Pure. Every problem is found in one go.
+All problems are collected, so that one run reports every mistake.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -8,24 +8,24 @@ from typing import Any, NamedTuple
 
 from svcproxy.config.model import Config, LocalMode, ProxyMode
 
-# Tells in which configurations a setting means anything
+# Whether a configuration uses a setting
 Used = Callable[[Config], bool]
 
 
 def always(_: Config) -> bool:
-    """A setting that means something in every configuration."""
+    """Every configuration uses the setting."""
     return True
 
 
 class Setting(NamedTuple):
-    """What a setting fills, and how.
+    """The fields that a setting sets, and how its value is parsed.
 
     Attributes:
-        fields: the attributes of ``Config``; none if the value is checked and then ignored.
-        parse: gives the value, or raises ``ValueError`` with the reason and the remedy.
-        used: in a configuration that does not use it, a wrong value is no error, as kube-proxy
-            looks at it no further then.
-        warn: what to say when it is given and not at its default; empty for nothing.
+        fields: the attributes of ``Config``; empty if the value is checked and then ignored.
+        parse: returns the value, or raises ``ValueError`` with the reason and the remedy.
+        used: whether a configuration uses the setting. If not, an invalid value is a warning, as
+            kube-proxy does not check it then.
+        warn: a warning for a value other than the default; empty for none.
     """
 
     fields: tuple[str, ...]
@@ -35,7 +35,7 @@ class Setting(NamedTuple):
 
 
 class Given(NamedTuple):
-    """A setting as the operator wrote it: ``name`` is ``--v`` or ``logging.verbosity``."""
+    """A setting as given by the operator; ``name`` is ``--v`` or ``logging.verbosity``."""
 
     name: str
     text: str
@@ -43,7 +43,7 @@ class Given(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """Fields for a ``Config``, errors and warnings; a line for each."""
+    """The fields of a ``Config``, and one line for each error and each warning."""
 
     fields: dict[str, Any]
     problems: list[str]
@@ -51,19 +51,20 @@ class Collected(NamedTuple):
 
 
 def used_in(*modes: ProxyMode) -> Used:
-    """A setting that means something in these modes only."""
+    """Return a condition: the setting is used in these proxy modes only."""
     return lambda config: config.proxy_mode in modes
 
 
 def used_for(mode: LocalMode) -> Used:
-    """A setting that means something with one ``--detect-local-mode`` only."""
+    """Return a condition: the setting is used with one ``--detect-local-mode`` only."""
     return lambda config: config.detect_local_mode is mode
 
 
 def collect(given: Iterable[Given], base: Mapping[str, Any] | None = None) -> Collected:
-    """Parse all that was given; what cannot be parsed leaves its fields out.
+    """Parse all given settings; a setting that cannot be parsed leaves its fields unset.
 
-    Of several that fill a field the last one counts; ``base`` holds fields for want of any.
+    If several settings set the same field, the last one counts. ``base`` holds the values of
+    fields that are not given.
     """
     fields: dict[str, Any] = {**(base or {})}
     wrong, problems, warnings = [], [], []
@@ -73,11 +74,11 @@ def collect(given: Iterable[Given], base: Mapping[str, Any] | None = None) -> Co
         try:
             value = one.setting.parse(one.text)
         except ValueError as error:
-            wrong.append((one, shown(one.name, one.text, str(error))))
+            wrong.append((one, setting_message(one.name, one.text, str(error))))
             continue
         fields |= dict.fromkeys(names, value)
         if one.setting.warn and not (names and value == getattr(defaults, names[0])):
-            warnings.append(shown(one.name, one.text, one.setting.warn))
+            warnings.append(setting_message(one.name, one.text, one.setting.warn))
     config = Config(**fields)
     for one, line in wrong:
         if one.setting.used(config):
@@ -87,7 +88,7 @@ def collect(given: Iterable[Given], base: Mapping[str, Any] | None = None) -> Co
     return Collected(fields, problems, warnings)
 
 
-def shown(name: str, text: str, reason: str) -> str:
-    """One line about a setting: name, value, and what is the matter."""
-    # repr keeps a stray line break in a value from splitting the line
+def setting_message(name: str, text: str, reason: str) -> str:
+    """Return one line about a setting: its name, its value and the reason."""
+    # repr escapes line breaks in the value
     return f"{name}={text if text.isprintable() and text else repr(text)}: {reason}"

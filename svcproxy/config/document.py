@@ -1,8 +1,8 @@
 """Decodes a ``KubeProxyConfiguration`` v1alpha1.
 
-Pure. What kube-proxy ends for, a wrong type above all, is a problem. Fields that it does not know
-and fields that are given twice are warnings, as in kube-proxy, which decodes leniently when
-strict decoding fails (source: loadConfig in cmd/kube-proxy/app/options.go of 1.36).
+A mistake that makes kube-proxy exit, such as a wrong type, is an error. Unknown and repeated fields
+are warnings, as in kube-proxy, which decodes leniently if strict decoding fails (source: loadConfig
+in cmd/kube-proxy/app/options.go of 1.36).
 """
 
 import difflib
@@ -11,20 +11,20 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from svcproxy.config.collect import Given, shown
+from svcproxy.config.collect import Given, setting_message
 from svcproxy.config.fields import FIELDS
 from svcproxy.config.model import HEALTHZ_PORT, METRICS_PORT
+from svcproxy.config.parsing import Bind, parse_ip, printable
 from svcproxy.config.yaml_values import Loader, is_null, text_of
-from svcproxy.values import Bind, parse_ip
 
 API_VERSION = "kubeproxy.config.k8s.io/v1alpha1"
 KIND = "KubeProxyConfiguration"
 
 
 class Document(NamedTuple):
-    """What a file says: a value for each field by its path, and a line for each complaint.
+    """The settings of a file by the path of their field, with one line for each mistake.
 
-    ``base`` holds the fields of ``Config`` whose defaults differ from those without a file.
+    ``base`` holds fields of ``Config`` whose defaults differ if there is a file.
     """
 
     given: dict[str, Given]
@@ -34,7 +34,7 @@ class Document(NamedTuple):
 
 
 def decode(data: bytes, origin: str) -> Document:
-    """Decode the first document in ``data``; ``origin`` names it in complaints."""
+    """Decode the first document in ``data``; ``origin`` names the file in messages."""
     document = Document({}, {}, [], [])
     try:
         root, more = _first(data)
@@ -45,7 +45,7 @@ def decode(data: bytes, origin: str) -> Document:
         document.warnings.append(f"{origin}: only the first of its YAML documents counts")
     if not isinstance(root, yaml.MappingNode):
         document.problems.append(
-            f"{origin}: no fields in it; it must begin with apiVersion: {API_VERSION}"
+            f"{origin}: it has no fields; it must begin with apiVersion: {API_VERSION}"
         )
         return document
     _Decoder(origin, document).decode(root)
@@ -54,8 +54,8 @@ def decode(data: bytes, origin: str) -> Document:
 
 
 def _first(data: bytes) -> tuple[yaml.Node | None, bool]:
-    """The first document, and whether there are more."""
-    # Between the tokens of JSON tabs are fine, in YAML they are not
+    """Return the first document, and whether there are more."""
+    # Tabs are allowed between the tokens of JSON, but not in YAML.
     loader = Loader(data.replace(b"\t", b" ") if data.lstrip()[:1] == b"{" else data)
     try:
         return (loader.get_node() if loader.check_node() else None), loader.check_node()
@@ -109,7 +109,7 @@ class _Decoder:
             self._document.given[path] = Given(f"{self._origin}: {path}", text, field.setting)
 
     def _fields(self, node: yaml.MappingNode, parent: str) -> Iterator[tuple[str, yaml.Node]]:
-        """The fields of a map, those of merged maps first; of twins the last one counts."""
+        """Yield the fields of a map, those of merged maps first; of repeated ones the last counts."""
         for key, value in node.value:
             if key.tag.endswith(":merge"):
                 merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
@@ -126,27 +126,27 @@ class _Decoder:
                 yield name, value
 
     def _problem(self, path: str, text: str, reason: str) -> None:
-        self._document.problems.append(shown(f"{self._origin}: {path}", text, reason))
+        self._document.problems.append(setting_message(f"{self._origin}: {path}", text, reason))
 
     def _warn(self, path: str, reason: str) -> None:
-        self._document.warnings.append(f"{self._origin}: {path}: {reason}")
+        self._document.warnings.append(f"{self._origin}: {printable(path)}: {reason}")
 
 
 def _nearest(path: str) -> str:
-    # Letters of the wrong case are the usual mistake, and as such far away for difflib
+    # Wrong upper and lower case is the usual mistake, and difflib compares letters exactly.
     lower = {known.lower(): known for known in FIELDS}
     near = difflib.get_close_matches(path.lower(), lower, n=1)
     return f"did you mean {lower[near[0]]}?" if near else "leave it out"
 
 
 def _base(document: Document) -> Iterator[tuple[str, Any]]:
-    """The defaults that a file changes, as v1alpha1/defaults.go of kube-proxy 1.36 has them."""
+    """Yield the defaults that a file changes (v1alpha1/defaults.go of kube-proxy 1.36)."""
     yield "ipvs_min_sync_period", 0.0
     if "bindAddress" in document.given:
         try:
             address = parse_ip(document.given["bindAddress"].text)
         except ValueError:
-            return  # a problem that is told elsewhere
+            return  # reported when the field is parsed
         if ":" in address:
             yield "healthz_bind_address", Bind("::", HEALTHZ_PORT)
             yield "metrics_bind_address", Bind("::1", METRICS_PORT)

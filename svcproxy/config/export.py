@@ -1,8 +1,8 @@
-"""Writes a ``Config`` as a ``KubeProxyConfiguration`` v1alpha1 that kube-proxy itself can read.
+"""Writes a ``Config`` as a ``KubeProxyConfiguration`` v1alpha1 that kube-proxy can read.
 
-Pure. Every field is written, with those of the modes that are not in use. Settings that the format
-does not know are left out: those of svcproxy alone, ``--master``, and a disabled health or
-metrics server, which only flags can ask for.
+Every field is written, including those of the modes that are not in use. Settings that the format
+does not have are left out: svcproxy's own, ``--master``, and a disabled health or metrics server,
+which only a flag can request.
 """
 
 import re
@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-from svcproxy.config import yaml_values as nodes
+from svcproxy.config import yaml_values
 from svcproxy.config.document import API_VERSION, KIND
-from svcproxy.config.fields import FIELDS, Field, no_duration
+from svcproxy.config.fields import FIELDS, Field, is_zero_duration
 from svcproxy.config.flags import FLAGS
 from svcproxy.config.model import Config
+from svcproxy.config.parsing import Bind, format_duration
 from svcproxy.config.yaml_values import SCALARS
-from svcproxy.values import Bind, format_duration
 
 _DURATIONS = frozenset(
     field
@@ -27,7 +27,7 @@ _DURATIONS = frozenset(
 
 
 def as_document(config: Config) -> dict[str, Any]:
-    """The fields of the file, as JSON types."""
+    """Return the fields of the file as JSON types."""
     document: dict[str, Any] = {"apiVersion": API_VERSION, "kind": KIND}
     for path, field in FIELDS.items():
         *parents, name = path.split(".")
@@ -39,12 +39,12 @@ def as_document(config: Config) -> dict[str, Any]:
 
 
 def as_yaml(config: Config) -> str:
-    """The file, as text."""
+    """Return the text of the file."""
     return yaml.dump(as_document(config), Dumper=_Dumper, default_flow_style=False)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts into quotes whatever kube-proxy would not take for a string."""
+    """Quotes every string that kube-proxy would read as another type."""
 
 
 for _tag, _pattern, _first in SCALARS:
@@ -53,7 +53,7 @@ for _tag, _pattern, _first in SCALARS:
 
 def _value(config: Config, field: Field) -> Any:
     if not field.setting.fields:
-        return False if field.read is nodes.boolean else ""
+        return False if field.read is yaml_values.boolean else ""
     name = field.setting.fields[0]
     value = getattr(config, name)
     match name:
@@ -64,8 +64,8 @@ def _value(config: Config, field: Field) -> Any:
         case "cluster_cidrs":
             return ",".join(value)
     if name in _DURATIONS:
-        # Where kube-proxy takes zero for "not given", a nanosecond comes as near as can be
-        return "1ns" if value == 0 and field.unset is no_duration else format_duration(value)
+        # kube-proxy reads zero as "not given" here; one nanosecond has the same effect as zero.
+        return "1ns" if value == 0 and field.unset is is_zero_duration else format_duration(value)
     return _plain(value)
 
 

@@ -1,20 +1,17 @@
-"""One flag: its name, how it reads, what it says in ``--help``; and short ways to write one.
-
-Pure.
-"""
+"""The definition of one flag, and constructors for the usual kinds of flag."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from svcproxy.config.collect import Setting, Used, always
-from svcproxy.values import parse_bool, parse_duration, parse_timeout
+from svcproxy.config.parsing import parse_bool, parse_duration, parse_timeout
 
 
 class Flag(NamedTuple):
-    """One flag as the help shows it.
+    """One flag as ``--help`` shows it.
 
-    ``placeholder`` stands for the value and is empty for a boolean flag; ``setting.fields`` are
-    the attributes of ``Config`` that the flag fills.
+    ``placeholder`` stands for the value; it is empty for a boolean flag. ``setting.fields`` are the
+    attributes of ``Config`` that the flag sets.
     """
 
     name: str
@@ -23,8 +20,8 @@ class Flag(NamedTuple):
     setting: Setting
 
     @property
-    def spelled(self) -> str:
-        """The name with its dashes."""
+    def option(self) -> str:
+        """The name with leading dashes."""
         return f"-{self.name}" if len(self.name) == 1 else f"--{self.name}"
 
 
@@ -37,29 +34,29 @@ def flag(
     used: Used = always,
     warn: str = "",
 ) -> Flag:
-    """A flag with a value; without ``fields`` it fills the one that has its name."""
+    """Return a flag with a value; by default it sets the field of the same name."""
     return Flag(name, placeholder, text, Setting(fields or _field(name), parse, used, warn))
 
 
-def switch(name: str, text: str, *fields: str, warn: str = "") -> Flag:
-    """A flag that is true when it stands alone."""
+def boolean_flag(name: str, text: str, *fields: str, warn: str = "") -> Flag:
+    """Return a boolean flag."""
     return flag(name, "", text, *fields, parse=parse_bool, warn=warn)
 
 
-def period(name: str, text: str, *fields: str) -> Flag:
-    """A flag with a duration."""
+def duration_flag(name: str, text: str, *fields: str) -> Flag:
+    """Return a flag with a duration."""
     return flag(name, "DURATION", text, *fields, parse=parse_duration)
 
 
-def timeout(name: str, text: str, *fields: str) -> Flag:
-    """A flag with a duration that is not negative."""
+def timeout_flag(name: str, text: str, *fields: str) -> Flag:
+    """Return a flag with a duration that must not be negative."""
     return flag(name, "DURATION", text, *fields, parse=parse_timeout)
 
 
-def inert(
+def ignored_flag(
     name: str, placeholder: str, text: str, *, parse: Callable[[str], Any], warn: str = ""
 ) -> Flag:
-    """A flag that fills nothing."""
+    """Return a flag that sets no field."""
     return Flag(name, placeholder, text, Setting((), parse, warn=warn))
 
 
@@ -67,12 +64,12 @@ def _field(name: str) -> tuple[str]:
     return (name.replace("-", "_"),)
 
 
-def windows(name: str, placeholder: str) -> Flag:
-    """A flag that kube-proxy has on Windows only.
+def windows_flag(name: str, placeholder: str) -> Flag:
+    """Return a flag that kube-proxy has on Windows only.
 
-    A command line that is shared by all nodes of a cluster may hold it.
+    All nodes of a cluster may share one command line.
     """
     parse = str if placeholder else parse_bool
-    warn = "means something on Windows only; ignored"
-    text = "accepted; means something on Windows only"
+    warn = "ignored: applies to Windows only"
+    text = "accepted without effect: applies to Windows only"
     return Flag(name, placeholder, text, Setting((), parse, warn=warn))

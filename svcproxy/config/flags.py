@@ -1,31 +1,31 @@
-"""From flags to a ``Config``.
+"""Builds a ``Config`` from flags, as kube-proxy does.
 
-Pure. Flags are combined as kube-proxy does (source: cmd/kube-proxy/app/options.go of 1.36).
+Source: cmd/kube-proxy/app/options.go of Kubernetes 1.36.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from svcproxy.config.checks import Spell, contradictions, doubts
+from svcproxy.config.checks import FieldNamer, find_errors, find_warnings
 from svcproxy.config.collect import Collected, Given, collect
 from svcproxy.config.flag import Flag
 from svcproxy.config.model import Config, ConfigError, Loaded, ProxyMode
+from svcproxy.config.parsing import NODE_PORT_PRIMARY, Bind, format_duration, parse_bind
 from svcproxy.config.table import GROUPS
-from svcproxy.values import NODE_PORT_PRIMARY, Bind, format_duration, parse_bind
 
 FLAGS: Mapping[str, Flag] = {flag.name: flag for flags in GROUPS.values() for flag in flags}
 
-# Repeated, these add up, as in kube-proxy; of all others the last one counts
+# The values of these flags add up if repeated, as in kube-proxy; of all others the last one counts
 LISTS = frozenset({"nodeport-addresses", "feature-gates", "ipvs-exclude-cidrs", "vmodule"})
 
 
 def default_of(flag: Flag) -> str:
-    """The default of a flag in the spelling of the command line; empty if there is none."""
+    """Return the default of a flag as command-line text; empty if there is none."""
     return _text(flag, Config())
 
 
 def flags_of(config: Config) -> dict[str, str]:
-    """All flags by name without dashes, each with the text that would make it what it is."""
+    """Return all flags (names without dashes) with the text that results in ``config``."""
     return {name: _text(flag, config) for name, flag in FLAGS.items()}
 
 
@@ -43,39 +43,42 @@ def _text(flag: Flag, config: Config) -> str:
 
 
 def _entry(entry: str | tuple[str, bool | int]) -> str:
-    """An entry of a list; those of feature-gates and vmodule are pairs."""
+    """Return an entry of a list as text; those of feature-gates and vmodule are pairs."""
     return entry if isinstance(entry, str) else f"{entry[0]}={str(entry[1]).lower()}"
 
 
 def from_settings(settings: Mapping[str, str]) -> Loaded:
-    """Make the ``Config`` that flags (name without dashes to text) describe.
+    """Build a ``Config`` from flags.
+
+    Args:
+        settings: the text of each given flag, by its name without dashes.
 
     Raises:
-        ConfigError: at least one setting is wrong; every problem is in it.
+        ConfigError: at least one setting is invalid; it holds every problem.
     """
     given = {
-        name: Given(FLAGS[name].spelled, text, FLAGS[name].setting)
+        name: Given(FLAGS[name].option, text, FLAGS[name].setting)
         for name, text in settings.items()
     }
     collected = collect((given | dict(_deprecated(settings))).values())
-    return finish(collected, lambda field: spelled(field, settings))
+    return finish(collected, lambda field: flag_name_of(field, settings))
 
 
-def finish(collected: Collected, spell: Spell) -> Loaded:
-    """Make a ``Config`` of what was collected, and look at it as a whole.
+def finish(collected: Collected, name_of: FieldNamer) -> Loaded:
+    """Build a ``Config`` from collected settings, and validate it as a whole.
 
     Raises:
-        ConfigError: at least one setting is wrong; every problem is in it.
+        ConfigError: at least one setting is invalid; it holds every problem.
     """
     config = _with_defaults_of_mode(Config(**collected.fields))
-    problems = collected.problems + contradictions(config, spell)
+    problems = collected.problems + find_errors(config, name_of)
     if problems:
         raise ConfigError(*problems)
-    return Loaded(config, (*collected.warnings, *doubts(config, spell)))
+    return Loaded(config, (*collected.warnings, *find_warnings(config, name_of)))
 
 
 def _with_defaults_of_mode(config: Config) -> Config:
-    """In nftables mode node ports are on primary addresses only if nothing else is asked for.
+    """Apply the default of nftables mode: node ports are served at primary addresses only.
 
     Source: platformApplyDefaults in cmd/kube-proxy/app/server_linux.go of 1.36.
     """
@@ -85,9 +88,9 @@ def _with_defaults_of_mode(config: Config) -> Config:
 
 
 def _deprecated(settings: Mapping[str, str]) -> Iterator[tuple[str, Given]]:
-    """Let the two old port flags change the address flags, as in kube-proxy.
+    """Yield the address flags that the two deprecated port flags change, as in kube-proxy.
 
-    Port 0 disables the server; any other port counts for an address without a port only.
+    Port 0 disables the server. Any other port completes an address that has no port.
     """
     for name in ("healthz-bind-address", "metrics-bind-address"):
         port = settings.get(name.replace("bind-address", "port"), "")
@@ -101,7 +104,7 @@ def _with_port(port: int) -> Callable[[str], Bind | None]:
     return lambda text: parse_bind(text, port)
 
 
-def spelled(field: str, settings: Mapping[str, str]) -> str:
-    """The flag that filled a field, or could have."""
+def flag_name_of(field: str, settings: Mapping[str, str]) -> str:
+    """Return the flag that set a field, or that could have set it."""
     flags = [flag for flag in FLAGS.values() if field in flag.setting.fields]
-    return next((flag for flag in flags if flag.name in settings), flags[0]).spelled
+    return next((flag for flag in flags if flag.name in settings), flags[0]).option

@@ -1,13 +1,13 @@
-"""Feature gates: all that kube-proxy 1.36 knows, as a misspelled one would do nothing.
+"""Feature gates: the names that kube-proxy 1.36 knows, to detect misspelled ones.
 
-Pure. Most concern other programs that are built from the same sources. The one that changes what
+Most gates concern other programs that are built from the same sources. The one that changes what
 svcproxy programs is ``AllowServiceExternalIPs`` (KEP-5707).
 """
 
 import difflib
 from collections.abc import Iterable
 
-from svcproxy.values import parse_bool
+from svcproxy.config.parsing import parse_bool
 
 EXTERNAL_IPS = "AllowServiceExternalIPs"
 
@@ -93,15 +93,15 @@ KNOWN = frozenset(
     VolumeLimitScaling WatchCacheInitializationPostStartHook WatchList WatchListClient WinDSR
     WinOverlay WindowsCPUAndMemoryAffinity WindowsGracefulNodeShutdown WindowsHostNetwork
     WorkloadAwarePreemption WorkloadWithJob
-    """.split()  # noqa: SIM905 - as a list it would fill the screen
+    """.split()  # noqa: SIM905 - a list would be longer than the screen
 )
 
 
 def parse_gates(text: str) -> tuple[tuple[str, bool], ...]:
-    """Read a list of ``Name=true`` and ``Name=false``; of twins the last one counts.
+    """Parse a list of ``Name=true`` and ``Name=false``; of repeated names the last one counts.
 
     Raises:
-        ValueError: an entry is neither.
+        ValueError: an entry has another form.
     """
     gates = {}
     for entry in filter(None, text.split(",")):
@@ -113,10 +113,10 @@ def parse_gates(text: str) -> tuple[tuple[str, bool], ...]:
 
 
 def unknown_gates(gates: Iterable[tuple[str, bool]]) -> list[tuple[str, str]]:
-    """Those that kube-proxy 1.36 does not know either, each with what is to be done.
+    """Return the gates that kube-proxy 1.36 does not know, each with the remedy.
 
-    It goes on without them, after a warning: a gate that a release has dropped must not keep a
-    node from serving.
+    They are ignored with a warning: a gate that a release dropped must not keep a node from
+    serving.
     """
     found = []
     for name, value in gates:

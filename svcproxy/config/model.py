@@ -1,6 +1,6 @@
-"""The ``Config`` value: everything the daemon needs to know before it starts.
+"""The ``Config`` value: all settings of the daemon.
 
-Pure. A default is what kube-proxy 1.36 does without any flag or configuration file.
+The defaults are those of kube-proxy 1.36 without flags and configuration file.
 """
 
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from svcproxy.config.gates import EXTERNAL_IPS
+from svcproxy.config.parsing import NODE_PORT_PRIMARY, Bind, cidr_family
 from svcproxy.model.names import IPFamily
-from svcproxy.values import NODE_PORT_PRIMARY, Bind, cidr_family
 
 DEFAULT_MIN_SYNC_PERIOD = 1.0
-"""Seconds; kube-proxy 1.36 has it for iptables and nftables mode (v1alpha1 defaults)."""
+"""Seconds; the default of kube-proxy 1.36 in iptables and nftables mode (v1alpha1 defaults)."""
 
 METRICS_PORT = 10249
 HEALTHZ_PORT = 10256
 
 
 class ProxyMode(StrEnum):
-    """The kernel mechanism that carries the Services."""
+    """The kernel mechanism that implements Services."""
 
     IPTABLES = "iptables"
     IPVS = "ipvs"
@@ -27,7 +27,7 @@ class ProxyMode(StrEnum):
 
 
 class LocalMode(StrEnum):
-    """How traffic from this cluster's pods is told from outside traffic."""
+    """How traffic from pods of this node is detected."""
 
     CLUSTER_CIDR = "ClusterCIDR"
     NODE_CIDR = "NodeCIDR"
@@ -36,14 +36,14 @@ class LocalMode(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """How log lines are written."""
+    """The format of log lines."""
 
     TEXT = "text"
     JSON = "json"
 
 
 class IptablesVariant(StrEnum):
-    """Which of the two kernel interfaces of iptables is used."""
+    """The kernel interface that the iptables commands use."""
 
     AUTO = "auto"
     NFT = "nft"
@@ -54,7 +54,7 @@ AVAILABLE_MODES = frozenset({ProxyMode.IPTABLES, ProxyMode.IPVS, ProxyMode.NFTAB
 
 
 class ConfigError(Exception):
-    """Settings are unusable; ``problems`` holds one line for each: name, value, remedy."""
+    """Settings are invalid; ``problems`` has one line for each, with name, value and remedy."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -67,22 +67,22 @@ _HEALTHZ_BIND = Bind("0.0.0.0", HEALTHZ_PORT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Everything the daemon needs to know before it starts; all periods are in seconds.
+    """All settings of the daemon; durations are in seconds.
 
-    ``kubeconfig``, ``master`` and ``manifests`` are ``None`` when not given; with none of them
-    the pod's own credentials are used. ``hostname_override`` is trimmed and in lower case.
-    ``cluster_cidrs`` holds at most one canonical CIDR for each family. ``nodeport_addresses``
-    is empty (all local addresses), ``("primary",)`` or canonical CIDRs. A bind address to serve
-    on of ``None`` means: do not serve. ``bind_address`` is no such: it overrides what is taken
-    for the node's own primary address, and the unspecified addresses override nothing.
+    ``kubeconfig``, ``master`` and ``manifests`` are ``None`` if not given; without all three, the
+    service account of the pod is used. ``hostname_override`` is trimmed and in lower case.
+    ``cluster_cidrs`` holds at most one canonical CIDR of each family. ``nodeport_addresses`` is empty
+    (all local addresses), ``("primary",)`` or canonical CIDRs. A ``None`` in
+    ``metrics_bind_address`` or ``healthz_bind_address`` disables the server. ``bind_address``
+    overrides the node's primary address; an unspecified address overrides nothing.
 
-    A timeout of 0 leaves the kernel's value alone, so does ``conntrack_max_per_core`` of 0.
+    A timeout of 0 keeps the kernel's value, and so does a ``conntrack_max_per_core`` of 0.
 
-    What begins with the name of a mode holds for that mode only; ``sync_period``,
-    ``min_sync_period``, ``masquerade_all`` and ``masquerade_bit`` choose for the present mode.
+    Fields that begin with the name of a mode apply to that mode only. ``sync_period``,
+    ``min_sync_period``, ``masquerade_all`` and ``masquerade_bit`` return those of the current mode.
     """
 
-    # The run as such
+    # General
     config: str | None = None
     write_config_to: str | None = None
     cleanup: bool = False
@@ -90,7 +90,7 @@ class Config:
     feature_gates: tuple[tuple[str, bool], ...] = ()
     oom_score_adj: int = -999
 
-    # Where Services come from
+    # Source of Services
     kubeconfig: str | None = None
     master: str | None = None
     manifests: str | None = None
@@ -102,7 +102,7 @@ class Config:
     kube_api_burst: int = 10
     config_sync_period: float = 900.0
 
-    # What is programmed
+    # Proxying
     proxy_mode: ProxyMode = ProxyMode.IPTABLES
     cluster_cidrs: tuple[str, ...] = ()
     detect_local_mode: LocalMode = LocalMode.CLUSTER_CIDR
@@ -155,7 +155,7 @@ class Config:
 
     @property
     def sync_period(self) -> float:
-        """Seconds between two comparisons of the whole kernel state, in the present mode."""
+        """Seconds between two comparisons of the whole kernel state, in the current mode."""
         match self.proxy_mode:
             case ProxyMode.IPVS:
                 return self.ipvs_sync_period
@@ -166,7 +166,7 @@ class Config:
 
     @property
     def min_sync_period(self) -> float:
-        """Shortest time in seconds from one sync to the next, in the present mode."""
+        """Minimum number of seconds between two syncs, in the current mode."""
         match self.proxy_mode:
             case ProxyMode.IPVS:
                 return self.ipvs_min_sync_period
@@ -179,43 +179,44 @@ class Config:
     def adapts_sync_pause(self) -> bool:
         """Whether the time between two syncs may be shorter than ``min_sync_period``.
 
-        At the default nobody has asked for that very time; kube-proxy's reason for it is that
-        its syncs are expensive, and it reads a 0 in its configuration file as this default.
+        It may if the setting has its default: the operator did not ask for that time, and
+        kube-proxy has this default because its syncs are expensive. kube-proxy also reads a 0 in
+        its configuration file as this default.
         """
         return self.min_sync_period == DEFAULT_MIN_SYNC_PERIOD
 
     @property
     def masquerade_bit(self) -> int:
-        """Packet mark bit that asks for masquerading; IPVS uses that of iptables."""
+        """The bit of the packet mark that requests masquerading; IPVS mode uses iptables' setting."""
         if self.proxy_mode is ProxyMode.NFTABLES:
             return self.nftables_masquerade_bit
         return self.iptables_masquerade_bit
 
     @property
     def masquerade_all(self) -> bool:
-        """Whether all traffic to cluster IPs is masqueraded; IPVS asks iptables' setting."""
+        """Whether all traffic to cluster IPs is masqueraded; IPVS mode uses iptables' setting."""
         if self.proxy_mode is ProxyMode.NFTABLES:
             return self.nftables_masquerade_all
         return self.iptables_masquerade_all
 
     @property
     def allows_external_ips(self) -> bool:
-        """Whether ``spec.externalIPs`` of Services are programmed."""
+        """Whether ``spec.externalIPs`` of Services are honoured."""
         return dict(self.feature_gates).get(EXTERNAL_IPS, True)
 
     @property
     def nodeport_primary(self) -> bool:
-        """Whether node ports are served on the node's primary addresses only."""
+        """Whether node ports are served at the node's primary addresses only."""
         return self.nodeport_addresses == (NODE_PORT_PRIMARY,)
 
     def cluster_cidr(self, family: IPFamily) -> str | None:
-        """Return the pod range of ``family``, or ``None`` when none is configured."""
+        """Return the pod CIDR of ``family``; ``None`` if none is configured."""
         return next((cidr for cidr in self.cluster_cidrs if cidr_family(cidr) is family), None)
 
     def nodeport_cidrs(self, family: IPFamily) -> tuple[str, ...]:
-        """Return the ranges of ``family`` that node ports are limited to.
+        """Return the CIDRs of ``family`` to which node ports are restricted.
 
-        Empty when there is no limit by range; ``nodeport_primary`` is a case of its own.
+        Empty if they are not restricted by CIDR; see also ``nodeport_primary``.
         """
         if self.nodeport_primary:
             return ()
@@ -223,9 +224,9 @@ class Config:
 
 
 class Loaded(NamedTuple):
-    """A usable ``Config``, and what its operator should know: a line for each warning.
+    """A valid ``Config`` with one line for each warning.
 
-    ``file`` is what the configuration file says, empty if there is none.
+    ``file`` is the content of the configuration file; empty if there is none.
     """
 
     config: Config

@@ -1,19 +1,19 @@
-"""What counts when there is a configuration file as well as flags.
+"""Combines a configuration file with flags.
 
-Pure. With ``--config`` kube-proxy takes everything from the file, but for a few flags (source:
-Complete and processV1Alpha1Flags in cmd/kube-proxy/app/options.go of 1.36): those of the log,
-``--hostname-override``, ``--master``, and what is no setting of the proxy but of this run.
+With ``--config`` kube-proxy takes all settings from the file (source: Complete and
+processV1Alpha1Flags in cmd/kube-proxy/app/options.go of 1.36). The exceptions are the flags for
+logging, ``--hostname-override``, ``--master``, and those that concern this run only.
 """
 
 from collections.abc import Iterator, Mapping
 
-from svcproxy.config.collect import Given, collect, shown
+from svcproxy.config.collect import Given, collect, setting_message
 from svcproxy.config.document import Document, decode
 from svcproxy.config.fields import FIELDS
-from svcproxy.config.flags import FLAGS, finish, spelled
+from svcproxy.config.flags import FLAGS, finish, flag_name_of
 from svcproxy.config.model import Loaded
 
-_COUNT = frozenset(
+_EFFECTIVE = frozenset(
     {
         *("config", "write-config-to", "cleanup", "init-only", "manifests"),
         *("hostname-override", "master", "v", "vmodule", "logging-format", "log-flush-frequency"),
@@ -21,68 +21,72 @@ _COUNT = frozenset(
         *("log-json-split-stream", "log-json-info-buffer-size"),
     }
 )
-# Where what these deprecated flags say is said in a file
-_PORTS = {"healthz-port": "healthzBindAddress", "metrics-port": "metricsBindAddress"}
+# The fields of the file that correspond to these deprecated flags
+_FIELDS_OF_PORT_FLAGS = {"healthz-port": "healthzBindAddress", "metrics-port": "metricsBindAddress"}
 
 
 def from_file(settings: Mapping[str, str], data: bytes, origin: str) -> Loaded:
-    """Make the ``Config`` that a file describes, together with the flags that still count.
+    """Build a ``Config`` from a file and from the flags that still apply.
 
     Args:
-        settings: the flags that were given, name without dashes to text.
-        data: what the file holds.
-        origin: the name of the file, for complaints.
+        settings: the text of each given flag, by its name without dashes.
+        data: the content of the file.
+        origin: the name of the file, for messages.
 
     Raises:
-        ConfigError: at least one setting is wrong; every problem is in it.
+        ConfigError: at least one setting is invalid; it holds every problem.
     """
     document = decode(data, origin)
-    warnings = [*document.warnings, *_ignored(settings, origin), *_dropped(settings, document)]
-    # Empty as $(NODE_NAME) without a value would be: kube-proxy then takes what the file says
-    flags = {name: text for name, text in settings.items() if _counts(name) and text}
+    warnings = [
+        *document.warnings,
+        *_overridden_flags(settings, origin),
+        *_without_kubeconfig(settings, document),
+    ]
+    # A flag may be empty, like $(NODE_NAME) of an unset variable: kube-proxy then uses the file.
+    flags = {name: text for name, text in settings.items() if _is_effective(name) and text}
     given = [*document.given.values(), *(_given(name, text) for name, text in flags.items())]
     collected = collect(given, document.base)
 
-    def spell(field: str) -> str:
+    def name_of(field: str) -> str:
         path = next((path for path in FIELDS if field in FIELDS[path].setting.fields), None)
         flagged = any(field in FLAGS[name].setting.fields for name in flags)
-        return spelled(field, flags) if flagged or path is None else f"{origin}: {path}"
+        return flag_name_of(field, flags) if flagged or path is None else f"{origin}: {path}"
 
     return finish(
         collected._replace(
             problems=[*document.problems, *collected.problems],
             warnings=[*warnings, *collected.warnings],
         ),
-        spell,
+        name_of,
     )
 
 
 def _given(name: str, text: str) -> Given:
-    return Given(FLAGS[name].spelled, text, FLAGS[name].setting)
+    return Given(FLAGS[name].option, text, FLAGS[name].setting)
 
 
-def _counts(name: str) -> bool:
-    if name in _COUNT or name.startswith("svcproxy-"):
+def _is_effective(name: str) -> bool:
+    if name in _EFFECTIVE or name.startswith("svcproxy-"):
         return True
-    return not FLAGS[name].setting.fields and name not in _PORTS
+    return not FLAGS[name].setting.fields and name not in _FIELDS_OF_PORT_FLAGS
 
 
-def _ignored(settings: Mapping[str, str], origin: str) -> Iterator[str]:
-    """Name the flags that the file takes the place of."""
+def _overridden_flags(settings: Mapping[str, str], origin: str) -> Iterator[str]:
+    """Warn of flags that the file overrides."""
     for name, text in settings.items():
-        if not _counts(name):
-            path = _PORTS.get(name) or _path_of(FLAGS[name].setting.fields[0])
+        if not _is_effective(name):
+            path = _FIELDS_OF_PORT_FLAGS.get(name) or _path_of(FLAGS[name].setting.fields[0])
             reason = f"ignored, because of --config; set {path} in {origin} instead"
-            yield shown(FLAGS[name].spelled, text, reason)
+            yield setting_message(FLAGS[name].option, text, reason)
 
 
 def _path_of(field: str) -> str:
     return next(path for path in FIELDS if field in FIELDS[path].setting.fields)
 
 
-def _dropped(settings: Mapping[str, str], document: Document) -> Iterator[str]:
-    """With ``--manifests`` there is no API server, so the file's way to it does not matter."""
+def _without_kubeconfig(settings: Mapping[str, str], document: Document) -> Iterator[str]:
+    """With ``--manifests`` there is no API server: drop the file's kubeconfig, with a warning."""
     path = "clientConnection.kubeconfig"
     if settings.get("manifests") and path in document.given:
         given = document.given.pop(path)
-        yield shown(given.name, given.text, "ignored, because of --manifests")
+        yield setting_message(given.name, given.text, "ignored, because of --manifests")

@@ -1,13 +1,21 @@
-"""All flags, in the groups and the order in which ``--help`` shows them.
+"""All flags, in the groups and in the order of ``--help``.
 
-Pure. They are spelled and defaulted as kube-proxy's (source: cmd/kube-proxy/app/options.go of
-Kubernetes 1.36); flags of our own begin with ``--svcproxy-``, but for ``--manifests``.
+Names and defaults are kube-proxy's (source: cmd/kube-proxy/app/options.go of Kubernetes 1.36). Flags
+that kube-proxy does not have begin with ``--svcproxy-``, except ``--manifests``.
 """
 
 from collections.abc import Mapping
 
 from svcproxy.config.collect import used_for, used_in
-from svcproxy.config.flag import Flag, flag, inert, period, switch, timeout, windows
+from svcproxy.config.flag import (
+    Flag,
+    boolean_flag,
+    duration_flag,
+    flag,
+    ignored_flag,
+    timeout_flag,
+    windows_flag,
+)
 from svcproxy.config.gates import parse_gates
 from svcproxy.config.model import (
     AVAILABLE_MODES,
@@ -19,7 +27,7 @@ from svcproxy.config.model import (
     LogFormat,
     ProxyMode,
 )
-from svcproxy.values import (
+from svcproxy.config.parsing import (
     parse_bind,
     parse_choice,
     parse_cidrs,
@@ -40,60 +48,70 @@ from svcproxy.values import (
 _INT32 = 2**31 - 1
 
 GROUPS: Mapping[str, tuple[Flag, ...]] = {
-    "Where Services come from (one of these, or run in a pod)": (
+    "Source of Services (one of these, or the service account of a pod)": (
         flag(
             "kubeconfig",
             "FILE",
-            "kubeconfig file with the API server and the credentials",
+            "path of a kubeconfig with the API server and the credentials",
             parse=parse_text,
         ),
         flag(
             "master",
             "URL",
-            "address of the API server; overrides the one in the kubeconfig",
+            "URL of the API server; overrides the kubeconfig's",
             parse=parse_text,
         ),
         flag(
             "manifests",
             "DIR",
-            "folder of YAML or JSON manifests to follow, without any API",
+            "folder of YAML or JSON manifests to watch instead of an API server",
             parse=parse_text,
         ),
     ),
-    "This node, and its way to the API": (
+    "This node, and its API client": (
         flag(
             "hostname-override",
             "NAME",
-            "name of this node's Node object, if not the host name",
+            "name of this node's Node object; default: the host name",
             parse=parse_hostname,
         ),
         flag(
             "bind-address",
             "IP",
-            "primary address of this node, if not that of its Node object",
+            "primary IP of this node; an unspecified address means that of the Node object",
             parse=lambda text: parse_ip(text) if text else Config().bind_address,
         ),
-        flag("kube-api-content-type", "TYPE", "accepted; svcproxy speaks JSON", parse=str),
-        flag("kube-api-qps", "NUMBER", "accepted; watches need few requests", parse=parse_float),
+        flag(
+            "kube-api-content-type",
+            "TYPE",
+            "accepted without effect: requests and responses are JSON",
+            parse=str,
+        ),
+        flag(
+            "kube-api-qps",
+            "NUMBER",
+            "accepted without effect: watches need few requests",
+            parse=parse_float,
+        ),
         flag(
             "kube-api-burst",
             "NUMBER",
-            "accepted, see --kube-api-qps",
+            "accepted without effect, see --kube-api-qps",
             parse=parse_integer(0, _INT32),
         ),
-        period("config-sync-period", "accepted; watches keep the state fresh without it"),
+        duration_flag("config-sync-period", "accepted without effect: there is no cache to replay"),
     ),
-    "What is programmed": (
+    "Proxying": (
         flag(
             "proxy-mode",
             "MODE",
-            f"kernel mechanism: {', '.join(m for m in ProxyMode if m in AVAILABLE_MODES)}",
+            f"proxy mode: {', '.join(m for m in ProxyMode if m in AVAILABLE_MODES)}",
             parse=parse_choice(ProxyMode, empty=ProxyMode.IPTABLES, available=AVAILABLE_MODES),
         ),
         flag(
             "cluster-cidr",
             "CIDRS",
-            "address ranges of the cluster's pods, one for each family",
+            "CIDRs of the pods in the cluster, at most one of each IP family; for ClusterCIDR",
             "cluster_cidrs",
             parse=parse_cluster_cidrs,
             used=used_for(LocalMode.CLUSTER_CIDR),
@@ -101,7 +119,8 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         flag(
             "detect-local-mode",
             "MODE",
-            "how pod traffic is told: ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix",
+            "how to detect traffic from pods of this node:"
+            " ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix",
             parse=parse_choice(
                 LocalMode, empty=LocalMode.CLUSTER_CIDR, available=frozenset(LocalMode)
             ),
@@ -109,246 +128,263 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         flag(
             "pod-bridge-interface",
             "NAME",
-            "bridge of the pods, for BridgeInterface",
+            "bridge that the pods are attached to; for BridgeInterface",
             "bridge_interface",
             parse=parse_interface(15),
             used=used_for(LocalMode.BRIDGE_INTERFACE),
         ),
-        # One character less than an interface name: the kernel tools want a "+" behind it.
+        # One character less than an interface name: rules append a "+" to the prefix.
         flag(
             "pod-interface-name-prefix",
             "PREFIX",
-            "as the name says, for InterfaceNamePrefix",
+            "prefix of the names of pods' interfaces; for InterfaceNamePrefix",
             "interface_name_prefix",
             parse=parse_interface(14),
             used=used_for(LocalMode.INTERFACE_NAME_PREFIX),
         ),
-        switch(
+        boolean_flag(
             "masquerade-all",
-            "rewrite the source of all traffic to cluster IPs",
+            "masquerade (SNAT) all traffic to cluster IPs",
             "iptables_masquerade_all",
             "nftables_masquerade_all",
         ),
         flag(
             "nodeport-addresses",
             "CIDRS",
-            "addresses of node ports: CIDRs or 'primary', nftables mode's default",
+            "CIDRs of the node addresses that serve node ports, or 'primary' for the node's primary"
+            " addresses; default: all addresses, in nftables mode primary",
             parse=parse_nodeport_addresses,
         ),
     ),
-    "iptables mode; the two periods hold for nftables mode, too": (
+    "iptables mode (the sync periods apply to nftables mode as well)": (
         flag(
             "iptables-masquerade-bit",
             "BIT",
-            "packet mark bit that asks for masquerading, 0-31",
+            "bit of the packet mark that requests masquerading, 0 to 31",
             parse=parse_integer(0, 31),
         ),
-        switch("iptables-localhost-nodeports", "serve node ports on 127.0.0.1 as well"),
-        period(
+        boolean_flag("iptables-localhost-nodeports", "serve node ports on 127.0.0.0/8 as well"),
+        duration_flag(
             "iptables-sync-period",
-            "how often the kernel is checked and repaired",
+            "maximum interval between checks of the rules, which repair them if needed",
             "iptables_sync_period",
             "nftables_sync_period",
         ),
-        period(
+        duration_flag(
             "iptables-min-sync-period",
-            "shortest time between two syncs",
+            "minimum interval between two syncs",
             "iptables_min_sync_period",
             "nftables_min_sync_period",
         ),
         flag(
             "svcproxy-iptables-variant",
             "WHICH",
-            "iptables commands: auto, nft or legacy",
+            "which iptables commands to use: auto, nft or legacy",
             "iptables_variant",
             parse=parse_choice(IptablesVariant, available=frozenset(IptablesVariant)),
         ),
     ),
     "ipvs mode": (
-        period("ipvs-sync-period", "how often the kernel is checked and repaired"),
-        period("ipvs-min-sync-period", "shortest time between two syncs"),
+        duration_flag(
+            "ipvs-sync-period",
+            "maximum interval between checks of the virtual servers, which repair them if needed",
+        ),
+        duration_flag("ipvs-min-sync-period", "minimum interval between two syncs"),
         flag(
             "ipvs-scheduler",
             "NAME",
-            "how endpoints are chosen: rr, lc, mh and others; rr if not given",
+            "scheduler of virtual servers: rr, lc, mh and others; default: rr",
             parse=parse_scheduler,
             used=used_in(ProxyMode.IPVS),
         ),
         flag(
             "ipvs-exclude-cidrs",
             "CIDRS",
-            "leave virtual servers in these ranges alone",
+            "CIDRs of virtual servers that are never removed",
             parse=parse_cidrs,
             used=used_in(ProxyMode.IPVS),
         ),
-        switch("ipvs-strict-arp", "answer ARP for addresses of the asked interface only"),
-        period("ipvs-tcp-timeout", "forget idle TCP connections after this; 0s: leave as it is"),
-        period("ipvs-tcpfin-timeout", "the same for closing ones", "ipvs_tcp_fin_timeout"),
-        period("ipvs-udp-timeout", "the same for UDP"),
-        timeout(
+        boolean_flag("ipvs-strict-arp", "set arp_ignore to 1 and arp_announce to 2"),
+        duration_flag(
+            "ipvs-tcp-timeout", "timeout of idle IPVS TCP connections; 0s keeps the kernel's value"
+        ),
+        duration_flag(
+            "ipvs-tcpfin-timeout",
+            "timeout of IPVS TCP connections after a FIN; 0s keeps the kernel's value",
+            "ipvs_tcp_fin_timeout",
+        ),
+        duration_flag("ipvs-udp-timeout", "timeout of IPVS UDP flows; 0s keeps the kernel's value"),
+        timeout_flag(
             "svcproxy-ipvs-graceful-termination-limit",
-            "cut connections to removed endpoints after this; 0s: never",
+            "end connections to removed endpoints after this time; 0s: never",
             "ipvs_graceful_termination_limit",
         ),
     ),
-    "Connection tracking of the node": (
+    "Connection tracking": (
         flag(
             "conntrack-max-per-core",
             "NUMBER",
-            "connections to track per CPU; 0: leave the limit as it is",
+            "maximum number of tracked connections per CPU core; 0 keeps the kernel's limit",
             parse=parse_integer(0, _INT32),
         ),
         flag(
             "conntrack-min",
             "NUMBER",
-            "connections to track at least",
+            "minimum number of tracked connections, regardless of --conntrack-max-per-core",
             parse=parse_integer(0, _INT32),
         ),
-        timeout(
+        timeout_flag(
             "conntrack-tcp-timeout-established",
-            "forget idle TCP connections after this; 0s: leave as it is",
+            "timeout of idle TCP connections; 0s keeps the kernel's value",
         ),
-        timeout(
+        timeout_flag(
             "conntrack-tcp-timeout-close-wait",
-            "forget half-closed ones after this; 0s: leave as it is",
+            "timeout of TCP connections in CLOSE_WAIT; 0s keeps the kernel's value",
         ),
-        switch("conntrack-tcp-be-liberal", "take packets outside the TCP window for valid ones"),
-        timeout(
-            "conntrack-udp-timeout", "forget unanswered UDP flows after this; 0s: leave as it is"
+        boolean_flag(
+            "conntrack-tcp-be-liberal", "do not treat packets outside the TCP window as INVALID"
         ),
-        timeout(
-            "conntrack-udp-timeout-stream", "forget answered ones after this; 0s: leave as it is"
+        timeout_flag(
+            "conntrack-udp-timeout", "timeout of unanswered UDP flows; 0s keeps the kernel's value"
+        ),
+        timeout_flag(
+            "conntrack-udp-timeout-stream",
+            "timeout of answered UDP flows; 0s keeps the kernel's value",
         ),
     ),
-    "Serving health and metrics": (
+    "Health and metrics": (
         flag(
             "healthz-bind-address",
             "IP:PORT",
-            'where /healthz and /livez are; "" for nowhere',
+            'address and port of /healthz, /livez and /readyz; "" disables them',
             parse=lambda text: parse_bind(text, HEALTHZ_PORT),
         ),
-        inert(
+        ignored_flag(
             "healthz-port",
             "PORT",
-            "deprecated: use --healthz-bind-address; 0 for nowhere",
+            "deprecated: use --healthz-bind-address; 0 disables the server",
             parse=parse_integer(0, 65535),
             warn="deprecated; use --healthz-bind-address",
         ),
         flag(
             "metrics-bind-address",
             "IP:PORT",
-            'where /metrics is; "" for nowhere',
+            'address and port of /metrics; "" disables it',
             parse=lambda text: parse_bind(text, METRICS_PORT),
         ),
-        inert(
+        ignored_flag(
             "metrics-port",
             "PORT",
-            "deprecated: use --metrics-bind-address; 0 for nowhere",
+            "deprecated: use --metrics-bind-address; 0 disables the server",
             parse=parse_integer(0, 65535),
             warn="deprecated; use --metrics-bind-address",
         ),
-        switch(
+        boolean_flag(
             "bind-address-hard-fail",
-            "end if a health or metrics port is in use; otherwise it is tried again every 5 s",
+            "exit if a health or metrics port is in use; otherwise retry every 5 s",
             "bind_address_hard_fail",
         ),
-        switch(
+        boolean_flag(
             "profiling",
-            "serve /debug: stacks of threads, a sampling profile, the log's detail",
+            "serve /debug on the metrics port: thread stacks, a CPU profile, the log verbosity",
             "profiling",
         ),
         flag(
             "show-hidden-metrics-for-version",
             "VERSION",
-            "accepted; no metric is hidden",
+            "accepted without effect: no metric is hidden",
             parse=parse_hidden_version,
         ),
     ),
-    "Log": (
+    "Logging": (
         flag(
             "v",
             "NUMBER",
-            "detail of the log; 2 and more show single steps",
+            "log verbosity; 2 and above log each step",
             "verbosity",
             parse=parse_integer(0, _INT32),
         ),
         flag(
             "vmodule",
             "PATTERN=N,...",
-            "accepted; there are no Go files",
+            "accepted without effect: there are no Go files",
             parse=parse_vmodule,
-            warn="there are no Go files; ignored, use -v",
+            warn="ignored: there are no Go files; use -v",
         ),
         flag(
             "logging-format",
             "FORMAT",
-            "text or json",
+            "log format: text or json",
             parse=parse_choice(LogFormat, available=frozenset(LogFormat)),
         ),
-        period("log-flush-frequency", "accepted; lines are never held back"),
-        switch(
+        duration_flag("log-flush-frequency", "accepted without effect: log lines are not buffered"),
+        boolean_flag(
             "log-text-split-stream",
-            "accepted; all lines go to stderr",
-            warn="all lines go to stderr; ignored",
+            "accepted without effect: all lines go to stderr",
+            warn="ignored: all lines go to stderr",
         ),
         flag(
             "log-text-info-buffer-size",
             "SIZE",
-            "accepted; lines are never held back",
+            "accepted without effect: log lines are not buffered",
             parse=parse_quantity,
         ),
-        switch(
+        boolean_flag(
             "log-json-split-stream",
-            "accepted; all lines go to stderr",
-            warn="all lines go to stderr; ignored",
+            "accepted without effect: all lines go to stderr",
+            warn="ignored: all lines go to stderr",
         ),
         flag(
             "log-json-info-buffer-size",
             "SIZE",
-            "accepted; lines are never held back",
+            "accepted without effect: log lines are not buffered",
             parse=parse_quantity,
         ),
     ),
-    "The run as such": (
+    "General": (
         flag(
             "config",
             "FILE",
-            "KubeProxyConfiguration; most flags are ignored then",
+            "path of a KubeProxyConfiguration; most flags are ignored if it is given",
             parse=parse_text,
         ),
         flag(
             "write-config-to",
             "FILE",
-            "write the settings there as a KubeProxyConfiguration, and exit",
+            "write the settings to this file as a KubeProxyConfiguration, and exit",
             parse=parse_text,
         ),
-        switch("cleanup", "remove all rules, those of kube-proxy included, and exit"),
-        switch("init-only", "do what needs full privileges, and exit"),
+        boolean_flag(
+            "cleanup", "remove all rules and virtual servers of svcproxy and kube-proxy, and exit"
+        ),
+        boolean_flag("init-only", "do all steps that need full privileges, and exit"),
         flag(
             "oom-score-adj",
             "NUMBER",
-            "how readily the kernel ends the process, -1000 to 1000",
+            "OOM score adjustment of the process, -1000 to 1000",
             parse=parse_integer(-1000, 1000),
         ),
         flag(
             "feature-gates",
             "LIST",
-            "Kubernetes feature gates; AllowServiceExternalIPs=false has an effect",
+            "feature gates, Name=true or Name=false; only AllowServiceExternalIPs has an effect",
             parse=parse_gates,
         ),
-        inert(
+        ignored_flag(
             "machine-id-file",
             "FILES",
-            "accepted; nothing here asks for the machine's id",
+            "accepted without effect: the machine ID is not used",
             parse=str,
         ),
-        inert("boot-id-file", "FILES", "accepted; nothing here asks for the boot's id", parse=str),
+        ignored_flag(
+            "boot-id-file", "FILES", "accepted without effect: the boot ID is not used", parse=str
+        ),
         *(
-            windows(name, "")
+            windows_flag(name, "")
             for name in ("windows-service", "enable-dsr", "forward-healthcheck-vip")
         ),
         *(
-            windows(name, "TEXT")
+            windows_flag(name, "TEXT")
             for name in ("source-vip", "network-name", "root-hnsendpoint-name")
         ),
     ),

@@ -1,10 +1,10 @@
-"""Reads the values of a configuration file out of YAML nodes, with the types that Go would take.
+"""Reads values of the configuration file from YAML nodes, with the types that Go expects.
 
-Pure. Each reader takes a node and gives the text that a flag for the same setting would have, or
-``None`` for null, which leaves a default in place; it raises ``ValueError`` with the reason.
+Each reader takes a node and returns the text that a flag for the same setting would have, or ``None``
+for null, which keeps the default. It raises ``ValueError`` with the reason.
 
-YAML is what sigs.k8s.io/yaml takes it for: YAML 1.1 with ``y`` and ``n``, without numbers to the
-base 60 and without dates. JSON is YAML, too.
+The YAML dialect is that of sigs.k8s.io/yaml: YAML 1.1 with ``y`` and ``n``, without base-60 numbers
+and dates. JSON is a subset.
 """
 
 import re
@@ -13,19 +13,21 @@ from typing import Any
 
 import yaml
 
+from svcproxy.config.parsing import printable
+
 Reader = Callable[[yaml.Node], str | None]
 
 _TAG = "tag:yaml.org,2002:"
 _NULL, _BOOL, _INT, _FLOAT, _STRING = (
     _TAG + name for name in ("null", "bool", "int", "float", "str")
 )
-_NAMES = {_NULL: "null", _BOOL: "a truth value", _INT: "a number", _FLOAT: "a number"}
-# Of Go's types uint32 goes farthest; what it is too much for int32 is told later, by the range
+_NAMES = {_NULL: "null", _BOOL: "a boolean", _INT: "a number", _FLOAT: "a number"}
+# The largest of Go's types is uint32; the range check of a setting reports what exceeds int32
 _LARGEST = 2**32 - 1
 _TRUE = frozenset({"y", "yes", "true", "on"})
 
 
-# What a scalar without quotes is taken for, by tag, pattern and all first characters
+# The type of an unquoted scalar, by tag, pattern and possible first characters
 SCALARS = (
     (_BOOL, r"[yY]|yes|Yes|YES|[nN]|no|No|NO|true|True|TRUE|false|False|FALSE", "yYnNtTfF"),
     (_BOOL, r"on|On|ON|off|Off|OFF", "oO"),
@@ -37,7 +39,7 @@ SCALARS = (
 
 
 class Loader(yaml.SafeLoader):
-    """Composes nodes; to be used with ``get_node`` only."""
+    """Composes nodes; use it with ``get_node`` only."""
 
 
 Loader.yaml_implicit_resolvers = {}
@@ -46,7 +48,7 @@ for _tag, _pattern, _first in SCALARS:
 
 
 def is_null(node: yaml.Node) -> bool:
-    """Whether nothing stands there."""
+    """Whether a node is null."""
     return bool(node.tag == _NULL)
 
 
@@ -54,7 +56,7 @@ def string(node: yaml.Node) -> str | None:
     """Read a string.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the node has another type.
     """
     if is_null(node):
         return None
@@ -64,10 +66,10 @@ def string(node: yaml.Node) -> str | None:
 
 
 def boolean(node: yaml.Node) -> str | None:
-    """Read a truth value.
+    """Read a boolean.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the node has another type.
     """
     if is_null(node):
         return None
@@ -77,10 +79,10 @@ def boolean(node: yaml.Node) -> str | None:
 
 
 def integer(node: yaml.Node) -> str | None:
-    """Read a whole number.
+    """Read an integer.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the node has another type.
     """
     if is_null(node):
         return None
@@ -94,16 +96,16 @@ def number(node: yaml.Node) -> str | None:
     """Read a number.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the node has another type.
     """
     return None if is_null(node) else f"{_number(node)}"
 
 
 def strings(node: yaml.Node) -> str | None:
-    """Read a list of strings, as the list with commas that a flag has.
+    """Read a list of strings to a comma-separated list.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the node has another type.
     """
     if is_null(node):
         return None
@@ -121,10 +123,10 @@ def strings(node: yaml.Node) -> str | None:
 
 
 def gates(node: yaml.Node) -> str | None:
-    """Read a map from names to truth values, as a flag has it: ``A=true,B=false``.
+    """Read a map from names to booleans to the form of a flag: ``A=true,B=false``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the node has another type.
     """
     if is_null(node):
         return None
@@ -135,15 +137,15 @@ def gates(node: yaml.Node) -> str | None:
         try:
             entries.append(f"{string(key)}={boolean(value) or 'false'}")
         except ValueError as error:
-            raise ValueError(f"{key.value}: {error}") from None
+            raise ValueError(f"{printable(str(key.value))}: {error}") from None
     return ",".join(entries)
 
 
 def vmodule(node: yaml.Node) -> str | None:
-    """Read a list of file patterns with their verbosity, as a flag has it: ``pattern=4``.
+    """Read a list of file patterns and verbosities to the form of a flag: ``pattern=4``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the node has another type.
     """
     if is_null(node):
         return None
@@ -161,25 +163,25 @@ def vmodule(node: yaml.Node) -> str | None:
 
 
 def quantity(node: yaml.Node) -> str | None:
-    """Read a quantity: a string, or a number as it is written.
+    """Read a quantity: a string, or a number as written.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the node has another type.
     """
     return str(node.value) if node.tag in {_INT, _FLOAT} else string(node)
 
 
 def flush_frequency(node: yaml.Node) -> str | None:
-    """Read a duration: a string, or a whole number of nanoseconds.
+    """Read a duration: a string, or an integer number of nanoseconds.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the node has another type.
     """
     return f"{integer(node)}ns" if node.tag in {_INT, _FLOAT} else string(node)
 
 
 def text_of(node: yaml.Node) -> str:
-    """What stands there, for a message: a scalar as it is, of other nodes only the kind."""
+    """Return a node as text for a message: the text of a scalar, else the type."""
     return str(node.value) if isinstance(node, yaml.ScalarNode) else f"({_kind(node)})"
 
 

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import structlog
 
+from svcproxy.config.parsing import Bind
 from svcproxy.observe.client_connections import ClientLimits, HttpHandler
 from svcproxy.observe.core.http1 import HttpRequest
 from svcproxy.observe.core.routes import TEXT, PageRequest, Reply, Route, not_found
@@ -27,7 +28,6 @@ from svcproxy.observe.engine import Engine
 from svcproxy.observe.listen_socket import open_listen_socket
 from svcproxy.observe.log_throttle import LogThrottle
 from svcproxy.threads import spawn
-from svcproxy.values import Bind
 
 _log = structlog.get_logger()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from svcproxy import __version__
 from svcproxy.config import ProxyMode
+from svcproxy.config.parsing import Bind
 from svcproxy.observe.client_connections import ClientLimits
 from svcproxy.observe.core.routes import TEXT, PageRequest, Reply, Route
 from svcproxy.observe.core.zpages import StatuszInfo, flagz, statusz
@@ -21,7 +22,6 @@ from svcproxy.observe.exposition import Exposition, render
 from svcproxy.observe.health import HealthState, ProbeResult
 from svcproxy.observe.http_server import HttpServer
 from svcproxy.observe.metrics import Metrics
-from svcproxy.values import Bind
 
 CONFIG_GROUP = "kubeproxy.config.k8s.io"
 # The kube-proxy release with which svcproxy is compatible

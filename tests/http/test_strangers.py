@@ -22,7 +22,7 @@ from svcproxy.observe import debug
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
 from svcproxy.observe.pages import health_server, metrics_server
-from svcproxy.values import Bind
+from svcproxy.config.parsing import Bind
 
 metrics = Metrics()
 health = HealthState(sync_period=30.0, clock=time.monotonic, wall=time.time, needs_node=False)

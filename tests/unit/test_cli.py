@@ -11,9 +11,9 @@ import pytest
 import svcproxy
 from svcproxy.cli import UsageError, main, parse, read
 from svcproxy.config import FLAGS, Config, ConfigError, Loaded, LogFormat, default_of
+from svcproxy.config.parsing import Bind
 from svcproxy.kube.source import SourceError
 from svcproxy.observe.http_server import BindError
-from svcproxy.values import Bind
 
 KUBEADM = Path(__file__).parent / "config/files/kubeadm.yaml"
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "6443"}
@@ -223,8 +223,8 @@ def test_the_daemon_is_told_the_warnings(daemon: FakeDaemon) -> None:
     assert main([*argv, "--vmodule=proxier=4", "--profiling=false"]) == 0
     assert daemon.warnings == (
         "--healthz-port=10256: deprecated; use --healthz-bind-address",
-        "--vmodule=proxier=4: there are no Go files; ignored, use -v",
-        "--source-vip=10.0.0.1: means something on Windows only; ignored",
+        "--vmodule=proxier=4: ignored: there are no Go files; use -v",
+        "--source-vip=10.0.0.1: ignored: applies to Windows only",
     )
 
 
@@ -290,7 +290,7 @@ def test_settings_that_cannot_be_written(
 ) -> None:
     assert main(["--write-config-to=/nowhere/o", "--vmodule=a=1"]) == 1
     assert capsys.readouterr().err.splitlines() == [
-        "svcproxy: warning: --vmodule=a=1: there are no Go files; ignored, use -v",
+        "svcproxy: warning: --vmodule=a=1: ignored: there are no Go files; use -v",
         "svcproxy: --write-config-to=/nowhere/o: No such file or directory; name a file to write",
     ]
 

@@ -13,13 +13,13 @@ import pytest
 from svcproxy import servers
 from svcproxy.config import Config, ProxyMode
 from svcproxy.config.export import as_document
+from svcproxy.config.parsing import Bind
 from svcproxy.kube.recorder import LogOnly
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.http_server import BindError
 from svcproxy.observe.log import Verbosity
 from svcproxy.observe.metrics import Metrics
 from svcproxy.servers import Servers
-from svcproxy.values import Bind
 from testbed.waiting import eventually
 
 

@@ -3,8 +3,8 @@ import yaml
 
 from svcproxy.config import Config, IptablesVariant
 from svcproxy.config.export import as_document, as_yaml
+from svcproxy.config.parsing import Bind
 from svcproxy.config.precedence import from_file
-from svcproxy.values import Bind
 from tests.unit.config.test_file import EVERYTHING, FILES, load
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from svcproxy.config import Config, ConfigError, Loaded, LocalMode, LogFormat, ProxyMode
 from svcproxy.config.document import decode
 from svcproxy.config.fields import FIELDS
+from svcproxy.config.parsing import Bind
 from svcproxy.config.precedence import from_file
-from svcproxy.values import Bind
 
 FILES = Path(__file__).parent / "files"
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
@@ -254,7 +254,7 @@ def test_values_are_read_as_kube_proxy_reads_them(text: str, field: str, value: 
         ("iptables: 5", "iptables=5", "must hold fields of its own"),
         ("iptables: [a]", "iptables=(a list)", "must hold fields of its own"),
         ("clusterCIDR: 10", "clusterCIDR=10", "must be a string, but is a number"),
-        ("clusterCIDR: y", "clusterCIDR=y", "must be a string, but is a truth value"),
+        ("clusterCIDR: y", "clusterCIDR=y", "must be a string, but is a boolean"),
         ("clusterCIDR: {}", "clusterCIDR=(a map)", "must be a string, but is a map"),
         ("oomScoreAdj: 3000000000", "oomScoreAdj=3000000000", "from -1000 to 1000"),
         ("nodePortAddresses: 10.0.0.0/8", "nodePortAddresses=10.0.0.0/8", "a list of strings"),
@@ -306,6 +306,7 @@ def test_all_problems_of_file_and_flags_are_told_at_once() -> None:
         ("qqqqqqq: {a: [b]}", "conf: qqqqqqq: unknown field, ignored; leave it out"),
         ("metadata: {name: x}", "conf: metadata: unknown field, ignored; leave it out"),
         ("oomScoreAdj: 1\noomScoreAdj: 2", "conf: oomScoreAdj: given twice; the last one counts"),
+        (r'"a\nb": 1', r"conf: 'a\nb': unknown field, ignored; leave it out"),
         ("ipvs: {scheduler: x, scheduler: rr}", "conf: ipvs.scheduler: given twice; the last one"),
         ("---\nmode: x", "conf: only the first of its YAML documents counts"),
     ],
@@ -322,8 +323,8 @@ def test_of_twins_the_last_one_counts() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "no fields in it; it must begin with apiVersion: kubeproxy"),
-        ("- a", "no fields in it"),
+        ("", "it has no fields; it must begin with apiVersion: kubeproxy"),
+        ("- a", "it has no fields"),
         ("a: [b", "not YAML: line 1: expected ',' or ']'"),
         ("a:\n\tb: c", "not YAML: line 2:"),
         ("a: *b", "not YAML: line 1: found undefined alias"),

@@ -15,9 +15,9 @@ from svcproxy.config import (
     default_of,
     from_settings,
 )
-from svcproxy.config.checks import contradictions
+from svcproxy.config.checks import find_errors
+from svcproxy.config.parsing import Bind
 from svcproxy.model.names import IPFamily
-from svcproxy.values import Bind
 
 
 def load(**settings: str) -> Loaded:
@@ -314,8 +314,8 @@ def test_nftables_mode_keeps_node_ports_to_primary_addresses() -> None:
 @pytest.mark.parametrize("field", ["ipvs_tcp_timeout", "ipvs_tcp_fin_timeout", "ipvs_udp_timeout"])
 def test_negative_timeouts_matter_in_ipvs_mode_only(field: str) -> None:
     values: dict[str, Any] = {field: -1.0}
-    assert contradictions(Config(**values), str) == []
-    (problem,) = contradictions(Config(proxy_mode=ProxyMode.IPVS, **values), str)
+    assert find_errors(Config(**values), str) == []
+    (problem,) = find_errors(Config(proxy_mode=ProxyMode.IPVS, **values), str)
     assert problem.startswith(f"{field}=-1s: must not be negative")
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.values import (
+from svcproxy.config.parsing import (
     Bind,
     format_duration,
     parse_bind,

@@ -10,6 +10,7 @@ from contextlib import closing
 import pytest
 
 from svcproxy.config import ProxyMode
+from svcproxy.config.parsing import Bind
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import Node
 from svcproxy.observe import http_server as observe_http
@@ -20,7 +21,6 @@ from svcproxy.observe.http_server import BindError, HttpServer
 from svcproxy.observe.metrics import Metrics
 from svcproxy.observe.pages import health_server as make_health_server
 from svcproxy.observe.pages import metrics_server
-from svcproxy.values import Bind
 from testbed.waiting import eventually
 
 ANY = Bind("127.0.0.1", 0)

@@ -17,12 +17,12 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from svcproxy.config import Config, ProxyMode, flags_of
+from svcproxy.config.parsing import Bind
 from svcproxy.observe import debug
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.http_server import HttpServer
 from svcproxy.observe.metrics import Metrics
 from svcproxy.observe.pages import Effective, health_server, metrics_server
-from svcproxy.values import Bind
 from tests.fakes.compatibility import rows
 
 ANY = Bind("127.0.0.1", 0)

@@ -1,7 +1,7 @@
-"""The spellings of settings: durations, addresses, ranges and choices, as kube-proxy reads them.
+"""Parses values of settings as kube-proxy does: durations, addresses, ranges, choices.
 
-Pure: each parser takes text and returns a value, or raises ``ValueError`` with a reason and, where
-it helps, an example.
+Each parser takes text and returns a value, or raises ``ValueError`` with a reason and, where it
+helps, an example.
 """
 
 import ipaddress
@@ -43,10 +43,10 @@ _MAX_NANOSECONDS = 2**63 - 1  # Go keeps durations in an int64
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds that a Go duration such as ``1m30s`` or ``100ms`` stands for.
+    """Parse a Go duration such as ``1m30s`` or ``100ms``; return seconds.
 
     Raises:
-        ValueError: ``text`` is no duration, or one longer than Go can hold (292 years).
+        ValueError: ``text`` is not a duration, or exceeds Go's maximum (292 years).
     """
     problem = "not a duration; write for example 30s, 1m30s or 100ms"
     sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text.removeprefix("+"))
@@ -62,7 +62,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Return ``seconds`` as Go prints a duration: ``1h0m0s``, ``1.5s``, ``100ms``, ``0s``."""
+    """Format seconds as Go prints a duration: ``1h0m0s``, ``1.5s``, ``100ms``, ``0s``."""
     nanoseconds = round(seconds * 1_000_000_000)
     sign, nanoseconds = ("-", -nanoseconds) if nanoseconds < 0 else ("", nanoseconds)
     if nanoseconds == 0:
@@ -87,23 +87,23 @@ def _decimal(value: int, size: int) -> str:
 
 
 def parse_bool(text: str) -> bool:
-    """Return the truth value that Go's flag parser reads in ``text``.
+    """Parse a boolean as Go's flag parser does.
 
     Raises:
-        ValueError: ``text`` is none of Go's spellings.
+        ValueError: ``text`` is not one of Go's spellings.
     """
     if text in {"1", "t", "T", "TRUE", "true", "True"}:
         return True
     if text in {"0", "f", "F", "FALSE", "false", "False"}:
         return False
-    raise ValueError("not a truth value; write true or false")
+    raise ValueError("not a boolean; write true or false")
 
 
 def parse_bind(text: str, default_port: int) -> Bind | None:
-    """Read ``address:port``, ``[address]:port`` or a bare address; empty text gives ``None``.
+    """Parse ``address:port``, ``[address]:port`` or a bare address; ``None`` for empty text.
 
     Raises:
-        ValueError: the address is no IP address, or the port is outside 1 to 65535.
+        ValueError: the address is not an IP address, or the port is outside 1 to 65535.
     """
     if not text:
         return None
@@ -126,10 +126,10 @@ def parse_bind(text: str, default_port: int) -> Bind | None:
 
 
 def parse_ip(text: str) -> str:
-    """Read an IP address into its canonical form.
+    """Parse an IP address to its canonical form.
 
     Raises:
-        ValueError: it is none.
+        ValueError: ``text`` is not an IP address.
     """
     try:
         return str(ipaddress.ip_address(_without_leading_zeros(text)))
@@ -138,7 +138,7 @@ def parse_ip(text: str) -> str:
 
 
 def _without_leading_zeros(text: str) -> str:
-    """Make ``010.0.0.1`` mean 10.0.0.1, as Kubernetes does (k8s.io/utils/net, ParseIPSloppy)."""
+    """Read ``010.0.0.1`` as 10.0.0.1, as Kubernetes does (k8s.io/utils/net, ParseIPSloppy)."""
     return text if ":" in text else re.sub(r"(^|\.)0+(?=[0-9])", r"\1", text)
 
 
@@ -148,23 +148,23 @@ def cidr_family(cidr: str) -> IPFamily:
 
 
 def parse_cidrs(text: str) -> tuple[str, ...]:
-    """Read a comma-separated list of CIDRs into canonical ones, host bits cleared.
+    """Parse a comma-separated list of CIDRs to canonical ones, with host bits cleared.
 
     Raises:
-        ValueError: an entry is no CIDR.
+        ValueError: an entry is not a CIDR.
     """
     entries = [entry.strip() for entry in text.split(",")] if text.strip() else []
     return tuple(parse_cidr(entry) for entry in entries)
 
 
 def parse_cidr(text: str) -> str:
-    """Read one CIDR into a canonical one, host bits cleared.
+    """Parse a CIDR to a canonical one, with host bits cleared.
 
     Raises:
-        ValueError: it is no CIDR; a bare address is none.
+        ValueError: ``text`` is not a CIDR; an address without a prefix length is not.
     """
     problem = f"{text!r} is not a CIDR; write for example 10.244.0.0/16 or fd00::/48"
-    if "/" not in text:  # ipaddress would take a bare address, Go does not
+    if "/" not in text:  # ipaddress accepts an address without a prefix length, Go does not
         raise ValueError(problem)
     try:
         return str(ipaddress.ip_network(_without_leading_zeros(text), strict=False))
@@ -173,10 +173,10 @@ def parse_cidr(text: str) -> str:
 
 
 def parse_cluster_cidrs(text: str) -> tuple[str, ...]:
-    """Read the pod ranges: CIDRs, at most one of each family.
+    """Parse the pod CIDRs, at most one of each family.
 
     Raises:
-        ValueError: an entry is no CIDR, or a family occurs twice.
+        ValueError: an entry is not a CIDR, or a family occurs twice.
     """
     cidrs = parse_cidrs(text)
     if len({cidr_family(cidr) for cidr in cidrs}) != len(cidrs):
@@ -185,10 +185,10 @@ def parse_cluster_cidrs(text: str) -> tuple[str, ...]:
 
 
 def parse_nodeport_addresses(text: str) -> tuple[str, ...]:
-    """Read ``primary`` or a list of CIDRs.
+    """Parse ``primary`` or a list of CIDRs.
 
     Raises:
-        ValueError: an entry is no CIDR, or ``primary`` does not stand alone.
+        ValueError: an entry is not a CIDR, or ``primary`` is combined with others.
     """
     if NODE_PORT_PRIMARY not in text.split(","):
         return parse_cidrs(text)
@@ -203,9 +203,9 @@ _GO_INTEGER = re.compile(
 
 
 def parse_integer(low: int, high: int) -> Callable[[str], int]:
-    """Make a parser of whole numbers from ``low`` to ``high``, both included.
+    """Return a parser of integers from ``low`` to ``high``, inclusive.
 
-    They are written as in Go: ``0x1f``, ``0b11`` and ``0o17`` count, and 017 is octal.
+    It accepts Go's spellings: ``0x1f``, ``0b11``, ``0o17``, and 017 as octal.
     """
 
     def parse(text: str) -> int:
@@ -221,10 +221,10 @@ def parse_integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def parse_float(text: str) -> float:
-    """Read a decimal number.
+    """Parse a decimal number.
 
     Raises:
-        ValueError: it is none.
+        ValueError: ``text`` is not a number.
     """
     if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?", text):
         raise ValueError("not a number; write for example 5 or 0.5")
@@ -232,10 +232,10 @@ def parse_float(text: str) -> float:
 
 
 def parse_timeout(text: str) -> float:
-    """Read a duration that is not negative, in seconds.
+    """Parse a duration that is not negative; return seconds.
 
     Raises:
-        ValueError: it is negative, or no duration.
+        ValueError: ``text`` is negative or not a duration.
     """
     seconds = parse_duration(text)
     if seconds < 0:
@@ -244,7 +244,7 @@ def parse_timeout(text: str) -> float:
 
 
 def parse_interface(longest: int) -> Callable[[str], str]:
-    """Make a parser of network interface names (``IFNAMSIZ``: at most 15 characters)."""
+    """Return a parser of network interface names (``IFNAMSIZ``: at most 15 characters)."""
 
     def parse(text: str) -> str:
         if len(text) > longest or re.search(r"[\s/:+!\"'\\]", text):
@@ -260,7 +260,7 @@ _ChoiceT = TypeVar("_ChoiceT", bound=StrEnum)
 def parse_choice(
     choices: type[_ChoiceT], *, empty: _ChoiceT | None = None, available: frozenset[_ChoiceT]
 ) -> Callable[[str], _ChoiceT]:
-    """Make a parser of one of ``choices``; those not ``available`` are known but refused."""
+    """Return a parser of ``choices``; those not ``available`` are refused with their own message."""
     usable = ", ".join(choice for choice in choices if choice in available)
 
     def parse(text: str) -> _ChoiceT:
@@ -276,7 +276,7 @@ def parse_choice(
 
 
 def parse_hostname(text: str) -> str | None:
-    """Read a node name: trimmed, in lower case, ``None`` when empty.
+    """Parse a node name: trimmed, in lower case, ``None`` if empty.
 
     Raises:
         ValueError: there are only spaces.
@@ -293,10 +293,10 @@ _SCHEDULERS = (
 
 
 def parse_scheduler(text: str) -> str:
-    """Read the name of an IPVS scheduler of the kernel (net/netfilter/ipvs of Linux 6.12).
+    """Parse the name of a scheduler of the kernel (net/netfilter/ipvs of Linux 6.12).
 
     Raises:
-        ValueError: the kernel has none of this name.
+        ValueError: the kernel has no such scheduler.
     """
     if text and text not in _SCHEDULERS:
         raise ValueError(f"unknown; choose one of: {', '.join(_SCHEDULERS)}")
@@ -304,10 +304,10 @@ def parse_scheduler(text: str) -> str:
 
 
 def parse_vmodule(text: str) -> tuple[tuple[str, int], ...]:
-    """Read a list of ``pattern=N``.
+    """Parse a list of ``pattern=N``.
 
     Raises:
-        ValueError: an entry is none.
+        ValueError: an entry has another form.
     """
     items = []
     for entry in text.split(",") if text else ():
@@ -322,10 +322,10 @@ _QUANTITY = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+|[KMGTPE
 
 
 def parse_quantity(text: str) -> str:
-    """Read a Kubernetes quantity such as ``64Ki`` and return it as it is.
+    """Check a Kubernetes quantity such as ``64Ki``, and return it unchanged.
 
     Raises:
-        ValueError: it is none.
+        ValueError: ``text`` is not a quantity.
     """
     if not _QUANTITY.fullmatch(text):
         raise ValueError("not a quantity; write for example 0, 512, 1k or 64Ki")
@@ -333,16 +333,21 @@ def parse_quantity(text: str) -> str:
 
 
 def parse_hidden_version(text: str) -> str:
-    """Read the version whose hidden metrics are wanted: only the one before 1.36 can be.
+    """Parse the version whose hidden metrics are to be setting_message: it must be the one before 1.36.
 
     Raises:
-        ValueError: it is another.
+        ValueError: it is another version.
     """
     if text not in {"", "1.35"}:
         raise ValueError("only 1.35 is possible, the version before; leave it out")
     return text
 
 
+def printable(text: str) -> str:
+    """Return text for a message: unchanged if it is printable, else with line breaks escaped."""
+    return text if text.isprintable() else repr(text)
+
+
 def parse_text(text: str) -> str | None:
-    """Read any text; the empty one means that nothing was given."""
+    """Return any text; ``None`` if it is empty."""
     return text or None
