@@ -10,7 +10,8 @@ from struct import error
 from fuzz.structure import Source
 from svcproxy.backends.base import Desired
 from svcproxy.backends.nftables import connection
-from svcproxy.backends.nftables.core.plan import Planner, all_sets
+from svcproxy.backends.nftables.core.plan import Planner
+from svcproxy.backends.nftables.core.table_objects import all_sets
 from svcproxy.backends.settings import Settings
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict

@@ -255,7 +255,9 @@ def test_what_cannot_be_led_back_to_a_port_fails_as_a_whole(
 ) -> None:
     """A chain of all Services, for example; what was in force stays."""
     wrong = ChainSpec("all-tiers", (Rule((verdict(Code.JUMP, "nowhere"),)),))
-    monkeypatch.setattr("svcproxy.backends.nftables.core.plan.tiers_chain", lambda *_: wrong)
+    monkeypatch.setattr(
+        "svcproxy.backends.nftables.core.table_objects.tiers_chain", lambda *_: wrong
+    )
     with pytest.raises(BackendError, match="No such file or directory"):
         applied.change(served(applied.family, 4))
     monkeypatch.undo()

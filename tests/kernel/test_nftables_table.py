@@ -13,7 +13,7 @@ from svcproxy.backends.base import BackendError, BackendUnavailable, Desired
 from svcproxy.backends.nftables import backend as backend_module
 from svcproxy.backends.nftables.backend import NftablesBackend
 from svcproxy.backends.nftables.connection import Connection, RefusedError
-from svcproxy.backends.nftables.core.plan import all_sets
+from svcproxy.backends.nftables.core.table_objects import all_sets
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import Endpoint, ServicePort, Verdict
 from svcproxy.netlink.core.attributes import text, u32

@@ -1,7 +1,7 @@
-"""Services as map elements behind a few shared nftables chains, changed over netlink.
+"""nftables mode: Services as elements of shared sets and maps, changed over netlink.
 
-``render`` turns one finished Service port into elements, ``tables`` and ``tiers`` hold the chains
-and sets that all of them share, ``plan`` computes differences, ``transaction`` and ``dump`` turn
-them into netlink messages and back (all pure); ``backend``, ``connection`` and ``watcher`` touch
-the kernel. ``docs/adr/0005`` tells why the table looks as it does.
+``core`` is pure: ``render`` turns one Service port into elements, ``chains``, ``tier_chains`` and
+``table_sets`` define the chains and sets that all Services share, and ``plan`` computes what to
+change. ``backend``, ``table``, ``connection`` and ``watcher`` access the kernel. ADR 5 says why the
+table looks the way it does.
 """

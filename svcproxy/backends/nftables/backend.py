@@ -9,8 +9,9 @@ import structlog
 from svcproxy import sysctl
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Maintenance, Outcome
 from svcproxy.backends.nftables.connection import RefusedError, StaleGenerationError
-from svcproxy.backends.nftables.core.plan import KernelState, Planner, all_chains, all_sets
+from svcproxy.backends.nftables.core.plan import KernelState, Planner
 from svcproxy.backends.nftables.core.settings import extend_settings
+from svcproxy.backends.nftables.core.table_objects import all_chains, all_sets
 from svcproxy.backends.nftables.core.table_sets import BALANCES, Tier, source_set
 from svcproxy.backends.nftables.table import KernelTable
 from svcproxy.backends.settings import Settings
@@ -229,10 +230,10 @@ class NftablesBackend:
 
     def _refused_ports(self, plan: Plan, error: RefusedError) -> dict[ServicePortName, str]:
         """Return the Service ports whose messages the kernel refused, with its reasons."""
-        owners = self._planner.port_index()
+        index = self._planner.port_index()
         found: dict[ServicePortName, str] = {}
         for message, reason in self._table.refusals(plan, error, self._sets()):
-            for name in owners.of(message):
+            for name in index.ports_of(message):
                 found.setdefault(name, reason)
         return found
 

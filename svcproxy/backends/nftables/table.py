@@ -182,12 +182,12 @@ class KernelTable:
         of elements; the dump is repeated until it matches.
         """
         count = dump.element_count(description)
-        of = self._table_name + text(nft.NAME_OF, name)
+        set_name = self._table_name + text(nft.NAME_OF, name)
         found: EncodedElements = {}
         for attempt in range(_DUMP_ATTEMPTS):
             if attempt:
                 time.sleep(_DUMP_PAUSE)
-            bodies = self._connection.dump(nft.GET_ELEMENT, of)
+            bodies = self._connection.dump(nft.GET_ELEMENT, set_name)
             found.update(dump.elements(bodies, dump.key_length(description)))
             if count is None or len(found) == count:
                 break

@@ -82,7 +82,7 @@ def test_a_port_that_is_refused_even_as_it_was_fails_the_sync() -> None:
 
 @pytest.mark.parametrize("gone", [False, True], ids=["changed", "deleted"])
 def test_a_port_of_which_unknown_elements_were_kept_is_compared(*, gone: bool) -> None:
-    """ElementsBySet of a former Service at the same address must not stay beside those of the new one."""
+    """Elements of a former Service at the same address must not stay beside those of the new one."""
     table = RefusingTable()
     former = service_port(FAMILY, (1,), name="former", vip="10.97.0.1", local=True, external=True)
     other = service_port(FAMILY, (3,), name="other", vip="10.97.0.2")

@@ -4,7 +4,8 @@ from struct import unpack_from
 
 import pytest
 
-from svcproxy.backends.nftables.core.plan import Planner, all_sets
+from svcproxy.backends.nftables.core.plan import Planner
+from svcproxy.backends.nftables.core.table_objects import all_sets
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.attributes import (
     MalformedError,

@@ -1,1 +1,1 @@
-"""The functional core of nftables mode: what the table must hold, and the difference to what it holds."""
+"""The functional core of nftables mode: the desired table, and the difference to the kernel's."""

@@ -1,9 +1,10 @@
 """The chains that all Services share.
 
-A packet's way: ``services`` looks up its destination in one set for each kind of frontend and
-policy. That decides whether it is masqueraded and which list of endpoints counts; the chain
-``all`` (or ``local``, or their like for node ports) then finds the list's length and an endpoint
-(``tiers``). What is not translated there is looked up among the refused in the filter chains.
+The chain ``services`` looks up a packet's destination in one set for each kind of frontend and
+traffic policy. This decides whether the packet is masqueraded and which list of endpoints counts.
+The chain ``all`` (or ``local``, ``node-port-all``, ``node-port-local``) then finds the tier and an
+endpoint (``tier_chains``). Packets that are not translated are checked in the filter chains, which
+reject or drop those to frontends without endpoints.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,8 +31,8 @@ _PORT_UNREACHABLE = {IPFamily.IPV4: 3, IPFamily.IPV6: 4}
 
 
 def shared_chains(settings: Settings) -> dict[str, ChainSpec]:
-    """The chains that depend on settings alone."""
-    made = _Chains(settings)
+    """Return the chains that depend on the settings alone, by name."""
+    rules = _Chains(settings)
     firewall, services = (_rule(_NEW, _jump(_FIREWALL)),), (_rule((), _jump(_SERVICES)),)
     refuse, check = _rule(_NEW, _jump(_REFUSE)), _rule(_NEW, _jump(_CHECK))
     chains = [
@@ -39,34 +40,38 @@ def shared_chains(settings: Settings) -> dict[str, ChainSpec]:
         ChainSpec("filter-output-early", firewall, Hook("filter", _OUTPUT, _BEFORE_NAT)),
         ChainSpec("nat-prerouting", services, Hook("nat", _PREROUTING, _DESTINATION_NAT)),
         ChainSpec("nat-output", services, Hook("nat", _OUTPUT, _DESTINATION_NAT)),
-        ChainSpec("nat-postrouting", made.postrouting(), Hook("nat", _POSTROUTING, _SOURCE_NAT)),
-        ChainSpec("filter-input", tuple(made.input()), Hook("filter", _INPUT, _FILTER)),
+        ChainSpec("nat-postrouting", rules.postrouting(), Hook("nat", _POSTROUTING, _SOURCE_NAT)),
+        ChainSpec("filter-input", tuple(rules.input()), Hook("filter", _INPUT, _FILTER)),
         ChainSpec(
-            "filter-forward", (*made.invalid(), refuse, check), Hook("filter", _FORWARD, _FILTER)
+            "filter-forward", (*rules.invalid(), refuse, check), Hook("filter", _FORWARD, _FILTER)
         ),
         ChainSpec("filter-output", (refuse, check), Hook("filter", _OUTPUT, _FILTER)),
-        ChainSpec(_SERVICES, tuple(made.services())),
-        ChainSpec(_NODE_PORTS, made.external(table_sets.OF_NODE_PORTS)),
+        ChainSpec(_SERVICES, tuple(rules.services())),
+        ChainSpec(_NODE_PORTS, rules.external(table_sets.OF_NODE_PORTS)),
         ChainSpec(
             _FIREWALL,
-            (_rule(made.load_frontend, expressions.in_set(table_sets.GUARDED, 0), _go(SOURCES)),),
+            (
+                _rule(
+                    rules.load_frontend, expressions.in_set(table_sets.GUARDED, 0), _goto(SOURCES)
+                ),
+            ),
         ),
-        ChainSpec(_CHECK, tuple(made.check_cluster_ips())),
+        ChainSpec(_CHECK, tuple(rules.check_cluster_ips())),
     ]
     chains += map(balance_chain, table_sets.BALANCES)
     for prefix in (table_sets.ADDRESSES, table_sets.OF_NODE_PORTS):
         chains += (
-            ChainSpec(prefix + _EXTERNAL_LOCAL, tuple(made.external_local(prefix))),
-            ChainSpec(prefix + _REFUSE, made.refuse(prefix)),
+            ChainSpec(prefix + _EXTERNAL_LOCAL, tuple(rules.external_local(prefix))),
+            ChainSpec(prefix + _REFUSE, rules.refuse(prefix)),
         )
     return {chain.name: chain for chain in chains}
 
 
 def source_chain(family: IPFamily, lengths: Iterable[int]) -> ChainSpec:
-    """What admits packets to load balancers with source ranges, and drops the rest.
+    """Return the chain that accepts packets from a load balancer's source ranges and drops others.
 
-    One rule for each prefix length in use: the source is cut to the length and looked up. An
-    interval set would do it in one rule, but the kernel copies such a set at every change.
+    It has one rule for each prefix length in use, which masks the source and looks it up. An
+    interval set would need one rule only, but the kernel copies an interval set at every change.
     """
     fields = PacketFields(family)
     rules = [
@@ -96,7 +101,7 @@ def _jump(chain: str) -> expressions.Expression:
     return expressions.verdict(Code.JUMP, chain)
 
 
-def _go(chain: str) -> expressions.Expression:
+def _goto(chain: str) -> expressions.Expression:
     return expressions.verdict(Code.GOTO, chain)
 
 
@@ -104,7 +109,7 @@ _NEW = packet_fields.in_state(expressions.STATE_NEW)
 
 
 class _Chains:
-    """Holds what the shared chains of one table have in common."""
+    """Builds the rules of the shared chains of one table."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -114,24 +119,24 @@ class _Chains:
         self.reject = expressions.reject(_PORT_UNREACHABLE[settings.family])
 
     def services(self) -> Iterator[Rule]:
-        """Cluster IPs first, then external addresses, then the node's own."""
+        """Look up cluster IPs first, then external addresses, then node ports."""
         for policy in ("", table_sets.LOCAL):
-            name, lists = (
-                table_sets.CLUSTER_IPS + policy,
-                Balance(table_sets.ADDRESSES, bool(policy)),
-            )
-            outside = self._outside()
-            if outside is not None:
-                yield _rule(outside, *self.load_frontend, expressions.in_set(name, 0), *self.mark)
-            yield _rule(self.load_frontend, expressions.in_set(name, 0), _go(str(lists)))
+            name = table_sets.CLUSTER_IPS + policy
+            balance = Balance(table_sets.ADDRESSES, bool(policy))
+            masqueraded = self._masqueraded()
+            if masqueraded is not None:
+                yield _rule(
+                    masqueraded, *self.load_frontend, expressions.in_set(name, 0), *self.mark
+                )
+            yield _rule(self.load_frontend, expressions.in_set(name, 0), _goto(str(balance)))
         yield from self.external(table_sets.ADDRESSES)
-        for place in self._node_port_places():
+        for destination in self._node_port_destinations():
             yield _rule(
-                (*place, *packet_fields.is_local(expressions.DESTINATION)), _go(_NODE_PORTS)
+                (*destination, *packet_fields.is_local(expressions.DESTINATION)), _goto(_NODE_PORTS)
             )
 
-    def _outside(self) -> Expressions | None:
-        """What tells whose packets to cluster IPs are masqueraded; ``None`` for nobody's."""
+    def _masqueraded(self) -> Expressions | None:
+        """Match the packets to cluster IPs that are masqueraded; ``None`` if none are."""
         if self.settings.masquerade_all:
             return ()
         if self.settings.local_traffic and not self.settings.local_traffic.everybody:
@@ -139,45 +144,47 @@ class _Chains:
         return None
 
     def external(self, prefix: str) -> tuple[Rule, ...]:
-        """External frontends.
+        """Dispatch external frontends of one kind.
 
-        With policy Cluster the endpoint may be on another node and must answer through us, so it
-        may not see the client.
+        With policy Cluster, packets are masqueraded: the endpoint may be on another node, and its
+        replies must return through this node.
         """
         key = _key(self.fields, prefix)
         name = table_sets.NODE_PORTS if prefix else table_sets.EXTERNAL_IPS
         return (
             _rule(
-                key, expressions.in_set(name, 0), *self.mark, _go(str(Balance(prefix, local=False)))
+                key,
+                expressions.in_set(name, 0),
+                *self.mark,
+                _goto(str(Balance(prefix, local=False))),
             ),
             _rule(
-                key, expressions.in_set(name + table_sets.LOCAL, 0), _go(prefix + _EXTERNAL_LOCAL)
+                key, expressions.in_set(name + table_sets.LOCAL, 0), _goto(prefix + _EXTERNAL_LOCAL)
             ),
         )
 
     def external_local(self, prefix: str) -> Iterator[Rule]:
-        """External frontends with policy Local.
+        """Dispatch external frontends with policy Local.
 
-        Pods reach external addresses as if they went out to a load balancer and back, which
-        neither policy concerns. The node's own packets to such an address may have that very
-        address as their source, so they are masqueraded.
+        Local pods reach all endpoints, as if their packets went through the load balancer. So does
+        the node itself; its packets are masqueraded, because their source may be the external
+        address.
         """
-        everywhere, here = (
-            _go(str(Balance(prefix, local=False))),
-            _go(str(Balance(prefix, local=True))),
+        to_all, to_local = (
+            _goto(str(Balance(prefix, local=False))),
+            _goto(str(Balance(prefix, local=True))),
         )
         if self.settings.local_traffic:
-            yield _rule(self.fields.from_pods(self.settings.local_traffic), everywhere)
-        yield _rule(packet_fields.is_local(expressions.SOURCE), *self.mark, everywhere)
-        yield _rule((), here)
+            yield _rule(self.fields.from_pods(self.settings.local_traffic), to_all)
+        yield _rule(packet_fields.is_local(expressions.SOURCE), *self.mark, to_all)
+        yield _rule((), to_local)
 
-    def _node_port_places(self) -> Iterator[Expressions]:
-        """The destinations that serve node ports, apart from being the node's own.
+    def _node_port_destinations(self) -> Iterator[Expressions]:
+        """Match the destinations that serve node ports, if they are addresses of the node.
 
-        With ranges, the kernel is asked for "a local address within the range" instead of being
-        given the node's addresses, so addresses may come and go without a sync. ``::1`` never
-        serves: the kernel does not route packets from there to other machines, and has no
-        ``route_localnet`` for IPv6.
+        ``nodePortAddresses`` are matched as ranges, not as the node's current addresses, so address
+        changes need no sync. ``::1`` never serves node ports: the kernel does not route packets
+        from it to other hosts, and IPv6 has no ``route_localnet``.
         """
         settings = self.settings
         loopback = "127.0.0.0/8" if settings.family is IPFamily.IPV4 else "::1/128"
@@ -190,10 +197,10 @@ class _Chains:
                 yield self.fields.destination_in(cidr)
 
     def postrouting(self) -> tuple[Rule, ...]:
-        """Masquerade what was marked, and endpoints that were sent to themselves.
+        """Masquerade marked packets and hairpins.
 
-        The mark is cleared, or a packet that passes the stack again, encapsulated, would be
-        masqueraded again.
+        The mark is cleared: otherwise a packet that is encapsulated would be masqueraded again when
+        it traverses the stack a second time.
         """
         bit = self.settings.masquerade_bit
         clear = packet_fields.set_mark_bit(bit, to=False)
@@ -205,12 +212,12 @@ class _Chains:
         )
 
     def input(self) -> Iterator[Rule]:
-        """Refusals for what the node itself is the destination of."""
+        """Protect 127.0.0.0/8, and reject or drop packets to frontends without endpoints."""
         settings, fields = self.settings, self.fields
         if settings.family is IPFamily.IPV4 and settings.localhost_node_ports:
-            # Without it, route_localnet would let neighbours reach what listens on 127.0.0.1
-            # (CVE-2020-8558).
-            strange = (
+            # Without this rule, route_localnet would expose services on 127.0.0.1 to neighbouring
+            # hosts (CVE-2020-8558).
+            martian = (
                 *packet_fields.not_from_loopback(),
                 *fields.destination_in("127.0.0.0/8"),
                 *packet_fields.is_dnat(yes=False),
@@ -218,21 +225,21 @@ class _Chains:
                     expressions.STATE_ESTABLISHED | expressions.STATE_RELATED, any_of=False
                 ),
             )
-            yield _rule(strange, expressions.verdict(Code.DROP), comment="neighbours at localhost")
+            yield _rule(martian, expressions.verdict(Code.DROP), comment="neighbours at localhost")
         yield _rule(_NEW, _jump(_REFUSE))
-        for place in self._node_port_places():
-            local = (*_NEW, *place, *packet_fields.is_local(expressions.DESTINATION))
+        for destination in self._node_port_destinations():
+            local = (*_NEW, *destination, *packet_fields.is_local(expressions.DESTINATION))
             yield _rule(local, _jump(table_sets.OF_NODE_PORTS + _REFUSE))
 
     def invalid(self) -> Iterator[Rule]:
-        """Drop packets of no connection: they would leave untranslated (kubernetes#74839)."""
+        """Drop packets in state INVALID: they would leave untranslated (kubernetes#74839)."""
         if isinstance(self.settings, NftablesSettings) and self.settings.drop_invalid:
             yield _rule(
                 packet_fields.in_state(expressions.STATE_INVALID), expressions.verdict(Code.DROP)
             )
 
     def refuse(self, prefix: str) -> tuple[Rule, ...]:
-        """Answer or ignore what has no endpoint."""
+        """Reject or drop packets to frontends without endpoints."""
         key = _key(self.fields, prefix)
         return (
             _rule(key, expressions.in_set(prefix + table_sets.REJECTED, 0), self.reject),
@@ -244,7 +251,7 @@ class _Chains:
         )
 
     def check_cluster_ips(self) -> Iterator[Rule]:
-        """Refuse ports that a cluster IP does not have, and cluster IPs that nobody has."""
+        """Reject unknown ports of cluster IPs; drop packets to unassigned cluster IPs."""
         load = self.fields.load_destination(0)
         yield _rule(load, expressions.in_set(table_sets.CLUSTER_ADDRESSES, 0), self.reject)
         if isinstance(self.settings, NftablesSettings):

@@ -1,4 +1,4 @@
-"""Comparing a table as it should be with what the kernel holds."""
+"""Compares the desired table with the kernel's."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from svcproxy.netlink.core.nf_tables.ruleset import (
 )
 from svcproxy.netlink.core.nf_tables.transaction import Plan
 
-_EXPRESSIONS, _NOTES = 4, 7
+_EXPRESSIONS, _USER_DATA = 4, 7
 
 
 def compare(
@@ -24,20 +24,26 @@ def compare(
     elements: ElementsBySet,
     observed: TableDump,
 ) -> Plan:
-    """The plan that makes the kernel's table agree.
+    """Return the plan that turns the kernel's table into the desired one.
 
-    Rules and elements are put right one by one. A set or chain of another make, or one that is
-    none of ours, is the work of another version or of somebody else, and so are flags (dormant):
-    then the whole table is made anew, in the same transaction that deletes the old one.
+    Rules and elements are repaired individually. The table is replaced as a whole, in one
+    transaction, if it has sets or chains that svcproxy does not make, or makes differently, or
+    table flags (such as ``dormant``): then another version or another program wrote it.
+
+    Args:
+        sets: the desired sets.
+        chains: the desired chains with their rules.
+        elements: the desired elements.
+        observed: the table in the kernel.
     """
-    if not observed.handle or _is_strange(sets, chains, observed):
+    if not observed.handle or _must_be_replaced(sets, chains, observed):
         return Plan(
             delete_table=bool(observed.handle),
             make_table=True,
             sets=list(sets.values()),
             chains=list(chains.values()),
-            add={name: tails for name, tails in elements.items() if tails},
-            # A table that somebody makes meanwhile is in the way of ours, and is noticed.
+            add={name: found for name, found in elements.items() if found},
+            # If another process makes the table meanwhile, the kernel refuses with EEXIST.
             generation=observed.generation if observed.handle else 0,
             compared=True,
         )
@@ -48,14 +54,14 @@ def compare(
     for name, chain in chains.items():
         if name not in observed.chains:
             plan.chains.append(chain)
-        elif not _same_rules(chain.rules, observed.rules.get(name, [])):
+        elif not _equal_rules(chain.rules, observed.rules.get(name, [])):
             plan.rewrite.append(chain)
     for name in sets.keys() - {table_sets.AFFINITY}:
         _compare_elements(plan, name, elements.get(name, {}), observed.elements.get(name, {}))
     return plan
 
 
-def _is_strange(
+def _must_be_replaced(
     sets: Mapping[str, SetSpec], chains: Mapping[str, ChainSpec], observed: TableDump
 ) -> bool:
     if observed.flags:
@@ -75,16 +81,16 @@ def _is_strange(
     return False
 
 
-def _same_rules(rules: tuple[Rule, ...], found: list[bytes]) -> bool:
-    return len(rules) == len(found) and all(map(_same_rule, rules, found))
+def _equal_rules(rules: tuple[Rule, ...], found: list[bytes]) -> bool:
+    return len(rules) == len(found) and all(map(_equal_rule, rules, found))
 
 
-def _same_rule(rule: Rule, body: bytes) -> bool:
+def _equal_rule(rule: Rule, body: bytes) -> bool:
     try:
         parts = collect(body)
     except MalformedError:
         return False
-    return decode_comment(parts.get(_NOTES, b"")) == rule.comment and holds_each(
+    return decode_comment(parts.get(_USER_DATA, b"")) == rule.comment and holds_each(
         parts.get(_EXPRESSIONS, b""), b"".join(rule.expressions)
     )
 
@@ -96,11 +102,11 @@ def _compare_elements(
         return
     remove = [
         key
-        for key, tail in found.items()
-        if key not in wanted or not same_content(tail, wanted[key])
+        for key, encoded in found.items()
+        if key not in wanted or not same_content(encoded, wanted[key])
     ]
     gone = set(remove)
-    add = {key: tail for key, tail in wanted.items() if key not in found or key in gone}
+    add = {key: encoded for key, encoded in wanted.items() if key not in found or key in gone}
     if remove:
         plan.remove[name] = remove
     if add:

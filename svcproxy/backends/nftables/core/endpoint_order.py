@@ -1,9 +1,8 @@
-"""Keeping endpoints at their numbers.
+"""Keeps the endpoints of a list at their numbers when the list changes.
 
-A list is numbered without gaps, and any order balances alike. Sorting it anew at every change
-would give half of the endpoints other numbers; here one that stays keeps its number, one that
-comes takes the number of one that goes, and if the list becomes shorter, the last ones move
-into the gaps.
+Lists are numbered without gaps, and every order balances alike. Sorting a list at each change would
+renumber half of its endpoints. Instead, an endpoint that stays keeps its number, a new one takes the
+number of one that is removed, and the last endpoints of a list that shrinks fill the gaps.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,12 @@ from svcproxy.model.serviceport import Endpoint, ServicePort
 def stable_order(
     wanted: tuple[Endpoint, ...], present: Sequence[Endpoint | None]
 ) -> tuple[Endpoint, ...]:
-    """Put ``wanted`` in the order that differs least from ``present`` (``None``: unknown ones)."""
+    """Return ``wanted`` in the order that changes the fewest numbers.
+
+    Args:
+        wanted: the endpoints of the new list.
+        present: the endpoints of the old list by number; ``None`` for unknown ones.
+    """
     missing = dict.fromkeys(wanted)
     kept: list[Endpoint | None] = []
     for endpoint in present:
@@ -25,25 +29,31 @@ def stable_order(
             kept.append(endpoint)
         else:
             kept.append(None)
-    spare = [*missing, *(e for e in kept[len(wanted) :] if e is not None)]
-    spare.reverse()
-    arranged = [e if e is not None else spare.pop() for e in kept[: len(wanted)]]
-    return (*arranged, *reversed(spare))
+    unplaced = [*missing, *(e for e in kept[len(wanted) :] if e is not None)]
+    unplaced.reverse()
+    ordered = [e if e is not None else unplaced.pop() for e in kept[: len(wanted)]]
+    return (*ordered, *reversed(unplaced))
 
 
 def with_stable_order(port: ServicePort, known: ServicePort | None) -> ServicePort:
-    """A Service port with its lists in the order that ``known`` has them in."""
+    """Return a Service port whose endpoints keep the numbers that they have in ``known``."""
     if known is None:
         return port
-    return with_order(port, known.cluster_endpoints, known.local_endpoints)
+    return in_order(port, known.cluster_endpoints, known.local_endpoints)
 
 
-def with_order(
+def in_order(
     port: ServicePort,
     cluster: Sequence[Endpoint | None] | None,
     local: Sequence[Endpoint | None] | None,
 ) -> ServicePort:
-    """A Service port with its lists in an order that differs least from those given."""
+    """Return a Service port whose endpoints keep the numbers that they have in two lists.
+
+    Args:
+        port: the Service port.
+        cluster: the present order of its cluster endpoints; ``None`` if there is none.
+        local: the present order of its local endpoints; ``None`` if there is none.
+    """
     lists = (
         stable_order(port.cluster_endpoints, cluster or ()),
         stable_order(port.local_endpoints, local or ()),

@@ -1,4 +1,4 @@
-"""Service ports that the kernel refused, and what stays in the kernel until it accepts them."""
+"""What stays programmed for Service ports that the kernel refused, until it accepts them."""
 
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
@@ -15,11 +15,11 @@ from svcproxy.netlink.core.nf_tables.ruleset import ElementsBySet
 
 
 class _Fallback(IntEnum):
-    """What is planned for a refused Service port. If the kernel refuses that too, the next follows.
+    """What is planned for a refused Service port; if that is refused too, the next one follows.
 
-    ``ACCEPTED``: the state that the kernel last accepted. ``INHERITED``: the elements that the kernel
-    holds at its keys, unchanged; used after a restart, when no accepted state is known.
-    ``ABSENT``: no elements.
+    ``ACCEPTED``: the state that the kernel accepted last. ``INHERITED``: the elements that the
+    kernel holds at the port's keys stay as they are; used after a restart, when no accepted state
+    is known. ``ABSENT``: no elements.
     """
 
     ACCEPTED = 1
@@ -28,7 +28,7 @@ class _Fallback(IntEnum):
 
 
 FrontendOwners = Mapping[tuple[Protocol, str, int], ServicePortName]
-"""The Service port that has a frontend, by protocol, address (empty for node ports) and port."""
+"""The Service port of each frontend, by protocol, address (empty for node ports) and port."""
 
 
 def frontend_owners(ports: Iterable[ServicePort]) -> FrontendOwners:
@@ -38,21 +38,22 @@ def frontend_owners(ports: Iterable[ServicePort]) -> FrontendOwners:
     }
 
 
-def without_taken_frontends(port: ServicePort, taken: FrontendOwners) -> ServicePort:
-    """Return a former Service port without the frontends that other ports have taken since."""
+def without_taken_frontends(port: ServicePort, owners: FrontendOwners) -> ServicePort:
+    """Return an earlier state of a Service port without the frontends that other ports own now."""
     name, protocol = port.name, port.name.protocol
     kept = tuple(
-        f for f in port.frontends if taken.get((protocol, f.address, f.port), name) == name
+        f for f in port.frontends if owners.get((protocol, f.address, f.port), name) == name
     )
     return port if kept == port.frontends else structs.replace(port, frontends=kept)
 
 
 class Fallbacks:
-    """Remembers the state that the kernel last accepted, until it accepts the next one.
+    """Remembers what the kernel accepted last, and chooses fallbacks for refused Service ports.
 
     Attributes:
-        undo: the accepted states of the Service ports that changed since, ``None`` for new ones.
-        inherited: Service ports at whose keys unknown elements were kept in the kernel (``INHERITED``).
+        undo: the accepted state of each Service port that incremental plans changed since the last
+            ``mark_applied``; ``None`` for new ones.
+        inherited: the Service ports at whose keys elements of unknown content stay in the kernel.
     """
 
     def __init__(self) -> None:
@@ -67,11 +68,11 @@ class Fallbacks:
         present: Mapping[ServicePortName, ServicePort],
         wanted: Mapping[ServicePortName, ServicePort] | None = None,
     ) -> None:
-        """Prepare a comparison.
+        """Prepare a full comparison.
 
         Args:
-            present: the planner's Service ports: those in the kernel, or those of the last plan.
-            wanted: the desired state; if ``None``, that of the last plan.
+            present: the planner's Service ports, as of its last plan.
+            wanted: the desired state; ``None`` for that of the last plan.
         """
         if self._accepted is None:
             self._accepted = dict(present)
@@ -90,78 +91,86 @@ class Fallbacks:
         self.undo = {}
 
     def mark_applied(self) -> None:
-        """Note that the kernel accepted the plan."""
+        """Record that the kernel accepted the plan."""
         self.undo.clear()
         self._accepted = self._wanted = None
         self._chosen.clear()
 
     def fall_back(self, names: Iterable[ServicePortName]) -> bool:
-        """Plan less for some Service ports; return whether that was possible."""
-        before, wanted = self._accepted or {}, self._wanted or {}
+        """Choose the next fallback of refused Service ports; return whether all had one."""
+        accepted, wanted = self._accepted or {}, self._wanted or {}
         for name in names:
             fallback = self._chosen.get(name)
             if fallback is _Fallback.ABSENT:
                 return False
             if fallback is not None:
                 self._chosen[name] = _Fallback(fallback + 1)
-            elif name in before and before[name] != wanted.get(name):
+            elif name in accepted and accepted[name] != wanted.get(name):
                 self._chosen[name] = _Fallback.ACCEPTED
             else:
                 self._chosen[name] = _Fallback.INHERITED
         return True
 
     def affects_inherited(self, changed: Mapping[ServicePortName, ServicePort | None]) -> bool:
-        """Whether changes concern a stray, or take one of its frontends.
+        """Whether changes concern a port with inherited elements, or take one of its frontends.
 
-        Only a full comparison can replace the unknown elements there.
+        Only a full comparison can replace inherited elements.
         """
         if not self.inherited:
             return False
-        taken = frontend_owners(port for port in changed.values() if port is not None)
+        owners = frontend_owners(port for port in changed.values() if port is not None)
         return not changed.keys().isdisjoint(self.inherited) or any(
-            without_taken_frontends(port, taken) is not port for port in self.inherited.values()
+            without_taken_frontends(port, owners) is not port for port in self.inherited.values()
         )
 
     def port_index(
         self, present: Mapping[ServicePortName, ServicePort], settings: Settings
     ) -> PortIndex:
-        """Return the owners of the last plan's objects; ``present`` are the planned ports."""
+        """Return the index from the last plan's messages to Service ports.
+
+        Args:
+            present: the planner's Service ports, as of its last plan.
+            settings: the settings that they are rendered with.
+        """
         if self._wanted is not None:
             return PortIndex(self._wanted.values(), settings, (self._accepted or {}).values())
         changed = (present[name] for name in self.undo if name in present)
         return PortIndex(changed, settings, filter(None, self.undo.values()))
 
-    def ports(
-        self, settings: Settings, observed: TableDump
+    def resolve(
+        self, settings: Settings, table: TableDump
     ) -> tuple[Mapping[ServicePortName, ServicePort], ElementsBySet]:
-        """Return the Service ports to render, and the unknown elements to keep in addition."""
-        wanted, before = self._wanted or {}, self._accepted or {}
+        """Return the Service ports to render, and the inherited elements to keep besides."""
+        wanted, accepted = self._wanted or {}, self._accepted or {}
         if not self._chosen and not self.inherited:
             return wanted, {}
-        ports, taken = dict(wanted), frontend_owners(wanted.values())
-        found = {
-            name: without_taken_frontends(port, taken) for name, port in self.inherited.items()
+        ports, owners = dict(wanted), frontend_owners(wanted.values())
+        inheriting = {
+            name: without_taken_frontends(port, owners) for name, port in self.inherited.items()
         }
         for name, fallback in self._chosen.items():
             port = ports.pop(name, None)
             if fallback is _Fallback.ACCEPTED:
-                ports[name] = without_taken_frontends(before[name], taken)
+                ports[name] = without_taken_frontends(accepted[name], owners)
             elif fallback is _Fallback.INHERITED and port is not None:
-                found[name] = port
-        return ports, self._kept(found, settings, observed)
+                inheriting[name] = port
+        return ports, self._inherit(inheriting, settings, table)
 
-    def _kept(
-        self, found: Mapping[ServicePortName, ServicePort], settings: Settings, observed: TableDump
+    def _inherit(
+        self,
+        ports: Mapping[ServicePortName, ServicePort],
+        settings: Settings,
+        table: TableDump,
     ) -> ElementsBySet:
         """Return the elements that the kernel holds at the keys of some Service ports."""
-        owners, kept = PortIndex(found.values(), settings), ElementsBySet()
+        index, kept = PortIndex(ports.values(), settings), ElementsBySet()
         self.inherited = {}
-        for name, tails in observed.elements.items():
-            for key, tail in tails.items():
-                names = owners.of_element(name, key)
-                # The former endpoints are unknown: keep the hairpins of all of them.
-                if names or (found and name == table_sets.HAIRPINS):
-                    kept.setdefault(name, {})[key] = tail
+        for name, elements in table.elements.items():
+            for key, encoded in elements.items():
+                names = index.ports_of_element(name, key)
+                # The ports' former endpoints are unknown, so all hairpins stay.
+                if names or (ports and name == table_sets.HAIRPINS):
+                    kept.setdefault(name, {})[key] = encoded
                 if name not in {table_sets.HAIRPINS, table_sets.CLUSTER_ADDRESSES}:
-                    self.inherited.update({owner: found[owner] for owner in names})
+                    self.inherited.update({found: ports[found] for found in names})
         return kept if self.inherited else ElementsBySet()

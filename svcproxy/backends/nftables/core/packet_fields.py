@@ -1,4 +1,7 @@
-"""Where addresses and ports stand in packets, and how they are loaded into registers."""
+"""Expressions that load fields of packets into registers, and that match on them.
+
+Registers are counted in words of four bytes, see ``expressions``.
+"""
 
 from ipaddress import ip_network
 from struct import Struct
@@ -13,14 +16,16 @@ Expressions = tuple[Expression, ...]
 HOST_U32 = Struct("=I")
 _PORT_OFFSET = 2
 _SCRATCH = 12
-"""The register of conditions; whole IPv6 addresses fit from here on."""
+"""The register for conditions; a whole IPv6 address fits behind it."""
 
 
 class PacketFields:
-    """The packets of one family.
+    """The fields of packets of one IP family.
 
-    ``address`` is the length of an address in words, ``frontend`` that of address, protocol and
-    port together.
+    Attributes:
+        family: the IP family.
+        address_words: the length of an address, in words.
+        frontend_words: the length of address, protocol and port together, in words.
     """
 
     def __init__(self, family: IPFamily) -> None:
@@ -39,7 +44,7 @@ class PacketFields:
         return (*self.load_protocol(to), *self.load_port(to + 1))
 
     def load_protocol(self, to: int) -> Expressions:
-        """Load the protocol above IP, whatever IPv6 puts between."""
+        """Load the transport protocol; IPv6 extension headers are skipped."""
         return (expressions.meta(Meta.L4PROTO, to),)
 
     def load_port(self, to: int) -> Expressions:
@@ -58,18 +63,18 @@ class PacketFields:
         return (expressions.payload(Header.NETWORK, self._destination, self._length, to),)
 
     def mask(self, bits: int, word: int) -> Expressions:
-        """Cut an address in a register to a prefix."""
+        """Mask an address in a register to a prefix of ``bits`` bits."""
         if bits == self.family.bits:
             return ()
         number = (1 << self.family.bits) - (1 << (self.family.bits - bits))
         return (expressions.bitwise(word, number.to_bytes(self._length, "big")),)
 
     def source_in(self, cidr: str, *, inside: bool = True) -> Expressions:
-        """Go on if the source is in a range (or, not ``inside``, if it is not)."""
+        """Match if the source is in a range, or outside of it if not ``inside``."""
         return self._within(self._source, cidr, inside=inside)
 
     def destination_in(self, cidr: str, *, inside: bool = True) -> Expressions:
-        """Go on if the destination is in a range (or, not ``inside``, if it is not)."""
+        """Match if the destination is in a range, or outside of it if not ``inside``."""
         return self._within(self._destination, cidr, inside=inside)
 
     def _within(self, offset: int, cidr: str, *, inside: bool) -> Expressions:
@@ -77,14 +82,19 @@ class PacketFields:
         packed, bits = network.network_address.packed, network.prefixlen
         if not bits and inside:
             return ()
-        # Only whole bytes are loaded where that will do: nft prints both as a prefix.
+        # For prefixes of whole bytes, only these are loaded. nft prints both forms alike.
         length = bits // 8 if bits and bits % 8 == 0 else self._length
         load = expressions.payload(Header.NETWORK, offset, length, _SCRATCH)
         cut = self.mask(bits, _SCRATCH) if length * 8 != bits else ()
         return (load, *cut, expressions.compare(_SCRATCH, packed[:length], equal=inside))
 
     def from_pods(self, local: LocalTraffic, *, inside: bool = True) -> Expressions:
-        """Go on if the packet comes from a pod, as far as the settings let us know."""
+        """Match if the packet comes from a local pod, or if it does not if not ``inside``.
+
+        Args:
+            local: how local pods are recognised.
+            inside: whether to match packets of pods, or all others.
+        """
         if local.source:
             return self.source_in(local.source, inside=inside)
         name = local.interface
@@ -96,7 +106,7 @@ class PacketFields:
 
 
 def not_from_loopback() -> Expressions:
-    """Go on unless the packet comes from the node's own loopback interface."""
+    """Match unless the packet arrived on the loopback interface."""
     value = b"lo".ljust(16, b"\0")
     return (
         expressions.meta(Meta.IIFNAME, _SCRATCH),
@@ -105,7 +115,11 @@ def not_from_loopback() -> Expressions:
 
 
 def is_local(which: int) -> Expressions:
-    """Go on if the packet's source (or destination) is an address of this node."""
+    """Match if an address is this node's.
+
+    Args:
+        which: ``expressions.SOURCE`` or ``expressions.DESTINATION``.
+    """
     return (
         expressions.address_type(which, _SCRATCH),
         expressions.compare(_SCRATCH, expressions.RTN_LOCAL),
@@ -113,19 +127,19 @@ def is_local(which: int) -> Expressions:
 
 
 def in_state(states: int, *, any_of: bool = True) -> Expressions:
-    """Go on if the flow is in one of these states (or, not ``any_of``, in none of them)."""
+    """Match if the connection is in one of these states, or in none of them if not ``any_of``."""
     return _bits(expressions.conntrack(Conntrack.STATE, _SCRATCH), states, some=any_of)
 
 
 def is_dnat(*, yes: bool = True) -> Expressions:
-    """Go on if the flow's destination is (or, not ``yes``, is not) translated."""
+    """Match if the connection's destination is translated, or is not if not ``yes``."""
     return _bits(
         expressions.conntrack(Conntrack.STATUS, _SCRATCH), expressions.STATUS_DNAT, some=yes
     )
 
 
 def has_mark(bit: int) -> Expressions:
-    """Go on if the packet carries a bit of the mark."""
+    """Match if a bit of the packet mark is set."""
     return _bits(expressions.meta(Meta.MARK, _SCRATCH), 1 << bit, some=True)
 
 
@@ -139,7 +153,7 @@ def _bits(load: Expression, bits: int, *, some: bool) -> Expressions:
 
 
 def set_mark_bit(bit: int, *, to: bool) -> Expressions:
-    """Set or clear one bit of the packet's mark and leave the others alone."""
+    """Set or clear one bit of the packet mark; the other bits keep their values."""
     mask = HOST_U32.pack(0xFFFFFFFF ^ 1 << bit)
     xor = HOST_U32.pack(1 << bit if to else 0)
     return (

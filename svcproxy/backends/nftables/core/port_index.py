@@ -1,8 +1,8 @@
-"""Which Service ports an object of the table belongs to.
+"""Maps messages of a transaction to the Service ports that they belong to.
 
-A transaction is atomic: a single element that the kernel refuses would block every other Service.
-This module maps refused messages to the Service ports that they belong to, so that the transaction
-can be repeated without these ports.
+A transaction is atomic, so a single element that the kernel refuses would block every other
+Service. The index names the Service ports of refused messages, so that the transaction can be
+repeated without them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,8 +26,8 @@ from svcproxy.netlink.core.nf_tables.protocol import (
 )
 from svcproxy.netlink.core.nf_tables.transaction import Message, element_keys
 
-_NOBODY: frozenset[ServicePortName] = frozenset()
-_NAME_IN = {
+_NO_PORTS: frozenset[ServicePortName] = frozenset()
+_NAME_ATTRIBUTE = {
     NEW_SET: 2,
     DELETE_SET: 2,
     NEW_CHAIN: 3,
@@ -38,17 +38,17 @@ _NAME_IN = {
     DELETE_ELEMENT: 2,
 }
 _PORT_AND_PROTOCOL = 8
-"""The bytes of both in a key."""
+"""The number of bytes that port and protocol take in a key."""
 
 
 class PortIndex:
-    """Finds the Service ports that an element, set or chain belongs to.
+    """Finds the Service ports of an element, set or chain.
 
     Args:
         ports: the Service ports to search.
         settings: the settings that they are rendered with.
-        former: their previous states; searched for objects that belong to none of ``ports``. They
-            come second because a frontend may have moved from one port to another.
+        former: earlier states of Service ports, searched for objects that belong to none of
+            ``ports``. They are second because a frontend may have moved to another port.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class PortIndex:
         return found
 
     def _keys(self, port: ServicePort) -> Iterator[bytes]:
-        """Yield the parts of element keys that identify a port; each kind has its own length."""
+        """Yield the parts of element keys that identify a port; each kind differs in length."""
         protocol = protocol_key(port.name.protocol)
         for frontend in port.frontends:
             number = protocol + port_key(frontend.port)
@@ -82,35 +82,35 @@ class PortIndex:
         for endpoint in (*port.cluster_endpoints, *port.local_endpoints):
             yield address_key(endpoint.address)
         if port.affinity_seconds and port.frontends:
-            yield b"owner" + affinity_key(port, self._settings.family) + protocol
+            yield b"affinity" + affinity_key(port, self._settings.family) + protocol
 
-    def of(self, message: Message) -> frozenset[ServicePortName]:
-        """Return the Service ports that a message belongs to; empty if it belongs to none."""
+    def ports_of(self, message: Message) -> frozenset[ServicePortName]:
+        """Return the Service ports that a message belongs to; empty if there are none."""
         try:
-            name = string(collect(message.body).get(_NAME_IN.get(message.kind, 0), b""))
+            name = string(collect(message.body).get(_NAME_ATTRIBUTE.get(message.kind, 0), b""))
             if message.kind in {NEW_ELEMENT, DELETE_ELEMENT}:
-                found = [self.of_element(name, key) for key in element_keys(message.body)]
-                return _NOBODY.union(*found)
+                found = [self.ports_of_element(name, key) for key in element_keys(message.body)]
+                return _NO_PORTS.union(*found)
         except MalformedError:
-            return _NOBODY
-        return self._of_set(name) if table_sets.is_on_demand(name) else _NOBODY
+            return _NO_PORTS
+        return self._ports_of_set(name) if table_sets.is_on_demand(name) else _NO_PORTS
 
-    def of_element(self, name: str, key: bytes) -> frozenset[ServicePortName]:
+    def ports_of_element(self, name: str, key: bytes) -> frozenset[ServicePortName]:
         """Return the Service ports that an element of a set belongs to."""
         if name in {table_sets.HAIRPINS, table_sets.CLUSTER_ADDRESSES}:
             part = key[: self._address]
         elif name.startswith(table_sets.AFFINITY_ENDPOINTS):
-            part = b"owner" + key[self._address + _PORT_AND_PROTOCOL // 2 :]
+            part = b"affinity" + key[self._address + _PORT_AND_PROTOCOL // 2 :]
         elif name.startswith((table_sets.NODE_PORTS, table_sets.OF_NODE_PORTS)):
             part = key[:_PORT_AND_PROTOCOL]
         else:
             part = key[: self._address + _PORT_AND_PROTOCOL]
-        return next((frozenset(by[part]) for by in self._by_key if part in by), _NOBODY)
+        return next((frozenset(by[part]) for by in self._by_key if part in by), _NO_PORTS)
 
-    def _of_set(self, name: str) -> frozenset[ServicePortName]:
-        """Return the Service ports with elements in a set on demand, which may have a chain."""
+    def _ports_of_set(self, name: str) -> frozenset[ServicePortName]:
+        """Return the Service ports that have elements in an on-demand set."""
         found = (frozenset(p.name for p in v if self._needs(p, name)) for v in self._versions)
-        return next((names for names in found if names), _NOBODY)
+        return next((names for names in found if names), _NO_PORTS)
 
     def _needs(self, port: ServicePort, name: str) -> bool:
         rendered = render(port, self._settings)

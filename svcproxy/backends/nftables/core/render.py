@@ -1,4 +1,4 @@
-"""From one finished Service port to its elements."""
+"""Renders one finished Service port as elements of the table's sets and maps."""
 
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
@@ -26,33 +26,35 @@ from svcproxy.netlink.core.nf_tables.ruleset import (
 
 _ANY = {family: bytes(family.bits // 8) for family in IPFamily}
 _EMPTY = bytes(4)
-"""The word that values begin with where ``tiers`` wants one."""
+"""The word that values of affinity tiers begin with, see ``tier_chains``."""
 
 
 class EndpointList(msgspec.Struct, frozen=True):
-    """Endpoints under one key of a tier's map.
+    """The endpoints of one frontend, in the order in which they are numbered in a tier's map.
 
-    ``owner`` is what their clients are remembered under, empty if they are not.
+    Attributes:
+        endpoints: the endpoints.
+        affinity_key: the key under which their clients are remembered; empty without affinity.
     """
 
     endpoints: tuple[Endpoint, ...]
-    owner: bytes = b""
+    affinity_key: bytes = b""
 
 
 ListKey = tuple[str, bytes]
-"""The map that a list stands in, and the key that precedes the endpoints' numbers."""
+"""The map that contains a list, and the part of its keys before the endpoints' numbers."""
 
 
-class Rendered(msgspec.Struct):
-    """What one Service port needs of the table.
+class PortElements(msgspec.Struct):
+    """The elements that one Service port needs.
 
     Attributes:
-        elements: those that belong to it alone, its endpoints aside.
+        elements: the elements that belong to this port alone, except for its endpoints.
         lists: its endpoints.
-        cluster_addresses: its cluster IPs, which its Service's other ports have as well.
-        hairpins: the addresses of its endpoints that are on this node, or may be for all that
-            their EndpointSlices say. Other Services may have them, too.
-            Others' packets to themselves do not come this way.
+        cluster_addresses: its cluster IPs, shared with the other ports of its Service.
+        hairpins: the addresses of its endpoints that are on this node, or whose EndpointSlice
+            names no node. Hairpins on other nodes never traverse this one. Other Services may
+            have the same endpoints.
     """
 
     elements: ElementsBySet
@@ -61,11 +63,11 @@ class Rendered(msgspec.Struct):
     hairpins: set[str]
 
 
-NOTHING = Rendered({}, {}, [], set())
+NO_ELEMENTS = PortElements({}, {}, [], set())
 
 
-def render(port: ServicePort, settings: Settings) -> Rendered:
-    """Compute what a Service port needs; it depends on nothing else."""
+def render(port: ServicePort, settings: Settings) -> PortElements:
+    """Return the elements that a Service port needs; they depend on the arguments alone."""
     renderer = _Renderer(port, settings)
     for frontend in port.frontends:
         renderer.add(frontend)
@@ -85,20 +87,20 @@ class _Renderer:
         self.cluster_addresses: list[bytes] = []
         self.used_lists: set[bool] = set()
 
-    def finish(self) -> Rendered:
-        """What has been collected."""
+    def finish(self) -> PortElements:
+        """Return the elements of all frontends that were added."""
         port = self.port
         lists = (
             port.local_endpoints if local else port.cluster_endpoints for local in self.used_lists
         )
         hairpins = {e.address for endpoints in lists for e in endpoints if e.is_local or e.unplaced}
-        return Rendered(self.elements, self.lists, self.cluster_addresses, hairpins)
+        return PortElements(self.elements, self.lists, self.cluster_addresses, hairpins)
 
-    def _put(self, name: str, key: bytes, tail: bytes) -> None:
-        self.elements.setdefault(name, {})[key] = tail
+    def _put(self, name: str, key: bytes, encoded: bytes) -> None:
+        self.elements.setdefault(name, {})[key] = encoded
 
     def add(self, frontend: Frontend) -> None:
-        """Add one frontend, whatever its kind."""
+        """Add one frontend of any kind."""
         key = self.protocol + port_key(frontend.port)
         if frontend.kind is FrontendKind.NODE_PORT:
             self._external(frontend, table_sets.NODE_PORTS, key)
@@ -118,7 +120,11 @@ class _Renderer:
         self._external(frontend, table_sets.EXTERNAL_IPS, key)
 
     def _external(self, frontend: Frontend, kind: str, key: bytes) -> None:
-        """With policy Local, pods and the node are led to all endpoints, others to local ones."""
+        """Add an external frontend.
+
+        With policy Local, other clients reach the local endpoints; pods and the node itself reach
+        all endpoints.
+        """
         if frontend.verdict is not Verdict.FORWARD:
             self._refuse(frontend, key)
         if frontend.verdict is Verdict.REJECT:
@@ -130,20 +136,20 @@ class _Renderer:
             self._forward(prefix, key, local=True)
 
     def _forward(self, prefix: str, key: bytes, *, local: bool) -> None:
-        """Lead a frontend to one of the two lists of endpoints."""
+        """Connect a frontend to the list of all endpoints, or to that of local ones."""
         port = self.port
         endpoints = port.local_endpoints if local else port.cluster_endpoints
         if not endpoints:
             return
         self.used_lists.add(local)
         name = _tier_name(Balance(prefix, local), len(endpoints), port.affinity_seconds)
-        owner = b""
+        affinity = b""
         if port.affinity_seconds:
-            owner = affinity_key(port, self.settings.family)
+            affinity = affinity_key(port, self.settings.family)
             valid = table_sets.AFFINITY_ENDPOINTS + (table_sets.LOCAL if local else "")
             for endpoint in endpoints:
-                self._put(valid, _endpoint_key(endpoint) + owner + self.protocol, b"")
-        self.lists[name, key] = EndpointList(endpoints, owner)
+                self._put(valid, _endpoint_key(endpoint) + affinity + self.protocol, b"")
+        self.lists[name, key] = EndpointList(endpoints, affinity)
 
     def _refuse(self, frontend: Frontend, key: bytes) -> None:
         verdict = table_sets.REJECTED if frontend.verdict is Verdict.REJECT else table_sets.DROPPED
@@ -151,10 +157,11 @@ class _Renderer:
         self._put((table_sets.OF_NODE_PORTS if node_port else "") + verdict, key, self.comment)
 
     def _restrict_sources(self, key: bytes) -> None:
-        """Restrict a load-balancer IP to the source ranges, whether or not it has endpoints.
+        """Restrict a load-balancer IP to the source ranges of the Service.
 
-        The address is restricted even if it is an external IP or the cluster IP as well. Both as in kube-proxy's nftables mode: in its others a Service without any endpoint rejects
-        everybody alike.
+        As in kube-proxy's nftables mode, the restriction applies even if the address is also an
+        external IP or the cluster IP, and even without endpoints. In kube-proxy's other modes a
+        Service without endpoints rejects all clients.
         """
         self._put(table_sets.GUARDED, key, self.comment)
         for name, source in self._sources:
@@ -162,22 +169,22 @@ class _Renderer:
 
     @cached_property
     def _sources(self) -> list[tuple[str, bytes]]:
-        """The set and the address of each source range, computed once for all frontends."""
+        """The set and the network address of each source range, computed once per Service port."""
         networks = [ip_network(cidr, strict=False) for cidr in self.port.source_ranges]
         node = self.settings.node_address
         if node and any(ip_address(node) in network for network in networks):
-            # A load-balancer address is often added to the node itself; the node then reaches
-            # it with that very address as its source.
+            # If a load-balancer IP is also assigned to the node, the node's own packets to it have
+            # the same address as their source.
             networks += (ip_network(f.address) for f in self.port.frontends if f.is_load_balancer)
         return [(table_sets.source_set(n.prefixlen), n.network_address.packed) for n in networks]
 
 
 def affinity_key(port: ServicePort, family: IPFamily) -> bytes:
-    """The address and port of the frontend that owns a Service port's endpoints.
+    """Return the key under which the clients of a Service port are remembered.
 
-    It is the cluster IP, or else the first frontend. No two Service ports share a frontend,
-    so none have the same owner, and who lists the clients sees an address that means
-    something.
+    It consists of address and port of the cluster IP, or of the first frontend if there is no
+    cluster IP. No two Service ports share a frontend, so the key is unique; and it is meaningful to
+    people who list the map.
     """
     frontends = port.frontends
     first = next((f for f in frontends if f.kind is FrontendKind.CLUSTER_IP), frontends[0])
@@ -199,15 +206,15 @@ def _endpoint_key(endpoint: Endpoint) -> bytes:
 
 
 def _encode_endpoint(endpoint: Endpoint, found: EndpointList) -> bytes:
-    if found.owner:
-        return element_data(_EMPTY + _endpoint_key(endpoint) + found.owner)
+    if found.affinity_key:
+        return element_data(_EMPTY + _endpoint_key(endpoint) + found.affinity_key)
     return element_data(_endpoint_key(endpoint))
 
 
 def endpoint_elements(
     where: ListKey, found: EndpointList, numbers: Iterable[int]
 ) -> EncodedElements:
-    """The elements of the endpoints with these numbers."""
+    """Return the elements of the endpoints with the given numbers."""
     _, key = where
     endpoints = found.endpoints
     return {
@@ -218,14 +225,23 @@ def endpoint_elements(
 def observed_order(
     found: EndpointList, where: ListKey, present: EncodedElements
 ) -> tuple[Endpoint | None, ...]:
-    """The order in which a map holds a list already, ``None`` where it has no endpoint of it."""
+    """Return the endpoints of a list in the order that the kernel's map has.
+
+    Args:
+        found: the list.
+        where: the map that contains it, and its key.
+        present: the elements of that map in the kernel.
+
+    Returns:
+        The endpoint at each number; ``None`` where the map has no endpoint of the list.
+    """
     _, key = where
     known = {_encode_endpoint(endpoint, found): endpoint for endpoint in found.endpoints}
-    tails = (present.get(key + index_key(number), b"") for number in range(len(found.endpoints)))
-    return tuple(map(known.get, tails))
+    encoded = (present.get(key + index_key(number), b"") for number in range(len(found.endpoints)))
+    return tuple(map(known.get, encoded))
 
 
 def hairpin_key(address: str) -> bytes:
-    """The source and destination of packets that an endpoint was sent to itself."""
+    """Return the key of hairpin packets: an endpoint's address as source and destination."""
     packed = address_key(address)
     return packed + packed

@@ -1,10 +1,10 @@
-"""The sets and maps of a table.
+"""The sets and maps of the table, and their names.
 
-No map holds verdicts: a new element with a verdict makes the kernel check the whole table for
-loops, that map's every element included. And the endpoints do not all stand in one map: a new
-rule that refers to a map makes the kernel look at the map's every element
-(``nf_tables_bind_set``). Either would take longer the more Services there are. Sets without
-verdicts, and a map for each length of endpoint lists, made before it has elements, do not.
+Sync cost must not grow with the number of Services, which rules out two simpler designs. In a
+verdict map, each new element makes the kernel check the whole table for loops, including all
+elements of that map. With one map for all endpoints, each new rule that refers to it makes the
+kernel visit all of its elements (``nf_tables_bind_set``). Hence there are no verdict maps, and each
+length of endpoint lists has its own map, which is bound to its rule while it is still empty.
 """
 
 import re
@@ -22,12 +22,12 @@ from svcproxy.netlink.core.nf_tables.datatypes import (
 from svcproxy.netlink.core.nf_tables.ruleset import SetSpec
 
 LOCAL = "-local"
-"""With frontends: their policy is Local. With endpoints: those on this node."""
+"""Suffix: for frontends, traffic policy Local; for endpoints, only those on this node."""
 CLUSTER_IPS, EXTERNAL_IPS, NODE_PORTS = "cluster-ips", "external-ips", "node-ports"
 
 ADDRESSES = ""
 OF_NODE_PORTS = "node-port-"
-"""What the names of sets begin with whose keys have an address, or none."""
+"""Prefixes of set names, for keys with and without an address."""
 
 AFFINITY = "affinity"
 AFFINITY_ENDPOINTS = "affinity-endpoints"
@@ -39,15 +39,17 @@ GUARDED = "guarded"
 _SOURCES = "sources-"
 
 AFFINITY_LIMIT = 1 << 18
-"""How many clients are remembered at a time, all Services together (some 40 MB at most)."""
+"""The maximum number of clients remembered for all Services together (about 40 MB)."""
 
 
 class Balance(NamedTuple):
-    """Whose frontends a chain balances, and to which of their lists.
+    """A kind of load balancing: by kind of frontend, and by the list of endpoints that counts.
+
+    The text form is the name of its chain: ``all``, ``local``, ``node-port-all`` …
 
     Attributes:
         prefix: ``ADDRESSES`` or ``OF_NODE_PORTS``.
-        local: to the endpoints on this node.
+        local: balances among the endpoints on this node only.
     """
 
     prefix: str
@@ -63,14 +65,14 @@ BALANCES = tuple(
 
 
 class Tier(NamedTuple):
-    """All frontends whose endpoint lists have one length; they share a map and a chain.
+    """All frontends with the same number of endpoints; they share a map and a chain.
 
     The text form is the name of both: ``all3``, ``local2``, ``node-port-all3-10800``.
 
     Attributes:
-        balance: the chain that leads here.
-        length: how many endpoints the lists have.
-        seconds: how long clients are remembered, 0 if they are not.
+        balance: the kind of load balancing.
+        length: the number of endpoints of each frontend.
+        seconds: the time-out of ClientIP affinity, in seconds; 0 without affinity.
     """
 
     balance: Balance
@@ -86,7 +88,7 @@ _SOURCE_SET = re.compile(rf"{_SOURCES}([1-9]\d*)")
 
 
 def parse_tier(name: str) -> Tier | None:
-    """The tier that a map's or chain's name stands for, if it is one."""
+    """Return the tier that a map or chain belongs to; ``None`` if the name is not that of a tier."""
     found = _TIER.fullmatch(name)
     if found is None:
         return None
@@ -94,28 +96,28 @@ def parse_tier(name: str) -> Tier | None:
 
 
 def source_set(bits: int) -> str:
-    """The set of the load balancers' source ranges of one prefix length."""
+    """Return the name of the set of source ranges with one prefix length."""
     return f"{_SOURCES}{bits}"
 
 
 def parse_source_set(name: str) -> int:
-    """The prefix length that a set of source ranges is for, 0 if it is not one."""
+    """Return the prefix length that a set of source ranges is for; 0 for other sets."""
     found = _SOURCE_SET.fullmatch(name)
     return int(found[1]) if found else 0
 
 
 def is_on_demand(name: str) -> bool:
-    """Whether a set exists only while it has elements."""
+    """Whether a set exists only while it has elements: maps of tiers, and source ranges."""
     return bool(parse_tier(name) or parse_source_set(name))
 
 
 def shared_sets(family: IPFamily) -> dict[str, SetSpec]:
-    """The sets and maps that every table has."""
+    """Return the sets and maps that every table has."""
     return {spec.name: spec for spec in (*_frontend_sets(family), *_endpoint_sets(family))}
 
 
 def set_on_demand(family: IPFamily, name: str) -> SetSpec:
-    """A set that exists only while it has elements: the map of a tier, or source ranges."""
+    """Return an on-demand set: the map of a tier, or source ranges of one prefix length."""
     address = ADDRESS[family]
     tier = parse_tier(name)
     if tier is None:
@@ -129,7 +131,7 @@ def set_on_demand(family: IPFamily, name: str) -> SetSpec:
     if not tier.seconds:
         key = (*frontend, numgen_index(tier.length))
         return SetSpec(name, key, (address, PORT), comment=comment)
-    # The note that would make nft print numbers properly is too long for these (256 bytes).
+    # The user data that would make nft print numbers properly would exceed 256 bytes here.
     target = (WORD, address, PORT, address, PORT)
     return SetSpec(name, (*frontend, WORD), target, comment=f"{comment}, kept {tier.seconds} s")
 
@@ -157,16 +159,16 @@ def _frontend_sets(family: IPFamily) -> list[SetSpec]:
 
 
 def _endpoint_sets(family: IPFamily) -> list[SetSpec]:
-    """What concerns endpoints and clients rather than frontends.
+    """Return the sets about endpoints and clients rather than frontends.
 
-    A Service port's clients are to find the same endpoint through all of its frontends, so they
-    are remembered under the one that owns the endpoints.
+    A client must reach the same endpoint through all frontends of a Service port, so clients are
+    remembered under one key per Service port (``render.affinity_key``).
     """
-    address, owner = ADDRESS[family], (ADDRESS[family], PORT, PROTOCOL)
-    valid = (address, PORT, *owner)
+    address, service_port = ADDRESS[family], (ADDRESS[family], PORT, PROTOCOL)
+    valid = (address, PORT, *service_port)
     clients = SetSpec(
         AFFINITY,
-        (*owner, address),
+        (*service_port, address),
         (WORD, address, PORT),
         limit=AFFINITY_LIMIT,
         comment="clients to endpoints",

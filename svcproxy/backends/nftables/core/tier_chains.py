@@ -1,8 +1,8 @@
-"""The chains that balance: endpoint lists of one length share a map and a chain.
+"""The chains that balance: frontends with the same number of endpoints share a map and a chain.
 
-The kernel's ``numgen`` takes a constant, so lists of different length need different rules; they
-do not need different rules for each Service, because the endpoints are found by a key that
-comes from the packet. Affinity's time-out is a constant as well.
+The number of endpoints is a constant in the kernel's ``numgen`` expression, and so is the affinity
+time-out in ``dynset``. So each combination needs its own rules: a tier. Services of one tier share
+them, because the rules look up endpoints by address, protocol and port of the packet.
 """
 
 from collections.abc import Iterable
@@ -18,37 +18,37 @@ from svcproxy.netlink.core.nf_tables.ruleset import ChainSpec, Rule
 
 _WORDS = 16
 _VALUE, _TARGET = 0, 1
-"""Where the values of sticky maps are loaded to, and where the endpoint in them then is."""
+"""The registers for values of affinity maps, and for the endpoint in them."""
 
 
 def balance_chain(balance: Balance) -> ChainSpec:
-    """The chain that leads frontends to their tiers.
+    """Return the chain of a balance: it tries all tiers, twice.
 
-    It tries them all, and then all once more: a list may become shorter while a packet is
-    between the tier that it comes to and the one that it goes from. (One that goes to a new tier
-    is found because the tier is there before: ``transaction.stages``.)
+    A frontend may move to a tier that a packet has already passed, because elements change while
+    packets traverse the rules. The second pass finds it. A frontend that moves to a new tier is
+    always found, because the tier exists before its elements (``transaction.stages``).
     """
     rule = Rule((expressions.verdict(Code.JUMP, tiers_name(balance)),))
     return ChainSpec(str(balance), (rule, rule))
 
 
 def tiers_name(balance: Balance) -> str:
-    """The name of the chain that tries the tiers."""
+    """Return the name of the chain that tries the tiers of a balance."""
     return f"{balance}-tiers"
 
 
 def tiers_chain(balance: Balance, tiers: Iterable[Tier]) -> ChainSpec:
-    """The chain that tries the tiers: short lists first, because most are."""
+    """Return the chain that tries tiers: short lists first, because most lists are short."""
     ordered = sorted(tiers, key=lambda tier: (tier.length, tier.seconds))
     rules = (Rule((expressions.verdict(Code.JUMP, str(tier)),)) for tier in ordered)
     return ChainSpec(tiers_name(balance), tuple(rules))
 
 
 def tier_chain(family: IPFamily, tier: Tier) -> ChainSpec:
-    """The chain of a tier; packets that are for none of its frontends leave it again."""
+    """Return the chain of a tier; packets to frontends of other tiers return from it."""
     fields = PacketFields(family)
     if tier.seconds:
-        return ChainSpec(str(tier), _StickyRules(fields, tier).rules())
+        return ChainSpec(str(tier), _AffinityRules(fields, tier).rules())
     prefix = tier.balance.prefix
     key = fields.load_node_port(0) if prefix else fields.load_frontend(0)
     index = 2 if prefix else fields.frontend_words
@@ -65,72 +65,74 @@ def _translate(fields: PacketFields, word: int) -> expressions.Expression:
     return expressions.translate(FAMILY_NUMBERS[fields.family], word, word + fields.address_words)
 
 
-class _StickyRules:
-    """Send a client where it was before, or else remember where it is sent.
+class _AffinityRules:
+    """The rules of a tier with ClientIP affinity.
 
-    What is remembered counts only while it is among the valid endpoints, so nobody has to search
-    the memory for those that are gone. The kernel does not replace a remembered endpoint, so one
-    that counts no more is forgotten first. Should the memory be full, clients are still served.
+    A client's packets are sent to the endpoint that is remembered for it, or else to a new one that
+    is remembered. A remembered endpoint only counts while it is in the set of valid endpoints, so
+    removing an endpoint need not search the clients. The kernel does not replace the data of an
+    existing element, so an outdated endpoint is deleted first. When the map of clients is full,
+    packets are still balanced, without affinity.
 
-    These rules look up what another look-up found, and nft (1.0.6, ``netlink_parse_concat_expr``)
-    dies of a failed assertion when it has to list that. It takes a register for what was last
-    loaded at that very register. So the values of these maps begin with an empty word: the
-    look-up goes to the register before the one that is read, where nft sees what was loaded
-    before the look-up, the packet's destination. It prints that instead, and the rule's comment
-    says what really happens.
+    nft (1.0.6, ``netlink_parse_concat_expr``) aborts with a failed assertion when it lists a rule
+    that looks up the result of another look-up. It derives the meaning of a register from what was
+    last loaded at exactly that register. Therefore the values of these maps begin with an empty
+    word: the look-up writes to the register before the one that is read next. For the latter nft
+    then assumes what was loaded there before, the packet's destination, and prints that. The
+    comment of each rule says what it really does.
 
-    Registers: an empty word; the endpoint; address, port and protocol of the frontend that owns
-    the endpoints; the client's address. With IPv6 these are all sixteen words. The key of the
-    first look-up stands at their end, where nothing is needed yet.
+    Registers: an empty word; the endpoint; address, port and protocol of the affinity key
+    (``render.affinity_key``); the client's address. With IPv6 these take all sixteen words. The
+    key of the first look-up is at their end, which is unused until then.
     """
 
     def __init__(self, fields: PacketFields, tier: Tier) -> None:
         self.fields = fields
         self.tier = tier
-        self.owner = _TARGET + fields.address_words + 1
+        self.key = _TARGET + fields.address_words + 1
         self.valid = table_sets.AFFINITY_ENDPOINTS + (
             table_sets.LOCAL if tier.balance.local else ""
         )
 
     def rules(self) -> tuple[Rule, ...]:
-        """The chain's rules."""
+        """Return the rules of the chain."""
         tier = self.tier
-        keep = expressions.update(
-            Update.REFRESH, table_sets.AFFINITY, self.owner, _VALUE, tier.seconds
+        remember = expressions.update(
+            Update.REFRESH, table_sets.AFFINITY, self.key, _VALUE, tier.seconds
         )
-        forget = expressions.update(Update.DELETE, table_sets.AFFINITY, self.owner, _VALUE)
+        forget = expressions.update(Update.DELETE, table_sets.AFFINITY, self.key, _VALUE)
         valid = expressions.in_set(self.valid, _TARGET)
         recall = (
             *self._choose(1),
-            expressions.map_lookup(table_sets.AFFINITY, self.owner, _VALUE),
+            expressions.map_lookup(table_sets.AFFINITY, self.key, _VALUE),
             expressions.clear(_VALUE),
         )
         choose = (*self._choose(tier.length), expressions.clear(_VALUE))
-        go = _translate(self.fields, _TARGET)
+        dnat = _translate(self.fields, _TARGET)
         return (
-            Rule((*recall, valid, keep, go), "to the endpoint that affinity has"),
+            Rule((*recall, valid, remember, dnat), "to the endpoint that affinity has"),
             Rule((*recall, forget), "which is gone"),
-            Rule((*choose, keep, go), f"to one of {tier.length} in {tier}, kept"),
-            Rule((*choose, go), "the same without affinity, which is full"),
+            Rule((*choose, remember, dnat), f"to one of {tier.length} in {tier}, kept"),
+            Rule((*choose, dnat), "the same without affinity, which is full"),
         )
 
     def _choose(self, count: int) -> Expressions:
-        """Load one of the first ``count`` endpoints, its owner and the client's address."""
+        """Load one of the first ``count`` endpoints, the affinity key and the client's address."""
         fields, prefix = self.fields, self.tier.balance.prefix
         width = 2 if prefix else fields.frontend_words
-        key = _WORDS - width - 1
-        protocol = self.owner + fields.address_words + 1
+        lookup_key = _WORDS - width - 1
+        protocol = self.key + fields.address_words + 1
         shown = (
             *fields.load_destination(_TARGET),
             *fields.load_port(_TARGET + fields.address_words),
-            *fields.load_destination(self.owner),
-            *fields.load_port(self.owner + fields.address_words),
+            *fields.load_destination(self.key),
+            *fields.load_port(self.key + fields.address_words),
         )
         return (
             *shown,
-            *(fields.load_node_port(key) if prefix else fields.load_frontend(key)),
-            expressions.random_number(count, key + width),
-            expressions.map_lookup(str(self.tier), key, _VALUE),
+            *(fields.load_node_port(lookup_key) if prefix else fields.load_frontend(lookup_key)),
+            expressions.random_number(count, lookup_key + width),
+            expressions.map_lookup(str(self.tier), lookup_key, _VALUE),
             *fields.load_protocol(protocol),
             *fields.load_source(protocol + 1),
         )

@@ -1,1 +1,1 @@
-"""nf_tables over netlink: sets, maps, chains and rules as values, and the messages that carry them."""
+"""nf_tables over netlink: sets, chains, rules and elements as values, encoded to and from messages."""

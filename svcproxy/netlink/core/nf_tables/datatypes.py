@@ -1,8 +1,8 @@
-"""What set keys and map values consist of, and how ``nft`` is told to print them.
+"""The datatypes of set keys and map values, and the user data from which ``nft`` prints them.
 
-The kernel knows only lengths; the type numbers and the user data are notes from whoever makes a
-set to whoever lists it. They are those of nft 1.0.6 (``src/datatype.c``, and ``typeof`` in
-``src/netlink.c``), and newer versions read them alike.
+The kernel only uses their lengths. It stores type numbers and user data for programs that list the
+set. They are those of nft 1.0.6 (``src/datatype.c``, and ``typeof`` in ``src/netlink.c``); later
+versions understand them as well.
 """
 
 from functools import lru_cache
@@ -21,10 +21,13 @@ _NETWORK_ORDER = 2
 
 
 class DataType(NamedTuple):
-    """One part of a concatenation; it fills whole words of four bytes.
+    """The type of one part of a concatenation, which is padded to words of four bytes.
 
-    ``typeof`` names the expression that the part stands for, where no type number will do:
-    its kind and the numbers that describe it.
+    Attributes:
+        number: nft's number of the type.
+        length: the length of a value in bytes, without padding.
+        typeof: the expression that yields such values: its kind, and the numbers that describe it.
+            nft needs it for types whose number does not suffice.
     """
 
     number: int
@@ -33,7 +36,7 @@ class DataType(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The bytes that it fills."""
+        """The length of a value in bytes, with padding."""
         return (self.length + 3) & ~3
 
 
@@ -46,7 +49,7 @@ _TRANSPORT, _IP, _IP6 = 11, 12, 13
 PROTOCOL = DataType(12, 1, (_META, (16,)))
 PORT = DataType(13, 2, (_PAYLOAD, (_TRANSPORT, 2)))
 WORD = DataType(19, 4, (_META, (3,)))
-"""A number in host byte order; for nft a packet mark, which it prints in hexadecimal."""
+"""A number in host byte order. Its type is that of packet marks: nft prints it in hexadecimal."""
 _INTEGER = 4
 ADDRESS = {
     IPFamily.IPV4: DataType(7, 4, (_PAYLOAD, (_IP, 12))),
@@ -55,7 +58,7 @@ ADDRESS = {
 
 
 def numgen_index(count: int) -> DataType:
-    """A number in host byte order, as ``numgen`` makes it; only ``typeof`` makes nft print it."""
+    """Return the type of the numbers that ``numgen`` makes, below ``count``; in host byte order."""
     return DataType(_INTEGER, 4, (_NUMGEN, (1, count, 0)))
 
 
@@ -68,12 +71,12 @@ PROTOCOL_NAMES = {key[0]: protocol.keyword for protocol, key in _PROTOCOL_KEYS.i
 
 
 def size(fields: Concatenation) -> int:
-    """The length of a key in bytes."""
+    """Return the length of a key or value in bytes."""
     return sum(field.size for field in fields)
 
 
 def type_number(fields: Concatenation) -> int:
-    """The number of a type, or of a concatenation of types."""
+    """Return nft's number of a type, or of a concatenation of types."""
     number = 0
     for field in fields:
         number = number << _CONCAT_BITS | field.number
@@ -81,15 +84,15 @@ def type_number(fields: Concatenation) -> int:
 
 
 def set_userdata(key: Concatenation, data: Concatenation | None, comment: str) -> bytes:
-    """The user data of a set or map: byte orders, ``typeof`` where needed, and a comment."""
-    notes = _note(_KEY_ORDER, _HOST_U32.pack(_order(key)))
+    """Return the user data of a set: byte orders, ``typeof`` if necessary, and the comment."""
+    user_data = _tlv(_KEY_ORDER, _HOST_U32.pack(_order(key)))
     if data is not None:
-        notes += _note(_DATA_ORDER, _HOST_U32.pack(_order(data)))
+        user_data += _tlv(_DATA_ORDER, _HOST_U32.pack(_order(data)))
     if any(field.number == _INTEGER for field in key):
-        notes += _note(_KEY_TYPEOF, _typeof(key))
+        user_data += _tlv(_KEY_TYPEOF, _typeof(key))
         if data is not None:
-            notes += _note(_DATA_TYPEOF, _typeof(data))
-    return notes + (_note(_COMMENT, comment.encode() + b"\0") if comment else b"")
+            user_data += _tlv(_DATA_TYPEOF, _typeof(data))
+    return user_data + (_tlv(_COMMENT, comment.encode() + b"\0") if comment else b"")
 
 
 def _order(fields: Concatenation) -> int:
@@ -98,73 +101,74 @@ def _order(fields: Concatenation) -> int:
     return _NETWORK_ORDER
 
 
-def _note(kind: int, value: bytes) -> bytes:
+def _tlv(kind: int, value: bytes) -> bytes:
     return bytes((kind, len(value))) + value
 
 
 def _typeof(fields: Concatenation) -> bytes:
     if len(fields) == 1:
         return _typeof_field(fields[0])
-    parts = b"".join(_note(i, _typeof_field(field)) for i, field in enumerate(fields))
-    return _note(0, _HOST_U32.pack(_CONCAT)) + _note(1, parts)
+    parts = b"".join(_tlv(i, _typeof_field(field)) for i, field in enumerate(fields))
+    return _tlv(0, _HOST_U32.pack(_CONCAT)) + _tlv(1, parts)
 
 
 def _typeof_field(field: DataType) -> bytes:
     kind, numbers = field.typeof
-    described = b"".join(_note(i, _HOST_U32.pack(n)) for i, n in enumerate(numbers))
-    return _note(0, _HOST_U32.pack(kind)) + _note(1, described)
+    described = b"".join(_tlv(i, _HOST_U32.pack(n)) for i, n in enumerate(numbers))
+    return _tlv(0, _HOST_U32.pack(kind)) + _tlv(1, described)
 
 
 COMMENT_LENGTH = 250
-"""Longer comments are cut: the kernel keeps 256 bytes, the name of a Service port has 143."""
+"""Longer comments are cut: the kernel limits user data to 256 bytes. The longest Service port name
+has 143."""
 
 
 def encode_comment(comment: str) -> bytes:
-    """The user data of an element, a rule, a chain or a table: a comment."""
-    return _note(0, comment.encode(errors="replace")[:COMMENT_LENGTH] + b"\0")
+    """Return the user data of an element, rule, chain or table that has a comment."""
+    return _tlv(0, comment.encode(errors="replace")[:COMMENT_LENGTH] + b"\0")
 
 
-def decode_comment(notes: bytes) -> str:
-    """The comment in the user data of an element, empty if there is none."""
-    if len(notes) > 2 and notes[0] == 0:
-        return notes[2 : 2 + notes[1]].rstrip(b"\0").decode(errors="replace")
+def decode_comment(user_data: bytes) -> str:
+    """Return the comment in the user data of an element or rule; empty if there is none."""
+    if len(user_data) > 2 and user_data[0] == 0:
+        return user_data[2 : 2 + user_data[1]].rstrip(b"\0").decode(errors="replace")
     return ""
 
 
 def address_key(address: str) -> bytes:
-    """An address in network byte order. ``ipaddress`` takes twenty times as long."""
+    """Encode an address. ``ipaddress`` takes twenty times as long."""
     return inet_pton(AF_INET6 if ":" in address else AF_INET, address)
 
 
 @lru_cache(maxsize=4096)
 def port_key(port: int) -> bytes:
-    """A port, filled up to a word."""
+    """Encode a port, padded to a word."""
     return U16.pack(port) + b"\0\0"
 
 
 def protocol_key(protocol: Protocol) -> bytes:
-    """A protocol's number, filled up to a word."""
+    """Encode a transport protocol, padded to a word."""
     return _PROTOCOL_KEYS[protocol]
 
 
 @lru_cache(maxsize=4096)
 def index_key(index: int) -> bytes:
-    """An endpoint's place in its list."""
+    """Encode the number of an endpoint in its list."""
     return _HOST_U32.pack(index)
 
 
 def format_value(fields: Concatenation, value: bytes) -> str:
-    """A key or value as nft would print it, for messages."""
+    """Format a key or value as nft prints it, for error messages."""
     parts = []
     at = 0
     for field in fields:
         raw = value[at : at + field.length]
-        parts.append(_show(field, raw))
+        parts.append(_format(field, raw))
         at += field.size
     return " . ".join(parts)
 
 
-def _show(field: DataType, raw: bytes) -> str:
+def _format(field: DataType, raw: bytes) -> str:
     if field in ADDRESS.values():
         return str(ip_address(raw))
     if field == PROTOCOL:

@@ -1,4 +1,4 @@
-"""What the kernel holds, read from its dumps."""
+"""Parses the kernel's dumps of a table."""
 
 from collections.abc import Iterable
 
@@ -9,16 +9,16 @@ from svcproxy.netlink.core.nf_tables.ruleset import EncodedElements, key_prefix
 
 
 class TableDump(msgspec.Struct):
-    """One table as the kernel holds it; empty if there is none.
+    """One table as the kernel dumped it; empty if it does not exist.
 
     Attributes:
-        generation: the state of the kernel at which it was read.
-        handle: the table's number, 0 if there is no table; a new table gets another one.
-        flags: the table's flags; ours has none (others make it dormant, for example).
-        sets: what describes each set.
-        chains: what describes each chain.
-        rules: what describes each rule, by chain and in order.
-        elements: the elements of each set that was read.
+        generation: the nf_tables generation at which the table was read.
+        handle: the handle of the table, 0 if it does not exist; a new table gets a new handle.
+        flags: the flags of the table; svcproxy sets none (``dormant`` is one, for example).
+        sets: the attributes of each set, by name.
+        chains: the attributes of each chain, by name.
+        rules: the attributes of each rule, by chain and in order.
+        elements: the elements of each set that was dumped.
     """
 
     generation: int = 0
@@ -31,31 +31,35 @@ class TableDump(msgspec.Struct):
 
 
 def add_chain(observed: TableDump, body: bytes, table: str) -> None:
-    """Take in one message of a dump of chains; those of other tables are passed over."""
+    """Add one message of a dump of chains, unless it is about another table."""
     found = collect(body)
     if string(found.get(1, b"")) == table:
         observed.chains[string(found.get(3, b""))] = body
 
 
 def add_rule(observed: TableDump, body: bytes, table: str) -> None:
-    """Take in one message of a dump of rules."""
+    """Add one message of a dump of rules, unless it is about another table."""
     found = collect(body)
     if string(found.get(1, b"")) == table:
         observed.rules.setdefault(string(found.get(2, b"")), []).append(body)
 
 
 def add_set(observed: TableDump, body: bytes, table: str) -> None:
-    """Take in one message of a dump of sets."""
+    """Add one message of a dump of sets, unless it is about another table."""
     found = collect(body)
     if string(found.get(1, b"")) == table:
         observed.sets[string(found.get(2, b""))] = body
 
 
 def elements(bodies: Iterable[bytes], key_length: int) -> EncodedElements:
-    """The elements in the messages of a dump of one set.
+    """Return the elements in the messages of a dump of one set.
 
-    ElementsBySet are not decoded: the kernel writes them as they were sent, so the bytes after the
-    key can be compared as they are. One that is written otherwise is taken apart.
+    Elements are usually not decoded: the kernel dumps them as they were sent, so the bytes that
+    follow the key can be compared directly. An element that is encoded differently is decoded.
+
+    Args:
+        bodies: the messages.
+        key_length: the length of the set's keys, in bytes.
     """
     found: EncodedElements = {}
     prefix = key_prefix(key_length)
@@ -77,24 +81,24 @@ def _members(body: bytes) -> Iterable[bytes]:
 
 
 def key_length(description: bytes) -> int:
-    """The length of a set's keys, from its dump."""
+    """Return the length of a set's keys in bytes, from its description."""
     return int.from_bytes(collect(description).get(5, b""), "big")
 
 
 def element_count(description: bytes) -> int | None:
-    """How many elements a set has, from its dump; ``None`` if the kernel does not tell."""
+    """Return the number of elements of a set; ``None`` if the kernel does not report it."""
     number = collect(description).get(20)
     return int.from_bytes(number, "big") if number is not None else None
 
 
 def same_content(found: bytes, wanted: bytes) -> bool:
-    """Whether what follows an element's key means the same, however it is written."""
+    """Whether two encoded elements mean the same, even if they are encoded differently."""
     if found == wanted:
         return True
     try:
-        theirs, ours = collect(found), collect(wanted)
+        one, other = collect(found), collect(wanted)
         return all(
-            _plain(theirs.get(kind, b""), kind) == _plain(ours.get(kind, b""), kind)
+            _plain(one.get(kind, b""), kind) == _plain(other.get(kind, b""), kind)
             for kind in (2, 6)
         )
     except MalformedError:
@@ -102,7 +106,7 @@ def same_content(found: bytes, wanted: bytes) -> bool:
 
 
 def _plain(value: bytes, kind: int) -> object:
-    """A value or verdict without the flags of its attributes; user data as it is."""
+    """Return a value or verdict without its attribute headers; user data unchanged."""
     if kind == 6 or not value:
         return value
     parts = collect(value)
@@ -113,10 +117,10 @@ def _plain(value: bytes, kind: int) -> object:
 
 
 def generation(body: bytes) -> int:
-    """The generation in the answer to a question for it.
+    """Return the generation in the kernel's answer to ``GET_GENERATION``.
 
     Raises:
-        MalformedError: it is not there.
+        MalformedError: the answer has none.
     """
     value = collect(body).get(1, b"")
     if len(value) != U32.size:
@@ -126,19 +130,19 @@ def generation(body: bytes) -> int:
 
 
 def table_handle(body: bytes) -> int:
-    """The number of a table."""
+    """Return the handle of a table."""
     return int.from_bytes(collect(body).get(4, b""), "big")
 
 
 OWNED = 0x2
-"""Of a table's flags: only the process that made it may change it, and it goes with that one."""
+"""Table flag: only the process that made the table may change it; the table ends with it."""
 
 
 def table_owner(body: bytes) -> int:
-    """The netlink address of a table's owner, 0 if it has none."""
+    """Return the netlink port ID of a table's owner, 0 if it has none."""
     return int.from_bytes(collect(body).get(7, b""), "big")
 
 
 def table_flags(body: bytes) -> int:
-    """The flags of a table."""
+    """Return the flags of a table."""
     return int.from_bytes(collect(body).get(2, b""), "big")

@@ -1,8 +1,8 @@
-"""What the kernel tells of nf_tables transactions: who changed which tables. No sockets here.
+"""Parses the kernel's events about nf_tables transactions: which process changed which tables.
 
-Every transaction sends one event for each thing that it changed, and at the end one with the new
-generation and the process (``nf_tables_gen_notify``, Linux 4.16). Sets that packets change send
-none. All carry the netlink address of the socket that the transaction came from.
+Each transaction sends one event for each object that it changed, and a last one with the new
+generation and the process (``nf_tables_gen_notify``, Linux 4.16). Changes that packets make to sets
+send none. All events carry the port ID of the netlink socket that sent the transaction.
 """
 
 from collections.abc import Collection, Iterator
@@ -34,23 +34,28 @@ _EVERYTHING = 0xFFFFFFFF
 _LONGEST_NAME = 15  # TASK_COMM_LEN without the final zero byte
 
 
-# Where the name of the chain is in a message about a chain or rule.
-_CHAIN_IN = {NEW_CHAIN: 3, DELETE_CHAIN: 3, NEW_RULE: 2, DELETE_RULE: 2}
+# The attribute with the chain's name, in messages about chains and rules.
+_CHAIN_ATTRIBUTE = {NEW_CHAIN: 3, DELETE_CHAIN: 3, NEW_RULE: 2, DELETE_RULE: 2}
 _DELETIONS = frozenset({DELETE_TABLE, DELETE_CHAIN, DELETE_RULE})
 
 
 class Relevance(Protocol):
-    """Judges one change of a table, chain or rule."""
+    """Decides whether the change of a table, chain or rule is relevant to svcproxy."""
 
     def __call__(self, table: str, chain: str, *, deletion: bool) -> bool | None:
-        """Whether it concerns us: ``True`` for sure, ``False`` for perhaps, ``None`` for no.
+        """Return ``True`` if the change is certainly relevant, ``False`` if it may be.
 
-        ``chain`` is empty for what is no chain and no rule.
+        ``None`` means that it is not.
+
+        Args:
+            table: the name of the table.
+            chain: the name of the chain; empty if the object is neither a chain nor a rule.
+            deletion: whether the object was deleted.
         """
 
 
 def all_in_tables(tables: Collection[str]) -> Relevance:
-    """The relevance of tables that are ours as a whole."""
+    """Return a decision by which all changes in some tables are relevant, and no others."""
 
     def relevance(table: str, chain: str, *, deletion: bool) -> bool | None:  # noqa: ARG001
         return True if table in tables else None
@@ -59,10 +64,14 @@ def all_in_tables(tables: Collection[str]) -> Relevance:
 
 
 class TransactionEvent(NamedTuple):
-    """One transaction that changed something of interest.
+    """One transaction with relevant changes.
 
-    ``process`` and ``pid`` are those of the initial pid namespace; empty and 0 when unknown.
-    ``sure`` is the gravest of the judgements, ``families`` the numbers of the tables' families.
+    Attributes:
+        process: the name of the process that sent it; empty if unknown.
+        pid: its process ID in the initial PID namespace; 0 if unknown.
+        generation: the nf_tables generation that it made.
+        certain: whether one of its changes is certainly relevant.
+        families: the protocol numbers of the tables that have relevant changes.
     """
 
     process: str
@@ -73,22 +82,25 @@ class TransactionEvent(NamedTuple):
 
 
 class EventParser:
-    """Follows events and says whose transactions touched what is of interest.
+    """Parses a stream of events into transactions with relevant changes.
 
-    ``families`` are the numbers of the tables' families.
+    Args:
+        relevance: decides which changes are relevant.
+        families: the protocol numbers of the table families to examine.
     """
 
     def __init__(self, relevance: Relevance, families: Collection[int]) -> None:
-        self._judge = relevance
+        self._relevance = relevance
         self._families = frozenset(families)
         self._touched: set[int] = set()
         self._certain = False
 
     def take(self, data: bytes, own: Collection[int] = ()) -> Iterator[TransactionEvent]:
-        """Take in one datagram; give the transactions of interest that end in it.
+        """Parse one datagram; yield the relevant transactions that end in it.
 
-        A datagram has the events of one transaction only. Those that came from the netlink
-        addresses ``own`` are passed over.
+        Args:
+            data: the datagram. It has the events of one transaction only.
+            own: the netlink port IDs whose transactions are ignored.
         """
         if own and len(data) >= HEADERS and MESSAGE_HEADER.unpack_from(data)[4] in own:
             return
@@ -96,7 +108,7 @@ class EventParser:
         while start + HEADERS <= len(data):
             try:
                 size, kind, *_ = MESSAGE_HEADER.unpack_from(data, start)
-            except error:  # cannot happen: the length was checked
+            except error:  # cannot happen: the loop checks the length
                 return
             body = data[start + HEADERS : start + size]
             if kind == SUBSYSTEM << 8 | NEW_GENERATION:
@@ -110,19 +122,21 @@ class EventParser:
 
     def _note(self, family: int, kind: int, body: bytes) -> None:
         if self._certain and family in self._touched:
-            return  # it cannot become worse: a large change of others need not be taken apart
+            return  # Already certain: parsing the rest of a large transaction gains nothing.
         try:
             found = collect(body)
         except MalformedError:
             return
-        chain = string(found.get(_CHAIN_IN.get(kind, 0), b""))
-        sure = self._judge(string(found.get(TABLE_OF, b"")), chain, deletion=kind in _DELETIONS)
-        if sure is not None:
+        chain = string(found.get(_CHAIN_ATTRIBUTE.get(kind, 0), b""))
+        certain = self._relevance(
+            string(found.get(TABLE_OF, b"")), chain, deletion=kind in _DELETIONS
+        )
+        if certain is not None:
             self._touched.add(family)
-            self._certain = self._certain or sure
+            self._certain = self._certain or certain
 
     def forget(self) -> None:
-        """Begin anew after events were lost."""
+        """Discard the events of an unfinished transaction, after events were lost."""
         self._touched.clear()
         self._certain = False
 
@@ -137,19 +151,22 @@ def _change(body: bytes) -> TransactionEvent:
 
 
 def _process(name: bytes) -> str:
-    """A process's name for logs and metrics: any process may give itself any 15 bytes."""
+    """Return a printable process name: any process may give itself a name of any 15 bytes."""
     shown = string(name)[:_LONGEST_NAME]
     return "".join(c if c.isprintable() else "?" for c in shown)
 
 
 def originator_filter(ports: Collection[int]) -> bytes:
-    """The socket filter (classic BPF) that drops events caused from these netlink addresses.
+    """Return a socket filter (classic BPF) that drops events of transactions from some port IDs.
 
-    A datagram has the events of one transaction only, so looking at the first will do.
+    A datagram has the events of one transaction only, so the filter examines the first one.
+
+    Args:
+        ports: the netlink port IDs.
     """
     lines = [_INSTRUCTION.pack(_LOAD, 0, 0, _PORT_OFFSET)]
     for left, port in zip(range(len(ports) - 1, -1, -1), ports, strict=True):
-        # The filter loads numbers as if they were big-endian; the header is in host order.
+        # BPF loads numbers in network order; the header is in host order.
         swapped = U32.unpack(_HOST_U32.pack(port))[0]
         lines.append(_INSTRUCTION.pack(_JUMP_IF_EQUAL, left + 1, 0, swapped))
     lines.append(_INSTRUCTION.pack(_RETURN, 0, 0, _EVERYTHING))

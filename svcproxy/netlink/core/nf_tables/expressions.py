@@ -1,8 +1,8 @@
-"""The expressions that rules consist of, each as its netlink attribute.
+"""The expressions of rules, each encoded as a netlink attribute.
 
-Registers are counted in words of four bytes, 0 to 15; a value longer than that fills the words
-that follow. Expressions are encoded as the kernel dumps them, so that a rule read back can be
-compared with the one sent (``attributes.holds``).
+Registers are counted in words of four bytes, from 0 to 15; longer values take several words.
+Expressions are encoded as in the kernel's dumps, so that a dumped rule can be compared with the one
+that was sent (``attributes.holds``). A condition that does not match ends the rule.
 """
 
 from enum import IntEnum
@@ -17,14 +17,14 @@ _VALUE, _VERDICT = 1, 2
 
 
 class Header(IntEnum):
-    """Where a payload offset counts from."""
+    """The header that a payload offset counts from."""
 
     NETWORK = 1
     TRANSPORT = 2
 
 
 class Meta(IntEnum):
-    """What is known of a packet besides its bytes; a name has 16 bytes."""
+    """Metadata of a packet; interface names take 16 bytes."""
 
     MARK = 3
     IIFNAME = 6
@@ -32,7 +32,7 @@ class Meta(IntEnum):
 
 
 class Conntrack(IntEnum):
-    """What connection tracking knows of a packet's flow."""
+    """Properties of a packet's conntrack entry."""
 
     STATE = 0
     STATUS = 2
@@ -40,11 +40,11 @@ class Conntrack(IntEnum):
 
 STATE_INVALID, STATE_ESTABLISHED, STATE_RELATED, STATE_NEW = 1, 2, 4, 8
 STATUS_DNAT = 0x20
-"""IPS_DST_NAT: the flow's destination is translated."""
+"""IPS_DST_NAT: the destination of the connection is translated."""
 
 
 class Code(IntEnum):
-    """Verdicts; ``DROP`` and ``ACCEPT`` end the base chain."""
+    """Verdict codes; ``DROP`` and ``ACCEPT`` end the base chain."""
 
     DROP = 0
     ACCEPT = 1
@@ -53,7 +53,7 @@ class Code(IntEnum):
 
 
 class Update(IntEnum):
-    """What a packet does to a dynamic set."""
+    """The operations of packets on a dynamic set."""
 
     REFRESH = 1
     DELETE = 2
@@ -64,36 +64,38 @@ def _expression(name: str, *attributes: bytes) -> Expression:
 
 
 def _register(word: int) -> int:
-    # The kernel dumps words 0, 4, 8 and 12 as the 16-byte registers 1 to 4.
+    # The kernel's dumps name words 0, 4, 8 and 12 as the 16-byte registers 1 to 4.
     return 1 + word // 4 if word % 4 == 0 else 8 + word
 
 
 def payload(header: Header, offset: int, length: int, to: int) -> Expression:
-    """Load bytes of the packet."""
+    """Load bytes of the packet into a register."""
     return _expression(
         "payload", u32(1, _register(to)), u32(2, header), u32(3, offset), u32(4, length)
     )
 
 
 def meta(key: Meta, to: int) -> Expression:
-    """Load what is known of the packet."""
+    """Load metadata of the packet into a register."""
     return _expression("meta", u32(2, key), u32(1, _register(to)))
 
 
 def set_mark(word: int) -> Expression:
-    """Set the packet's mark."""
+    """Set the packet mark to the value of a register."""
     return _expression("meta", u32(2, Meta.MARK), u32(3, _register(word)))
 
 
 def conntrack(key: Conntrack, to: int) -> Expression:
-    """Load what is known of the packet's flow."""
+    """Load a property of the packet's conntrack entry into a register."""
     return _expression("ct", u32(1, _register(to)), u32(2, key))
 
 
 def address_type(offset: int, to: int) -> Expression:
-    """Load how the routing table sees an address: 2 (``RTN_LOCAL``) if it is the node's own.
+    """Load the routing table's type of an address: 2 (``RTN_LOCAL``) for the node's addresses.
 
-    ``offset`` is ``SOURCE`` or ``DESTINATION``.
+    Args:
+        offset: ``SOURCE`` or ``DESTINATION``.
+        to: the register.
     """
     return _expression("fib", u32(1, _register(to)), u32(2, 3), u32(3, offset))
 
@@ -103,14 +105,14 @@ RTN_LOCAL = Struct("=I").pack(2)
 
 
 def compare(word: int, value: bytes, *, equal: bool = True) -> Expression:
-    """Go on with the rule only if a register holds (or does not hold) a value."""
+    """Match if a register has a value, or another one if not ``equal``."""
     return _expression(
         "cmp", u32(1, _register(word)), u32(2, 0 if equal else 1), nest(3, attribute(_VALUE, value))
     )
 
 
 def bitwise(word: int, mask: bytes, xor: bytes = b"") -> Expression:
-    """Replace a register by ``register & mask ^ xor``."""
+    """Set a register to ``register & mask ^ xor``."""
     return _expression(
         "bitwise",
         u32(1, _register(word)),
@@ -123,22 +125,30 @@ def bitwise(word: int, mask: bytes, xor: bytes = b"") -> Expression:
 
 
 def in_set(name: str, word: int) -> Expression:
-    """Go on only if a set holds the key in a register."""
+    """Match if a set contains the key in a register."""
     return _expression("lookup", text(1, name), u32(2, _register(word)))
 
 
 def map_lookup(name: str, word: int, to: int) -> Expression:
-    """Load a map's value for the key in a register; go on only if there is one."""
+    """Match if a map contains the key in a register, and load its value."""
     return _expression("lookup", text(1, name), u32(2, _register(word)), u32(3, _register(to)))
 
 
 def random_number(below: int, to: int) -> Expression:
-    """Load a random number, evenly distributed."""
+    """Load a random number from 0 to ``below - 1``, uniformly distributed."""
     return _expression("numgen", u32(1, _register(to)), u32(2, below), u32(3, 1), u32(4, 0))
 
 
 def update(how: Update, name: str, key: int, data: int, seconds: int = 0) -> Expression:
-    """Change a dynamic map; a new element takes the data, a known one only the time anew."""
+    """Change a dynamic map. A new element gets the data; an existing one only restarts its timer.
+
+    Args:
+        how: the operation.
+        name: the map.
+        key: the register of the key.
+        data: the register of the value.
+        seconds: the time-out; 0 for none.
+    """
     timeout = [u64(6, seconds * 1000)] if seconds else []
     return _expression(
         "dynset",
@@ -151,34 +161,34 @@ def update(how: Update, name: str, key: int, data: int, seconds: int = 0) -> Exp
 
 
 def translate(family: int, address: int, port: int) -> Expression:
-    """Send the flow to the address and port in two registers."""
+    """Translate the destination (DNAT) to the address and port in two registers."""
     return _expression(
         "nat", u32(1, 1), u32(2, family), u32(3, _register(address)), u32(5, _register(port))
     )
 
 
 def masquerade() -> Expression:
-    """Give the flow the outgoing interface's address as its source, and a random port.
+    """Translate the source to the outgoing interface's address and a random port.
 
-    The flag is NF_NAT_RANGE_PROTO_RANDOM_FULLY: without it two CPUs may choose the same port at
-    the same time, and one packet is lost.
+    The flag is NF_NAT_RANGE_PROTO_RANDOM_FULLY. Without it two CPUs may choose the same port at the
+    same time, and one of the packets is lost.
     """
     return _expression("masq", u32(1, 0x10))
 
 
 def reject(code: int) -> Expression:
-    """Answer with an ICMP error; ``code`` is ``port unreachable`` in the packet's family."""
+    """Reject with an ICMP error, such as ``port unreachable`` of the packet's IP family."""
     return _expression("reject", u32(1, 0), attribute(2, bytes([code])))
 
 
 def verdict(code: Code, chain: str = "") -> Expression:
-    """End the rule with a verdict; ``chain`` is where to jump or go."""
+    """End the rule with a verdict; ``chain`` is the target of ``JUMP`` and ``GOTO``."""
     target = [text(2, chain)] if chain else []
     data = nest(2, nest(_VERDICT, u32(1, code & 0xFFFFFFFF), *target))
     return _expression("immediate", u32(1, 0), data)
 
 
 def clear(word: int) -> Expression:
-    """Load zero."""
+    """Set a register to zero."""
     data = nest(2, attribute(_VALUE, bytes(4)))
     return _expression("immediate", u32(1, _register(word)), data)

@@ -1,7 +1,7 @@
-"""Numbers of nf_tables' netlink protocol that more than one module needs.
+"""Constants of nf_tables' netlink protocol that several modules use.
 
-All are from ``linux/netfilter/nf_tables.h`` and ``linux/netfilter/nfnetlink.h``; they are part of
-the kernel's interface to user space and never change.
+They are from ``linux/netfilter/nf_tables.h`` and ``linux/netfilter/nfnetlink.h``, and part of the
+kernel's stable interface to user space.
 """
 
 from struct import Struct
@@ -34,9 +34,9 @@ FLAG_DUMP = 0x300
 FLAG_EXCLUSIVE, FLAG_CREATE, FLAG_APPEND = 0x200, 0x400, 0x800
 
 TABLE_OF = 1
-"""The attribute that holds the table's name in every message about a part of it."""
+"""The attribute with the table's name, in all messages about tables and their objects."""
 NAME_OF = 2
-"""The attribute that holds a set's name in messages about it and about its elements."""
+"""The attribute with the set's name, in messages about sets and their elements."""
 LIST_ELEMENT = 1
 
 GENERATION_ID, GENERATION_PROCESS, GENERATION_NAME = 1, 2, 3
@@ -46,5 +46,5 @@ FAMILY_NUMBERS = {IPFamily.IPV4: 2, IPFamily.IPV6: 10}
 
 
 def message_type(kind: int) -> int:
-    """The message type that netlink knows for one of nf_tables' messages."""
+    """Return the netlink message type of a message kind of nf_tables, such as ``NEW_RULE``."""
     return SUBSYSTEM << 8 | kind

@@ -1,4 +1,4 @@
-"""The parts of a table as values: sets and maps, elements, chains and rules."""
+"""The objects of a table as values: sets and maps, chains, rules and elements."""
 
 from functools import lru_cache
 
@@ -19,9 +19,9 @@ TABLE = "svcproxy"
 _MAP, _TIMEOUT, _DYNAMIC = 0x8, 0x10, 0x20
 
 EncodedElements = dict[bytes, bytes]
-"""The elements of a set: by key, the encoded rest (a map's value, then the comment)."""
+"""The elements of one set: by key, the encoded rest (a map's value, then the comment)."""
 ElementsBySet = dict[str, EncodedElements]
-"""The elements of all sets, by the sets' names."""
+"""The elements of several sets, by the name of the set."""
 
 
 class SetSpec(msgspec.Struct, frozen=True):
@@ -29,10 +29,10 @@ class SetSpec(msgspec.Struct, frozen=True):
 
     Attributes:
         name: its name.
-        key: what its keys consist of.
-        data: what its values consist of; ``None`` for a set.
-        limit: for sets that packets change: how many elements they may make; 0 for others.
-        comment: what it is for, shown to those who list it.
+        key: the datatypes of its keys.
+        data: the datatypes of its values; ``None`` for a set.
+        limit: the maximum number of elements, for sets that packets change; 0 for other sets.
+        comment: its purpose, shown when the set is listed.
     """
 
     name: str
@@ -42,7 +42,7 @@ class SetSpec(msgspec.Struct, frozen=True):
     comment: str = ""
 
     def attributes(self) -> bytes:
-        """Everything that describes the set, as the kernel takes it and dumps it."""
+        """Return the attributes of the set, encoded as in the kernel's dumps."""
         flags = (_MAP if self.data else 0) | (_TIMEOUT | _DYNAMIC if self.limit else 0)
         parts = [
             text(2, self.name),
@@ -59,19 +59,19 @@ class SetSpec(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """One rule; the comment tells what it is for."""
+    """A rule: its expressions, and a comment that is shown when the rule is listed."""
 
     expressions: tuple[Expression, ...]
     comment: str = ""
 
     def attributes(self) -> bytes:
-        """What describes the rule, besides its place."""
-        notes = attribute(7, encode_comment(self.comment)) if self.comment else b""
-        return nest(4, *self.expressions) + notes
+        """Return the attributes of the rule, except for its chain and position."""
+        user_data = attribute(7, encode_comment(self.comment)) if self.comment else b""
+        return nest(4, *self.expressions) + user_data
 
 
 class Hook(msgspec.Struct, frozen=True):
-    """Where a base chain is called: ``kind`` is ``nat`` or ``filter``."""
+    """The hook of a base chain: its type (``nat`` or ``filter``), number and priority."""
 
     kind: str
     number: int
@@ -79,14 +79,14 @@ class Hook(msgspec.Struct, frozen=True):
 
 
 class ChainSpec(msgspec.Struct, frozen=True):
-    """A chain with its rules; a base chain has a hook and lets through what it does not end."""
+    """A chain with its rules. A base chain has a hook, and policy accept."""
 
     name: str
     rules: tuple[Rule, ...]
     hook: Hook | None = None
 
     def attributes(self) -> bytes:
-        """Everything that describes the chain, its rules aside."""
+        """Return the attributes of the chain, without its rules."""
         hook = self.hook
         if hook is None:
             return text(3, self.name)
@@ -94,20 +94,20 @@ class ChainSpec(msgspec.Struct, frozen=True):
         return text(3, self.name) + place + u32(5, 1) + text(7, hook.kind)
 
 
-# --- ElementsBySet ----------------------------------------------------------------------------------
+# --- Elements ----------------------------------------------------------------------------------
 
-_KEY, _DATA, _NOTES, _VALUE = 1, 2, 6, 1
+_KEY, _DATA, _USER_DATA, _VALUE = 1, 2, 6, 1
 
 
 def key_prefix(length: int) -> bytes:
-    """What precedes a key of ``length`` bytes in an element."""
+    """Return the attribute headers that precede a key of ``length`` bytes in an element."""
     return HEADER.pack(8 + length, _KEY) + HEADER.pack(4 + length, _VALUE)
 
 
 def element_data(value: bytes) -> bytes:
-    """A map's value as part of an element; its length is a multiple of four.
+    """Encode a map's value as part of an element; its length must be a multiple of four.
 
-    The kernel dumps elements without the flag for nested attributes; written alike, they can be
+    The flag for nested attributes is left out, as in the kernel's dumps, so that elements can be
     compared byte by byte.
     """
     return _data_prefix(len(value)) + value
@@ -119,10 +119,16 @@ def _data_prefix(length: int) -> bytes:
 
 
 def element_comment(comment: str) -> bytes:
-    """A comment as part of an element."""
-    return attribute(_NOTES, encode_comment(comment))
+    """Encode a comment as part of an element."""
+    return attribute(_USER_DATA, encode_comment(comment))
 
 
-def element(prefix: bytes, key: bytes, tail: bytes) -> bytes:
-    """One element in a list of elements."""
-    return HEADER.pack(4 + len(prefix) + len(key) + len(tail), 1) + prefix + key + tail
+def encode_element(prefix: bytes, key: bytes, encoded: bytes) -> bytes:
+    """Encode one member of a list of elements.
+
+    Args:
+        prefix: the headers before the key, from ``key_prefix``.
+        key: the key.
+        encoded: the encoded rest of the element.
+    """
+    return HEADER.pack(4 + len(prefix) + len(key) + len(encoded), 1) + prefix + key + encoded

@@ -1,4 +1,4 @@
-"""From a plan to the messages of one netlink transaction, and from an error back to its cause."""
+"""Encodes a plan as netlink transactions, and describes the object that an error is about."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -48,12 +48,12 @@ from svcproxy.netlink.core.nf_tables.ruleset import (
     ChainSpec,
     EncodedElements,
     SetSpec,
-    element,
+    encode_element,
     key_prefix,
 )
 
 _LIST_LIMIT = 60_000
-"""How long one list of elements may get; an attribute has at most 65,535 bytes."""
+"""The maximum length of a list of elements; an attribute has at most 65,535 bytes."""
 _ELEMENTS, _CHAIN_OF, _SET_ID, _RULES = 3, 2, 10, 4
 _NEW = FLAG_CREATE | FLAG_EXCLUSIVE
 _DELETIONS = frozenset((DELETE_TABLE, DELETE_CHAIN, DELETE_RULE, DELETE_SET, DELETE_ELEMENT))
@@ -63,23 +63,23 @@ class Plan(msgspec.Struct):
     """The changes to one table, in the order in which they are sent.
 
     Attributes:
-        delete_table: begin with deleting the table.
-        make_table: make it (anew).
-        sets: sets to make.
-        chains: chains to make.
-        open: rules that existing chains get at their heads, to lead to sets and chains that are
-            made. They are there before anything depends on them (``stages``), and go again as
-            their chains are among ``rewrite``.
-        rewrite: chains that exist and get these rules instead of those they have.
-        delete_chains: chains to delete, with their rules.
-        delete_sets: sets to delete, with their elements.
+        delete_table: delete the table.
+        make_table: add the table.
+        sets: sets to add.
+        chains: chains to add, with their rules.
+        head_rules: rules that existing chains get at their heads, to refer to sets and chains that
+            the plan adds. They are in force before other changes depend on them (``stages``), and
+            are replaced with the rules of their chains in ``rewrite``.
+        rewrite: existing chains whose rules are replaced.
+        delete_chains: names of chains to delete, with their rules.
+        delete_sets: names of sets to delete, with their elements.
         remove: keys of elements to delete, by set.
         add: elements to add, by set.
         generation: for a full comparison, the nf_tables generation at which the table was read; 0
             to commit at any generation. Unused in an incremental plan.
         compared: the plan results from a full comparison with a table that was read. Otherwise it
             is incremental: it starts from the table as svcproxy left it.
-        sizes: how many elements, rules and chains the table has afterwards.
+        sizes: the numbers of elements, rules and chains in the table afterwards.
     """
 
     delete_table: bool = False
@@ -111,7 +111,7 @@ class Plan(msgspec.Struct):
 
     @property
     def written(self) -> dict[str, int]:
-        """How many elements, rules and chains the plan sends."""
+        """The numbers of elements, rules and chains that the plan adds."""
         made = [*self.chains, *self.head_rules, *self.rewrite]
         counts = {
             "elements": sum(map(len, self.add.values())),
@@ -122,7 +122,7 @@ class Plan(msgspec.Struct):
 
     @property
     def operations(self) -> dict[str, int]:
-        """What the plan does, by kind."""
+        """The numbers of operations, by kind."""
         written = self.written
         counts = {
             "table_deleted": int(self.delete_table),
@@ -140,12 +140,12 @@ class Plan(msgspec.Struct):
 
 
 def stages(plan: Plan) -> Iterator[Plan]:
-    """The transactions that carry out a plan: one, or two if rules lead to what is made.
+    """Split a plan into transactions: two if it adds sets that rules must refer to, else one.
 
-    A packet takes the rules of a base chain, and of what it jumps to, as they were when it came,
-    but looks elements up as they are (``nft_do_chain`` and ``nft_genmask_cur``). ElementsBySet that go
-    to a new map in the transaction that also makes the rule for it would be out of reach of the
-    packets that are under way. So the map and its rule come first, and empty.
+    A packet traverses the rules that were in force when it entered the base chain, but it looks up
+    the current elements (``nft_do_chain`` and ``nft_genmask_cur``). If one transaction added a map,
+    its rule, and its elements, then packets in flight would miss elements that moved to the
+    new map. So the first transaction adds the empty map and its rule.
     """
     if not plan.head_rules:
         yield plan
@@ -161,7 +161,7 @@ def stages(plan: Plan) -> Iterator[Plan]:
 
 
 class Message(NamedTuple):
-    """One message of a transaction; ``what`` names its object for people."""
+    """One message of a transaction; ``what`` describes its object in errors."""
 
     kind: int
     flags: int
@@ -170,63 +170,73 @@ class Message(NamedTuple):
 
 
 def messages(plan: Plan, table: str) -> Iterator[Message]:
-    """The messages that carry out a plan; every object comes after those it refers to."""
-    of = text(TABLE_OF, table)
+    """Yield the messages of a plan; each object follows those that it refers to.
+
+    Args:
+        plan: one of its ``stages``.
+        table: the name of the table.
+    """
+    table_name = text(TABLE_OF, table)
     if plan.delete_table:
-        yield Message(DELETE_TABLE, 0, of, f"table {table}")
+        yield Message(DELETE_TABLE, 0, table_name, f"table {table}")
     if plan.make_table:
-        yield _make_table(of)
+        yield _make_table(table_name)
     for number, spec in enumerate(plan.sets):
-        # Every set of a transaction has to have a number; nothing of ours refers to it.
-        body = of + spec.attributes() + u32(_SET_ID, number + 1)
+        # The kernel requires an ID for each set of a transaction; no message refers to it.
+        body = table_name + spec.attributes() + u32(_SET_ID, number + 1)
         yield Message(NEW_SET, _NEW, body, f"set {spec.name}")
-    yield from _chains(plan, of)
+    yield from _chains(plan, table_name)
     for name in plan.delete_sets:
-        yield Message(DELETE_SET, 0, of + text(2, name), f"set {name}")
+        yield Message(DELETE_SET, 0, table_name + text(2, name), f"set {name}")
     for name, keys in plan.remove.items():
         for block in _blocks((key, b"") for key in keys):
-            yield _elements(DELETE_ELEMENT, 0, of, name, block)
-    # A dump leaves elements out while the kernel enlarges the set's hash table (rhashtable).
+            yield _elements(DELETE_ELEMENT, 0, table_name, name, block)
+    # A dump may omit elements while the kernel resizes the set's hash table (rhashtable), so a
+    # comparison may add elements that exist.
     flags = FLAG_CREATE if plan.compared else _NEW
-    for name, tails in plan.add.items():
-        for block in _blocks(tails.items()):
-            yield _elements(NEW_ELEMENT, flags, of, name, block)
+    for name, elements in plan.add.items():
+        for block in _blocks(elements.items()):
+            yield _elements(NEW_ELEMENT, flags, table_name, name, block)
 
 
-def _make_table(of: bytes) -> Message:
-    note = attribute(6, encode_comment("Kubernetes Services; do not edit, changes are undone"))
-    return Message(NEW_TABLE, _NEW, of + u32(2, 0) + note, "the table")
+def _make_table(table_name: bytes) -> Message:
+    comment = attribute(6, encode_comment("Kubernetes Services; do not edit, changes are undone"))
+    return Message(NEW_TABLE, _NEW, table_name + u32(2, 0) + comment, "the table")
 
 
-def _chains(plan: Plan, of: bytes) -> Iterator[Message]:
-    """Rules come before elements: a rule with a full map is checked against all of it."""
+def _chains(plan: Plan, table_name: bytes) -> Iterator[Message]:
+    """Yield the messages about chains and rules.
+
+    They precede those about elements: for a rule that refers to a map, the kernel checks all of the
+    map's elements.
+    """
     for chain in plan.chains:
-        yield Message(NEW_CHAIN, _NEW, of + chain.attributes(), f"chain {chain.name}")
+        yield Message(NEW_CHAIN, _NEW, table_name + chain.attributes(), f"chain {chain.name}")
     for chain in plan.rewrite:
-        flush = of + text(_CHAIN_OF, chain.name)
+        flush = table_name + text(_CHAIN_OF, chain.name)
         yield Message(DELETE_RULE, 0, flush, f"the rules of chain {chain.name}")
     for chain in plan.head_rules:
         for rule in chain.rules:
-            body = of + text(_CHAIN_OF, chain.name) + rule.attributes()
+            body = table_name + text(_CHAIN_OF, chain.name) + rule.attributes()
             yield Message(NEW_RULE, FLAG_CREATE, body, f"a rule at the head of chain {chain.name}")
     for chain in (*plan.chains, *plan.rewrite):
         for number, rule in enumerate(chain.rules):
-            body = of + text(_CHAIN_OF, chain.name) + rule.attributes()
+            body = table_name + text(_CHAIN_OF, chain.name) + rule.attributes()
             what = f"rule {number + 1} of chain {chain.name}"
             yield Message(NEW_RULE, FLAG_CREATE | FLAG_APPEND, body, what)
     for name in plan.delete_chains:
-        yield Message(DELETE_CHAIN, 0, of + text(3, name), f"chain {name}")
+        yield Message(DELETE_CHAIN, 0, table_name + text(3, name), f"chain {name}")
 
 
 def _blocks(elements: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
     prefixes: dict[int, bytes] = {}
     parts: list[bytes] = []
     length = 0
-    for key, tail in elements:
+    for key, encoded in elements:
         size = len(key)
         if size not in prefixes:
             prefixes[size] = key_prefix(size)
-        part = element(prefixes[size], key, tail)
+        part = encode_element(prefixes[size], key, encoded)
         length += len(part)
         if length > _LIST_LIMIT:
             yield b"".join(parts)
@@ -236,9 +246,9 @@ def _blocks(elements: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
         yield b"".join(parts)
 
 
-def _elements(kind: int, flags: int, of: bytes, name: str, block: bytes) -> Message:
+def _elements(kind: int, flags: int, table_name: bytes, name: str, block: bytes) -> Message:
     listed = attribute(_ELEMENTS | NESTED, block)
-    return Message(kind, flags, of + text(2, name) + listed, f"an element of {name}")
+    return Message(kind, flags, table_name + text(2, name) + listed, f"an element of {name}")
 
 
 def batch(
@@ -249,10 +259,10 @@ def batch(
     Args:
         found: its messages.
         family: the family of the table.
-        generation: the kernel refuses the transaction with ERESTART if anything in nf_tables,
-            whoever did it, has changed since this generation; 0 for not to ask (kernel 4.16).
-        end: without its end, the kernel only checks the transaction and undoes it (as
-            ``nft --check`` has it do).
+        generation: the nf_tables generation that the transaction is based on. If it is not the
+            current one, the kernel refuses with ERESTART (since 4.16). 0 disables the check.
+        end: whether to commit. Without its end, the kernel only validates the transaction, as
+            for ``nft --check``.
     """
     condition = u32(1, generation) if generation else b""
     parts = [_envelope(BATCH_BEGIN, 0, condition)]
@@ -279,7 +289,7 @@ def _envelope(kind: int, sequence: int, attributes: bytes = b"") -> bytes:
 
 
 def request(kind: int, flags: int, family: IPFamily, body: bytes = b"") -> bytes:
-    """Encode a message that stands alone: a question to the kernel."""
+    """Encode a single request to the kernel, outside of a transaction."""
     header = MESSAGE_HEADER.pack(
         HEADERS + len(body), message_type(kind), FLAG_REQUEST | flags, 1, 0
     )
@@ -287,10 +297,10 @@ def request(kind: int, flags: int, family: IPFamily, body: bytes = b"") -> bytes
 
 
 def split(message: Message) -> Iterator[Message]:
-    """The same as messages with one element each; one about something else is left as it is.
+    """Split a message into messages with one element each; other messages stay as they are.
 
-    The kernel stops at the first element of a message that it refuses, and older ones do not say
-    which it was.
+    The kernel stops at the first element of a message that it refuses, and older kernels do not
+    report which element it was.
     """
     if message.kind not in {NEW_ELEMENT, DELETE_ELEMENT}:
         yield message
@@ -303,7 +313,7 @@ def split(message: Message) -> Iterator[Message]:
 
 
 def element_keys(body: bytes) -> Iterator[bytes]:
-    """The keys of the elements in the body of a message.
+    """Yield the keys of the elements in the body of a message.
 
     Raises:
         MalformedError: a length does not fit.
@@ -313,13 +323,13 @@ def element_keys(body: bytes) -> Iterator[bytes]:
 
 
 def explain(message: Message, offset: int, sets: Mapping[str, SetSpec]) -> str:
-    """Name the object that an error is about.
+    """Describe the object that an error is about.
 
     Args:
         message: the message that the kernel refused.
-        offset: where in it the offending attribute is, from the extended acknowledgement; 0 if
-            unknown.
-        sets: to print elements' keys with.
+        offset: the position of the offending attribute in the message, from the extended
+            acknowledgement; 0 if unknown.
+        sets: the sets of the table; their datatypes are used to format keys.
     """
     verb = "delete" if message.kind in _DELETIONS else "add"
     inner = ""
@@ -334,7 +344,7 @@ def explain(message: Message, offset: int, sets: Mapping[str, SetSpec]) -> str:
 
 
 def _at(body: bytes, offset: int, kind: int) -> bytes | None:
-    """The member of the list ``kind`` that covers a position."""
+    """Return the member of the list ``kind`` that covers a position."""
     for found, value, start in walk(body):
         if found == kind:
             for _, member, where in walk(value):
