@@ -1,1 +1,1 @@
-"""The functional core of iptables mode: rendering, comparing and planning chains."""
+"""The functional core of iptables mode: rendering, comparing and planning chains, without I/O."""

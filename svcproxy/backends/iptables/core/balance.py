@@ -1,10 +1,10 @@
-"""Spreading connections evenly over any number of endpoints in O(log n) rules.
+"""Balance trees: distribute connections evenly over any number of endpoints in O(log n) rules.
 
-kube-proxy writes one rule per endpoint into one chain, so that a connection passes n/2 rules on
-average and one changed endpoint rewrites them all. Here, more than ``FLAT`` endpoints are
-grouped by a hash of their address into chains of chains. The probability of each branch is
-its share of the endpoints that remain, so unequal groups do not disturb the balance, and a
-changed endpoint rewrites the chains on its path only.
+kube-proxy writes one rule per endpoint into a single chain. A connection traverses n/2 rules on
+average, and one changed endpoint rewrites the whole chain. Here, more than ``FLAT`` endpoints form
+a tree of chains, grouped by a hash of their address. Each branch is taken with the probability
+(endpoints below it) / (endpoints below it and the branches after it), so groups of different sizes
+do not distort the balance. A changed endpoint rewrites only the chains on its path.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,25 +15,27 @@ from svcproxy.backends.xtables.core.hashing import hash16
 from svcproxy.backends.xtables.core.rule_text import Rules, rule
 
 Branch = tuple[str, str]
+"""A rule without its probability: its head (``-p tcp``) and its tail (``-j DNAT …``)."""
 
 FLAT = 8
+"""Up to this many endpoints are in a single chain."""
 _FANOUT_BITS = 3
 
 
 def balance(
     chain: str, prefix: str, targets: Sequence[str], jump: Callable[[str], Branch]
 ) -> dict[str, Rules]:
-    """The chains that send each new connection to one of ``targets`` with equal probability.
+    """Return the chains that send each new connection to a target with equal probability.
 
     Args:
-        chain: the name of the chain to enter.
-        prefix: the prefix of further chain names; they derive from ``chain`` and the path.
+        chain: the name of the root chain.
+        prefix: the prefix of the other chains' names, which derive from ``chain`` and the path.
         targets: at least one target, without duplicates, sorted.
-        jump: gives the head (``-p tcp``) and tail (``-j DNAT --to-destination …``) of the rule
-            for a target; the head must hold for all that enters the chain.
+        jump: returns the head and tail of the rule for a target. The head must match every packet
+            that enters the root chain.
 
     Returns:
-        Chain names with their rules; ``chain`` is the first.
+        Rules by chain; ``chain`` is the first.
     """
     chains: dict[str, Rules] = {}
     _fill(chains, _Path(chain, prefix, ""), targets, jump)
@@ -54,7 +56,7 @@ class _Path:
 def _fill(
     chains: dict[str, Rules], path: _Path, targets: Sequence[str], jump: Callable[[str], Branch]
 ) -> None:
-    chains[path.name] = ()  # keeps the parent before its children
+    chains[path.name] = ()  # puts the parent before its children
     depth = len(path.steps)
     branches: list[tuple[int, Branch]] = []
     if len(targets) <= FLAT or (depth + 1) * _FANOUT_BITS > 32:
@@ -87,11 +89,12 @@ def _branch_rules(branches: list[tuple[int, Branch]], remaining: int) -> Rules:
 
 @lru_cache(maxsize=1024)
 def probability(weight: int, remaining: int) -> str:
-    """The match that holds with probability ``weight / remaining``; empty when that is one.
+    """Return the match that is true with probability ``weight / remaining``; empty if that is 1.
 
-    The kernel keeps probabilities as a multiple of 2**-31; this prints the one it will keep.
+    The kernel rounds probabilities to a multiple of 2**-31. The text holds the rounded value, as
+    iptables-save will print it.
     """
     if weight == remaining:
         return ""
-    kept = round(weight / remaining * (1 << 31)) / (1 << 31)
-    return f"-m statistic --mode random --probability {kept:.11f}"
+    stored = round(weight / remaining * (1 << 31)) / (1 << 31)
+    return f"-m statistic --mode random --probability {stored:.11f}"

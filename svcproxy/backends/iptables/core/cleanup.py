@@ -1,8 +1,9 @@
 """Which chains are stale once another mode, another iptables variant or kube-proxy has taken over.
 
 This module knows the chains of iptables mode and of IPVS mode, both svcproxy's and kube-proxy's
-(``pkg/proxy/{iptables,ipvs}/proxier.go``, Kubernetes 1.36). The two modes share some names. Kubelet's
-chains are never touched: KUBE-FIREWALL, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT and KUBE-MARK-DROP.
+(``pkg/proxy/{iptables,ipvs}/proxier.go``, Kubernetes 1.36). The two modes share some names.
+Kubelet's chains are never touched: KUBE-FIREWALL, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT and
+KUBE-MARK-DROP.
 """
 
 import re

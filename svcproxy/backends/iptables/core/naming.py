@@ -1,8 +1,8 @@
 """Chain names, as kube-proxy 1.36 computes them (``pkg/proxy/iptables/proxier.go``).
 
-kube-proxy deletes every nat chain with one of the five per-service prefixes that it did not
-write itself, and so do we; chains of our own (dispatch and balancing) therefore carry one of
-those prefixes too. Chain names have at most 28 characters.
+Both kube-proxy and svcproxy delete every nat chain that has one of the five per-Service prefixes
+and is not in their desired state. Therefore the chains that only svcproxy has, of dispatch trees
+and balance trees, carry one of these prefixes as well. Chain names have at most 28 characters.
 """
 
 from svcproxy.backends.xtables.core.hashing import hash16
@@ -25,9 +25,9 @@ EXTERNAL_PREFIX = "KUBE-EXT-"
 ENDPOINT_PREFIX = "KUBE-SEP-"
 
 CLUSTER_IPS = "KUBE-SVC-CLUSTER-IPS"
-"""The dispatch tree of cluster IPs."""
+"""The root of the dispatch tree of cluster IPs."""
 FROM_OUTSIDE = "KUBE-SVC-FROM-OUTSIDE"
-"""The same tree, entered with the masquerade mark set."""
+"""Enters the tree of cluster IPs with the masquerade mark set."""
 
 SERVICE_PREFIXES = (
     CLUSTER_PREFIX,
@@ -39,18 +39,24 @@ SERVICE_PREFIXES = (
 
 
 def endpoint_chain(name: ServicePortName, target: str) -> str:
-    """The KUBE-SEP chain of an endpoint; ``target`` is ``address:port`` as DNAT spells it."""
+    """Return the KUBE-SEP chain of an endpoint.
+
+    Args:
+        name: the Service port.
+        target: ``address:port`` of the endpoint, in the format of ``--to-destination``.
+    """
     return ENDPOINT_PREFIX + hash16(f"{name}{name.protocol.keyword}{target}")
 
 
 def is_service_chain(chain: str) -> bool:
-    """Whether a nat chain belongs to a Service, ours or kube-proxy's.
+    """Whether a nat chain is a per-Service chain of svcproxy or kube-proxy.
 
-    Neither makes names with other characters than these; no restore input could name some of them.
+    Neither creates names with other characters than letters, digits and hyphens. A restore input
+    could not even name some such chains of other programs.
     """
     return chain.startswith(SERVICE_PREFIXES) and is_plain(chain)
 
 
 def is_plain(chain: str) -> bool:
-    """Whether a name has only letters, digits and hyphens."""
+    """Whether a chain name has only letters, digits and hyphens."""
     return chain.isascii() and chain.replace("-", "").isalnum()

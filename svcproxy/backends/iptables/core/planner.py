@@ -247,8 +247,9 @@ class Planner:
     def undo(self) -> TablePlan:
         """Return to the state before the last plan, which was not applied.
 
-        After an incremental plan, ``plan_changes`` or ``plan`` may follow. After a plan from scratch
-        only the Service ports are restored, not the dispatch trees, so ``plan`` must follow.
+        After an incremental plan, ``plan_changes`` or ``plan`` may follow. After a plan from
+        scratch only the Service ports are restored, not the dispatch trees, so ``plan`` must
+        follow.
 
         Returns:
             A plan that reverts the changes of an incremental plan to the filter table, in case that

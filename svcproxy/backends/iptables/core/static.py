@@ -1,7 +1,7 @@
-"""The chains that do not belong to a Service, and the jumps that lead into ours.
+"""The chains that are independent of Services, and the jumps from built-in chains.
 
-All texts are kube-proxy's (``pkg/proxy/iptables/proxier.go``, 1.36), because its clean-up and
-its take-over recognise the jumps by their full text.
+The texts are those of kube-proxy (``pkg/proxy/iptables/proxier.go``, 1.36), because kube-proxy
+compares the full text of a jump when it cleans up or takes over.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ LISTS = (
     naming.NODE_PORTS,
     naming.PROXY_FIREWALL,
 )
-"""The chains of the filter table that hold rules of Services; their order does not matter."""
+"""The shared chains of the filter table; the order of their rules does not matter."""
 
 
 def _jump(table: str, source: str, target: str, note: str, *, new: bool) -> Jump:
@@ -46,21 +46,21 @@ JUMPS = (
     _jump(NAT, "PREROUTING", naming.SERVICES, _PORTALS, new=False),
     _jump(NAT, "POSTROUTING", naming.POSTROUTING, "kubernetes postrouting rules", new=False),
 )
-"""In the order in which kube-proxy prepends them."""
+"""The jumps, in the order in which kube-proxy inserts them at the top of built-in chains."""
 
 KUBELET_JUMPS = (
     _jump(FILTER, "INPUT", naming.KUBELET_FIREWALL, "", new=False),
     _jump(FILTER, "OUTPUT", naming.KUBELET_FIREWALL, "", new=False),
 )
-"""Kubelet lays the same ones; they stay when everything else of ours is cleaned up."""
+"""Kubelet installs the same jumps, so clean-up keeps them."""
 
 
 def static_chains(settings: IptablesSettings) -> dict[str, dict[str, Rules]]:
-    """The chains that depend on settings alone, by table."""
+    """Return the chains that depend only on the settings, by table."""
     filters: dict[str, Rules] = {naming.FORWARD: tuple(_forward(settings))}
     if _serves_localhost(settings):
-        # Without it, route_localnet would let neighbours reach what listens on 127.0.0.1
-        # (CVE-2020-8558). Kubelet keeps the same rule.
+        # route_localnet alone would let hosts on the same network reach servers that listen on
+        # 127.0.0.1 (CVE-2020-8558). Kubelet installs the same rule.
         note = comment("block incoming localnet connections")
         state = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
         filters[naming.KUBELET_FIREWALL] = (
@@ -74,7 +74,7 @@ def static_chains(settings: IptablesSettings) -> dict[str, dict[str, Rules]]:
         nat[naming.FROM_OUTSIDE] = (
             f"-j {naming.MARK_MASQ}",
             f"-j {naming.CLUSTER_IPS}",
-            # It was for no cluster IP: as if nothing had been.
+            # The destination was no cluster IP: clear the mark.
             f"-j MARK --set-xmark 0x0/{settings.mark}",
         )
     return {FILTER: filters, NAT: nat}
@@ -84,26 +84,26 @@ def _forward(settings: IptablesSettings) -> Iterator[str]:
     count = nfacct_match(INVALID_DROPPED) if settings.accounting else ""
     yield from forward_rules(settings.mark, drop_invalid=settings.drop_invalid, count=count)
     if settings.hairpin_match:
-        # kube-proxy marks an endpoint's packets to itself and so lets them pass above; ours
-        # are recognised by their addresses.
+        # kube-proxy marks hairpin packets, so the rule above accepts them. svcproxy recognises
+        # them by their addresses instead.
         yield f"{hairpin_match(settings.family)} -j ACCEPT"
 
 
 def _postrouting(settings: IptablesSettings) -> Iterator[str]:
     if settings.hairpin_match:
-        # An endpoint that was balanced to itself must see another source than itself.
+        # Masquerade hairpin connections: an endpoint does not answer its own address.
         yield f"{hairpin_match(settings.family)} -j {naming.MARK_MASQ}"
     if settings.accounting and _serves_localhost(settings):
-        # kube-proxy counts with a rule for each node port. What comes from a loopback address and
-        # was sent to an endpoint is always masqueraded, and nothing else that was sent there is.
+        # kube-proxy counts with one rule per node port. One rule is enough here: connections to node
+        # ports on a loopback address are always marked, and no other packets sent there are.
         marked_packets = f"-m mark --mark {settings.mark}/{settings.mark}"
-        first = "-m conntrack --ctorigdst 127.0.0.0/8"
-        yield f"{marked_packets} {first} {nfacct_match(LOCALHOST_ACCEPTED)}"
+        loopback = "-m conntrack --ctorigdst 127.0.0.0/8"
+        yield f"{marked_packets} {loopback} {nfacct_match(LOCALHOST_ACCEPTED)}"
     yield from masquerade_rules(settings.mark)
 
 
 def nfacct_match(name: str) -> str:
-    """The match that counts a packet in an accounting object, and always matches."""
+    """Return a match that is always true and counts the packet in an nfacct object."""
     return f"-m nfacct --nfacct-name {name}"
 
 
@@ -117,12 +117,12 @@ def _masquerades_from_outside(settings: IptablesSettings) -> bool:
 
 
 def cluster_ip_rules(settings: IptablesSettings) -> Rules:
-    """The rules that begin KUBE-SERVICES: cluster IPs, from outside and from inside.
+    """Return the first rules of KUBE-SERVICES, which jump to the tree of cluster IPs.
 
-    kube-proxy masquerades what comes to a cluster IP from outside the cluster with one rule in
-    each Service's chain. Here such packets are marked before they enter the tree of cluster IPs
-    and unmarked when they fall out of it: two rules instead of one for each Service. A packet
-    that carries the mark already keeps it by staying out of that chain.
+    kube-proxy masquerades packets from outside the cluster to a cluster IP with one rule per
+    Service. svcproxy needs two rules in total: it marks such packets before they enter the tree of
+    cluster IPs, and clears the mark if no cluster IP matches. Packets that have the mark already
+    skip KUBE-SVC-FROM-OUTSIDE, so they keep it.
     """
     jumps = []
     if _masquerades_from_outside(settings):
@@ -138,10 +138,10 @@ def cluster_ip_rules(settings: IptablesSettings) -> Rules:
 
 
 def node_port_rules(settings: IptablesSettings) -> Rules:
-    """The rules that end KUBE-SERVICES: what is for the node itself goes to KUBE-NODEPORTS.
+    """Return the last rules of KUBE-SERVICES: packets to a node address jump to KUBE-NODEPORTS.
 
-    With ranges, the kernel is asked for "a local address within the range" instead of being
-    given the node's addresses one by one, so addresses may come and go without a sync.
+    With ``node_port_ranges``, the rules match "a local address within the range" instead of listing
+    the node's addresses, so addresses can be added and removed without a sync.
     """
     note = comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain")
     tail = f"{note} -m addrtype --dst-type LOCAL -j {naming.NODE_PORTS}"
@@ -158,11 +158,10 @@ def _is_loopback(cidr: str) -> bool:
 
 
 def hairpin_match(family: IPFamily) -> str:
-    """The match for translated packets whose source and destination are the same address.
+    """Return the match for hairpin packets: after DNAT, source and destination are the same.
 
-    One classic BPF program for all endpoints, in place of one rule or chain for each: it
-    compares the two addresses in the IP header, four bytes at a time. After DNAT they are equal
-    exactly when an endpoint was sent to itself.
+    kube-proxy needs a rule in a chain per endpoint. One classic BPF program serves all endpoints:
+    it compares the two addresses in the IP header, four bytes at a time.
     """
     source, destination, words = (12, 16, 1) if family is IPFamily.IPV4 else (8, 24, 4)
     code: list[str] = []
@@ -171,7 +170,7 @@ def hairpin_match(family: IPFamily) -> str:
         code.append(f"32 0 0 {source + 4 * word}")  # A = source word
         code.append("7 0 0 0")  # X = A
         code.append(f"32 0 0 {destination + 4 * word}")  # A = destination word
-        code.append(f"29 0 {misses} 0")  # unless A == X, jump to the last instruction
+        code.append(f"29 0 {misses} 0")  # if A != X, jump to the last instruction
     code.append("6 0 0 65535")  # match
     code.append("6 0 0 0")  # no match
     bytecode = ",".join((str(len(code)), *code))
