@@ -1,1 +1,1 @@
-"""Reading and writing iptables rules, for every backend that lays some."""
+"""Reading and writing iptables rules, shared by the backends that use iptables."""

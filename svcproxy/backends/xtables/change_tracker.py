@@ -65,8 +65,8 @@ class GenerationTracker:
 class TableSizeTracker:
     """Tracks changes by the sizes of both tables, for the legacy variant.
 
-    Replacing a rule by another of the same length goes unnoticed; every tenth resync, which the loop
-    never skips, finds such a change.
+    Replacing a rule by another of the same length goes unnoticed; every tenth resync, which the
+    loop never skips, finds such a change.
     """
 
     def __init__(self, family: IPFamily) -> None:

@@ -1,4 +1,4 @@
-"""Running iptables-save and iptables-restore."""
+"""Runs iptables, iptables-save and iptables-restore."""
 
 import math
 import os
@@ -22,24 +22,26 @@ _PROBE_CHAIN = "KUBE-SVC-PROBE"
 _LOCK_WAIT_SECONDS = 5
 _PIECE_BYTES = 1 << 18
 _ERROR_BYTES = 1 << 16
-"""What is kept of a program's error messages."""
-_BUSY = 4  # RESOURCE_PROBLEM, also given for what the kernel refuses through nf_tables
+"""How much of a program's error output is kept."""
+_BUSY = 4  # RESOURCE_PROBLEM, also the exit status when nf_tables refuses a transaction
 
 
 TrackProcess = Callable[[Callable[[], int]], AbstractContextManager[None]]
-"""Makes the context in which a program runs: on entry it calls the function that starts the process
-and returns its number; it is left when the process has ended."""
+"""Returns the context in which a program runs.
+
+On entry the context calls its argument, which starts the process and returns the process ID. The
+context is left when the process has ended."""
 
 
 @contextmanager
 def untracked(start: Callable[[], int]) -> Iterator[None]:
-    """Start a process that nobody has to know of."""
+    """Start a process whose changes need not be recognised as svcproxy's own."""
     start()
     yield
 
 
 class Variant(StrEnum):
-    """The two implementations of iptables; a node's rules live in one of them."""
+    """The two implementations of iptables; a node's rules should be in one of them."""
 
     NFT = "nft"
     LEGACY = "legacy"
@@ -48,8 +50,8 @@ class Variant(StrEnum):
 class Iptables:
     """The iptables programs of one variant and family.
 
-    The programs are looked up once. A system without variant-specific names (``iptables-nft``)
-    has only one variant, under the plain name.
+    The programs are searched in PATH once. A system without variant-specific names
+    (``iptables-nft``) has only one variant, under the plain name.
     """
 
     def __init__(self, variant: Variant, family: IPFamily) -> None:
@@ -61,54 +63,54 @@ class Iptables:
         self.track_process: TrackProcess = untracked
 
     def save(self, *tables: str) -> str:
-        """Read tables, all when none is named.
+        """Return the output of iptables-save for some tables; for all tables by default.
 
         Raises:
-            BackendError: iptables-save failed; the message is its own.
+            BackendError: iptables-save failed; the text holds its error message.
         """
         commands = [[self._save, "-t", table] for table in tables] or [[self._save]]
         return "".join(_run(command, None).stdout for command in commands)
 
     def chain(self, table: str, chain: str) -> str:
-        """List the rules of one chain, which costs little; nothing if it cannot be listed.
+        """Return the rules of one chain, which is cheap; empty if listing fails.
 
-        What iptables says of a chain that does not exist differs between versions and variants,
-        so that is not told from other failures.
+        The error for a chain that does not exist differs between versions and variants, so it is
+        not distinguished from other errors.
         """
         command = [self._list, "-w", str(_LOCK_WAIT_SECONDS), "-t", table, "-S", chain]
         done = _run(command, None, check=False)
         return "" if done.returncode else done.stdout
 
     def restore(self, text: str) -> None:
-        """Apply a restore input without flushing what it does not name.
+        """Apply a restore input without flushing other chains.
 
-        Each table in it is one transaction. The nft variant ignores the lock's waiting time:
-        its transactions need no lock.
+        Each table of the input is one transaction. The legacy variant waits up to 5 s for the
+        xtables lock; the nft variant needs no lock.
 
         Raises:
-            RestoreRefused: nothing of the failing table was applied; the message holds the line
-                that iptables complains about.
-            BackendError: nothing of the failing table was applied, whatever the input was: the
-                lock was not free within 5 s, or the program could not run.
+            RestoreRefused: the contents of the input were refused. Nothing of the failing table was
+                applied; the text holds the line that iptables named.
+            BackendError: the restore failed for another reason, such as the lock. Nothing of the
+                failing table was applied.
         """
         command = [self._restore, "--noflush", "-w", str(_LOCK_WAIT_SECONDS)]
         done = _run(command, text, check=False, track_process=self.track_process)
         if done.returncode:
             failure = refusal(self._restore, done.stderr, text)
-            # It was killed, or could not get the lock: the input is not the cause.
+            # The program was killed or did not get the lock: the input is not the cause.
             if done.returncode < 0 or (done.returncode == _BUSY and not failure.lines):
                 raise TransactionError(str(failure))
             raise failure
 
     def accepts(self, table: str, *matches: str) -> bool:
-        """Try a rule with each match in a chain that nothing refers to, and remove it again.
+        """Whether iptables accepts a rule for each match, in an unused chain that is then deleted.
 
         Raises:
-            BackendError: not even the chain can be removed: the table cannot be written.
+            BackendError: deleting the chain failed as well: the table cannot be written.
         """
         chain = f"*{table}\n:{_PROBE_CHAIN} - [0:0]\n"
         rules = "".join(f"-A {_PROBE_CHAIN} {match}\n" for match in matches)
-        # Naming a chain flushes it.
+        # Declaring a chain flushes it.
         removal = f"{chain}-X {_PROBE_CHAIN}\nCOMMIT\n"
         try:
             self.restore(f"{chain}{rules}COMMIT\n{removal}")
@@ -171,18 +173,18 @@ def _run(
 def _finish(
     process: subprocess.Popen[bytes], command: list[str], text: str | None
 ) -> subprocess.CompletedProcess[str]:
-    """Feed a process and wait for its end; it is killed if it fails to end.
+    """Write a process's input, collect its output and wait for its end; kill it on any error.
 
-    Output is decoded here, not by ``Popen``: comments of foreign rules may not be UTF-8, and
-    Python's text mode would treat a carriage return in a comment as the end of a line.
+    ``Popen`` does not decode the output, because comments of other programs' rules may not be
+    UTF-8, and Python's text mode would treat a carriage return in a comment as a line end.
 
     Raises:
-        BackendError: it took too long or printed too much.
+        BackendError: the process took too long or printed too much.
     """
-    sent = b"" if text is None else text.encode(*ENCODING)
+    data = b"" if text is None else text.encode(*ENCODING)
     with process:
         try:
-            output, errors = _exchange(process, command[0], sent)
+            output, errors = _exchange(process, command[0], data)
         except BaseException:
             process.kill()
             raise
@@ -192,14 +194,14 @@ def _finish(
 
 
 def _exchange(
-    process: subprocess.Popen[bytes], program: str, sent: bytes
+    process: subprocess.Popen[bytes], program: str, data: bytes
 ) -> tuple[bytearray, bytearray]:
-    """Give a process its input and collect its output, within the limits on time and size."""
+    """Write the input and collect the output, within the limits on time and size."""
     deadline = time.monotonic() + IPTABLES_PROGRAM_SECONDS
     assert process.stdout is not None
     assert process.stderr is not None
     output, errors = bytearray(), bytearray()
-    rest = memoryview(sent)
+    rest = memoryview(data)
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ, output)
         selector.register(process.stderr, selectors.EVENT_READ, errors)
@@ -212,7 +214,7 @@ def _exchange(
                 raise BackendError(f"{program} did not end within {IPTABLES_PROGRAM_SECONDS} s")
             for key, _ in ready:
                 if key.fileobj is process.stdin:
-                    rest = _give(process.stdin, rest)
+                    rest = _write_some(process.stdin, rest)
                     done = not rest
                 else:
                     done = not (piece := os.read(key.fd, _PIECE_BYTES))
@@ -233,29 +235,29 @@ def _exchange(
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
     """Wait for the end of a process.
 
-    ``Popen.wait`` with a time-out would look for it in steps of half a millisecond and more, which
-    is noticed in every change: a program's output ends a moment before the program itself.
+    A program closes its output a moment before it exits. ``Popen.wait`` with a time-out would poll
+    in steps of at least 0.5 ms, which would delay every sync.
 
     Raises:
-        subprocess.TimeoutExpired: it took longer.
+        subprocess.TimeoutExpired: the process did not end in time.
     """
     try:
-        ending = os.pidfd_open(process.pid)
-    except OSError:  # before Linux 5.3, or forbidden
+        pidfd = os.pidfd_open(process.pid)
+    except OSError:  # before Linux 5.3, or not permitted
         process.wait(seconds)
         return
     try:
         poll = select.poll()
-        poll.register(ending, select.POLLIN)
+        poll.register(pidfd, select.POLLIN)
         if not poll.poll(math.ceil(seconds * 1000)):
             raise subprocess.TimeoutExpired(process.args, seconds)
     finally:
-        os.close(ending)
+        os.close(pidfd)
     process.wait()
 
 
-def _give(pipe: IO[bytes], rest: memoryview) -> memoryview:
-    """Write a piece of the input; if the program has closed its end, its stderr says why."""
+def _write_some(pipe: IO[bytes], rest: memoryview) -> memoryview:
+    """Write part of the input and return the rest; empty if the program closed its input."""
     try:
         return rest[os.write(pipe.fileno(), rest[:_PIECE_BYTES]) :]
     except BlockingIOError:
@@ -265,5 +267,5 @@ def _give(pipe: IO[bytes], rest: memoryview) -> memoryview:
 
 
 def _explain(program: str, stderr: str) -> str:
-    """One line: what a program said."""
+    """Return a program's error output as one line."""
     return f"{program}: {' '.join(stderr.split())[:500] or 'failed without a message'}"

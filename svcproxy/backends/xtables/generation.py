@@ -32,7 +32,7 @@ _FAMILIES = {IPFamily.IPV4: socket.AF_INET, IPFamily.IPV6: socket.AF_INET6}
 
 
 def generation() -> int | None:
-    """Return the generation of this network namespace; ``None`` if the kernel does not report it."""
+    """Return the generation of this network namespace; ``None`` if the kernel does not say."""
     try:
         answer = _answer(encode(Request(_GETGEN, 0, bytes(4)), 1))
     except OSError:

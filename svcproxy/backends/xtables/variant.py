@@ -1,7 +1,7 @@
-"""Which variant of iptables this node uses: rules written to the other one would be lost.
+"""Detects which variant of iptables this node uses.
 
-kubelet leaves a hint chain in the mangle table for exactly this purpose (KEP-3178). Legacy tables
-are looked at only if they exist: reading one with iptables-legacy-save would create it.
+kubelet creates a hint chain in the mangle table for this purpose (KEP-3178). Legacy tables are read
+only if they exist, because iptables-legacy-save creates a table when it reads it.
 """
 
 from pathlib import Path
@@ -36,15 +36,13 @@ def chosen_variant(config: Config) -> Variant:
 
 
 def detect() -> Variant:
-    """Find the variant in use: by kubelet's hint, else by who holds more rules, else nft.
+    """Return the variant in use: the one with kubelet's hint, else with more rules, else nft.
 
-    The nft variant can be used only where the kernel has nf_tables.
-
-    Only the mangle table is read where that decides: on a busy node, saving everything takes
-    seconds.
+    The nft variant is usable only if the kernel has nf_tables. All tables are read only if the
+    mangle table does not decide, because that takes seconds on a busy node.
 
     Raises:
-        BackendUnavailable: there is no usable iptables at all.
+        BackendUnavailable: no variant is usable.
     """
     mangle = {variant: _saved(variant, "mangle") for variant in Variant}
     usable = [variant for variant, text in mangle.items() if text is not None]
@@ -59,7 +57,7 @@ def detect() -> Variant:
 
 
 def _saved(variant: Variant, *tables: str) -> str | None:
-    """What a variant holds in both families; ``None`` if it cannot be used at all."""
+    """Return the rules of a variant in both families; ``None`` if neither family is usable."""
     texts = [
         text for family in IPFamily if (text := _saved_family(variant, family, tables)) is not None
     ]
@@ -78,13 +76,13 @@ def _saved_family(variant: Variant, family: IPFamily, tables: tuple[str, ...]) -
         return None
     except BackendError as error:
         if _forbidden(str(error)):
-            # Not a sign of the other variant: that one would be refused as well.
+            # The other variant would fail for the same reason.
             raise BackendUnavailable(_with_remedy(str(error))) from error
         return None
 
 
 def legacy_tables(family: IPFamily) -> tuple[str, ...]:
-    """The legacy tables that exist in this network namespace."""
+    """Return the names of the legacy tables that exist in this network namespace."""
     try:
         return tuple(_LEGACY_TABLES[family].read_text().split())
     except OSError:
@@ -96,7 +94,7 @@ def _rules(text: str) -> int:
 
 
 def _remedy() -> str:
-    """Say why no variant works, in the words of the last one tried."""
+    """Return why no variant is usable, as the error message of the last one tried."""
     reason = "no usable iptables found: install the iptables package"
     for variant in Variant:
         try:

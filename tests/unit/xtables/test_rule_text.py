@@ -73,7 +73,7 @@ def test_addresses_in_the_form_of_iptables_save() -> None:
     ],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no IP address"):
+    with pytest.raises(ValueError, match="is not an IP address"):
         format_address(text)
 
 
@@ -81,5 +81,5 @@ def test_what_is_no_address_is_refused(text: str) -> None:
     "text", ["10.0.0.0", "10.0.0.0/", "10.0.0.0/8 -j X", "10.0.0.0/\u0661", "x/8"]
 )
 def test_what_is_no_range_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no"):
+    with pytest.raises(ValueError, match="is not a"):
         format_cidr(text)

@@ -1,13 +1,13 @@
-"""Finding the one rule for an address and port in O(log n) rules.
+"""Dispatch trees: find the rule for a destination address and port in O(log n) rules.
 
-kube-proxy puts one rule per Service port into KUBE-SERVICES, and every new connection walks
-them until one matches. Here they form a tree of chains by address prefix, and within one
-address by protocol and port range. The shape is a function of the set of keys alone, so a
-process that computes it from scratch finds the chains that its predecessor arrived at step by
-step; one changed key touches the chains on its path only.
+kube-proxy puts one rule per Service port into KUBE-SERVICES, and every new connection traverses
+them until one matches. Here the rules form a tree of chains by address prefix and, below a single
+address, by protocol and port range. The shape depends only on the set of keys, not on their
+history: a new process that computes the tree from scratch gets the same chains that its predecessor
+reached in many steps. A changed key affects only the chains on its path.
 
-A key is an integer: address, then 2 bits of protocol, then 16 bits of port. The tree of node
-ports has no address part.
+A key is an integer: the address, then 2 bits of protocol, then 16 bits of port. Keys of node ports
+have no address part.
 """
 
 from bisect import bisect_left, insort
@@ -21,24 +21,24 @@ from svcproxy.backends.xtables.core.rule_text import Rules, address_bytes, addre
 from svcproxy.model.names import Protocol
 
 LEAF = 16
-"""A chain of up to so many rules is not divided further."""
+"""A chain with up to this many rules is not divided further."""
 _INLINE = 4
-"""A branch with up to so many rules stands in its parent: a chain costs more than a rule."""
+"""A branch with up to this many rules is put into its parent: a chain costs more than a rule."""
 
 _PROTOCOLS = (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
 _SORTING = 50
-"""With more than one change for so many keys, sorting takes less time than moving keys."""
+"""With more than one change per this many keys, sorting is faster than inserting one by one."""
 _PORT_BITS = 18
 
 
 def frontend_key(address: str, protocol: Protocol, port: int) -> int:
-    """The key of a frontend; ``address`` is empty for node ports.
+    """Return the key of a frontend; ``address`` is empty for a node port.
 
     Raises:
-        ValueError: the address or the port is none, so that the key would be another's.
+        ValueError: the address or the port is invalid; the key could belong to another frontend.
     """
     if not 0 < port < 1 << 16:
-        raise ValueError(f"{port} is no port")
+        raise ValueError(f"{port} is not a port")
     number = int.from_bytes(address_bytes(address)) if address else 0
     return number << _PORT_BITS | _PROTOCOLS.index(protocol) << 16 | port
 
@@ -51,14 +51,15 @@ class _Range(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Shape:
-    """What stays the same while keys come and go: names, widths, and where ranges are cut."""
+    """The fixed properties of a tree: chain names, widths, and where ranges are divided."""
 
     def __init__(self, root: str, address_bits: int, around: tuple[Rules, Rules]) -> None:
         self.root = root
         self.around = around
         self.address_bits = address_bits
         self.width = address_bits + _PORT_BITS
-        # Cuts fall on nibbles within addresses and ports, so that adding a key rarely moves one.
+        # Ranges are divided at nibbles of addresses and ports, so that adding a key rarely moves
+        # the boundary of a chain.
         self.cuts = (
             *range(0, address_bits, 4),
             address_bits,
@@ -87,7 +88,13 @@ class _Shape:
 
 
 class _Child(msgspec.Struct, frozen=True, gc=False):
-    """A chain below another: ``slot`` is its parent's share for it, ``span`` what it matches."""
+    """A chain that another chain jumps to.
+
+    Attributes:
+        slot: the part of the parent's range that is assigned to this chain.
+        span: the smallest range at a cut that holds the keys of ``slot``; the jump matches it.
+        name: the chain's name.
+    """
 
     slot: _Range
     span: _Range
@@ -95,7 +102,7 @@ class _Child(msgspec.Struct, frozen=True, gc=False):
 
 
 class _View:
-    """The chains that a set of keys makes; nothing is stored but the sorted keys."""
+    """Computes the chains for a set of keys; it stores only the sorted keys."""
 
     def __init__(self, shape: _Shape, keys: list[int], text: Callable[[int], str]) -> None:
         self.shape = shape
@@ -109,24 +116,26 @@ class _View:
             yield from self.subtree(child.span, child.name)
 
     def around(self, numbers: Iterable[int], limit: int) -> Iterator[tuple[str, _Range, Rules]]:
-        """The chains on the paths of ``numbers``; from ``limit`` keys down, whole subtrees.
+        """Yield the chains on the paths of some keys, each chain once.
 
-        Each chain is given once, however many paths lead through it.
+        Args:
+            numbers: the keys.
+            limit: below a slot with up to this many keys, the whole subtree is returned.
         """
-        given: dict[str, list[_Child]] = {}
+        visited: dict[str, list[_Child]] = {}
         whole: set[str] = set()
         for number in numbers:
             slot = span = _Range(0, 0)
             name: str | None = self.shape.root
             while name is not None and name not in whole:
-                if name not in given:
+                if name not in visited:
                     if self._count(slot) <= limit:
                         whole.add(name)
                         yield from self.subtree(span, name)
                         break
-                    rules, given[name] = self._node(span, name)
+                    rules, visited[name] = self._node(span, name)
                     yield name, span, rules
-                children = given[name]
+                children = visited[name]
                 name = None
                 for child in children:
                     if self.shape.holds(child.slot, number):
@@ -134,14 +143,14 @@ class _View:
                         break
 
     def find(self, wanted: str, span: _Range) -> Rules | None:
-        """The rules of the chain named ``wanted`` if it exists; it would cover ``span``."""
+        """Return the rules of the chain ``wanted``, which would cover ``span``, if it exists."""
         for name, _, rules in self.around((span.low,), -1):
             if name == wanted:
                 return rules
         return None
 
     def _node(self, span: _Range, name: str) -> tuple[Rules, list[_Child]]:
-        """The rules of one chain and the chains it jumps to."""
+        """Return the rules of one chain and the chains that it jumps to."""
         rules: list[str] = []
         children: list[_Child] = []
         first, last = self._bounds(span)
@@ -165,8 +174,8 @@ class _View:
     def _split(self, span: _Range) -> Iterator[_Range]:
         """Divide a range at the next cut below the keys' common prefix.
 
-        The root is not compressed: its name does not tell its range, so its children would
-        come and go with keys far from them.
+        The root is not compressed. Its name is independent of its range, so compressing it would
+        replace its children whenever a key far away from them is added or removed.
         """
         span = self._compress(span) if span.bits else span
         cut = next(c for c in self.shape.cuts if c > span.bits)
@@ -178,7 +187,7 @@ class _View:
             position = bisect_left(self.keys, low + step, position, last)
 
     def _compress(self, span: _Range) -> _Range:
-        """The smallest range at a cut that holds the same keys: levels without choice vanish."""
+        """Return the smallest range at a cut that holds the same keys, to skip useless levels."""
         first, last = self._bounds(span)
         width = self.shape.width
         common = width - (self.keys[first] ^ self.keys[last - 1]).bit_length()
@@ -197,17 +206,25 @@ class _View:
 
 
 class TreeChange(msgspec.Struct, frozen=True):
-    """The chains that changed, ``None`` for gone ones, and by how many rules the tree grew."""
+    """The effect of a change of keys.
+
+    Attributes:
+        chains: the rules of each changed chain; ``None`` for a chain that no longer exists.
+        growth: by how many rules the tree grew.
+    """
 
     chains: dict[str, Rules | None]
     growth: int
 
 
 class DispatchTree:
-    """The tree of one table and family.
+    """A dispatch tree.
 
-    ``root`` names the chain it starts from; ``before`` and ``after`` are further rules at the
-    beginning and end of that chain.
+    Args:
+        root: the name of the root chain.
+        address_bits: the length of an address; 0 for the tree of node ports.
+        before: further rules at the beginning of the root chain.
+        after: further rules at the end of the root chain.
     """
 
     def __init__(
@@ -221,25 +238,25 @@ class DispatchTree:
         return len(self._keys)
 
     def get(self, number: int) -> str | None:
-        """The rule of a key."""
+        """Return the rule of a key; ``None`` if the tree does not have the key."""
         return self._texts.get(number)
 
     def chains(self) -> dict[str, Rules]:
-        """All chains of the tree, by name."""
+        """Return all chains of the tree, by name."""
         view = _View(self._shape, self._keys, self._texts.__getitem__)
         return {name: rules for name, _, rules in view.subtree(_Range(0, 0), self._shape.root)}
 
     def load(self, texts: Mapping[int, str]) -> None:
-        """Replace all keys and their rules at once."""
+        """Replace all keys and their rules."""
         self._texts = dict(texts)
         self._keys = sorted(texts)
 
     def change(self, changes: Mapping[int, str | None]) -> TreeChange:
-        """Set or (``None``) remove keys; tell which chains that changes.
+        """Set keys, or remove those whose value is ``None``; return the changed chains.
 
-        Only chains whose range holds a changed key can differ. They are looked at before and
-        after: along each path, and, where a chain may turn from leaf to branch or back, in the
-        whole (small) subtree.
+        Only chains whose range holds a changed key can change. These are computed before and after
+        the change: the chains on the path of each changed key and, where a leaf may become a branch
+        or a branch a leaf, the whole subtree, which is small there.
         """
         changes = {k: text for k, text in changes.items() if self._texts.get(k) != text}
         if not changes:

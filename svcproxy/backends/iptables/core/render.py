@@ -1,4 +1,4 @@
-"""From one finished Service port to its rules."""
+"""Computes the rules of one finished Service port."""
 
 from ipaddress import ip_address, ip_network
 
@@ -25,10 +25,13 @@ _MARK_MASQ = f"-j {naming.MARK_MASQ}"
 class PortRules(msgspec.Struct, frozen=True):
     """The rules of one Service port.
 
-    ``chains`` are its own chains in the nat table. ``cluster_ips``, ``external_ips`` and
-    ``node_ports`` are its entries in the three dispatch trees, by key. ``lists`` are its rules in
-    the shared chains of the filter table, in which order does not matter. ``sets`` are the
-    ipsets in which its endpoints remember clients.
+    Attributes:
+        chains: its own chains in the nat table.
+        cluster_ips: its entries in the dispatch tree of cluster IPs, by key.
+        external_ips: its entries in the dispatch tree of external and load-balancer addresses.
+        node_ports: its entries in the dispatch tree of node ports.
+        lists: its rules in the shared chains of the filter table; their order does not matter.
+        sets: the ipsets that hold the clients of its endpoints, for session affinity.
     """
 
     chains: dict[str, Rules]
@@ -40,31 +43,31 @@ class PortRules(msgspec.Struct, frozen=True):
 
 
 def render(port: ServicePort, settings: IptablesSettings) -> PortRules:
-    """Compute all rules of one Service port; they depend on nothing else.
+    """Compute all rules of one Service port; they depend only on the arguments.
 
-    Nothing gets into a rule as it came: names are comments or hashed, addresses are parsed, numbers
-    are formatted as numbers.
+    No input text is copied into a rule unchecked: names are hashed or become comments, addresses
+    are parsed, numbers are formatted as numbers.
 
     Raises:
-        ValueError: an address or a number is none.
+        ValueError: an address or a number is invalid.
     """
     return _Renderer(port, settings).render()
 
 
 def endpoint_target(endpoint: Endpoint) -> str:
-    """``address:port``, or ``[address]:port`` for IPv6, as ``--to-destination`` wants it.
+    """Return ``address:port``, or ``[address]:port`` for IPv6, the format of ``--to-destination``.
 
     Raises:
-        ValueError: the address is none.
+        ValueError: the address or the port is invalid.
     """
     address, port = format_address(endpoint.address), endpoint.port
     if type(port) is not int:
-        raise ValueError(f"{port!r:.64} is no port")
+        raise ValueError(f"{port!r:.64} is not a port")
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 class _Renderer:
-    """Holds what the parts of one Service port's rules share."""
+    """Collects the rules of one Service port."""
 
     def __init__(self, port: ServicePort, settings: IptablesSettings) -> None:
         self.port = port
@@ -107,7 +110,7 @@ class _Renderer:
         )
 
     def _match(self, frontend: Frontend, note: str = "") -> str:
-        """The match for a frontend in the order of iptables-save; ``note`` becomes a comment."""
+        """Return the match for a frontend, in the order of iptables-save; ``note`` is a comment."""
         return rule(
             self._destination(frontend),
             f"-p {self.keyword}",
@@ -119,14 +122,14 @@ class _Renderer:
         if not frontend.address:
             return ""
         if (":" in frontend.address) != (self.settings.family is IPFamily.IPV6):
-            raise ValueError(f"{frontend.address[:64]!r} is no {self.settings.family} address")
+            raise ValueError(f"{frontend.address[:64]!r} is not an {self.settings.family} address")
         return f"-d {format_address(frontend.address)}/{self.settings.family.bits}"
 
     def _key(self, frontend: Frontend) -> int:
         return frontend_key(frontend.address, self.port.name.protocol, frontend.port)
 
     def _filter(self, chain: str, frontend: Frontend, verdict: Verdict, note: str) -> None:
-        """Refuse what was not forwarded: REJECT without any endpoint, else DROP."""
+        """Add a rule that rejects or drops packets that were not forwarded."""
         unreachable = "icmp6" if self.settings.family is IPFamily.IPV6 else "icmp"
         target = "DROP"
         if verdict is Verdict.REJECT:
@@ -146,16 +149,16 @@ class _Renderer:
             head = self._match(frontend, f"{self.text} {frontend.kind.value}")
             self.cluster_ips[self._key(frontend)] = f"{head} -j {chain}"
         else:
-            self._filter(naming.SERVICES, frontend, frontend.verdict, _why(frontend.verdict))
+            self._filter(naming.SERVICES, frontend, frontend.verdict, _reason(frontend.verdict))
 
     def _external(self, frontend: Frontend) -> None:
         if frontend.verdict is not Verdict.REJECT:
             self._external_chain(frontend)
             chain = self.external_chain
-            guarded = frontend.kind is FrontendKind.LOAD_BALANCER and self.port.source_ranges
-            if guarded:
+            restricted = frontend.kind is FrontendKind.LOAD_BALANCER and self.port.source_ranges
+            if restricted:
                 chain = self.firewall_chain
-                self._guard(frontend)
+                self._source_ranges(frontend)
             if frontend.kind is FrontendKind.NODE_PORT:
                 head = self._match(frontend, self.text)
                 self.node_ports[self._key(frontend)] = f"{head} -j {chain}"
@@ -164,24 +167,25 @@ class _Renderer:
                 self.external_ips[self._key(frontend)] = f"{head} -j {chain}"
         if frontend.verdict is not Verdict.FORWARD:
             chain = naming.EXTERNAL_SERVICES
-            self._filter(chain, frontend, frontend.verdict, _why(frontend.verdict))
+            self._filter(chain, frontend, frontend.verdict, _reason(frontend.verdict))
 
     def _external_chain(self, frontend: Frontend) -> None:
-        """KUBE-EXT: what happens to traffic from outside, and to local traffic to outside IPs."""
+        """Add KUBE-EXT: masquerading and traffic policy of traffic to external addresses."""
         if self.external_chain in self.chains:
             return
         if not frontend.local:
-            # Another node's endpoint must answer through us, so it may not see the client.
+            # The endpoint may be on another node. Its replies must return through this node, so
+            # it must not see the client's address.
             self.chains[self.external_chain] = (_MARK_MASQ, f"-j {self.cluster_chain}")
             return
         rules = []
         local = self.settings.local_traffic
         if local:
-            # Pods reach external addresses as if they went out to a load balancer and back:
-            # neither policy applies to them.
+            # Neither policy applies to pods on this node: their traffic to an external address
+            # is handled as if it went out to a load balancer and back.
             source = f"-s {local.source}" if local.source else f"-i {local.interface}"
             note = comment(f"pod traffic for {self.text} external destinations")
-            # iptables-save leaves out what matches everything.
+            # iptables-save does not print a match that is always true.
             rules.append(rule("" if local.everybody else source, note, f"-j {self.cluster_chain}"))
         from_node = "-m addrtype --src-type LOCAL"
         note = comment(f"masquerade LOCAL traffic for {self.text} external destinations")
@@ -192,12 +196,12 @@ class _Renderer:
             rules.append(f"-j {self.local_chain}")
         self.chains[self.external_chain] = tuple(rules)
 
-    def _guard(self, frontend: Frontend) -> None:
-        """KUBE-FW: a load balancer's source ranges; KUBE-PROXY-FIREWALL drops what is left."""
+    def _source_ranges(self, frontend: Frontend) -> None:
+        """Add KUBE-FW, which allows the source ranges; KUBE-PROXY-FIREWALL drops the rest."""
         sources = [format_cidr(cidr) for cidr in self.port.source_ranges]
-        if self._admits_node():
-            # A load-balancer address is often added to the node itself; the node then reaches
-            # it with that very address as its source.
+        if self._allows_node():
+            # Some load balancers assign the address to the node. The node then connects to the
+            # address with that same address as its source.
             bits = self.settings.family.bits
             sources.extend(
                 f"{format_address(f.address)}/{bits}"
@@ -211,17 +215,17 @@ class _Renderer:
         head = self._match(frontend, note)
         self.lists.setdefault(naming.PROXY_FIREWALL, []).append(f"{head} -j DROP")
 
-    def _admits_node(self) -> bool:
+    def _allows_node(self) -> bool:
         if not self.settings.node_address:
             return False
         node = ip_address(self.settings.node_address)
         return any(node in ip_network(cidr) for cidr in self.port.source_ranges)
 
     def _policy_chain(self, chain: str, endpoints: tuple[Endpoint, ...]) -> None:
-        """KUBE-SVC or KUBE-SVL: affinity, then the balance.
+        """Add KUBE-SVC or KUBE-SVL: session affinity first, then the balance tree.
 
-        kube-proxy's chain begins with the masquerading of what comes to the cluster IP from
-        outside; ours is one rule for all Services, in ``static``.
+        kube-proxy's chain begins with a rule that masquerades traffic from outside the cluster;
+        svcproxy has one such rule for all Services, see ``static.cluster_ip_rules``.
         """
         targets = {endpoint_target(e): e for e in endpoints}
         prefix = chain[: len(naming.CLUSTER_PREFIX)]
@@ -238,19 +242,19 @@ class _Renderer:
             self._endpoint_chain(chains[target], endpoint, target)
         balanced = balance(chain, prefix, tuple(targets), lambda t: ("", f"-j {chains[t]}"))
         if self.port.affinity_seconds:
-            remembered = tuple(self._remembered(c) for c in chains.values())
-            balanced[chain] = remembered + balanced[chain]
+            known_clients = tuple(self._affinity_rule(c) for c in chains.values())
+            balanced[chain] = known_clients + balanced[chain]
         self.chains.update(balanced)
 
     def _endpoint_chain(self, chain: str, endpoint: Endpoint, target: str) -> None:
-        """KUBE-SEP, where an endpoint needs a chain: to remember clients, or for its hairpin."""
+        """Add KUBE-SEP, for session affinity or if the kernel lacks the hairpin match."""
         rules = []
         if not self.settings.hairpin_match:
             source = f"-s {format_address(endpoint.address)}/{self.settings.family.bits}"
             rules.append(f"{source} {_MARK_MASQ}")
         remember = ""
         if self.port.affinity_seconds and self.settings.affinity_sets:
-            # A client's time begins anew with each connection, as with xt_recent's --set.
+            # Each connection restarts the client's timeout, as with xt_recent's --set.
             self.sets.add(chain)
             seconds = self.port.affinity_seconds
             rules.append(f"-j SET --add-set {chain} src --exist --timeout {seconds:d}")
@@ -259,7 +263,7 @@ class _Renderer:
         rules.append(rule(f"-p {self.keyword}", remember, f"-j DNAT --to-destination {target}"))
         self.chains[chain] = tuple(rules)
 
-    def _remembered(self, chain: str) -> str:
+    def _affinity_rule(self, chain: str) -> str:
         if self.settings.affinity_sets:
             return f"-m set --match-set {chain} src -j {chain}"
         seconds = self.port.affinity_seconds
@@ -277,5 +281,5 @@ class _Renderer:
         self.lists.setdefault(naming.NODE_PORTS, []).append(text)
 
 
-def _why(verdict: Verdict) -> str:
+def _reason(verdict: Verdict) -> str:
     return "has no endpoints" if verdict is Verdict.REJECT else "has no local endpoints"

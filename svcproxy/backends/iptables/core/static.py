@@ -91,11 +91,11 @@ def _forward(settings: IptablesSettings) -> Iterator[str]:
 
 def _postrouting(settings: IptablesSettings) -> Iterator[str]:
     if settings.hairpin_match:
-        # Masquerade hairpin connections: an endpoint does not answer its own address.
+        # A hairpin connection must reach the endpoint with another source address than its own.
         yield f"{hairpin_match(settings.family)} -j {naming.MARK_MASQ}"
     if settings.accounting and _serves_localhost(settings):
-        # kube-proxy counts with one rule per node port. One rule is enough here: connections to node
-        # ports on a loopback address are always marked, and no other packets sent there are.
+        # kube-proxy counts with one rule per node port. One rule is enough here: connections to
+        # node ports on a loopback address are always marked, and no other packets sent there are.
         marked_packets = f"-m mark --mark {settings.mark}/{settings.mark}"
         loopback = "-m conntrack --ctorigdst 127.0.0.0/8"
         yield f"{marked_packets} {loopback} {nfacct_match(LOCALHOST_ACCEPTED)}"

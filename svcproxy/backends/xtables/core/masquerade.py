@@ -1,6 +1,7 @@
-"""The rules around the masquerade mark, which are the same in every mode that uses iptables.
+"""The rules for the masquerade mark, shared by the modes that use iptables.
 
-``mark`` is the mark's one bit in hexadecimal, for example ``0x4000``. The texts are kube-proxy's.
+``mark`` is the bit of ``--iptables-masquerade-bit`` in hexadecimal, for example ``0x4000``. The
+texts are those of kube-proxy.
 """
 
 from collections.abc import Iterator
@@ -9,25 +10,27 @@ from svcproxy.backends.xtables.core.rule_text import Rules, comment, rule
 
 
 def mark_rules(mark: str) -> Rules:
-    """KUBE-MARK-MASQ: ask for masquerading."""
+    """Return the rules of KUBE-MARK-MASQ, which marks packets for masquerading."""
     return (f"-j MARK --set-xmark {mark}/{mark}",)
 
 
 def masquerade_rules(mark: str) -> Iterator[str]:
-    """The end of KUBE-POSTROUTING: masquerade what is marked."""
+    """Yield the last rules of KUBE-POSTROUTING, which masquerade marked packets."""
     yield f"-m mark ! --mark {mark}/{mark} -j RETURN"
-    # The mark is cleared, or a packet that passes the stack again, encapsulated, would be
-    # masqueraded again.
+    # Clear the mark. An encapsulated packet traverses the stack again and would be masqueraded
+    # twice.
     yield f"-j MARK --set-xmark {mark}/0x0"
     note = comment("kubernetes service traffic requiring SNAT")
     yield f"{note} -j MASQUERADE --random-fully"
 
 
 def forward_rules(mark: str, *, drop_invalid: bool, count: str = "") -> Iterator[str]:
-    """The begin of KUBE-FORWARD: Services' packets pass whatever the policy of FORWARD is.
+    """Yield the first rules of KUBE-FORWARD, which accept Service traffic despite the policy.
 
-    ``drop_invalid`` drops what conntrack calls INVALID (kubernetes#74839); ``count`` is a match
-    that counts it.
+    Args:
+        mark: the masquerade mark.
+        drop_invalid: drop packets that conntrack marks INVALID (kubernetes#74839).
+        count: a match that counts the dropped packets; empty for no count.
     """
     if drop_invalid:
         yield rule("-m conntrack --ctstate INVALID", count, "-j DROP")

@@ -1,8 +1,8 @@
-"""The input of iptables-restore as text: the last check before it leaves the process.
+"""The input of iptables-restore as text, and a last check of it.
 
-The renderers quote or refuse anything that could break a rule. This is the second barrier: a rule is
-exactly one line, and no line is longer than iptables-restore's buffer. iptables-restore would split
-a longer line and read the rest as a line of its own.
+Rendering already quotes or refuses any text that could break a rule. This module is the second line
+of defence: each rule must be exactly one line, no longer than the buffer of iptables-restore, which
+would read the rest of a longer line as another line.
 """
 
 import re
@@ -15,12 +15,12 @@ LINE_BYTES = 10_000
 _FAILED_LINE = re.compile(r"(?m)(?:^|: )(?:Error occurred at )?line:? (\d+)\b")
 
 
-class RestoreRefused(TransactionError):  # noqa: N818 - as the kernel's refusals are called
-    """iptables-restore, or our own check before it, refused an input because of its contents.
+class RestoreRefused(TransactionError):  # noqa: N818 - states what happened, not a fault
+    """iptables-restore, or the check before it, refused an input because of its contents.
 
     Attributes:
-        lines: the input lines that iptables-restore named as the cause; empty if it named none,
-            for example because the kernel refused a legacy table as a whole.
+        lines: the input lines that iptables-restore named as the cause. Empty if it named none, for
+            example because the kernel refused a legacy table as a whole.
         partial: whether a table before the refused one may have been committed.
     """
 
@@ -34,13 +34,13 @@ def joined(lines: Sequence[str]) -> str:
     """Join the lines of a restore input.
 
     Raises:
-        RestoreRefused: a line would be read as more than one, or not as written.
+        RestoreRefused: iptables-restore would not read a line as exactly this line.
     """
     text = "\n".join((*lines, "")) if lines else ""
     if not _is_sound(text, lines):
         unsound = tuple(line for line in lines if not _is_sound(f"{line}\n", (line,)))
         shown = "; ".join(ascii(line[:200]) for line in unsound[:3])
-        raise RestoreRefused(f"not given to iptables-restore: {shown}", unsound)
+        raise RestoreRefused(f"not sent to iptables-restore: {shown}", unsound)
     return text
 
 
@@ -50,14 +50,14 @@ def _is_sound(text: str, lines: Sequence[str]) -> bool:
         and "\0" not in text
         and "\r" not in text
         and _is_narrow(text)
-        # A backslash escapes within quotes; only foreign rules that are to be deleted have one.
+        # A backslash escapes a quote. Only rules of other programs, to be deleted, have one.
         and ("\\" in text or not any(line.count('"') & 1 for line in lines if '"' in line))
         and (text.isascii() or max(len(line.encode(*ENCODING)) for line in lines) <= LINE_BYTES)
     )
 
 
 def _is_narrow(text: str) -> bool:
-    """Whether all lines are short enough; looks for one line end in each stretch of that length."""
+    """Whether all lines are short enough: any ``LINE_BYTES`` in a row must hold a line end."""
     begin = 0
     while len(text) - begin > LINE_BYTES:
         end = text.rfind("\n", begin, begin + LINE_BYTES + 1)
@@ -68,7 +68,7 @@ def _is_narrow(text: str) -> bool:
 
 
 ENCODING = ("utf-8", "surrogateescape")
-"""Encoding and error handler for text of iptables: bytes that are not UTF-8 are preserved."""
+"""Encoding and error handler for the text of rules; preserves bytes that are not UTF-8."""
 
 
 def refusal(program: str, stderr: str, text: str) -> RestoreRefused:
@@ -76,21 +76,21 @@ def refusal(program: str, stderr: str, text: str) -> RestoreRefused:
 
     Args:
         program: the name of the program.
-        stderr: what it said.
+        stderr: its error output.
         text: its input.
     """
-    said = " ".join(stderr.split())[:500] or "failed without a message"
+    message = " ".join(stderr.split())[:500] or "failed without a message"
     lines = text.split("\n")
     numbers = sorted({n for found in _FAILED_LINE.findall(stderr) if (n := _number(found))})
     named = [(n, lines[n - 1]) for n in numbers if n <= len(lines)]
     if named:
         number, line = named[0]
-        said += f" [input line {number}: {line[:300]}]"
+        message += f" [input line {number}: {line[:300]}]"
     first = named[0][0] if named else len(lines)
     partial = "COMMIT" in lines[: first - 1]
-    # A COMMIT that failed says nothing about the cause.
+    # A refused COMMIT does not identify the cause.
     causes = tuple(line for _, line in named if line != "COMMIT")
-    return RestoreRefused(f"{program}: {said}", causes, partial=partial)
+    return RestoreRefused(f"{program}: {message}", causes, partial=partial)
 
 
 def _number(digits: str) -> int:

@@ -1,16 +1,16 @@
-"""Rules as text in the form in which iptables-save prints them.
+"""Rules as text, in the format of iptables-save.
 
-Writing that form from the start makes the comparison with the kernel a comparison of strings:
-a restart reads, finds every chain equal, and writes nothing. The forms were checked against
-iptables 1.8.9, nft and legacy; ``savefile`` evens out what other versions print differently.
+Rules are rendered in that format, so that rules can be compared with the kernel's as strings: after
+a restart, every chain is equal and nothing is written. The format was checked with iptables 1.8.9,
+nft and legacy; ``savefile`` normalises what other versions print differently.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 Rules = tuple[str, ...]
-Chains = Mapping[str, Rules]
+"""The rules of one chain, each without the leading ``-A CHAIN``."""
 
 FILTER = "filter"
 NAT = "nat"
@@ -23,24 +23,24 @@ def rule(*parts: str) -> str:
 
 
 COMMENT_BYTES = 255
-"""What the kernel keeps of a comment (``XT_MAX_COMMENT_LEN`` less the terminating NUL)."""
+"""The maximum length of a comment (``XT_MAX_COMMENT_LEN`` without the terminating NUL)."""
 _QUOTES = str.maketrans({'"': "_", "\\": "_", "'": "_"})
 
 
 _UNQUOTED = re.compile(r"[A-Za-z0-9_-]+").fullmatch
-"""What iptables-save prints without quotes (``xtables_save_string``)."""
+"""Comments that iptables-save prints without quotes (``xtables_save_string``)."""
 
 
 def comment(text: str) -> str:
-    """A comment match that is safe for any text, and equal to what iptables-save prints.
+    """Return a comment match that is safe for any text, and equal to what iptables-save prints.
 
-    The text is cut to what the kernel keeps; iptables refuses longer ones. Quotes, backslashes,
-    control characters (a newline ends a rule of a restore input) and everything outside ASCII
-    become underscores: a comment is a remark, and escaping differs between iptables versions. No
-    valid API name contains any of these.
+    The text is truncated to ``COMMENT_BYTES``, because iptables refuses longer comments. Quotes,
+    backslashes, control characters (a newline would end the rule in a restore input) and non-ASCII
+    characters become underscores, because escaping differs between iptables versions. No valid API
+    name contains any of them.
 
-    iptables-save prints quotes around any text with a space, slash or colon: all of ours but those
-    that were cut.
+    iptables-save prints quotes around any text with a space, slash or colon. All of svcproxy's
+    comments have one, unless they were truncated.
     """
     text = text[:COMMENT_BYTES]
     if not (text.isascii() and text.isprintable()):
@@ -53,45 +53,44 @@ def comment(text: str) -> str:
 
 
 def format_address(address: str) -> str:
-    """A canonical address as iptables-save prints it, which is as ``inet_ntop`` does.
+    """Return a canonical address in the format of iptables-save, which uses ``inet_ntop``.
 
-    Python's ``ipaddress`` writes ``::102:304``, ``inet_ntop`` ``::1.2.3.4``; the rules are compared
-    as text.
+    Python's ``ipaddress`` prints ``::102:304`` where ``inet_ntop`` prints ``::1.2.3.4``.
 
     Raises:
-        ValueError: it is no IP address. iptables would look it up as a host name.
+        ValueError: the text is not an IP address. iptables would resolve it as a host name.
     """
     data = address_bytes(address)
-    # Elsewhere the canonical spellings agree.
+    # For all other addresses, the two formats are the same.
     return address_text(data) if address.startswith("::") else address
 
 
 def address_bytes(address: str) -> bytes:
-    """An address as bytes; ten times as fast as ``ipaddress``.
+    """Return an address as bytes; ten times as fast as ``ipaddress``.
 
     Raises:
-        ValueError: it is no IP address.
+        ValueError: the text is not an IP address.
     """
     try:
         return inet_pton(AF_INET6 if ":" in address else AF_INET, address)
     except (OSError, ValueError):
-        raise ValueError(f"{address[:64]!r} is no IP address") from None
+        raise ValueError(f"{address[:64]!r} is not an IP address") from None
 
 
 def address_text(data: bytes) -> str:
-    """An address from its 4 or 16 bytes, as iptables-save prints it."""
+    """Return the text of an address of 4 or 16 bytes, in the format of iptables-save."""
     return inet_ntop(AF_INET if len(data) == 4 else AF_INET6, data)
 
 
 def format_cidr(cidr: str) -> str:
-    """A CIDR as iptables-save prints it.
+    """Return a CIDR in the format of iptables-save.
 
     Raises:
-        ValueError: it is no address with a prefix length.
+        ValueError: the text is not an address with a prefix length.
     """
     address, _, length = cidr.partition("/")
     if not (length.isascii() and length.isdigit() and len(length) <= 3):
-        raise ValueError(f"{cidr[:64]!r} is no CIDR")
+        raise ValueError(f"{cidr[:64]!r} is not a CIDR")
     return f"{format_address(address)}/{int(length)}"
 
 

@@ -1,9 +1,9 @@
-"""Reading iptables-save output, which other programs' rules are part of.
+"""Parses the output of iptables-save, which includes rules of other programs.
 
-A rule's text may hold whatever root wrote there. iptables-save quotes and escapes comments but
-prints their newlines as they are, so that one rule can look like several lines, among them
-``COMMIT``, ``*filter`` or a rule in one of our chains. Such a rule is put together again here.
-Names of interfaces, chains and sets are printed without quotes and may begin with one.
+The comment of such a rule may hold any text. iptables-save quotes and escapes comments, but prints
+newlines unchanged. One rule can therefore look like several lines, such as ``COMMIT``, ``*filter``
+or a rule in a chain of svcproxy; this parser joins these lines again. Names of interfaces, chains
+and sets are printed without quotes, even if they begin with a quote.
 """
 
 import re
@@ -11,9 +11,9 @@ import re
 from svcproxy.backends.xtables.core.rule_text import Rules
 
 _TWO_SPACES = ("--nfacct-name  ", "--nfacct-name ")
-"""How iptables 1.8.9 prints it."""
+"""iptables 1.8.9 prints two spaces after this option."""
 _QUOTED_LINES = 256
-"""A quoted text of so many lines is none: the kernel keeps at most 255 characters of a comment."""
+"""More lines than a quoted text can have: a comment has at most 255 characters."""
 _CLOSED = r'"(?:[^"\\]|\\.)*"(?= |\Z)'
 _OPEN = r'"(?:[^"\\]|\\.)*\Z'
 _QUOTE = re.compile(rf"(?:^| )--\S+ (?:{_CLOSED}|({_OPEN}))", re.DOTALL)
@@ -27,10 +27,10 @@ Saved = dict[str, dict[str, Rules]]
 
 
 def parse(text: str) -> Saved:
-    """Read the output of one or more runs of iptables-save; never fails.
+    """Parse the output of one or more runs of iptables-save; never raises.
 
-    Lines that are none of tables, chains and rules (comments, counters, warnings of the nft
-    variant about legacy tables) are passed over.
+    Lines other than tables, chains and rules are ignored, such as comments, and warnings of the nft
+    variant about legacy tables.
     """
     tables: dict[str, dict[str, list[str]]] = {}
     current: dict[str, list[str]] = {}
@@ -46,7 +46,7 @@ def parse(text: str) -> Saved:
             if quoted and not _is_plain(line):
                 whole, following = _whole_rule(lines, number)
             chain, _, rule = whole[3:].partition(" ")
-            # Ours with a counter have no quotes, and what is quoted must not change.
+            # svcproxy's rules with this option have no quotes, and quoted text must not change.
             if spaced and not quoted:
                 rule = rule.replace(*_TWO_SPACES)
             current.setdefault(chain, []).append(rule.rstrip(" "))
@@ -61,7 +61,7 @@ def parse(text: str) -> Saved:
 
 
 def _is_plain(line: str) -> bool:
-    """Whether a line surely is a whole rule with one quoted text, as nearly all are."""
+    """Whether a line is certainly a complete rule with one quoted text; nearly all rules are."""
     if "\\" in line or line.count('"') != 2:
         return False
     after = line[line.rfind('"') + 1 :]
@@ -69,10 +69,14 @@ def _is_plain(line: str) -> bool:
 
 
 def _whole_rule(lines: list[str], following: int) -> tuple[str, int]:
-    """Put the rule together whose first line stands before ``following``.
+    """Join the lines of one rule.
+
+    Args:
+        lines: all lines.
+        following: the number of the line after the rule's first line.
 
     Returns:
-        The rule, and the number of the line after it.
+        The rule, and the number of the line after its last line.
     """
     alone = rule = lines[following - 1]
     number = following
@@ -89,10 +93,10 @@ def _whole_rule(lines: list[str], following: int) -> tuple[str, int]:
 
 
 def _open_quote(rule: str) -> int | None:
-    """Where the quoted text begins that a rule's text ends in."""
+    """Return where an unclosed quoted text at the end of a rule begins; ``None`` without one."""
     return next((m.start(1) for m in _QUOTE.finditer(rule) if m[1] is not None), None)
 
 
 def unquoted(rule: str) -> str:
-    """A rule with its quoted texts left out, in which options can be looked for."""
+    """Return a rule without its quoted texts, to search it for options."""
     return _QUOTED.sub(" ", rule) if '"' in rule else rule

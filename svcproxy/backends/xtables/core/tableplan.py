@@ -1,4 +1,4 @@
-"""What is to be changed in one table of iptables, and the restore input that does it."""
+"""The changes to one iptables table, and the restore input that makes them."""
 
 import msgspec
 
@@ -6,7 +6,13 @@ from svcproxy.backends.xtables.core.rule_text import Rules
 
 
 class Jump(msgspec.Struct, frozen=True, gc=False):
-    """A rule in a built-in chain that leads to one of ours."""
+    """A rule in a built-in chain that jumps to a chain of svcproxy.
+
+    Attributes:
+        table: the table.
+        source: the built-in chain.
+        text: the rule.
+    """
 
     table: str
     source: str
@@ -14,12 +20,15 @@ class Jump(msgspec.Struct, frozen=True, gc=False):
 
 
 class TablePlan(msgspec.Struct):
-    """The changes to one table, in the order in which they are sent.
+    """The changes to one table.
 
-    ``write`` replaces whole chains; ``remove`` and ``add`` are single rules (chain, text) of
-    chains that are otherwise left alone; ``jumps`` are put at the top of built-in chains;
-    ``delete`` names chains that nothing refers to any more. ``fresh`` names those to write that
-    the kernel does not have yet.
+    Attributes:
+        write: chains to replace as a whole, with their rules.
+        remove: single rules (chain, text) to delete from chains that are not replaced.
+        add: single rules (chain, text) to append to chains that are not replaced.
+        jumps: rules to insert at the top of built-in chains.
+        delete: chains to delete; no rule jumps to them after the other changes.
+        fresh: the chains of ``write`` that the kernel does not have yet.
     """
 
     write: dict[str, Rules] = {}
@@ -34,11 +43,11 @@ class TablePlan(msgspec.Struct):
 
     @property
     def rules(self) -> int:
-        """How many rules this plan sends."""
+        """The number of rules that this plan writes."""
         return sum(map(len, self.write.values())) + len(self.add) + len(self.jumps)
 
     def lines(self, table: str) -> list[str]:
-        """The restore input; chains are declared before any rule refers to them."""
+        """Return the lines of the restore input; it declares all chains before their first use."""
         return [
             f"*{table}",
             *[f":{chain} - [0:0]" for chain in self.write],
