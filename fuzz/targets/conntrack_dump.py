@@ -1,20 +1,21 @@
-"""A dump of connection tracking: each message gives a flow, no flow, or is refused as malformed."""
+"""Dumps of connection tracking: each message is a flow, has no ports, or is malformed."""
 
 from contextlib import suppress
 from struct import pack
 
-from svcproxy.conntrack import netlink
-from svcproxy.conntrack.core.stale import Flow, Target
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.core import conntrack
 from svcproxy.netlink.core.attributes import MalformedError, attribute
+from svcproxy.netlink.core.conntrack import AddressPort, Flow
 from svcproxy.netlink.core.messages import messages
+from svcproxy.netlink.core.routes import is_local_route
 
 
 def _entry(family: int, length: int, more: bytes = b"") -> bytes:
-    ends = [Target(bytes([n]) * length, 1000 + n) for n in range(3)]
+    ends = [AddressPort(bytes([n]) * length, 1000 + n) for n in range(3)]
     body = pack("=BBH", family, 0, 0)
-    body += netlink.conntrack_tuple(1, 17, ends[0], ends[1])
-    body += netlink.conntrack_tuple(2, 17, ends[2], ends[0]) + more
+    body += conntrack.conntrack_tuple(1, 17, ends[0], ends[1])
+    body += conntrack.conntrack_tuple(2, 17, ends[2], ends[0]) + more
     return pack("=IHHII", 16 + len(body), 0x100, 2, 1, 0) + body
 
 
@@ -31,15 +32,15 @@ SEEDS = (
 
 def _flow(body: bytes) -> Flow | None:
     try:
-        return netlink.decode_flow(body)
+        return conntrack.decode_flow(body)
     except MalformedError:
         return None
 
 
 def check(data: bytes) -> None:
-    """Decode what a socket may give; a good entry before it comes out as without it."""
+    """Decode the input after a good entry; it must not affect the good entry."""
     (alone,) = messages(GOOD)
-    expected = netlink.decode_flow(alone.body)
+    expected = conntrack.decode_flow(alone.body)
     assert expected is not None
     first = True
     with suppress(MalformedError):
@@ -51,6 +52,6 @@ def check(data: bytes) -> None:
             if flow is not None:
                 family = IPFamily.IPV4 if len(flow.address) == 4 else IPFamily.IPV6
                 with suppress(MalformedError):
-                    netlink.delete_request(family, flow, 1)
-            netlink.is_local_route(message)
+                    conntrack.delete_request(family, flow)
+            is_local_route(message)
     assert not first

@@ -1,7 +1,7 @@
-"""Dumps of nf_tables: whatever a table holds, what is read leads to a plan and never to a crash.
+"""Dumps of nf_tables: any table content leads to a plan, never to a crash.
 
-The bodies of the messages with which the table is made are those of a dump of it. One of them, or
-several, are replaced or damaged; the plan has to put that right, and nothing besides.
+The messages that create the table have the same bodies as a dump of it. One or several of them are
+replaced or damaged; the plan must repair the table, and apart from that change nothing.
 """
 
 from contextlib import suppress
@@ -9,13 +9,13 @@ from struct import error
 
 from fuzz.structure import Source
 from svcproxy.backends.base import Desired
-from svcproxy.backends.nftables import connection
 from svcproxy.backends.nftables.core.plan import Planner
 from svcproxy.backends.nftables.core.table_objects import all_sets
 from svcproxy.backends.settings import Settings
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 from svcproxy.netlink.core.attributes import MalformedError, collect, string
+from svcproxy.netlink.core.messages import error_number, extended_error, split
 from svcproxy.netlink.core.nf_tables import dump
 from svcproxy.netlink.core.nf_tables.dump import TableDump
 from svcproxy.netlink.core.nf_tables.protocol import NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET
@@ -90,9 +90,10 @@ def check(data: bytes) -> None:
     """Read a damaged table, plan its repair, and read raw bytes as datagrams and errors."""
     for raw in (data, b"\xfe\xff\xff\xff" + bytes(16) + data):
         with suppress(MalformedError):
-            for body, kind, _, flags in connection._split(raw):  # noqa: SLF001
-                connection._error(body)  # noqa: SLF001
-                connection._extended(body, flags | 0x200)  # noqa: SLF001
+            for kind, flags, _, begin, end in split(raw):
+                error_number(raw, begin, end)
+                body = raw[begin:end]
+                extended_error(body, flags | 0x200)
                 explain(Message(kind & 0xFF, 0, body, "it"), len(data), all_sets(_SETTINGS, ()))
         for parse in (dump.generation, dump.table_handle, dump.table_flags, dump.table_owner):
             with suppress(MalformedError):

@@ -1,11 +1,7 @@
-"""Noticing what others do to our tables."""
+"""Detects changes to svcproxy's tables by other processes."""
 
 import contextlib
-import ctypes
-import os
-import socket
 from collections.abc import Callable, Collection, Iterator
-from functools import partial
 from threading import Lock
 
 import structlog
@@ -21,37 +17,37 @@ from svcproxy.netlink.core.nf_tables.events import (
 )
 from svcproxy.netlink.core.nf_tables.protocol import EVENT_GROUP, FAMILY_NUMBERS
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE
+from svcproxy.netlink.errors import NetlinkError
 from svcproxy.netlink.listener import Listener, listening_socket
+from svcproxy.netlink.socket import NETFILTER
 
 LOST = "unknown"
-"""The process name that stands for events that were lost."""
+"""The process name in a report of lost events."""
 
-_NETFILTER = 12
-_ATTACH_FILTER = 26
-
-_ALL_OF_OURS = all_in_tables((TABLE,))
+_OWN_TABLES = all_in_tables((TABLE,))
 
 log = structlog.get_logger()
 
 
 class NftablesWatcher:
-    """A thread that listens to nf_tables events and calls ``on_external_change`` for others' changes.
+    """A thread that listens to nf_tables events and reports changes by other processes.
 
-    Our own are told by the netlink address they come from, not by the process: the kernel names
-    processes by their numbers in the initial pid namespace, which a container does not know. The
-    kernel drops them before they reach us, so a large transaction of ours costs and overflows
-    nothing. Changes that we have a program make cannot be told like this; see ``own``.
+    Our own changes are recognized by the netlink address they come from, not by the process: the
+    kernel names processes by their numbers in the initial pid namespace, which a container does not
+    know. The kernel drops these events before they reach our socket, so a large transaction of
+    ours costs no time and cannot overflow the buffer. Changes by a program that we run cannot be
+    recognized like this; see ``own``.
 
     Args:
-        on_external_change: called in the watcher's thread after each transaction of somebody else that
-            concerns us, and with the process ``LOST`` when events were lost: then anything may
-            have changed.
-        own_ports: the netlink addresses of our own connections (``NftablesBackend.port_id``).
+        on_external_change: called in the watcher's thread after each transaction of another process
+            that the judge deems relevant. It is called with the process ``LOST`` when events were
+            lost: then anything may have changed.
+        own_ports: the netlink addresses of our own sockets (``NftablesBackend.port_id``).
         families: the families of the tables.
-        judge: says which changes concern us; all those of our own tables, if not given.
+        judge: decides which changes are relevant; by default all those of svcproxy's own tables.
 
     Raises:
-        BackendError: the kernel does not let us listen.
+        BackendError: the kernel does not permit listening.
     """
 
     def __init__(
@@ -59,21 +55,22 @@ class NftablesWatcher:
         on_external_change: Callable[[ExternalChange], None],
         own_ports: Collection[int] = (),
         families: Collection[IPFamily] = tuple(IPFamily),
-        judge: Relevance = _ALL_OF_OURS,
+        judge: Relevance = _OWN_TABLES,
     ) -> None:
-        self._on_foreign = on_external_change
+        self._on_external_change = on_external_change
         self._changes = EventParser(judge, [FAMILY_NUMBERS[family] for family in families])
         self._lock = Lock()
         self._own: set[int] = set()
         try:
-            listening = listening_socket(_NETFILTER, [EVENT_GROUP], partial(_ignore, own_ports))
-        except OSError as error:
-            reason = os.strerror(error.errno or 0)
-            raise BackendError(f"cannot listen to nf_tables events: {reason}") from error
+            listening = listening_socket(
+                NETFILTER, [EVENT_GROUP], originator_filter(own_ports) if own_ports else b""
+            )
+        except NetlinkError as error:
+            raise BackendError(f"cannot listen to nf_tables events: {error}") from error
         self._listener = Listener(listening, self._read_all, "nftables-watcher")
 
     def start(self) -> None:
-        """Start the thread; what has happened since the constructor is reported first."""
+        """Start the thread; changes since the constructor are reported first."""
         self._listener.start()
 
     def stop(self) -> None:
@@ -82,14 +79,14 @@ class NftablesWatcher:
 
     @contextlib.contextmanager
     def own(self, start: Callable[[], int]) -> Iterator[None]:
-        """Take the changes of a program that we run for our own.
+        """Treat the changes of a program that we run as our own.
 
-        A program's first netlink socket has the address that is its process number, as we see it
-        (``netlink_autobind``), also in a container. When the context ends, the program has ended
-        and all its events have been sent; they are read here.
+        The first netlink socket of a program has the program's process number as its address, as
+        seen in our pid namespace (``netlink_autobind``). When the context ends, the program has
+        ended and all its events have been sent; they are read here.
 
         Args:
-            start: starts the program and gives its process number. No event is judged meanwhile.
+            start: starts the program and returns its process number. No event is judged meanwhile.
         """
         with self._lock:
             port = start()
@@ -106,39 +103,22 @@ class NftablesWatcher:
             self._read()
 
     def _read(self) -> None:
-        """Take in all events that are there."""
+        """Process all events that have arrived."""
         for data in self._listener.received():
             if data is None:
                 self._changes.forget()
-                self._tell(ExternalChange(LOST, 0))
+                self._report(ExternalChange(LOST, 0))
             else:
                 for change in self._changes.take(data, self._own):
-                    self._tell(_foreign(change))
+                    self._report(_external_change(change))
 
-    def _tell(self, change: ExternalChange) -> None:
+    def _report(self, change: ExternalChange) -> None:
         try:
-            self._on_foreign(change)
+            self._on_external_change(change)
         except Exception:
             log.exception("nftables.watcher_failed")
 
 
-def _foreign(change: TransactionEvent) -> ExternalChange:
+def _external_change(change: TransactionEvent) -> ExternalChange:
     families = frozenset(f for f, number in FAMILY_NUMBERS.items() if number in change.families)
     return ExternalChange(change.process, change.pid, change.certain, families)
-
-
-def _ignore(own_ports: Collection[int], listening: socket.socket) -> None:
-    if own_ports:
-        _attach(listening, originator_filter(own_ports))
-
-
-class _FilterProgram(ctypes.Structure):
-    """``struct sock_fprog``: how many instructions, and where."""
-
-    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
-
-
-def _attach(made: socket.socket, instructions: bytes) -> None:
-    held = ctypes.create_string_buffer(instructions, len(instructions))
-    program = _FilterProgram(len(instructions) // 8, ctypes.addressof(held))
-    made.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, bytes(program))

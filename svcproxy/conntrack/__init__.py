@@ -1,5 +1,5 @@
-"""Connection tracking: delete the UDP and SCTP flows that a change left on the wrong endpoint.
+"""Connection tracking: deletes the UDP and SCTP flows that a change left on the wrong endpoint.
 
-``stale`` decides which flows those are, ``netlink`` turns requests and answers into bytes and
-back (both pure), ``table`` owns the sockets, ``cleaner`` joins them for the sync loop.
+``core.stale`` decides which flows are stale, ``table`` lists and deletes entries in the kernel,
+``cleaner`` joins the two for the sync loop.
 """

@@ -1,55 +1,60 @@
-"""What the sync loop calls after it has programmed a change."""
+"""Deletes stale flows after each sync."""
 
 from collections.abc import Mapping
 from functools import cache
 
-from svcproxy.conntrack.core.stale import Flow, Frontends, Key, queries
-from svcproxy.conntrack.netlink import filters_by_address
+from svcproxy.conntrack.core.stale import FrontendEndpoints, queries
 from svcproxy.conntrack.table import Table
 from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.core.conntrack import Destination, Flow, filters_by_address
 from svcproxy.state.desired import Changes
 
 
 class StaleFlows:
-    """Deletes the flows of one family that a change left on the wrong endpoint.
+    """Deletes the UDP and SCTP flows of one family that a change left on the wrong endpoint.
 
-    All methods belong to the family's sync thread. What could not be cleaned because of an
-    error stays noted, and the next call tries again.
+    All methods run in the family's sync thread. Frontends whose clean-up failed are remembered, and
+    the next call retries them.
+
+    Args:
+        family: the IP family.
+        table: the kernel's table; the calling thread's network namespace has it by default.
     """
 
     def __init__(self, family: IPFamily, table: Table | None = None) -> None:
         self._table = Table(family) if table is None else table
         self._by_address = filters_by_address(family)
-        self._frontends = Frontends()
-        self._suspects: set[Key] = set()
+        self._frontends = FrontendEndpoints()
+        self._suspects: set[Destination] = set()
 
     def note(self, changes: Changes) -> None:
-        """Take in changes that the kernel could not be given; a later call cleans up."""
+        """Remember changes of a failed sync; a later call deletes the flows."""
         self._suspects |= self._frontends.update(changes)
 
     def clean(self, changes: Changes) -> int:
-        """Delete what became stale by ``changes``, which the kernel's rules have by now.
+        """Delete the flows that became stale by ``changes``, which the kernel's rules include.
 
-        Changes that concern neither UDP nor SCTP, or mislead no flow, cost no system call.
+        No system call is made for changes that affect neither UDP nor SCTP, or cannot leave stale
+        flows.
 
         Returns:
-            The number of entries deleted.
+            The number of deleted entries.
 
         Raises:
-            ConntrackError: the kernel would not list or delete them.
+            ConntrackError: listing or deleting flows failed.
         """
         self.note(changes)
         return self._sweep()
 
     def clean_all(self, ports: Mapping[ServicePortName, ServicePort]) -> int:
-        """Check the flows of all ``ports``, for when nobody knows what they meant before.
+        """Check the flows of all ``ports``, when their previous endpoints are unknown.
 
         Returns:
-            The number of entries deleted.
+            The number of deleted entries.
 
         Raises:
-            ConntrackError: the kernel would not list or delete them.
+            ConntrackError: listing or deleting flows failed.
         """
         self._suspects |= self._frontends.replace(ports)
         return self._sweep()
@@ -70,6 +75,6 @@ class StaleFlows:
         for query in queries(self._suspects, by_address=self._by_address):
             stale += self._table.find(query, wanted)
             if not self._table.filtering:
-                # That was the whole table; also the next answers would be, for nothing.
+                # The kernel ignores filters: this was the whole table already.
                 return stale
         return stale

@@ -1,1 +1,1 @@
-"""Netlink, whatever it carries: attributes, message headers, conversations over a socket."""
+"""Netlink: sockets, conversations, event listeners, and the messages of each protocol (``core``)."""

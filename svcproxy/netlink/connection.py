@@ -1,15 +1,10 @@
-"""A netlink socket: batches of requests, whose errors are told one by one, and dumps."""
+"""Netlink conversations: batches of requests with separate errors, single requests and dumps."""
 
-import contextlib
 import errno
-import os
-import socket
-from collections.abc import Iterable, Iterator
-from struct import Struct
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Self
 
-from svcproxy.limits import NETLINK_DATAGRAM_BYTES, NETLINK_PATIENCE_SECONDS
-from svcproxy.netlink.core.attributes import MalformedError
+from svcproxy.limits import NETLINK_DATAGRAM_BYTES
 from svcproxy.netlink.core.messages import (
     CODE,
     DONE,
@@ -21,38 +16,39 @@ from svcproxy.netlink.core.messages import (
     Message,
     Request,
     encode,
-    messages,
+    error_number,
+    split,
 )
-from svcproxy.refusals import REFUSALS
+from svcproxy.netlink.errors import (
+    BufferOverrunError,
+    InterruptedDumpError,
+    MalformedError,
+    NetlinkError,
+    RequestRefusedError,
+)
+from svcproxy.netlink.socket import GENERIC as GENERIC  # noqa: PLC0414 - imported from here
+from svcproxy.netlink.socket import NETFILTER as NETFILTER  # noqa: PLC0414 - imported from here
+from svcproxy.netlink.socket import RECEIVE_BUFFER_BYTES, NetlinkSocket
+from svcproxy.netlink.socket import ROUTE as ROUTE  # noqa: PLC0414 - imported from here
 
-GENERIC, ROUTE, NETFILTER = 16, 0, 12
-
-_SOL_NETLINK, _CAP_ACK = 270, 10
-_RCVBUFFORCE = 33
-_RECEIVE_BUFFER = 4 << 20
-PATIENCE = Struct("@ll").pack(NETLINK_PATIENCE_SECONDS, 0)
-"""The kernel's time-out of a netlink socket, as ``SO_RCVTIMEO`` wants it (``struct timeval``)."""
-TIMED_OUT = frozenset({errno.EAGAIN, errno.ETIMEDOUT})
-"""The error numbers that say so: the kernel's own is EAGAIN."""
-_ATTEMPTS = 5
+DUMP_ATTEMPTS = 5
+"""How often a dump is tried that concurrent changes interrupt."""
 MAX_MESSAGES = 200
-"""In one send: if all fail, each answer takes some 0.8 kB of the receive buffer, and 208 KiB is what
-a socket has where its size cannot be set."""
+"""Requests per send. If all fail, each answer takes some 0.8 kB of the receive buffer, which has
+208 KiB where svcproxy may not enlarge it."""
 MAX_BYTES = 96 << 10
-"""In one send, unless a single message is longer; half of the usual send buffer."""
+"""Bytes per send, unless a single message is longer: half of the default send buffer."""
 _LAST_SEQUENCE = (1 << 32) - 1
-
-
-def only_from_kernel(made: socket.socket) -> None:
-    """Have a socket accept messages from the kernel only, not from other processes."""
-    made.connect((0, 0))
+_DUMP_ENDS = frozenset({ERROR, DONE})
 
 
 class Refusal(NamedTuple):
-    """A request that the kernel refused: its place among those sent, the error, the answer.
+    """A request of a batch that the kernel refused.
 
-    ``body`` is what follows the error number in the answer: the header of the request, and
-    more where the protocol says so.
+    Attributes:
+        position: the request's index in the batch.
+        number: the error number.
+        body: the rest of the answer: the header of the request, then protocol-specific data.
     """
 
     position: int
@@ -60,77 +56,68 @@ class Refusal(NamedTuple):
     body: bytes
 
 
-class InterruptedDumpError(OSError):
-    """What was listed kept changing."""
-
-
 class Connection:
-    """A socket for one netlink protocol, in the network namespace of the thread that makes it.
+    """Sends requests of one netlink protocol and receives the answers; for one thread.
 
-    Only one thread may use it. Sequence numbers are not reused, so that a late answer to an
-    abandoned request is not taken for the answer to another one. After a time-out or a malformed
-    answer the socket is replaced: the kernel may still be in the middle of a dump, and does not
-    start another one on the same socket.
+    Sequence numbers are not reused, so a late answer to an abandoned request is not mistaken for
+    the answer to another one. After a time-out or a malformed answer the socket is replaced
+    (``NetlinkSocket.replace_after``).
 
     Args:
         protocol: ``GENERIC``, ``ROUTE`` or ``NETFILTER``.
+        timeout_seconds: how long to wait for an answer; ``NETLINK_PATIENCE_SECONDS`` by default.
+        datagram_bytes: the longest datagram that is accepted.
+        receive_buffer_bytes: how many bytes of answers the kernel may queue; 0 for its default.
+        extended_errors: ask the kernel for error texts and offsets.
+
+    Attributes:
+        socket: the socket, for protocols with conversations of their own.
+        sent: the number of messages sent.
 
     Raises:
-        OSError: the kernel does not know the protocol.
+        NetlinkError: the kernel does not support the protocol.
     """
 
-    def __init__(self, protocol: int) -> None:
-        self._protocol = protocol
+    def __init__(
+        self,
+        protocol: int,
+        *,
+        timeout_seconds: float | None = None,
+        datagram_bytes: int = NETLINK_DATAGRAM_BYTES,
+        receive_buffer_bytes: int = RECEIVE_BUFFER_BYTES,
+        extended_errors: bool = False,
+    ) -> None:
         self._sequence = 0
-        self._buffer = bytearray(NETLINK_DATAGRAM_BYTES)
         self.sent = 0
-        """How many messages have been sent."""
-        self._open()
-
-    def _open(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, self._protocol
+        self.socket = NetlinkSocket(
+            protocol,
+            timeout_seconds=timeout_seconds,
+            datagram_bytes=datagram_bytes,
+            receive_buffer_bytes=receive_buffer_bytes,
+            extended_errors=extended_errors,
         )
-        self._socket.bind((0, 0))
-        only_from_kernel(self._socket)
-        # The kernel's own time-outs: Python's cost a poll for each call, and the time twice.
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self._socket.setsockopt(socket.SOL_SOCKET, option, PATIENCE)
-        self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
-        with contextlib.suppress(PermissionError):
-            self._socket.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _RECEIVE_BUFFER)
 
-    def _broken(self, error: OSError | MalformedError) -> OSError:
-        """Replace the socket after a failure; return what to raise."""
-        self._renew()
-        if isinstance(error, MalformedError):
-            REFUSALS.count("netlink", "malformed")
-            return OSError(errno.EBADMSG, str(error))
-        if error.errno == errno.ENOBUFS:
-            REFUSALS.count("netlink", "enobufs")
-        # The kernel's EAGAIN would read "temporarily unavailable".
-        number = error.errno or 0
-        return _refused(errno.ETIMEDOUT if number in TIMED_OUT else number)
+    def __enter__(self) -> Self:
+        return self
 
-    def _renew(self) -> None:
-        self._socket.close()
-        self._open()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the socket."""
-        self._socket.close()
+        self.socket.close()
 
     def execute(self, requests: Iterable[Request]) -> list[Refusal]:
-        """Have the kernel carry out requests, one after the other; a refused one stops none.
+        """Have the kernel execute requests in order; a refused request does not stop the others.
 
-        They are taken as they are sent, so that many need not be in memory at once.
+        Requests are consumed as they are sent, so that they need not all be in memory.
 
         Returns:
-            Those refused, in order.
+            The refused requests, in order.
 
         Raises:
-            OSError: they could not be sent, or answers did not come (after 30 s); how many were
-                carried out is unknown.
+            NetlinkError: sending failed, or the kernel did not answer in time; an unknown number
+                of requests were executed.
         """
         refusals: list[Refusal] = []
         start = 0
@@ -138,14 +125,15 @@ class Connection:
             first = self._reserve(len(batch))
             last = first + len(batch) - 1
             encoded = [encode(r, first + n) for n, r in enumerate(batch[:-1])]
-            # Errors are always answered, and the kernel is done with one before it begins the
-            # next: the answer to the last says that there are no more.
+            # The kernel always answers a failed request, and finishes each before it starts the
+            # next. So only the last one needs an acknowledgement: no error follows it.
             encoded.append(encode(batch[-1], last, FLAG_ACK))
             try:
-                self._socket.send(b"".join(encoded))
+                self.socket.send(b"".join(encoded))
                 refusals += self._refused_among(first, last, start)
-            except (OSError, MalformedError) as error:
-                raise self._broken(error) from error
+            except NetlinkError as error:
+                self.socket.replace_after(error)
+                raise
             start += len(batch)
         return refusals
 
@@ -153,101 +141,119 @@ class Connection:
         """Send a request and return the one message that answers it.
 
         Raises:
-            OSError: the kernel refused, with its error number, or did not answer.
+            RequestRefusedError: the kernel refused.
+            NetlinkError: sending failed, or the kernel did not answer in time.
         """
         sequence = self._reserve(1)
         try:
-            self._socket.send(encode(request, sequence))
-            message = next(self._answers(sequence))
-        except (OSError, MalformedError) as error:
-            raise self._broken(error) from error
-        if message.kind == ERROR and message.error:
-            raise _refused(message.error)
+            self.socket.send(encode(request, sequence))
+            message, number = self._answer(sequence)
+        except NetlinkError as error:
+            self.socket.replace_after(error)
+            raise
+        if number:
+            raise RequestRefusedError(number)
         return message
 
+    def _answer(self, sequence: int) -> tuple[Message, int]:
+        """Return the answer to a request, and its error number."""
+        while True:
+            data = self.socket.receive()
+            for kind, flags, answered, start, end in split(data):
+                if answered == sequence:
+                    number = error_number(data, start, end) if kind == ERROR else 0
+                    return Message(kind, flags, answered, data[start:end]), number
+
     def dump(self, request: Request) -> list[bytes]:
-        """Have the kernel list something; return what follows the header of each answer.
+        """Have the kernel list objects; return the body of each message.
+
+        A dump that concurrent changes interrupted is repeated.
 
         Raises:
-            InterruptedDumpError: no attempt gave a consistent list.
-            OSError: the kernel refused, with its error number, or did not answer.
+            InterruptedDumpError: all attempts were interrupted.
+            RequestRefusedError: the kernel refused.
+            NetlinkError: sending failed, or the kernel did not answer in time.
         """
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(1, DUMP_ATTEMPTS + 1):
+            found: list[bytes] = []
             try:
-                found, whole = self._dump(request)
-            except OSError as error:
-                if error.errno != errno.ENOBUFS or attempt == _ATTEMPTS - 1:
+                self.dump_each(request, found.append)
+            except InterruptedDumpError:
+                continue
+            except BufferOverrunError:
+                if attempt == DUMP_ATTEMPTS:
                     raise
             else:
-                if whole:
-                    return found
-        raise InterruptedDumpError(f"interrupted {_ATTEMPTS} times")
+                return found
+        raise InterruptedDumpError(f"interrupted {DUMP_ATTEMPTS} times")
 
-    def _dump(self, request: Request) -> tuple[list[bytes], bool]:
+    def dump_each(self, request: Request, take: Callable[[bytes], object], skip: int = 0) -> None:
+        """Have the kernel list objects, once; pass the body of each message to ``take``.
+
+        Args:
+            request: the request, without ``FLAG_DUMP``.
+            take: called with each body. A ``NetlinkError`` that it raises ends the dump.
+            skip: how many bytes at the start of each body to leave out.
+
+        Raises:
+            InterruptedDumpError: objects changed during the dump; ``take`` may have missed some.
+            RequestRefusedError: the kernel refused.
+            NetlinkError: sending failed, or the kernel did not answer in time.
+        """
         sequence = self._reserve(1)
-        found: list[bytes] = []
-        whole, number = True, 0
         try:
-            self._socket.send(encode(request, sequence, FLAG_DUMP))
-            for message in self._answers(sequence):
-                whole = whole and not message.flags & FLAG_INTERRUPTED
-                if message.kind in {ERROR, DONE}:
-                    number = message.error
-                    break
-                found.append(message.body)
-        except (OSError, MalformedError) as error:
-            raise self._broken(error) from error
+            self.socket.send(encode(request, sequence, FLAG_DUMP))
+            number, seen_flags = self._receive_dump(sequence, take, skip)
+        except NetlinkError as error:
+            self.socket.replace_after(error)
+            raise
+        if number == errno.EINTR or (not number and seen_flags & FLAG_INTERRUPTED):
+            raise InterruptedDumpError
         if number:
-            raise _refused(number)
-        return found, whole
+            raise RequestRefusedError(number)
+
+    def _receive_dump(
+        self, sequence: int, take: Callable[[bytes], object], skip: int
+    ) -> tuple[int, int]:
+        """Receive a dump to its end; return its error number and the flags of all messages."""
+        seen_flags = 0
+        while True:
+            data = self.socket.receive()
+            for kind, flags, answered, start, end in split(data):
+                if answered != sequence:
+                    continue
+                seen_flags |= flags
+                if kind in _DUMP_ENDS:
+                    return error_number(data, start, end), seen_flags
+                take(data[start + skip : end])
 
     def _reserve(self, count: int) -> int:
-        """The first of ``count`` sequence numbers that nothing was sent with."""
+        """Return the first of ``count`` unused sequence numbers."""
         if self._sequence + count > _LAST_SEQUENCE:
-            self._sequence = 0  # after years, by when nobody waits for the first answers
+            self._sequence = 0  # after years: no answer to the first requests can still arrive
         first = self._sequence + 1
         self._sequence += count
         self.sent += count
         return first
 
     def _refused_among(self, first: int, last: int, start: int) -> Iterator[Refusal]:
-        """What was refused of the requests with these sequence numbers."""
-        sequence = 0
+        """Yield the refusals among the requests with these sequence numbers."""
+        sequence, buffer = 0, self.socket.buffer
         while sequence != last:
-            size = self._receive()
+            size = self.socket.receive_size()
             if size < HEADER.size + CODE.size:
                 raise MalformedError(f"answer of {size} bytes")
-            _, kind, _, sequence, _ = HEADER.unpack_from(self._buffer)
+            _, kind, _, sequence, _ = HEADER.unpack_from(buffer)
             if kind != ERROR or not first <= sequence <= last:
-                continue  # the late answer to something that was given up
-            (code,) = CODE.unpack_from(self._buffer, HEADER.size)
+                continue  # a late answer to an abandoned request
+            (code,) = CODE.unpack_from(buffer, HEADER.size)
             if code:
-                body = bytes(self._buffer[HEADER.size + CODE.size : size])
+                body = buffer[HEADER.size + CODE.size : size].tobytes()
                 yield Refusal(start + sequence - first, -code, body)
-
-    def _receive(self) -> int:
-        """Wait for a datagram and put it into the buffer; return its size.
-
-        Raises:
-            OSError: none came in time, or the kernel had to drop some.
-            MalformedError: it is longer than the buffer.
-        """
-        # With MSG_TRUNC the result is the length of the datagram, also of one that does not fit.
-        size = self._socket.recv_into(self._buffer, 0, socket.MSG_TRUNC)
-        if size > len(self._buffer):
-            raise MalformedError(f"datagram of {size} bytes")
-        return size
-
-    def _answers(self, sequence: int) -> Iterator[Message]:
-        while True:
-            size = self._receive()
-            for message in messages(bytes(self._buffer[:size])):
-                if message.sequence == sequence:
-                    yield message
 
 
 def _batches(requests: Iterable[Request]) -> Iterator[list[Request]]:
-    """Cut so that neither the answers nor a batch overflow a socket's buffer."""
+    """Split requests so that neither a batch nor its answers overflow a socket buffer."""
     batch, size = list[Request](), 0
     for request in requests:
         length = HEADER.size + len(request.body) + 3
@@ -258,7 +264,3 @@ def _batches(requests: Iterable[Request]) -> Iterator[list[Request]]:
         size += length
     if batch:
         yield batch
-
-
-def _refused(number: int) -> OSError:
-    return OSError(number, os.strerror(number))

@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from svcproxy.model.counters import INVALID_DROPPED, LOCALHOST_ACCEPTED
-from svcproxy.netlink import accounting
+from svcproxy.netlink import nfacct
 
 _METRICS = {
     INVALID_DROPPED: (
@@ -34,7 +34,7 @@ class NfacctCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
         try:
-            found = accounting.packets(_METRICS)
+            found = nfacct.packets(_METRICS)
         except OSError:
             return  # a kernel without nfacct
         for counter, value in found.items():

@@ -1,4 +1,4 @@
-"""Stale flows in real connection tracking tables, each in a namespace of its own."""
+"""Stale flows in real connection tracking tables, each in its own network namespace."""
 
 import os
 import struct
@@ -7,13 +7,15 @@ from ipaddress import ip_address
 
 import pytest
 
-from svcproxy.conntrack import netlink
 from svcproxy.conntrack.cleaner import StaleFlows
-from svcproxy.conntrack.core.stale import Flow, Key
-from svcproxy.conntrack.table import Table, _answers, _opened
+from svcproxy.conntrack.table import Table
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.connection import NETFILTER, Connection
+from svcproxy.netlink.core import conntrack
 from svcproxy.netlink.core.attributes import attribute, nest
+from svcproxy.netlink.core.conntrack import Destination, Flow
+from svcproxy.netlink.core.messages import FLAG_CREATE, Request
 from svcproxy.state.desired import Changes
 from testbed import netns
 from testbed.cluster import PREFIX
@@ -33,38 +35,39 @@ from tests.unit.conntrack.ports import (
 pytestmark = pytest.mark.kernel
 
 NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
-EVERYTHING = Key(0, b"", 0)  # no entry is like that: kernels then send all they have
+EVERYTHING = Destination(0, b"", 0)  # no entry has protocol 0, so the kernel is asked for all
 
 
 Entry = tuple[str, str, str]  # protocol, original destination, source of the replies
 
 
 class Space:
-    """A namespace with a connection tracking table and the two node addresses."""
+    """A network namespace with its own connection tracking table and the two node addresses."""
 
     def __init__(self) -> None:
         self.netns = NetNS(f"{PREFIX}-{os.getpid()}-conntrack")
 
     def create(self, net: Addresses, entries: Iterable[Entry], *extra: bytes) -> None:
-        """Make entries; each comes from another port of the client."""
+        """Create entries, each from a different port of the client."""
         attributes = attribute(7, struct.pack("!I", 600)) + b"".join(extra)  # CTA_TIMEOUT
         requests = []
         for number, (protocol, destination, source) in enumerate(entries):
             client = target(f"{net.client}:{10000 + number % 50000}")
             to, back = target(destination), target(source)
-            tuples = netlink.conntrack_tuple(1, NUMBERS[protocol], client, to)
-            tuples += netlink.conntrack_tuple(2, NUMBERS[protocol], back, client)
+            tuples = conntrack.conntrack_tuple(1, NUMBERS[protocol], client, to)
+            tuples += conntrack.conntrack_tuple(2, NUMBERS[protocol], back, client)
             if protocol == "tcp":
                 established = nest(1, attribute(1, b"\x03"))
                 tuples += nest(4, established)  # CTA_PROTOINFO
-            create = netlink.conntrack_message(
-                net.family, netlink.CT_NEW, 0x404, number, tuples + attributes
+            requests.append(
+                conntrack.conntrack_request(
+                    net.family, conntrack.CT_NEW, FLAG_CREATE, tuples + attributes
+                )
             )
-            requests.append(create)
         self.netns.call(lambda: _send(requests))
 
     def entries(self, net: Addresses) -> list[Entry]:
-        """What the table holds of one family."""
+        """Return the entries of one family."""
         found: list[Flow] = []
 
         def keep(flow: Flow) -> bool:
@@ -75,14 +78,9 @@ class Space:
         return sorted(_entry(flow) for flow in found)
 
 
-def _send(requests: list[bytes]) -> None:
-    with _opened(12) as sock:
-        for start in range(0, len(requests), 100):
-            batch = requests[start : start + 100]
-            sock.send(b"".join(batch))
-            answers = _answers(sock)
-            codes = [next(answers).error for _ in batch]
-            assert not any(codes), codes
+def _send(requests: list[Request]) -> None:
+    with Connection(NETFILTER) as connection:
+        assert connection.execute(requests) == []
 
 
 def _unfiltered(family: IPFamily) -> Table:
@@ -128,7 +126,7 @@ def to_dns(net: Addresses, pod: str, protocol: str = "udp") -> list[Entry]:
 
 
 def untouched(net: Addresses, pod: str) -> list[Entry]:
-    """What has something in common with stale flows, and is none of the Service's business."""
+    """Flows that resemble stale ones but do not belong to the Service."""
     return [
         ("udp", f"{net.other_vip}:53", f"{pod}:5353"),
         ("udp", f"{net.other_vip}:30053", f"{pod}:5353"),
@@ -147,13 +145,13 @@ def clean(space: Space, net: Addresses, changes: Changes) -> int:
 def scaled(
     net: Addresses, before: Iterable[str], after: Iterable[str] | None, protocol: Protocol
 ) -> Changes:
-    """The change from some endpoints to others, or to no Service at all."""
+    """A change of the endpoints; the Service is deleted if ``after`` is ``None``."""
     return change(dns(net, before, protocol), {} if after is None else dns(net, after, protocol))
 
 
 @both_families
 @pytest.mark.parametrize("protocol", [Protocol.UDP, Protocol.SCTP])
-def test_exactly_the_flows_to_the_endpoint_that_left_are_gone(
+def test_exactly_the_flows_to_a_removed_endpoint_are_deleted(
     space: Space, net: Addresses, protocol: Protocol
 ) -> None:
     a, b, _ = net.pods
@@ -166,11 +164,11 @@ def test_exactly_the_flows_to_the_endpoint_that_left_are_gone(
 
 @both_families
 @pytest.mark.parametrize("after", [[], None], ids=["scaled to zero", "disappeared"])
-def test_flows_of_a_service_without_endpoints_are_gone(
+def test_flows_of_a_service_without_endpoints_are_deleted(
     space: Space, net: Addresses, after: list[str] | None
 ) -> None:
     a, b, _ = net.pods
-    # A program on the node may use the number of the node port from now on.
+    # A program on the node may use the node port's number now.
     kept = [*untouched(net, b), ("udp", f"{net.node}:30053", f"{net.node}:30053")]
     space.create(net, [*to_dns(net, a), *to_dns(net, b), *kept])
     assert clean(space, net, scaled(net, [a, b], after, Protocol.UDP)) == 6
@@ -178,7 +176,9 @@ def test_flows_of_a_service_without_endpoints_are_gone(
 
 
 @both_families
-def test_flows_that_began_before_the_first_endpoint_are_gone(space: Space, net: Addresses) -> None:
+def test_flows_that_began_before_the_first_endpoint_are_deleted(
+    space: Space, net: Addresses
+) -> None:
     places = (f"{net.vip}:53", f"{net.external}:53", f"{net.node}:30053")
     kept = untouched(net, net.pods[1])
     space.create(net, [*(("udp", place, place) for place in places), *kept])
@@ -213,7 +213,7 @@ def test_a_start_checks_all_ports(space: Space, net: Addresses) -> None:
 
 @both_families
 def test_the_kernel_filters(space: Space, net: Addresses) -> None:
-    """The number of entries that reach user space follows the frontend, not the table."""
+    """The number of entries that reach user space depends on the frontend, not on the table."""
     others = [("udp", f"{net.other_vip}:54", f"{net.pods[0]}:5353")] * 3000
     space.create(net, [*others, *to_dns(net, net.pods[0])])
     seen: list[Flow] = []
@@ -224,17 +224,17 @@ def test_the_kernel_filters(space: Space, net: Addresses) -> None:
 
     def look() -> tuple[int, bool]:
         table = Table(net.family)
-        found = table.find(Key(17, target(f"{net.vip}:53").address, 53), see)
+        found = table.find(Destination(17, target(f"{net.vip}:53").address, 53), see)
         return len(found), table.filtering
 
-    # IPv6 addresses are not left to the kernel, so both addresses with port 53 come.
+    # The kernel does not filter by IPv6 address, so flows to both addresses with port 53 arrive.
     hits = 1 if net is V4 else 2
     assert space.netns.call(look) == (hits, True)
     assert len(seen) == hits
     assert len(space.entries(net)) == 3003
 
 
-def test_entries_without_ports_do_no_harm_without_filters(space: Space) -> None:
+def test_entries_without_ports_are_ignored_without_filters(space: Space) -> None:
     icmp = "-p icmp --icmp-type 8 --icmp-code 0 --icmp-id 1 -t 60"
     space.netns.run("conntrack", "-I", "-s", V4.client, "-d", V4.vip, *icmp.split())
     space.create(V4, to_dns(V4, V4.pods[0]))
@@ -258,10 +258,10 @@ def test_entries_in_zones_are_found_and_deleted_there(space: Space, net: Address
 @both_families
 def test_another_flow_between_the_same_ends_is_not_deleted(space: Space, net: Addresses) -> None:
     entry = ("udp", f"{net.vip}:53", f"{net.pods[0]}:5353")
-    table, query = Table(net.family), Key(17, b"", 53)
+    table, query = Table(net.family), Destination(17, b"", 53)
     space.create(net, [entry])
     (flow,) = space.netns.call(lambda: table.find(query, lambda _: True))
-    start, end = netlink._attributes(flow.handle, 0, len(flow.handle))[12]  # CTA_ID
+    start, end = conntrack._attributes(flow.handle, 0, len(flow.handle))[12]  # CTA_ID
     number = bytes(byte ^ 0xFF for byte in flow.handle[start:end])
     other = flow._replace(handle=flow.handle[:start] + number + flow.handle[end:])
     assert space.netns.call(lambda: table.delete([other])) == 0
@@ -278,7 +278,7 @@ def test_many_flows_are_deleted_in_batches(space: Space) -> None:
 
 
 @both_families
-def test_own_addresses_are_told_from_others(space: Space, net: Addresses) -> None:
+def test_local_addresses_are_recognized(space: Space, net: Addresses) -> None:
     loopback = "127.0.0.53" if net is V4 else "::1"
     table = Table(net.family)
     asked = [ip_address(a).packed for a in (net.node, loopback, net.vip, net.foreign)]
@@ -286,5 +286,5 @@ def test_own_addresses_are_told_from_others(space: Space, net: Addresses) -> Non
     def verdicts() -> list[bool]:
         return space.netns.call(lambda: [table.is_local(address) for address in asked])
 
-    # The kernel makes an IPv6 address's route a moment after the address (``addrconf_dad_start``).
+    # The kernel creates an IPv6 address's route shortly after the address (``addrconf_dad_start``).
     eventually(lambda: verdicts() == [True, True, False, False], "the node's own addresses")

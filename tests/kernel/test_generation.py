@@ -1,12 +1,12 @@
-"""The generation of nftables tells whether a comparison can be spared."""
+"""The nf_tables generation shows whether a resync can be skipped."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from svcproxy.backends.xtables.change_tracker import GenerationTracker
-from svcproxy.backends.xtables.generation import generation, has_tables
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.generation import generation, has_tables
 from testbed import netns
 from testbed.netns import NetNS
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.kernel
 
 
 class Namespace:
-    """A namespace with a change tracker, whose tables a test changes."""
+    """A network namespace with a change tracker, and another process that changes nf_tables."""
 
     def __init__(self, space: NetNS) -> None:
         self.space = space
@@ -28,9 +28,9 @@ class Namespace:
     def reading(self) -> None:
         self.space.call(self.mark.before_read)
 
-    def write(self, commits: int, foreign: int = 0) -> None:
+    def write(self, commits: int, external: int = 0) -> None:
         self.space.call(self.mark.before_write)
-        for _ in range(commits + foreign):
+        for _ in range(commits + external):
             self.commit()
         self.space.call(lambda: self.mark.after_write(commits))
 
@@ -54,13 +54,13 @@ def test_every_commit_counts(here: Namespace) -> None:
     assert here.space.call(generation) == first + 1
 
 
-def test_nothing_is_known_before_the_first_reading(here: Namespace) -> None:
+def test_nothing_is_trusted_before_the_first_read(here: Namespace) -> None:
     assert not here.untouched
     here.write(1)
     assert not here.untouched
 
 
-def test_own_changes_are_known_foreign_ones_are_seen(here: Namespace) -> None:
+def test_own_changes_are_trusted_and_external_ones_detected(here: Namespace) -> None:
     here.reading()
     assert here.untouched
     here.write(2)
@@ -69,18 +69,18 @@ def test_own_changes_are_known_foreign_ones_are_seen(here: Namespace) -> None:
     assert not here.untouched
 
 
-def test_a_foreign_change_cannot_hide_behind_ours(here: Namespace) -> None:
+def test_an_external_change_is_not_hidden_by_ours(here: Namespace) -> None:
     here.reading()
-    here.write(1, foreign=1)
+    here.write(1, external=1)
     assert not here.untouched, "one commit too many"
     here.reading()
     here.commit()
     here.write(1)
-    assert not here.untouched, "it came between reading and writing"
+    assert not here.untouched, "a change between reading and writing"
 
 
 @pytest.mark.parametrize("family", IPFamily)
-def test_asking_for_tables_leaves_nothing(here: Namespace, family: IPFamily) -> None:
+def test_probing_for_tables_changes_nothing(here: Namespace, family: IPFamily) -> None:
     space = here.space
     before = space.call(generation)
     assert space.call(lambda: has_tables(family))

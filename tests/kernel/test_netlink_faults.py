@@ -1,7 +1,7 @@
-"""What netlink sockets do when the kernel does not answer, drops answers, or answers nonsense.
+"""Netlink when the kernel does not answer, drops answers, or sends malformed ones.
 
-The kernel does none of this on demand. So the sockets are connected to another socket of this
-process, which plays the kernel.
+The kernel does none of this on demand. So the sockets under test are connected to another socket of
+this process, which plays the kernel.
 """
 
 import contextlib
@@ -20,14 +20,16 @@ from svcproxy.backends.nf_tables_watcher import LOST, NftablesWatcher
 from svcproxy.backends.nftables.connection import Connection as NftConnection
 from svcproxy.backends.nftables.connection import RefusedError
 from svcproxy.conntrack import table as conntrack_table
-from svcproxy.conntrack.core.stale import Key
 from svcproxy.conntrack.table import ConntrackError, Table
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.connection import NETFILTER, ROUTE, Connection
+from svcproxy.netlink.connection import Connection
 from svcproxy.netlink.core.attributes import text
+from svcproxy.netlink.core.conntrack import Destination
 from svcproxy.netlink.core.messages import Request
 from svcproxy.netlink.core.nf_tables.protocol import DELETE_SET, TABLE_OF
 from svcproxy.netlink.core.nf_tables.transaction import Message
+from svcproxy.netlink.errors import TimedOutError
+from svcproxy.netlink.socket import NETFILTER, ROUTE, NetlinkSocket
 from svcproxy.refusals import REFUSALS
 from testbed import netns
 from testbed.netns import NetNS
@@ -39,7 +41,6 @@ V4 = IPFamily.IPV4
 LINKS = Request(18, 0, bytes(16))
 """RTM_GETLINK."""
 _SNDBUFFORCE, _RCVBUFFORCE = 32, 33
-_SHORT = struct.pack("@ll", 0, 50_000)
 
 MALFORMED = {
     "a length beyond the end": struct.pack("=IHHII", 999, 16, 0, 1, 0) + bytes(8),
@@ -60,13 +61,11 @@ def space() -> Iterator[NetNS]:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("svcproxy.netlink.connection", "svcproxy.backends.nftables.connection"):
-        monkeypatch.setattr(f"{module}.PATIENCE", _SHORT)
-    monkeypatch.setattr(conntrack_table, "NETLINK_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("svcproxy.netlink.socket.NETLINK_PATIENCE_SECONDS", 0.05)
 
 
 class Peer:
-    """A process that plays the kernel; it answers what it is told to, or nothing."""
+    """A socket that plays the kernel; it sends the given answer, or nothing."""
 
     def __init__(self, protocol: int, answer: bytes | None = None) -> None:
         self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
@@ -80,9 +79,9 @@ class Peer:
         port: int = self.socket.getsockname()[0]
         return port
 
-    def plays(self, made: socket.socket) -> None:
-        made.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 4 << 20)
-        made.connect((self.port, 0))
+    def plays(self, made: NetlinkSocket) -> None:
+        made._socket.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 4 << 20)
+        made._socket.connect((self.port, 0))
         if self.answer is not None:
             self._thread.start()
 
@@ -97,7 +96,7 @@ MakePeer = Callable[..., Peer]
 
 @pytest.fixture
 def peer() -> Iterator[MakePeer]:
-    """Makes peers in the calling thread's namespace; they are closed in the end."""
+    """Creates peers in the calling thread's network namespace; they are closed after the test."""
     with contextlib.ExitStack() as stack:
 
         def make(protocol: int, answer: bytes | None = None) -> Peer:
@@ -119,11 +118,11 @@ def test_nftables_waits_no_longer_than_it_must(space: NetNS, peer: MakePeer) -> 
     def work() -> None:
         connection = NftConnection(V4)
         port = connection.port_id
-        peer(NETFILTER).plays(connection._socket)
+        peer(NETFILTER).plays(connection._nf_tables._socket)
         with pytest.raises(BackendError, match="timed out"):
             connection.generation()
         assert connection.generation() >= 0, "a fresh socket"
-        assert connection.port_id == port, "by which the watcher tells our events"
+        assert connection._nf_tables._socket.port_id == port, "the watcher ignores events by it"
         connection.close()
 
     space.call(work)
@@ -139,7 +138,7 @@ def test_requests_wait_no_longer_than_they_must(space: NetNS, peer: MakePeer) ->
     def work() -> None:
         for ask in asking:
             connection = Connection(ROUTE)
-            peer(ROUTE).plays(connection._socket)
+            peer(ROUTE).plays(connection.socket)
             with pytest.raises(OSError, match="timed out") as error:
                 ask(connection)
             assert error.value.errno == errno.ETIMEDOUT
@@ -152,40 +151,40 @@ def test_requests_wait_no_longer_than_they_must(space: NetNS, peer: MakePeer) ->
 def test_conntrack_waits_no_longer_than_it_must(
     space: NetNS, peer: MakePeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = conntrack_table._opened
+    open_connection = conntrack_table._connection
 
-    def mute(protocol: int) -> socket.socket:
-        made = opened(protocol)
-        peer(protocol).plays(made)
+    def mute(protocol: int) -> Connection:
+        made = open_connection(protocol)
+        peer(protocol).plays(made.socket)
         return made
 
     def work() -> None:
-        monkeypatch.setattr(conntrack_table, "_opened", mute)
+        monkeypatch.setattr(conntrack_table, "_connection", mute)
         table = Table(V4)
         with pytest.raises(ConntrackError, match="no answer within"):
-            table.find(Key(17, b"\1\2\3\4", 53), lambda _: True)
+            table.find(Destination(17, b"\1\2\3\4", 53), lambda _: True)
         with pytest.raises(ConntrackError, match="no answer within"):
             table.is_local(b"\1\2\3\4")
-        monkeypatch.setattr(conntrack_table, "_opened", opened)
+        monkeypatch.setattr(conntrack_table, "_connection", open_connection)
         assert table.is_local(b"\x7f\0\0\1")
 
     space.call(work)
 
 
-def test_a_dump_that_was_given_up_is_not_in_the_way_of_the_next(space: NetNS) -> None:
-    """The kernel begins no second dump on a socket (EBUSY), and old answers could come late."""
+def test_an_abandoned_dump_does_not_disturb_the_next(
+    space: NetNS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel starts no second dump on a socket (EBUSY), and old answers could arrive late."""
+
+    def late(_: NetlinkSocket) -> bytes:
+        raise TimedOutError
 
     def work() -> None:
         connection = NftConnection(V4)
-        receive = connection._receive
-
-        def late(flags: int = 0) -> bytes:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-        connection._receive = late  # type: ignore[method-assign]
-        with pytest.raises(BackendError, match="timed out"):
-            connection.dump(1)
-        connection._receive = receive  # type: ignore[method-assign]
+        with monkeypatch.context() as patched:
+            patched.setattr(NetlinkSocket, "receive", late)
+            with pytest.raises(BackendError, match="timed out"):
+                connection.dump(1)
         assert connection.dump(1) == [], "no tables here"
         connection.close()
 
@@ -196,7 +195,7 @@ def test_a_dump_that_was_given_up_is_not_in_the_way_of_the_next(space: NetNS) ->
 def test_nftables_recovers_from_a_time_without_descriptors(
     space: NetNS, peer: MakePeer, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    """A failure replaces the socket. That may fail as well, but must not be final."""
+    """A failure replaces the socket. If that fails too, the next request tries again."""
 
     def starved(*_: object) -> socket.socket:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -204,7 +203,7 @@ def test_nftables_recovers_from_a_time_without_descriptors(
     def work() -> None:
         connection = NftConnection(V4)
         port = connection.port_id
-        peer(NETFILTER).plays(connection._socket)
+        peer(NETFILTER).plays(connection._nf_tables._socket)
         todo = [Message(DELETE_SET, 0, text(TABLE_OF, "none") + text(2, "s"), "set s")]
         with monkeypatch.context() as patched:
             patched.setattr("socket.socket", starved)
@@ -214,20 +213,20 @@ def test_nftables_recovers_from_a_time_without_descriptors(
         with pytest.raises(BackendError, match="Bad file descriptor"):
             connection.generation() if operation == "ask" else connection.transact(todo)
         assert connection.generation() >= 0
-        assert connection.port_id == port
+        assert connection._nf_tables._socket.port_id == port
         connection.close()
 
     space.call(work)
 
 
-# --- Nonsense ------------------------------------------------------------------------------------
+# --- Malformed answers ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED)
 def test_nftables_refuses_nonsense(space: NetNS, peer: MakePeer, answer: bytes) -> None:
     def work() -> None:
         connection = NftConnection(V4)
-        peer(NETFILTER, answer).plays(connection._socket)
+        peer(NETFILTER, answer).plays(connection._nf_tables._socket)
         before = _refused("malformed")
         with pytest.raises(BackendError, match=r"bytes|half"):
             connection.dump(1)
@@ -242,7 +241,7 @@ def test_nftables_refuses_nonsense(space: NetNS, peer: MakePeer, answer: bytes) 
 def test_requests_refuse_nonsense(space: NetNS, peer: MakePeer, answer: bytes) -> None:
     def work() -> None:
         connection = Connection(ROUTE)
-        peer(ROUTE, answer).plays(connection._socket)
+        peer(ROUTE, answer).plays(connection.socket)
         before = _refused("malformed")
         with pytest.raises(OSError, match=r"bytes|half") as error:
             connection.dump(LINKS)
@@ -268,38 +267,38 @@ def test_other_processes_cannot_answer_for_the_kernel(space: NetNS, peer: MakePe
 
 
 def _flood(space: NetNS) -> None:
-    """Change a table so often that the events do not fit into the smallest buffer."""
+    """Change a table so often that the events overflow the smallest buffer."""
     commands = "".join(f"add chain ip svcproxy c{n}\n" for n in range(300))
     space.run("nft", "-f", "-", stdin=f"add table ip svcproxy\n{commands}")
 
 
 def test_lost_nftables_events_lead_to_a_comparison(space: NetNS) -> None:
-    told: list[ExternalChange] = []
+    reported: list[ExternalChange] = []
     before = _refused("enobufs")
-    watcher = space.call(lambda: NftablesWatcher(told.append))
-    watcher._listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    watcher = space.call(lambda: NftablesWatcher(reported.append))
+    watcher._listener._socket._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     _flood(space)
     watcher.start()
-    eventually(lambda: LOST in {change.process for change in told}, "the loss")
+    eventually(lambda: LOST in {change.process for change in reported}, "the loss")
     watcher.stop()
     assert _refused("enobufs") > before
 
 
 def test_lost_events_of_addresses_lead_to_a_comparison(space: NetNS) -> None:
-    told: list[bool] = []
+    calls: list[bool] = []
     before = _refused("enobufs")
-    watcher = space.call(lambda: AddressWatcher(lambda: told.append(True)))
-    watcher._listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    watcher = space.call(lambda: AddressWatcher(lambda: calls.append(True)))
+    watcher._listener._socket._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     added = "".join(f"addr add 10.9.0.{n}/32 dev lo\n" for n in range(1, 200))
     space.run("ip", "-batch", "-", stdin=added)
     watcher.start()
-    eventually(lambda: bool(told), "the loss")
+    eventually(lambda: bool(calls), "the loss")
     watcher.stop()
     assert _refused("enobufs") > before
 
 
 def test_errors_that_do_not_fit_are_counted_and_the_first_ones_known(space: NetNS) -> None:
-    """A transaction with more errors than the buffer has room for is refused, not unknown."""
+    """A transaction is refused, not undecided, if its errors overflow the buffer."""
 
     def work() -> None:
         connection = NftConnection(V4)
@@ -311,7 +310,8 @@ def test_errors_that_do_not_fit_are_counted_and_the_first_ones_known(space: NetN
         with pytest.raises(RefusedError) as whole:
             connection.transact(todo)
         assert len(whole.value.refusals) == 100
-        connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        raw = connection._nf_tables._socket._socket
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         with pytest.raises(RefusedError) as part:
             connection.transact(todo)
         assert 0 < len(part.value.refusals) < 100

@@ -11,9 +11,9 @@ from svcproxy.backends.ipvs.probing import probe, scheduler_is_missing
 from svcproxy.backends.ipvs.sysctls import wanted
 from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.backends.xtables.core.rule_text import FILTER
-from svcproxy.backends.xtables.generation import has_tables
 from svcproxy.backends.xtables.variant import detect
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.generation import has_tables
 from svcproxy.sysctl import ensure
 from testbed.netns import NetNS
 

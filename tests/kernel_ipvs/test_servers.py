@@ -275,5 +275,5 @@ def test_answers_to_what_was_given_up_are_not_taken_for_others(
     ]
     for ask in asked:
         for flags in (FLAG_ACK, FLAG_DUMP):
-            under._socket.send(encode(given_up, under._reserve(1), flags))
+            under.socket.send(encode(given_up, under._reserve(1), flags))
         assert not ask()

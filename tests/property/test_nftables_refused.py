@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from svcproxy.backends.base import Desired
 from svcproxy.backends.nftables.backend import NftablesBackend
-from svcproxy.backends.nftables.connection import Refusal, RefusedError, StaleGenerationError
+from svcproxy.backends.nftables.connection import RefusedError, StaleGenerationError
 from svcproxy.backends.nftables.core.plan import Planner
 from svcproxy.backends.nftables.core.settings import NftablesSettings
 from svcproxy.model.names import IPFamily, ServicePortName
@@ -29,6 +29,7 @@ from svcproxy.netlink.core.nf_tables.transaction import (
     split,
     stages,
 )
+from svcproxy.netlink.nf_tables import RefusedMessage
 from svcproxy.state.desired import Changes, DesiredState
 from svcproxy.sysctl import conntrack_is_liberal
 from tests.property.machines import feed
@@ -66,13 +67,13 @@ class PickyTable:
             if generation and generation != self.kernel.generation:
                 raise StaleGenerationError("stale")
             todo = list(messages(stage, TABLE))
-            refused = [Refusal("poisoned", 12, m, 0) for m in todo if self._is_refused(m)]
+            refused = [RefusedMessage("poisoned", 12, m, 0) for m in todo if self._is_refused(m)]
             try:
                 if not refused:
                     self.kernel.transact(batch(todo, FAMILY, generation))
                     continue
             except RefusedByFakeError as error:
-                refused = [Refusal(str(error), 17, None, 0)]
+                refused = [RefusedMessage(str(error), 17, None, 0)]
             failure = RefusedError(*refused)
             failure.partial = number > 0
             raise failure

@@ -14,9 +14,9 @@ from svcproxy.backends.iptables.core.cleanup import (
 )
 from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.backends.xtables.core.savefile import parse
-from svcproxy.backends.xtables.generation import generation
 from svcproxy.backends.xtables.variant import legacy_tables
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.generation import generation
 
 
 def remove_stale_chains(

@@ -11,7 +11,7 @@ from svcproxy.backends.xtables.change_tracker import ChangeTracker
 from svcproxy.backends.xtables.commands import Iptables
 from svcproxy.backends.xtables.core.rule_text import FILTER, NAT, TABLES
 from svcproxy.model.counters import COUNTERS, INVALID_DROPPED
-from svcproxy.netlink import accounting
+from svcproxy.netlink import nfacct
 from svcproxy.sysctl import conntrack_is_liberal
 
 _PROBE_SET = "KUBE-SEP-PROBE"
@@ -92,7 +92,7 @@ class FeatureProbe:
 def _create_counters() -> bool:
     """Create the nfacct objects that do not exist yet; return whether all of them exist now."""
     try:
-        accounting.ensure(COUNTERS)
+        nfacct.ensure(COUNTERS)
     except OSError:
         return False
     return True

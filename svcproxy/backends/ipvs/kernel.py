@@ -32,8 +32,8 @@ from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.backends.xtables.core.restoretext import ENCODING
 from svcproxy.backends.xtables.core.rule_text import TABLES
 from svcproxy.backends.xtables.core.savefile import parse
-from svcproxy.backends.xtables.generation import generation
 from svcproxy.backends.xtables.table_sizes import table_sizes
+from svcproxy.netlink.generation import generation
 
 _CLOCK_MONOTONIC_COARSE = 6
 

@@ -8,8 +8,6 @@ from weakref import WeakValueDictionary
 from svcproxy.backends.base import BackendError
 from svcproxy.backends.nftables.connection import (
     Connection,
-    InterruptedDumpError,
-    Refusal,
     RefusedError,
     StaleGenerationError,
 )
@@ -28,6 +26,8 @@ from svcproxy.netlink.core.nf_tables.transaction import (
     split,
     stages,
 )
+from svcproxy.netlink.errors import InterruptedDumpError
+from svcproxy.netlink.nf_tables import RefusedMessage
 
 _READ_ATTEMPTS = 10
 _DUMP_ATTEMPTS = 5
@@ -305,7 +305,7 @@ def with_object_name(error: RefusedError, sets: Mapping[str, SetSpec]) -> Refuse
     return error
 
 
-def _text(refusal: Refusal, sets: Mapping[str, SetSpec]) -> str:
+def _text(refusal: RefusedMessage, sets: Mapping[str, SetSpec]) -> str:
     if refusal.message is None:
         return refusal.reason
     return f"{explain(refusal.message, refusal.offset, sets)}: {refusal.reason}"

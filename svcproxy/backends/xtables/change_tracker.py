@@ -7,9 +7,9 @@ read plus svcproxy's own changes.
 
 from typing import Protocol
 
-from svcproxy.backends.xtables.generation import generation
 from svcproxy.backends.xtables.table_sizes import table_sizes
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.generation import generation
 
 
 class ChangeTracker(Protocol):

@@ -10,9 +10,9 @@ import structlog
 
 from svcproxy.backends.base import BackendError, BackendUnavailable
 from svcproxy.backends.xtables.commands import Iptables, Variant
-from svcproxy.backends.xtables.generation import has_tables
 from svcproxy.config import Config, IptablesVariant
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.generation import has_tables
 
 _HINTS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
 _LEGACY_TABLES = {

@@ -1,1 +1,1 @@
-"""Which conntrack entries are stale, decided without I/O."""
+"""Pure decisions about connection tracking entries."""

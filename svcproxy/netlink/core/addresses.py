@@ -1,17 +1,17 @@
-"""IP addresses between their canonical text and the bytes of messages."""
+"""Conversion of IP addresses between canonical text and packed bytes."""
 
 from ipaddress import IPv6Address
 
 
 def packed(address: str) -> bytes:
-    """The 4 or 16 bytes of an address in canonical form.
+    """Pack an address in canonical form into 4 or 16 bytes.
 
     Raises:
-        ValueError: it is no address.
+        ValueError: the text is not an address.
     """
     if ":" in address:
         return IPv6Address(address).packed
-    # ipaddress takes three times as long, and there may be 50,000 of them.
+    # ipaddress is three times slower, and there may be 50,000 addresses.
     parts = bytes(map(int, address.split(".")))
     if len(parts) != 4:
         raise ValueError(f"{address!r} is no IP address")
@@ -19,7 +19,7 @@ def packed(address: str) -> bytes:
 
 
 def text(address: bytes) -> str:
-    """The canonical form of an address of 4 or 16 bytes."""
+    """Return the canonical form of a packed address of 4 or 16 bytes."""
     if len(address) == 4:
         return "%d.%d.%d.%d" % tuple(address)  # noqa: UP031 - the fastest way, see packed
     return str(IPv6Address(address))

@@ -1,14 +1,15 @@
-"""Netlink attributes: the type-length-value format that kernel interfaces have in common.
+"""Netlink attributes: the type-length-value format that all netlink protocols share.
 
-An attribute has a header of two 16-bit numbers in host byte order (its length, header included,
-and its type) and is padded to four bytes (``linux/netlink.h``). Numbers within the attributes of
-netfilter are big-endian (``u32``, ``u64``); those of others are in host byte order.
+An attribute starts with two 16-bit numbers in host byte order, its length including this header
+and its type, and is padded to a multiple of four bytes (``linux/netlink.h``). Numbers in netfilter
+attributes are big-endian (``u32``, ``u64``); other protocols use host byte order.
 """
 
 from collections.abc import Iterator
 from struct import Struct, error
 
 from svcproxy.limits import NETLINK_DEPTH
+from svcproxy.netlink.errors import MalformedError as MalformedError  # noqa: PLC0414 - imported from here
 
 HEADER = Struct("=HH")
 U16 = Struct("!H")
@@ -20,12 +21,8 @@ _KIND = 0x3FFF
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
-class MalformedError(ValueError):
-    """The bytes are no attributes."""
-
-
 def pad(value: bytes) -> bytes:
-    """Fill up to a multiple of four bytes."""
+    """Pad with zero bytes to a multiple of four bytes."""
     return value + _PADDING[len(value) & 3]
 
 
@@ -35,27 +32,27 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 
 def nest(kind: int, *attributes: bytes) -> bytes:
-    """Encode an attribute that consists of ``attributes``, and say so in its type."""
+    """Encode an attribute that contains ``attributes``, with ``NLA_F_NESTED`` in its type."""
     return attribute(kind | NESTED, b"".join(attributes))
 
 
 def text(kind: int, value: str) -> bytes:
-    """Encode a string; a zero byte ends it."""
+    """Encode a string with a terminating zero byte."""
     return attribute(kind, value.encode() + b"\0")
 
 
 def u32(kind: int, value: int) -> bytes:
-    """Encode a 32-bit number."""
+    """Encode a big-endian 32-bit number."""
     return attribute(kind, U32.pack(value))
 
 
 def u64(kind: int, value: int) -> bytes:
-    """Encode a 64-bit number."""
+    """Encode a big-endian 64-bit number."""
     return attribute(kind, U64.pack(value))
 
 
 def walk(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes, int]]:
-    """Take attributes apart: type, value and the position of the header.
+    """Yield the type, the value and the header's position of each attribute.
 
     Raises:
         MalformedError: a length does not fit.
@@ -73,7 +70,7 @@ def walk(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes, int]]:
 
 
 def collect(data: bytes, start: int = 0) -> dict[int, bytes]:
-    """Take attributes apart whose types differ, by type.
+    """Return the values of attributes by type; of several with one type, the last.
 
     Raises:
         MalformedError: a length does not fit.
@@ -82,28 +79,27 @@ def collect(data: bytes, start: int = 0) -> dict[int, bytes]:
 
 
 def string(value: bytes) -> str:
-    """Decode a string without its final zero byte."""
+    """Decode a string without its terminating zero byte."""
     return value.rstrip(b"\0").decode(errors="replace")
 
 
 def holds(dumped: bytes, sent: bytes, depth: int = NETLINK_DEPTH) -> bool:
-    """Whether attributes that the kernel dumps say all that was once sent.
+    """Return whether dumped attributes include everything that was sent.
 
-    The kernel adds attributes (defaults, handles, statistics), which differ between versions and
-    are passed over; of what was sent nothing may be missing or different.
+    The kernel adds attributes (defaults, handles, statistics) that differ between versions; these
+    are ignored. An attribute that was sent must be present and equal.
 
     Args:
-        dumped: what the kernel dumps.
-        sent: what was sent.
-        depth: how many levels of nested attributes are compared; what is nested deeper counts as
-            different.
+        dumped: attributes from a dump of the kernel.
+        sent: the attributes with which svcproxy created the object.
+        depth: how many levels of nested attributes are compared; deeper nesting counts as different.
     """
     if not depth:
         return False
     try:
-        theirs = collect(dumped)
+        present = collect(dumped)
         for kind, value, position in walk(sent):
-            found = theirs.get(kind)
+            found = present.get(kind)
             if found is None:
                 return False
             nested = HEADER.unpack_from(sent, position)[1] & NESTED
@@ -115,10 +111,10 @@ def holds(dumped: bytes, sent: bytes, depth: int = NETLINK_DEPTH) -> bool:
 
 
 def holds_each(dumped: bytes, sent: bytes) -> bool:
-    """The same for two lists: as many members, and each holds what was sent."""
+    """Return whether two lists have the same length and each member ``holds`` what was sent."""
     try:
-        theirs = [value for _, value, _ in walk(dumped)]
-        ours = [value for _, value, _ in walk(sent)]
+        found = [value for _, value, _ in walk(dumped)]
+        wanted = [value for _, value, _ in walk(sent)]
     except MalformedError:
         return False
-    return len(theirs) == len(ours) and all(map(holds, theirs, ours))
+    return len(found) == len(wanted) and all(map(holds, found, wanted))

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import pytest
 
-from svcproxy.conntrack.core.stale import PROTOCOLS, Flow, Key, Target
+from svcproxy.conntrack.core.stale import PROTOCOLS
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
+from svcproxy.netlink.core.conntrack import AddressPort, Destination, Flow
 from svcproxy.state.desired import Changes
 
 UDP, SCTP, TCP = Protocol.UDP, Protocol.SCTP, Protocol.TCP
@@ -56,14 +57,14 @@ def split(text: str) -> tuple[str, int]:
     return address, int(port)
 
 
-def target(text: str) -> Target:
+def target(text: str) -> AddressPort:
     address, port = split(text)
-    return Target(ip_address(address).packed, port)
+    return AddressPort(ip_address(address).packed, port)
 
 
-def key(text: str, protocol: Protocol = UDP) -> Key:
+def key(text: str, protocol: Protocol = UDP) -> Destination:
     address, port = split(text)
-    return Key(PROTOCOLS[protocol], ip_address(address).packed if address else b"", port)
+    return Destination(PROTOCOLS[protocol], ip_address(address).packed if address else b"", port)
 
 
 def endpoints(texts: Iterable[str]) -> tuple[Endpoint, ...]:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from svcproxy.conntrack.cleaner import StaleFlows
-from svcproxy.conntrack.core.stale import MAX_QUERIES, Flow, Key
+from svcproxy.conntrack.core.stale import MAX_QUERIES
 from svcproxy.conntrack.table import ConntrackError, Table
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.core.conntrack import Destination, Flow
 from svcproxy.state.desired import Changes
 from tests.unit.conntrack.ports import (
     SCTP,
@@ -31,13 +32,13 @@ class FakeTable(Table):
     def __init__(self, family: IPFamily = IPFamily.IPV4, flows: Sequence[Flow] = ()) -> None:
         super().__init__(family)
         self.held = list(flows)
-        self.asked: list[Key] = []
+        self.asked: list[Destination] = []
         self.looked_up: list[bytes] = []
         self.deletions = 0
         self.failures: list[str] = []
         self.ignores_filters = False
 
-    def find(self, query: Key, wanted: Callable[[Flow], bool]) -> list[Flow]:
+    def find(self, query: Destination, wanted: Callable[[Flow], bool]) -> list[Flow]:
         self._fail("find")
         self.asked.append(query)
         if self.ignores_filters:
@@ -121,7 +122,7 @@ def test_many_changed_ports_cost_one_dump_for_each_protocol() -> None:
     ports = [service_port(f"s{n}", [f"10.96.1.{n}:53"], [A]) for n in range(MAX_QUERIES)]
     sctp = service_port("sctp", ["10.96.2.1:53"], [A], protocol=SCTP)
     StaleFlows(table.family, table).clean_all(by_name(*ports, sctp))
-    assert table.asked == [Key(17, b"", 0), Key(132, b"", 0)]
+    assert table.asked == [Destination(17, b"", 0), Destination(132, b"", 0)]
 
 
 def test_ipv6_asks_for_ports_only() -> None:

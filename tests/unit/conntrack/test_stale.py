@@ -3,9 +3,10 @@ from collections.abc import Iterable
 import pytest
 from msgspec import structs
 
-from svcproxy.conntrack.core.stale import MAX_QUERIES, Flow, Frontends, Key, queries
+from svcproxy.conntrack.core.stale import MAX_QUERIES, FrontendEndpoints, queries
 from svcproxy.model.names import Protocol
 from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.core.conntrack import Destination, Flow
 from tests.unit.conntrack.ports import (
     SCTP,
     TCP,
@@ -35,7 +36,7 @@ def nobody_asks(address: bytes) -> bool:
 def stale(before: Iterable[ServicePort], after: Iterable[ServicePort], *flows: Flow) -> list[Flow]:
     """Which of the flows the change from one state to the other makes stale."""
     old, new = by_name(*before), by_name(*after)
-    frontends = Frontends()
+    frontends = FrontendEndpoints()
     frontends.replace(old)
     suspects = frontends.update(change(old, new))
     return [f for f in flows if frontends.is_stale(f, suspects, is_local)]
@@ -136,7 +137,7 @@ def test_what_took_the_place_of_an_address_is_a_node_port_if_there_is_one() -> N
 
 
 def test_the_kernel_is_asked_about_addresses_only_where_it_decides() -> None:
-    frontends = Frontends()
+    frontends = FrontendEndpoints()
     frontends.replace(by_name(dns(A, B)))
     suspects = frontends.update(change(by_name(dns(A, B)), by_name(dns(A))))
     flows = [flow(VIP, B), flow(VIP, A), flow("198.51.100.1:30053", A), flow("198.51.100.1:1", B)]
@@ -145,7 +146,7 @@ def test_the_kernel_is_asked_about_addresses_only_where_it_decides() -> None:
 
 
 def test_changes_that_mislead_no_flow_have_no_suspects() -> None:
-    frontends = Frontends()
+    frontends = FrontendEndpoints()
     base = dns(A)
     frontends.replace(by_name(base))
     harmless = [
@@ -162,7 +163,7 @@ def test_changes_that_mislead_no_flow_have_no_suspects() -> None:
 
 
 def test_only_what_lost_something_is_suspected() -> None:
-    frontends = Frontends()
+    frontends = FrontendEndpoints()
     before = by_name(dns(A, B), service_port("web", ["10.96.0.12:80"], [A], protocol=TCP))
     assert frontends.replace(before) == {key(k) for k in EVERYWHERE}
     after = by_name(dns(B), service_port("web", ["10.96.0.12:80"], [B], protocol=TCP))
@@ -190,7 +191,7 @@ def test_queries_without_addresses_ask_for_each_port_once() -> None:
 def test_many_queries_become_one_for_each_protocol() -> None:
     few = [key(f"10.96.1.{n}:53") for n in range(MAX_QUERIES)]
     assert len(queries(few, by_address=True)) == MAX_QUERIES
-    assert queries([*few, key(NODE_PORT)], by_address=True) == [Key(17, b"", 0)]
+    assert queries([*few, key(NODE_PORT)], by_address=True) == [Destination(17, b"", 0)]
     mixed = [*few, key(VIP, SCTP)]
-    assert queries(mixed, by_address=True) == [Key(17, b"", 0), Key(132, b"", 0)]
+    assert queries(mixed, by_address=True) == [Destination(17, b"", 0), Destination(132, b"", 0)]
     assert queries([], by_address=True) == []

@@ -6,9 +6,10 @@ from ipaddress import ip_address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.conntrack.core.stale import Flow, Frontends, queries
+from svcproxy.conntrack.core.stale import FrontendEndpoints, queries
 from svcproxy.model.names import ServicePortName
 from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.core.conntrack import Flow
 from tests.unit.conntrack.ports import by_name, change, flow, service_port, target
 
 LOCAL = "192.168.50.1"
@@ -63,7 +64,7 @@ def right(state: State, f: Flow) -> bool:
 
 @given(st.lists(states(), min_size=2, max_size=5))
 def test_cleaning_deletes_exactly_what_a_change_made_wrong(history: list[State]) -> None:
-    frontends = Frontends()
+    frontends = FrontendEndpoints()
     frontends.replace(history[0])
     for before, after in itertools.pairwise(history):
         table = [f for f in FLOWS if right(before, f) or owner(before, f) is None]
@@ -75,7 +76,7 @@ def test_cleaning_deletes_exactly_what_a_change_made_wrong(history: list[State])
 
 @given(states())
 def test_cleaning_everything_deletes_what_is_wrong_at_a_frontend(state: State) -> None:
-    frontends = Frontends()
+    frontends = FrontendEndpoints()
     suspects = frontends.replace(state)
     deleted = [f for f in FLOWS if frontends.is_stale(f, suspects, is_local)]
     assert deleted == [f for f in FLOWS if owner(state, f) and not right(state, f)]
@@ -83,7 +84,7 @@ def test_cleaning_everything_deletes_what_is_wrong_at_a_frontend(state: State) -
 
 @given(states(), states(), st.booleans())
 def test_the_queries_cover_every_stale_flow(before: State, after: State, by_address: bool) -> None:  # noqa: FBT001
-    frontends = Frontends()
+    frontends = FrontendEndpoints()
     frontends.replace(before)
     suspects = frontends.update(change(before, after))
     asked = queries(suspects, by_address=by_address)

@@ -1,22 +1,22 @@
-"""How the socket adapter takes answers and errors that a test kernel does not give."""
+"""Answers and errors of connection tracking that the test machine's kernel does not return."""
 
 import errno
-import os
 import struct
 from collections.abc import Iterator
-from typing import Self
 
 import pytest
 
-from svcproxy.conntrack import netlink, table
-from svcproxy.conntrack.core.stale import Flow, Key
 from svcproxy.conntrack.table import ConntrackError, Table
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.connection import MAX_MESSAGES
+from svcproxy.netlink.core import conntrack
 from svcproxy.netlink.core import messages as wire
+from svcproxy.netlink.core.conntrack import Destination, Flow
+from svcproxy.netlink.errors import BufferOverrunError, NetlinkError, TimedOutError
 from tests.unit.conntrack.ports import flow, target
 
-QUERY = Key(17, target("10.96.0.10:53").address, 53)
-Answer = bytes | OSError
+QUERY = Destination(17, target("10.96.0.10:53").address, 53)
+Answer = bytes | NetlinkError
 CLIENT = target("192.168.50.100:40000")
 
 
@@ -26,67 +26,69 @@ class FakeSocket:
     def __init__(self, script: list[Answer], sent: list[bytes]) -> None:
         self.script = script
         self.sent = sent
+        self.buffer = memoryview(bytearray(65536))
 
-    def __enter__(self) -> Self:
-        return self
+    def close(self) -> None:
+        self.script = []
 
-    def __exit__(self, *_: object) -> None:
+    def replace_after(self, _error: NetlinkError) -> None:
         self.script = []
 
     def send(self, data: bytes) -> None:
         self.sent.append(data)
 
-    def recv(self, _size: int) -> bytes:
+    def receive(self) -> bytes:
         answer = self.script.pop(0)
-        if isinstance(answer, OSError):
+        if isinstance(answer, NetlinkError):
             raise answer
         return answer
 
+    def receive_size(self) -> int:
+        data = self.receive()
+        self.buffer[: len(data)] = data
+        return len(data)
+
 
 class Kernel:
-    """Scripts for the sockets to come, and what was sent into them."""
+    """The scripts of the next sockets, and the data sent to them."""
 
     def __init__(self) -> None:
         self.scripts: list[list[Answer]] = []
         self.sent: list[bytes] = []
-        self.refusal: OSError | None = None
+        self.refusal: NetlinkError | None = None
 
-    def open(self, _protocol: int) -> FakeSocket:
+    def open(self, _protocol: int, **_options: object) -> FakeSocket:
         if self.refusal:
             raise self.refusal
         return FakeSocket(self.scripts.pop(0), self.sent)
 
     def filtered(self) -> list[bool]:
-        """Which of the requests carried a filter."""
+        """Whether each request has a filter."""
         return [len(request) > 20 for request in self.sent]
 
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     made = Kernel()
-    monkeypatch.setattr(table, "_opened", made.open)
+    monkeypatch.setattr("svcproxy.netlink.connection.NetlinkSocket", made.open)
     yield made
     assert made.scripts == []
 
 
-def message(kind: int, body: bytes, flags: int = 0) -> bytes:
-    return struct.pack("=IHHII", 16 + len(body), kind, flags, 1, 0) + body
+def message(kind: int, body: bytes, flags: int = 0, sequence: int = 1) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, flags, sequence, 0) + body
 
 
-def code(kind: int, number: int) -> bytes:
-    return message(kind, struct.pack("=i", -number))
-
-
-def refusal(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
+def code(kind: int, number: int, sequence: int = 1) -> bytes:
+    return message(kind, struct.pack("=i", -number), sequence=sequence)
 
 
 def entry(destination: str, source: str, flags: int = 0) -> bytes:
     made = flow(destination, source)
     vip = target(destination)
-    tuples = netlink.conntrack_tuple(netlink.CTA_TUPLE_ORIG, 17, CLIENT, vip)
-    tuples += netlink.conntrack_tuple(netlink.CTA_TUPLE_REPLY, 17, made.source, CLIENT)
-    return message(netlink.CT_NEW, struct.pack("=BBH", 2, 0, 0) + tuples, flags)
+    tuples = conntrack.conntrack_tuple(conntrack.CTA_TUPLE_ORIG, 17, CLIENT, vip)
+    tuples += conntrack.conntrack_tuple(conntrack.CTA_TUPLE_REPLY, 17, made.source, CLIENT)
+    return message(conntrack.CT_NEW, struct.pack("=BBH", 2, 0, 0) + tuples, flags)
 
 
 DONE = code(wire.DONE, 0)
@@ -99,7 +101,7 @@ def found(kernel: Kernel, *scripts: list[Answer]) -> tuple[Table, list[Flow]]:
     return made, made.find(QUERY, lambda _: True)
 
 
-def test_flows_come_in_several_reads(kernel: Kernel) -> None:
+def test_flows_arrive_in_several_reads(kernel: Kernel) -> None:
     made, flows = found(kernel, [HIT, HIT + DONE])
     assert len(flows) == 2
     assert made.filtering
@@ -111,7 +113,7 @@ def test_only_what_is_wanted_is_kept(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
-def test_a_kernel_that_refuses_filters_is_asked_without(kernel: Kernel, number: int) -> None:
+def test_a_kernel_that_refuses_filters_gets_requests_without(kernel: Kernel, number: int) -> None:
     made, flows = found(kernel, [code(wire.ERROR, number)], [HIT + DONE])
     assert len(flows) == 1
     assert kernel.filtered() == [True, False]
@@ -120,7 +122,7 @@ def test_a_kernel_that_refuses_filters_is_asked_without(kernel: Kernel, number: 
 
 def test_a_kernel_that_ignores_filters_is_noticed(kernel: Kernel) -> None:
     made, flows = found(kernel, [HIT + entry("10.96.0.10:54", "10.244.0.1:53") + DONE])
-    assert len(flows) == 2  # what is wanted decides, not the kernel
+    assert len(flows) == 2  # the caller's condition decides, not the kernel
     assert not made.filtering
 
 
@@ -128,15 +130,15 @@ def test_a_kernel_that_ignores_filters_is_noticed(kernel: Kernel) -> None:
     "bad",
     [
         [HIT + entry("10.96.0.10:53", "10.244.0.1:53", wire.FLAG_INTERRUPTED) + DONE],
-        [HIT, refusal(errno.ENOBUFS)],
+        [HIT, BufferOverrunError()],
         [HIT, message(wire.DONE, struct.pack("=i", 0), wire.FLAG_INTERRUPTED)],
     ],
     ids=["interrupted", "overrun", "interrupted at the end"],
 )
-def test_a_dump_that_is_not_whole_is_repeated(kernel: Kernel, bad: list[Answer]) -> None:
+def test_an_incomplete_dump_is_repeated(kernel: Kernel, bad: list[Answer]) -> None:
     _, flows = found(kernel, bad, [HIT + DONE])
     assert len(flows) == 1
-    again: list[list[Answer]] = [[HIT, refusal(errno.ENOBUFS)] for _ in range(5)]
+    again: list[list[Answer]] = [[HIT, BufferOverrunError()] for _ in range(5)]
     with pytest.raises(ConntrackError, match="interrupted 5 times"):
         found(kernel, *again)
 
@@ -146,10 +148,10 @@ def test_a_dump_that_is_not_whole_is_repeated(kernel: Kernel, bad: list[Answer])
     [
         (code(wire.ERROR, errno.EPERM), r"not permitted \(CAP_NET_ADMIN is needed\)"),
         (code(wire.DONE, errno.ENOMEM), "cannot list connection tracking entries"),
-        (TimeoutError("timed out"), "no answer within 30 s"),
+        (TimedOutError(), "no answer within 30 s"),
     ],
 )
-def test_errors_of_a_dump_say_what_is_wrong(kernel: Kernel, answer: Answer, text: str) -> None:
+def test_errors_of_a_dump_name_the_reason(kernel: Kernel, answer: Answer, text: str) -> None:
     with pytest.raises(ConntrackError, match=text):
         found(kernel, [answer])
 
@@ -158,7 +160,7 @@ def test_a_missing_module_is_named(kernel: Kernel) -> None:
     invalid = code(wire.ERROR, errno.EINVAL)
     with pytest.raises(ConntrackError, match="nf_conntrack_netlink"):
         found(kernel, [invalid], [invalid])
-    kernel.refusal = refusal(errno.EPROTONOSUPPORT)
+    kernel.refusal = NetlinkError(errno.EPROTONOSUPPORT)
     with pytest.raises(ConntrackError, match="no netfilter netlink"):
         found(kernel)
     with pytest.raises(ConntrackError, match="no netfilter netlink"):
@@ -167,16 +169,18 @@ def test_a_missing_module_is_named(kernel: Kernel) -> None:
         Table(IPFamily.IPV4).is_local(QUERY.address)
 
 
-def test_deletions_go_in_batches_and_missing_entries_are_fine(kernel: Kernel) -> None:
-    acks = [code(wire.ERROR, 0)] * 99 + [code(wire.ERROR, errno.ENOENT)]
-    kernel.scripts = [[b"".join(acks), *[code(wire.ERROR, 0)] * 50]]
-    flows = [flow("10.96.0.10:53", "10.244.0.1:53")] * 150
-    assert Table(IPFamily.IPV4).delete(flows) == 149
+def test_deletions_are_sent_in_batches_and_missing_entries_are_fine(kernel: Kernel) -> None:
+    missing = code(wire.ERROR, errno.ENOENT, MAX_MESSAGES - 1)
+    acks = [code(wire.ERROR, 0, sequence) for sequence in (MAX_MESSAGES, MAX_MESSAGES + 50)]
+    kernel.scripts = [[missing, *acks]]
+    flows = [flow("10.96.0.10:53", "10.244.0.1:53")] * (MAX_MESSAGES + 50)
+    assert Table(IPFamily.IPV4).delete(flows) == MAX_MESSAGES + 49
     assert len(kernel.sent) == 2
 
 
 def test_an_entry_that_cannot_be_deleted_does_not_save_the_others(kernel: Kernel) -> None:
-    kernel.scripts = [[code(wire.ERROR, errno.EBUSY), code(wire.ERROR, 0)]]
+    kernel.scripts = [[code(wire.ERROR, errno.EBUSY, 1), code(wire.ERROR, 0, 2)]]
     with pytest.raises(ConntrackError, match=r"cannot delete .*busy"):
         Table(IPFamily.IPV4).delete([flow("10.96.0.10:53", "10.244.0.1:53")] * 2)
     assert kernel.scripts == []
+    assert len(list(wire.messages(kernel.sent[0]))) == 2

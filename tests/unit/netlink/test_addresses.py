@@ -1,4 +1,4 @@
-"""Addresses between text and bytes."""
+"""Conversion of addresses between text and bytes."""
 
 from ipaddress import ip_address
 
@@ -10,7 +10,7 @@ from svcproxy.netlink.core.addresses import packed, text
 
 
 @given(st.ip_addresses().map(str))
-def test_there_and_back(address: str) -> None:
+def test_round_trip(address: str) -> None:
     assert packed(address) == ip_address(address).packed
     assert text(packed(address)) == address
 
@@ -18,12 +18,12 @@ def test_there_and_back(address: str) -> None:
 @pytest.mark.parametrize(
     "wrong", ["", "10.0.0", "10.0.0.1.2", "10.0.0.256", "fd00::1::2", "a.b.c.d"]
 )
-def test_what_is_none_is_refused(wrong: str) -> None:
+def test_invalid_addresses_are_refused(wrong: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         packed(wrong)
 
 
-def test_an_ipv4_compatible_address_has_one_form_here() -> None:
+def test_an_ipv4_compatible_address_has_one_form() -> None:
     """The kernel's tools print ``::1.2.3.4``, ``ipaddress`` prints ``::102:304``."""
     assert packed("::1.2.3.4") == packed("::102:304")
     assert text(packed("::1.2.3.4")) == "::102:304"

@@ -1,4 +1,4 @@
-"""How requests are put together for a socket."""
+"""Encoding of requests, and batches of them."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ sizes = st.lists(st.sampled_from([0, 1, 40, 30_000, MAX_BYTES, 3 * MAX_BYTES]), 
 
 
 @given(sizes)
-def test_batches_hold_all_and_none_is_too_long(sizes: list[int]) -> None:
+def test_batches_contain_all_requests_and_none_is_too_long(sizes: list[int]) -> None:
     requests = [Request(1, 0, bytes(size)) for size in sizes]
     batches = list(_batches(iter(requests)))
     for batch in batches:
@@ -23,7 +23,7 @@ def test_batches_hold_all_and_none_is_too_long(sizes: list[int]) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.binary(max_size=9))))
-def test_messages_are_taken_apart_as_they_were_put_together(
+def test_split_inverts_encode(
     parts: list[tuple[int, int, bytes]],
 ) -> None:
     requests = [Request(*part) for part in parts]

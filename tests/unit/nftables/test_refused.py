@@ -7,7 +7,7 @@ import pytest
 
 from svcproxy.backends.base import BackendError, Desired
 from svcproxy.backends.nftables.backend import NftablesBackend
-from svcproxy.backends.nftables.connection import Refusal, RefusedError
+from svcproxy.backends.nftables.connection import RefusedError
 from svcproxy.backends.nftables.core import table_sets
 from svcproxy.backends.nftables.core.render import hairpin_key
 from svcproxy.backends.nftables.core.settings import NftablesSettings
@@ -15,6 +15,7 @@ from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE
 from svcproxy.netlink.core.nf_tables.transaction import Message, Plan, messages
+from svcproxy.netlink.nf_tables import RefusedMessage
 from svcproxy.state.desired import Changes
 from svcproxy.sysctl import conntrack_is_liberal
 from tests.property.test_nftables_incremental import canonical
@@ -41,7 +42,7 @@ class RefusingTable:
         assert self.transactions < MOST_TRANSACTIONS, "it does not give up"
         if self.wrong is not None and self.times:
             self.times -= 1
-            raise RefusedError(Refusal("wrong", 2, self.wrong, 0))
+            raise RefusedError(RefusedMessage("wrong", 2, self.wrong, 0))
         self.kernel.apply(plan)
 
     def refusals(self, _plan: Any, error: RefusedError, _sets: Any) -> list[tuple[Message, str]]:

@@ -14,7 +14,7 @@ from svcproxy.config import ProxyMode
 from svcproxy.kube.recorder import LogOnly
 from svcproxy.model.names import IPFamily, Kind
 from svcproxy.modes import mode_spec
-from svcproxy.netlink import accounting
+from svcproxy.netlink import nfacct
 from svcproxy.observe.exposition import render
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
@@ -31,7 +31,7 @@ RECORDED = Path(__file__).parents[2] / "fakes" / "kube_proxy_1_36_metrics.txt"
 @pytest.fixture(autouse=True)
 def _counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the kernel had accounting objects here; tests/kernel/test_metrics.py looks at real ones."""
-    monkeypatch.setattr(accounting, "packets", lambda names: dict.fromkeys(names, 1))
+    monkeypatch.setattr(nfacct, "packets", lambda names: dict.fromkeys(names, 1))
 
 
 class Listed(NamedTuple):

@@ -1,22 +1,21 @@
-"""Messages of ctnetlink and rtnetlink as bytes: encoding and decoding, no sockets.
+"""Messages of ctnetlink: listing and deleting connection tracking entries.
 
-Layouts and numbers are those of ``linux/netlink.h``, ``linux/rtnetlink.h``,
-``linux/netfilter/nfnetlink.h`` and ``nfnetlink_conntrack.h``; the filter flags are the
-kernel's ``net/netfilter/nf_internals.h`` (since 5.8). Headers are in host byte order, what
-describes packets is in network byte order.
+Layouts and numbers are those of ``linux/netfilter/nfnetlink.h`` and ``nfnetlink_conntrack.h``; the
+filter flags are those of the kernel's ``net/netfilter/nf_internals.h`` (Linux 5.8). Headers are in
+host byte order, numbers that describe packets in network byte order.
 """
 
 from collections.abc import Iterator, Mapping
 from struct import Struct
+from typing import NamedTuple
 
-from svcproxy.conntrack.core.stale import Flow, Key, Target
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.core.attributes import HEADER, MalformedError, attribute, nest
-from svcproxy.netlink.core.messages import FLAG_ACK, FLAG_DUMP, Message, Request, encode
+from svcproxy.netlink.core.attributes import HEADER, attribute, nest
+from svcproxy.netlink.core.families import FAMILY_NUMBERS
+from svcproxy.netlink.core.messages import Request
+from svcproxy.netlink.errors import MalformedError
 
 CT_NEW, CT_GET, CT_DELETE = 0x100, 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK << 8 | message
-_ROUTE, _GET_ROUTE = 24, 26
-_ROUTE_LOCAL = 2  # RTN_LOCAL
 
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY = 1, 2
 _CTA_ID, _CTA_ZONE, _CTA_FILTER = 12, 18, 25
@@ -28,14 +27,51 @@ _BY_DESTINATION, _BY_PROTOCOL, _BY_DESTINATION_PORT = 1 << 1, 1 << 3, 1 << 5
 _TYPE_MASK = 0x3FFF
 
 _NFGEN = Struct("=BBH")
-_ROUTE_MESSAGE = Struct("=8BI")
 _U32 = Struct("=I")
 _U16 = Struct("!H")
-_FAMILIES = {IPFamily.IPV4: 2, IPFamily.IPV6: 10}
 
 
-def conntrack_tuple(kind: int, protocol: int, source: Target, destination: Target) -> bytes:
-    """Encode one direction of a flow, exactly as the kernel does."""
+class AddressPort(NamedTuple):
+    """A packed address (4 or 16 bytes) and a port."""
+
+    address: bytes
+    port: int
+
+
+class Destination(NamedTuple):
+    """An original destination of flows: protocol number, packed address and port.
+
+    In a query, an empty address matches any address and port 0 any port.
+    """
+
+    protocol: int
+    address: bytes
+    port: int
+
+
+class Flow(NamedTuple):
+    """A connection tracking entry.
+
+    Attributes:
+        protocol: the protocol number.
+        address: the packed address of the original destination.
+        port: the port of the original destination.
+        source: the source of the replies: the endpoint, or the original destination if the flow is
+            not translated.
+        handle: the entry's attributes, by which the kernel finds it again.
+    """
+
+    protocol: int
+    address: bytes
+    port: int
+    source: AddressPort
+    handle: bytes
+
+
+def conntrack_tuple(
+    kind: int, protocol: int, source: AddressPort, destination: AddressPort
+) -> bytes:
+    """Encode one direction of a flow, byte for byte as the kernel does."""
     by_source, by_destination = _ADDRESSES[len(source.address)]
     return nest(
         kind,
@@ -53,32 +89,28 @@ def conntrack_tuple(kind: int, protocol: int, source: Target, destination: Targe
     )
 
 
-def conntrack_message(
-    family: IPFamily, kind: int, flags: int, sequence: int, attributes: bytes
-) -> bytes:
-    """Encode a request to the connection tracking of one family."""
-    body = _NFGEN.pack(_FAMILIES[family], 0, 0) + attributes
-    return encode(Request(kind, flags, body), sequence)
+def conntrack_request(family: IPFamily, kind: int, flags: int, attributes: bytes) -> Request:
+    """Build a request to the connection tracking of one family."""
+    return Request(kind, flags, _NFGEN.pack(FAMILY_NUMBERS[family], 0, 0) + attributes)
 
 
-def dump_request(family: IPFamily, query: Key | None, sequence: int) -> bytes:
-    """Encode a request for the flows of a family that match ``query``, all if it is ``None``.
+def dump_request(family: IPFamily, query: Destination | None) -> Request:
+    """Build the request for the flows of a family that match ``query``; all flows if ``None``.
 
-    Kernels before 5.8 know nothing of filters and send everything. SCTP ports are not compared
-    by any kernel, and IPv6 addresses are compared the wrong way round: the filter lets through
-    exactly what it was to keep out (``ctnetlink_filter_match_tuple``, seen in 6.18). So they
-    are never asked for.
+    Kernels before 5.8 ignore filters and return all flows. No kernel compares SCTP ports. IPv6
+    addresses are compared the wrong way round (``ctnetlink_filter_match_tuple``, seen in 6.18): the
+    filter returns exactly the flows that do not match. So IPv6 addresses are left out of it.
     """
     attributes = b"" if query is None else _filter(query)
-    return conntrack_message(family, CT_GET, FLAG_DUMP, sequence, attributes)
+    return conntrack_request(family, CT_GET, 0, attributes)
 
 
 def filters_by_address(family: IPFamily) -> bool:
-    """Whether the kernel's filter can be trusted with addresses of this family."""
+    """Return whether the kernel filters addresses of this family correctly."""
     return family is IPFamily.IPV4
 
 
-def _filter(query: Key) -> bytes:
+def _filter(query: Destination) -> bytes:
     flags, parts = _BY_PROTOCOL, []
     proto = [attribute(_PROTO_NUMBER, bytes([query.protocol]))]
     if query.port:
@@ -92,49 +124,50 @@ def _filter(query: Key) -> bytes:
     return nest(CTA_TUPLE_ORIG, *parts) + nest(_CTA_FILTER, *wanted)
 
 
-def delete_request(family: IPFamily, flow: Flow, sequence: int) -> bytes:
-    """Encode the deletion of exactly this entry; the answer is an ``ERROR`` message.
+def delete_request(family: IPFamily, flow: Flow) -> Request:
+    """Build the request that deletes exactly this entry; ENOENT if it does not exist.
 
-    The entry's number goes along: it keeps a new flow between the same ends, which may have
-    taken its place meanwhile, from being hit (unless it got the same memory, hence number).
+    The request includes the entry's id. Otherwise it could delete a new flow between the same
+    addresses and ports. (The kernel derives ids from memory addresses, so a new flow in the same
+    memory has the same id.)
     """
     found = _attributes(flow.handle, 0, len(flow.handle))
     kept = (CTA_TUPLE_ORIG, _CTA_ZONE, _CTA_ID)
     # An attribute's header lies in the four bytes before its value.
     parts = (flow.handle[found[k][0] - 4 : found[k][1]] for k in kept if k in found)
     attributes = b"".join(part + bytes(-len(part) % 4) for part in parts)
-    return conntrack_message(family, CT_DELETE, FLAG_ACK, sequence, attributes)
+    return conntrack_request(family, CT_DELETE, 0, attributes)
 
 
 def _both_ways(length: int, fill: int) -> bytes:
-    end = Target(bytes([fill]) * length, fill << 8 | fill)
+    end = AddressPort(bytes([fill]) * length, fill << 8 | fill)
     kinds = (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY)
     return b"".join(conntrack_tuple(kind, fill, end, end) for kind in kinds)
 
 
-class _Layout:
-    """Where the fields of an entry lie when the kernel writes its tuples in the usual order.
+class _TupleLayout:
+    """The positions of an entry's fields when the kernel writes its tuples in the usual order.
 
-    A dump can have a million entries; one masked comparison of all attribute headers replaces
-    a walk from attribute to attribute, which takes several times as long.
+    A dump can have a million entries. One masked comparison of all attribute headers is several
+    times faster than parsing attribute by attribute.
     """
 
     def __init__(self, length: int) -> None:
         zeros, ones = _both_ways(length, 0x00), _both_ways(length, 0xFF)
         self.start, self.end = _NFGEN.size, _NFGEN.size + len(zeros)
         self.expected = int.from_bytes(zeros, "big")
-        # What differs between the two is data, what does not is structure.
+        # Bits that differ between the two are data, the others are structure.
         self.mask = ~(self.expected ^ int.from_bytes(ones, "big"))
         original = f"{16 + length}x {length}s 8x B 15x H 2x"
         reply = f"12x {length}s {20 + length}x H 10x"
         self.fields = Struct(f"!{_NFGEN.size}x {original} {reply}")
 
 
-_LAYOUTS = {2: _Layout(4), 10: _Layout(16)}
+_LAYOUTS = {2: _TupleLayout(4), 10: _TupleLayout(16)}
 
 
 def decode_flow(body: bytes) -> Flow | None:
-    """Decode the entry in a message's body; ``None`` if it has no ports (ICMP, GRE, ...).
+    """Decode the entry in a message's body; ``None`` if it has no ports (ICMP, GRE etc.).
 
     Raises:
         MalformedError: a length does not fit.
@@ -144,13 +177,13 @@ def decode_flow(body: bytes) -> Flow | None:
         headers = int.from_bytes(body[layout.start : layout.end], "big") & layout.mask
         if headers == layout.expected:
             address, protocol, port, source, source_port = layout.fields.unpack_from(body)
-            target = Target(source, source_port)
+            target = AddressPort(source, source_port)
             return Flow(protocol, address, port, target, body[_NFGEN.size :])
-    return _decode_step_by_step(body)
+    return _decode_by_attributes(body)
 
 
-def _decode_step_by_step(body: bytes) -> Flow | None:
-    """Decode an entry whose tuples hold something else besides, for example zones."""
+def _decode_by_attributes(body: bytes) -> Flow | None:
+    """Decode an entry whose tuples have more attributes than usual, for example zones."""
     found = _attributes(body, _NFGEN.size, len(body))
     if CTA_TUPLE_ORIG not in found or CTA_TUPLE_REPLY not in found:
         return None
@@ -162,8 +195,8 @@ def _decode_step_by_step(body: bytes) -> Flow | None:
     return Flow(protocol, *destination, reply[1], body[_NFGEN.size :])
 
 
-def _ends(body: bytes, start: int, end: int) -> tuple[int, Target, Target] | None:
-    """The protocol, source and destination of an encoded tuple, if it has ports."""
+def _ends(body: bytes, start: int, end: int) -> tuple[int, AddressPort, AddressPort] | None:
+    """Decode the protocol, source and destination of a tuple; ``None`` if it has no ports."""
     parts = _attributes(body, start, end)
     if _TUPLE_IP not in parts or _TUPLE_PROTO not in parts:
         return None
@@ -180,17 +213,17 @@ def _ends(body: bytes, start: int, end: int) -> tuple[int, Target, Target] | Non
         raise MalformedError("half a number in a tuple")
     from_port, to_port = (_U16.unpack_from(body, proto[kind][0])[0] for kind in ports)
     number = body[proto[_PROTO_NUMBER][0]]
-    return number, Target(source, from_port), Target(destination, to_port)
+    return number, AddressPort(source, from_port), AddressPort(destination, to_port)
 
 
 def _numbers(proto: Mapping[int, tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Where the numbers of a tuple begin and end, and how many bytes each needs."""
+    """Yield where each number of a tuple begins and ends, and how many bytes it needs."""
     for kind, size in ((_PROTO_NUMBER, 1), (_SOURCE_PORT, 2), (_DESTINATION_PORT, 2)):
         yield *proto[kind], size
 
 
 def _attributes(data: bytes, start: int, end: int) -> dict[int, tuple[int, int]]:
-    """Where the value of each attribute between ``start`` and ``end`` begins and ends."""
+    """Return where the value of each attribute between ``start`` and ``end`` begins and ends."""
     found = {}
     while start + HEADER.size <= end:
         size, kind = HEADER.unpack_from(data, start)
@@ -199,17 +232,3 @@ def _attributes(data: bytes, start: int, end: int) -> dict[int, tuple[int, int]]
         found[kind & _TYPE_MASK] = (start + HEADER.size, start + size)
         start += (size + 3) & ~3
     return found
-
-
-def route_request(family: IPFamily, address: bytes, sequence: int) -> bytes:
-    """Encode the question which route packets to ``address`` take."""
-    lengths = (_FAMILIES[family], len(address) * 8)
-    body = _ROUTE_MESSAGE.pack(*lengths, 0, 0, 0, 0, 0, 0, 0) + attribute(1, address)  # RTA_DST
-    return encode(Request(_GET_ROUTE, 0, body), sequence)
-
-
-def is_local_route(message: Message) -> bool:
-    """Whether the answer to ``route_request`` says that the address is the machine's own."""
-    if message.kind != _ROUTE or len(message.body) < _ROUTE_MESSAGE.size:
-        return False
-    return bool(_ROUTE_MESSAGE.unpack_from(message.body)[7] == _ROUTE_LOCAL)

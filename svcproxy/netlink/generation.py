@@ -1,0 +1,93 @@
+"""The nf_tables generation: detects whether any process changed nf_tables.
+
+Every nf_tables transaction in a network namespace, including those of iptables' nft variant,
+increments one number (``NFT_MSG_GETGEN``, Linux 4.10). Reading it takes some 20 µs; reading and
+comparing 10,000 Services' rules takes a second.
+"""
+
+import errno
+
+from svcproxy.model.names import IPFamily
+from svcproxy.netlink.connection import Connection
+from svcproxy.netlink.core.attributes import text
+from svcproxy.netlink.core.messages import FLAG_CREATE, Request
+from svcproxy.netlink.core.nf_tables import dump
+from svcproxy.netlink.core.nf_tables import protocol as nft
+from svcproxy.netlink.core.nf_tables.transaction import Message
+from svcproxy.netlink.errors import NetlinkError
+from svcproxy.netlink.nf_tables import NfTables, TransactionRefusedError
+from svcproxy.netlink.socket import NETFILTER
+
+_TIMEOUT_SECONDS = 1.0
+_DATAGRAM_BYTES = 4096
+_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.EAFNOSUPPORT})
+
+
+class Watermark:
+    """The generation up to which all changes are known to be svcproxy's own.
+
+    Another process may commit between our read and our write, and its change would be hidden by
+    ours. So a generation is trusted only if it is the one that was read, or follows it by at most
+    as many transactions as we committed.
+    """
+
+    def __init__(self) -> None:
+        self._known: int | None = None
+
+    def reading(self) -> None:
+        """Note that all rules are about to be read."""
+        self._known = generation()
+
+    def writing(self) -> None:
+        """Note that rules are about to be written; changes by others until now are unknown."""
+        if self._known is not None and generation() != self._known:
+            self._known = None
+
+    def written(self, commits: int) -> None:
+        """Note that at most ``commits`` transactions of ours followed ``writing``."""
+        now = generation()
+        if self._known is not None and now is not None:
+            self._known = now if now - self._known <= commits else None
+
+    @property
+    def untouched(self) -> bool:
+        """Whether only we have changed nf_tables since the last read."""
+        return self._known is not None and generation() == self._known
+
+
+def generation() -> int | None:
+    """Return this network namespace's nf_tables generation; ``None`` if the kernel has none."""
+    request = Request(nft.message_type(nft.GET_GENERATION), 0, nft.FAMILY_HEADER.pack(0, 0, 0))
+    try:
+        with Connection(
+            NETFILTER,
+            timeout_seconds=_TIMEOUT_SECONDS,
+            datagram_bytes=_DATAGRAM_BYTES,
+            receive_buffer_bytes=0,
+        ) as connection:
+            return dump.generation(connection.ask(request).body[nft.FAMILY_HEADER.size :])
+    except NetlinkError:
+        return None
+
+
+def has_tables(family: IPFamily) -> bool:
+    """Return whether the kernel's nf_tables supports tables of a family.
+
+    The kernel may be built without them; iptables-nft-save then prints nothing and succeeds. The
+    kernel validates a new table without creating it (Linux 3.18). If it refuses for another
+    reason, such as missing privileges, the family counts as supported.
+    """
+    table = text(nft.TABLE_OF, "svcproxy-asking")
+    try:
+        tables = NfTables(family)
+    except NetlinkError as error:
+        return error.errno != errno.EPROTONOSUPPORT
+    try:
+        tables.transact([Message(nft.NEW_TABLE, FLAG_CREATE, table, "a table")], check=True)
+    except TransactionRefusedError as error:
+        return not any(refused.number in _UNSUPPORTED for refused in error.refused)
+    except NetlinkError:
+        return True
+    finally:
+        tables.close()
+    return True
