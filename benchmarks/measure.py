@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.iptables_tracer import saved_chains
 from benchmarks.kernel import Kernel
 from benchmarks.population import PORT, SERVICE_RANGE, TARGET_PORT, Population, Shape, Size
 from benchmarks.realapi import RealApi
 from benchmarks.results import Change, Connections, Memory, Options, Received, Result
-from benchmarks.rule_growth import rules_passed
+from benchmarks.rule_growth import nat_rules, rules_passed
 from benchmarks.server import ApiServer
 from benchmarks.subject import Running, Subject
 from benchmarks.usage import Usage, usage
@@ -170,8 +169,8 @@ class _Run:
         saved = self.kernel.saved(self.node.netns)
         counted = self.kernel.count(saved)
         result.rules, result.chains = counted.rules, counted.chains
-        if self.kernel.mode == "iptables":  # the walker reads no other rules
-            result.passed = rules_passed(saved_chains(saved), self.population)
+        if self.kernel.mode == "iptables":  # the count is about iptables rules
+            result.passed = rules_passed(nat_rules(saved), self.population)
 
     def _changes(self, result: Result) -> None:
         options = result.options

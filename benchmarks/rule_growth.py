@@ -6,13 +6,15 @@ import random
 import msgspec
 
 from benchmarks.figures import count
-from benchmarks.iptables_tracer import Chains, Packet, Walker, saved_chains
 from benchmarks.population import PORT, Population, Shape, Size
 from benchmarks.results import Passed
 from svcproxy.backends.base import Desired
 from svcproxy.backends.iptables.backend import IptablesBackend
 from svcproxy.backends.settings import LocalTraffic, Settings
 from svcproxy.backends.xtables.commands import Iptables, Variant
+from svcproxy.explain.core.iptables_rules import IptablesRuleset, parse_tables
+from svcproxy.explain.core.packet import Packet
+from svcproxy.explain.core.trace import trace
 from svcproxy.kube.core.decoding import decode_object
 from svcproxy.kube.core.parse import parse_object
 from svcproxy.model.names import IPFamily, Kind
@@ -33,22 +35,27 @@ class Growth(msgspec.Struct, frozen=True):
     list: float
 
 
-def rules_passed(chains: Chains, population: Population) -> Passed:
+def nat_rules(saved: str) -> IptablesRuleset:
+    """The nat table in the output of iptables-save, or in a restore input for an empty table."""
+    return IptablesRuleset({"nat": parse_tables(saved).get("nat", {})})
+
+
+def rules_passed(rules: IptablesRuleset, population: Population) -> Passed:
     """The mean over random Services, for a pod and a machine outside of the cluster.
 
     Raises:
         AssertionError: a connection would not be translated.
+        UnknownRuleError: a rule is not understood.
     """
-    walker = Walker(chains)
     number = min(_SAMPLE, population.size.services)
     addresses = random.Random(0).sample(population.addresses, number)
 
     def mean(source: str, interface: str) -> float:
         total = 0.0
         for address in addresses:
-            passed = walker.passed(Packet.make(source, address, PORT, interface))
-            assert abs(passed.translated - 1) < 1e-6, f"{address}: {passed}"
-            total += passed.rules
+            found = trace(Packet(source, address, PORT, interface=interface), rules)
+            assert abs(found.translated - 1) < 1e-6, f"{address}: {found}"
+            total += found.evaluated["nat PREROUTING"]
         return total / number
 
     return Passed(from_pod=mean(POD, "br0"), from_outside=mean(CLIENT_IPV4, "eth0"))
@@ -57,12 +64,12 @@ def rules_passed(chains: Chains, population: Population) -> Passed:
 def growth(size: Size, shape: Shape) -> Growth:
     """Compute it for one size without any kernel, from the very text that would be loaded."""
     population = Population(size, PODS, shape)
-    passed = rules_passed(planned_chains(population), population)
+    passed = rules_passed(planned_rules(population), population)
     return Growth(size, passed, size.services / 2)
 
 
-def planned_chains(population: Population) -> Chains:
-    """The nat chains that svcproxy's iptables mode writes for a population into an empty table."""
+def planned_rules(population: Population) -> IptablesRuleset:
+    """The nat rules that svcproxy's iptables mode writes for a population into an empty table."""
     state = DesiredState(IPFamily.IPV4, "node1")
     for document in population.objects():
         raw = json.dumps(document).encode()
@@ -76,7 +83,7 @@ def planned_chains(population: Population) -> Chains:
     programs = _Recorder()
     backend = IptablesBackend(programs, settings)
     backend.apply(backend.plan(Desired(state.ports, settings), backend.read()))
-    return saved_chains("".join(programs.inputs))
+    return nat_rules("".join(programs.inputs))
 
 
 class _Recorder(Iptables):

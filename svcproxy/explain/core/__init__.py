@@ -1,0 +1,1 @@
+"""Printers and the packet tracer: pure functions of rules and packets."""

@@ -1,0 +1,39 @@
+"""Prints IPVS mode's state as ``ipvsadm -L -n`` and ``ipset save`` do."""
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+from svcproxy.explain.core.iptables_rules import Sets
+from svcproxy.explain.core.ipvs_rules import IpvsRuleset, VirtualServer
+from svcproxy.explain.core.packet import parse_target
+
+
+def server_lines(ruleset: IpvsRuleset) -> Iterator[str]:
+    """The virtual servers with their real servers, sorted by address and port."""
+    for protocol, target in sorted(ruleset.servers, key=lambda s: (parse_target(s[1]), s[0])):
+        server = ruleset.servers[protocol, target]
+        yield f"{protocol.upper():<4} {target} {_properties(server)}"
+        for real, weight in sorted(server.real, key=lambda each: parse_target(each.target)):
+            yield f"  -> {real} Masq {weight} 0 0"
+
+
+def _properties(server: VirtualServer) -> str:
+    text = server.scheduler
+    if server.flags:
+        text += f" ({','.join(server.flags)})"
+    if server.timeout:
+        text += f" persistent {server.timeout}"
+    return text
+
+
+def set_lines(sets: Sets) -> Iterator[str]:
+    """One ``add`` command for each entry, sorted by sets and entries."""
+    for name in sorted(sets):
+        for entry in sorted(sets[name]):
+            yield f"add {name} {entry}"
+
+
+def address_lines(ruleset: IpvsRuleset, interface: str = "kube-ipvs0") -> Iterator[str]:
+    """The addresses of virtual servers, as commands that bind them."""
+    for address in sorted(ruleset.bound):
+        yield f"ip address add {ip_address(address)} dev {interface}"

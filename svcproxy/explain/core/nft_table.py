@@ -1,0 +1,185 @@
+"""An nftables table as a value: what svcproxy sends to the kernel, and what the kernel dumps.
+
+Sets, chains and rules are netlink attributes. The kernel dumps them with the attributes that were
+sent and some more, so the same value describes a rendered table and one that was read.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import msgspec
+
+from svcproxy.explain.core.packet import UnknownRuleError, Update
+from svcproxy.netlink.core.attributes import MalformedError, attribute, collect, string, walk
+
+HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+"""By netfilter's numbers."""
+_ACCEPT_POLICY = 1
+
+
+class NftTable(msgspec.Struct, frozen=True):
+    """One table of family ``ip`` or ``ip6``.
+
+    Attributes:
+        family: ``ip`` or ``ip6``.
+        name: the table's name.
+        sets: what describes each set or map, by name.
+        chains: what describes each chain, by name.
+        rules: what describes each rule, by chain and in order.
+        elements: the elements of each set: by key, the encoded rest.
+        comment: the table's comment.
+    """
+
+    family: str
+    name: str
+    sets: Mapping[str, bytes] = {}
+    chains: Mapping[str, bytes] = {}
+    rules: Mapping[str, Sequence[bytes]] = {}
+    elements: Mapping[str, Mapping[bytes, bytes]] = {}
+    comment: str = ""
+
+    def value(self, name: str, key: bytes) -> bytes | None:
+        """The value of a map's element (empty for a set's); ``None`` if there is no element."""
+        tail = self.elements.get(name, {}).get(key)
+        return None if tail is None else element_value(tail)
+
+    def after(self, updates: Iterable[Update]) -> "NftTable":
+        """The table with the elements that packets have made and deleted."""
+        elements = {name: dict(tails) for name, tails in self.elements.items()}
+        for name, key, value, _ in updates:
+            held = elements.setdefault(name, {})
+            if value is None:
+                held.pop(key, None)
+            else:
+                held.setdefault(key, attribute(2, attribute(1, value)))
+        return msgspec.structs.replace(self, elements=elements)
+
+
+class Expression(NamedTuple):
+    """One expression of a rule: its name, and its attributes by number."""
+
+    name: str
+    attributes: Mapping[int, bytes]
+
+    def number(self, kind: int) -> int:
+        """An attribute that is a big-endian number; 0 if it is missing."""
+        return int.from_bytes(self.attributes.get(kind, b""), "big")
+
+    def register(self, kind: int) -> int:
+        """The word (of four bytes) at which a register begins."""
+        number = self.number(kind)
+        return (number - 1) * 4 if number < 8 else number - 8
+
+    def text(self, kind: int) -> str:
+        """An attribute that is a string."""
+        return string(self.attributes.get(kind, b""))
+
+    def value(self, kind: int) -> bytes:
+        """The bytes of an attribute that nests a value."""
+        return collect(self.attributes.get(kind, b"")).get(1, b"")
+
+
+class Rule(NamedTuple):
+    """A decoded rule."""
+
+    expressions: tuple[Expression, ...]
+    comment: str = ""
+
+
+class SetInfo(NamedTuple):
+    """What describes a set: lengths in bytes, and everything that nft prints of it."""
+
+    key_length: int
+    data_length: int
+    flags: int
+    key_type: int
+    data_type: int
+    size: int
+    notes: Mapping[int, bytes]
+
+
+class ChainInfo(NamedTuple):
+    """What describes a chain; ``hook`` is -1 for chains that only rules lead to."""
+
+    hook: int = -1
+    priority: int = 0
+    kind: str = ""
+    accepts: bool = True
+
+
+@lru_cache(maxsize=4096)
+def decode_rule(body: bytes) -> Rule:
+    """Decode a rule.
+
+    Raises:
+        UnknownRuleError: the attributes are malformed.
+    """
+    try:
+        parts = collect(body)
+        expressions = tuple(
+            Expression(string(member[1]), collect(member.get(2, b"")))
+            for member in (collect(value) for _, value, _ in walk(parts.get(4, b"")))
+        )
+        return Rule(expressions, comment_of(parts.get(7, b""), 0))
+    except (MalformedError, KeyError) as error:
+        raise UnknownRuleError(f"malformed rule {body.hex():.80}") from error
+
+
+@lru_cache(maxsize=1024)
+def describe_set(body: bytes) -> SetInfo:
+    """Decode what describes a set."""
+    parts = collect(body)
+    number = {kind: int.from_bytes(parts.get(kind, b""), "big") for kind in (3, 4, 5, 6, 7)}
+    size = int.from_bytes(collect(parts.get(9, b"")).get(1, b""), "big")
+    return SetInfo(
+        number[5], number[7], number[3], number[4], number[6], size, notes_in(parts.get(13, b""))
+    )
+
+
+@lru_cache(maxsize=1024)
+def describe_chain(body: bytes) -> ChainInfo:
+    """Decode what describes a chain."""
+    parts = collect(body)
+    if 4 not in parts:
+        return ChainInfo()
+    hook = collect(parts[4])
+    priority = int.from_bytes(hook[2], "big", signed=True)
+    policy = int.from_bytes(parts.get(5, b"\1"), "big")
+    return ChainInfo(
+        int.from_bytes(hook[1], "big"),
+        priority,
+        string(parts.get(7, b"")),
+        policy == _ACCEPT_POLICY,
+    )
+
+
+def element_value(tail: bytes) -> bytes:
+    """The value of a map's element, from the attributes after its key; empty for a set's."""
+    data = collect(tail).get(2, b"")
+    return collect(data).get(1, b"") if data else b""
+
+
+def verdict_of(expression: Expression) -> tuple[int, str] | None:
+    """Code and chain of an ``immediate`` expression that is a verdict."""
+    data = collect(expression.attributes.get(2, b""))
+    if 2 not in data:
+        return None
+    verdict = collect(data[2])
+    return int.from_bytes(verdict[1], "big", signed=True), string(verdict.get(2, b""))
+
+
+def notes_in(data: bytes) -> dict[int, bytes]:
+    """The user data of an object, which nft writes as type, length and value of a byte each."""
+    notes: dict[int, bytes] = {}
+    at = 0
+    while at + 2 <= len(data):
+        kind, length = data[at], data[at + 1]
+        notes[kind] = data[at + 2 : at + 2 + length]
+        at += 2 + length
+    return notes
+
+
+def comment_of(notes: bytes, kind: int) -> str:
+    """The comment in user data; each kind of object has its own number for it."""
+    return notes_in(notes).get(kind, b"").rstrip(b"\0").decode(errors="replace")

@@ -1,0 +1,22 @@
+"""The rules that iptables mode programs for some Service ports.
+
+The only module here that knows iptables mode's planner.
+"""
+
+from collections.abc import Mapping
+
+from svcproxy.backends.base import Desired
+from svcproxy.backends.iptables.core.difference import Observed
+from svcproxy.backends.iptables.core.plan import Planner
+from svcproxy.backends.iptables.core.settings import IptablesSettings
+from svcproxy.explain.core.iptables_rules import IptablesRuleset
+from svcproxy.model.names import ServicePortName
+from svcproxy.model.serviceport import ServicePort
+
+
+def rendered(
+    ports: Mapping[ServicePortName, ServicePort], settings: IptablesSettings
+) -> IptablesRuleset:
+    """The rules that a planner with these settings makes for empty tables."""
+    plan = Planner(settings).plan(Desired(ports, settings), settings, Observed({}))
+    return IptablesRuleset.parse(plan.text(), dict.fromkeys(plan.create_sets, frozenset()))

@@ -1,0 +1,103 @@
+"""What IPVS mode programs for some Service ports.
+
+The only module here that knows IPVS mode's planner.
+"""
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from ipaddress import ip_address
+
+from svcproxy.backends.base import Desired
+from svcproxy.backends.ipvs.operations import AddRealServer, AddVirtualServer
+from svcproxy.backends.ipvs.plan import Observed, restore_input
+from svcproxy.backends.ipvs.planner import Planner
+from svcproxy.backends.ipvs.settings import IpvsSettings
+from svcproxy.backends.ipvs.values import (
+    RealServerKey,
+    ServerFlag,
+    SetEntry,
+    VirtualServerKey,
+    without_zero_prefix,
+)
+from svcproxy.backends.ipvs.values import VirtualServer as PlannedServer
+from svcproxy.explain.core.iptables_rules import Sets, parse_tables
+from svcproxy.explain.core.ipvs_rules import IpvsRuleset, RealServer, VirtualServer
+from svcproxy.explain.core.packet import target_text
+from svcproxy.model.names import ServicePortName
+from svcproxy.model.serviceport import ServicePort
+
+_NAMED_FLAGS = (
+    (ServerFlag.SCHEDULER_1, "fallback", "flag-1"),
+    (ServerFlag.SCHEDULER_2, "port", "flag-2"),
+    (ServerFlag.SCHEDULER_3, "", "flag-3"),
+)
+
+
+def rendered(ports: Mapping[ServicePortName, ServicePort], settings: IpvsSettings) -> IpvsRuleset:
+    """What a planner with these settings makes for an empty kernel."""
+    plan = Planner(settings).plan(
+        Desired(ports, settings), settings, Observed({}, {}, {}, {}, frozenset())
+    )
+    servers: dict[VirtualServerKey, PlannedServer] = {}
+    real: dict[VirtualServerKey, dict[RealServerKey, int]] = {}
+    for operation in (*plan.serve, *plan.node_ports):
+        if isinstance(operation, AddVirtualServer):
+            servers[operation.key] = operation.server
+        elif isinstance(operation, AddRealServer):
+            real.setdefault(operation.virtual, {})[operation.key] = operation.weight
+    entries: dict[str, set[SetEntry]] = {}
+    for name, entry in plan.enter:
+        entries.setdefault(name, set()).update(without_zero_prefix(entry))
+    tables = {**plan.tables, **plan.hand_over}
+    return ruleset(parse_tables(restore_input(tables)), entries, servers, real, bound=plan.bind)
+
+
+def ruleset(
+    tables: Mapping[str, Mapping[str, list[str]]],
+    entries: Mapping[str, AbstractSet[SetEntry]],
+    servers: Mapping[VirtualServerKey, PlannedServer],
+    real: Mapping[VirtualServerKey, Mapping[RealServerKey, int]],
+    *,
+    bound: Iterable[str],
+) -> IpvsRuleset:
+    """The same from what IPVS mode plans or has read from a kernel."""
+    return IpvsRuleset(
+        tables,
+        _sets(entries),
+        {
+            (key.protocol.keyword, _target(key.address, key.port)): _server(
+                server, real.get(key, {})
+            )
+            for key, server in servers.items()
+        },
+        frozenset(ip_address(address).packed for address in bound),
+    )
+
+
+def _sets(entries: Mapping[str, AbstractSet[SetEntry]]) -> Sets:
+    return {name: frozenset(map(entry_text, found)) for name, found in entries.items()}
+
+
+def entry_text(entry: SetEntry) -> str:
+    """An entry of an ipset as ``ipset list`` prints it: ``10.96.0.1,tcp:80``."""
+    port = str(entry.port) if entry.port else ""
+    if entry.protocol is not None:
+        port = f"{entry.protocol.keyword}:{entry.port}"
+    return ",".join(filter(None, (entry.address, port, entry.other)))
+
+
+def _target(address: str, port: int) -> str:
+    return target_text(ip_address(address).packed, port)
+
+
+def _server(server: PlannedServer, real: Mapping[RealServerKey, int]) -> VirtualServer:
+    return VirtualServer(
+        server.scheduler,
+        tuple(RealServer(_target(*key), weight) for key, weight in sorted(real.items())),
+        tuple(
+            f"{server.scheduler}-{name}" if name and server.scheduler in {"sh", "mh"} else number
+            for flag, name, number in _NAMED_FLAGS
+            if server.flags & flag
+        ),
+        server.timeout,
+    )

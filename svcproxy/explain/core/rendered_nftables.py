@@ -1,0 +1,43 @@
+"""The table that nftables mode programs for some Service ports.
+
+The only module here that knows nftables mode's planner.
+"""
+
+from collections.abc import Mapping
+
+from svcproxy.backends.base import Desired
+from svcproxy.backends.nftables.core.plan import Planner, all_sets
+from svcproxy.backends.nftables.core.settings import NftablesSettings
+from svcproxy.explain.core.nft_table import NftTable
+from svcproxy.model.names import ServicePortName
+from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.core.nf_tables.dump import Observed
+from svcproxy.netlink.core.nf_tables.ruleset import TABLE
+
+_FAMILIES = {"IPv4": "ip", "IPv6": "ip6"}
+
+
+def rendered(ports: Mapping[ServicePortName, ServicePort], settings: NftablesSettings) -> NftTable:
+    """The table that a planner with these settings makes for an empty kernel."""
+    plan = Planner(settings).plan(Desired(ports, settings), settings, Observed())
+    specs = all_sets(settings, [spec.name for spec in plan.sets])
+    return NftTable(
+        family=_FAMILIES[settings.family.value],
+        name=TABLE,
+        sets={spec.name: specs[spec.name].attributes() for spec in plan.sets},
+        chains={chain.name: chain.attributes() for chain in plan.chains},
+        rules={chain.name: [rule.attributes() for rule in chain.rules] for chain in plan.chains},
+        elements=plan.add,
+    )
+
+
+def observed_table(observed: Observed, family: str) -> NftTable:
+    """The table that was read from a kernel; ``family`` is ``ip`` or ``ip6``."""
+    return NftTable(
+        family=family,
+        name=TABLE,
+        sets=observed.sets,
+        chains=observed.chains,
+        rules=observed.rules,
+        elements=observed.elements,
+    )

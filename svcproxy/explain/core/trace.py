@@ -1,0 +1,268 @@
+"""Traces a packet through rules: the rules that match, and what becomes of the packet.
+
+Where a rule matches at random (``statistic``, ``numgen``, an IPVS scheduler), every branch is
+followed with its probability, so that one trace shows all endpoints that a packet may reach.
+
+    trace = trace(Packet("10.244.1.9", "10.96.0.10", 80, interface="cni0"), ruleset, host)
+    for verdict in trace.verdicts: print(verdict)
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from fractions import Fraction
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from svcproxy.explain.core.packet import Flow, Host, Packet, Update, first_flow, target_text
+
+NEGLIGIBLE = 1e-9
+"""Branches that are less likely than this are dropped: they are rounding errors."""
+
+
+class Action(StrEnum):
+    """What becomes of a packet."""
+
+    ACCEPT = "accept"
+    DROP = "drop"
+    REJECT = "reject"
+
+
+class Step(NamedTuple):
+    """A rule that matched.
+
+    Attributes:
+        table: the table; for IPVS ``ipvs``.
+        chain: the chain in it; for IPVS the virtual server.
+        position: the rule's place in the chain, from 0.
+        probability: how likely the packet comes here and the rule matches.
+    """
+
+    table: str
+    chain: str
+    position: int
+    probability: float
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """One possible end of a packet's way.
+
+    Attributes:
+        probability: how likely it is.
+        action: whether the packet passes.
+        endpoint: where a translated packet goes, as ``address:port``; empty if no rule and no
+            virtual server translated it.
+        masqueraded: whether the endpoint sees an address of the node as the source.
+        mark: the firewall mark with which the packet leaves the rules.
+        updates: what the packet leaves in sets and maps.
+    """
+
+    probability: float
+    action: Action
+    endpoint: str = ""
+    masqueraded: bool = False
+    mark: int = 0
+    updates: tuple[Update, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{fraction(self.probability)}{self.outcome}"
+
+    @property
+    def outcome(self) -> str:
+        """The verdict in words, without its probability."""
+        if self.action is not Action.ACCEPT:
+            return self.action.value
+        text = self.endpoint or "no match"
+        return f"{text} masqueraded" if self.masqueraded else text
+
+
+class Trace(msgspec.Struct, frozen=True):
+    """The result of tracing one packet.
+
+    Attributes:
+        steps: the rules that matched, in the order in which they were reached.
+        verdicts: every possible end, in the order of endpoints; their probabilities add up to 1.
+        evaluated: the expected number of rules that were evaluated, by base chain, for example
+            ``nat PREROUTING``.
+    """
+
+    steps: tuple[Step, ...]
+    verdicts: tuple[Verdict, ...]
+    evaluated: dict[str, float]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.verdicts))
+
+    @property
+    def translated(self) -> float:
+        """The probability that the packet is translated to an endpoint."""
+        return sum(verdict.probability for verdict in self.verdicts if verdict.endpoint)
+
+
+def fraction(probability: float) -> str:
+    """A probability as a fraction and a space; nothing for certainty."""
+    found = Fraction(probability).limit_denominator(1000)
+    return "" if found == 1 else f"{found} "
+
+
+class Ruleset(Protocol):
+    """The rules of one mode and family, as ``trace`` needs them.
+
+    ``IptablesRuleset``, ``NftRuleset`` and ``IpvsRuleset`` are such.
+    """
+
+    def walk(self, log: "Log", hook: str, flow: Flow, weight: float) -> dict[Flow, float]:
+        """Run the rules of a hook on a flow.
+
+        Returns:
+            The flows that pass, with their weights.
+
+        Raises:
+            UnknownRuleError: a rule is not understood.
+        """
+
+    def is_local(self, host: Host, address: bytes) -> bool:
+        """Whether the node takes an address for its own."""
+
+    def after(self, updates: Iterable[Update]) -> "Ruleset":
+        """The rules with what packets have left in sets and maps."""
+
+    def text(self, step: Step) -> str:
+        """The rule of a step in the syntax of its tool."""
+
+
+class Log:
+    """Collects the steps, counts and endings of one trace.
+
+    Args:
+        host: what rules ask the routing table.
+        choose: a number from 0 to below 1 that takes the place of all random numbers, so that
+            only one branch is followed; ``None`` follows all branches.
+        is_local: whether the node takes an address for its own.
+    """
+
+    def __init__(self, host: Host, choose: float | None, ruleset: Ruleset) -> None:
+        self.choose = choose
+        self.steps: list[Step] = []
+        self.endings: dict[tuple[Action, Flow], float] = {}
+        self.evaluated: dict[str, float] = {}
+        self.base = ""
+        self._host = host
+        self._ruleset = ruleset
+
+    def is_local(self, address: bytes) -> bool:
+        """Whether the node takes an address for its own."""
+        return self._ruleset.is_local(self._host, address)
+
+    def enter(self, base: str) -> None:
+        """Note the base chain to which evaluated rules are counted."""
+        self.base = base
+
+    def count(self, weight: float) -> None:
+        """Count a rule that a share of the packets reaches."""
+        self.evaluated[self.base] = self.evaluated.get(self.base, 0.0) + weight
+
+    def end(self, action: Action, flow: Flow, weight: float) -> None:
+        """Note a share of the packets that go no further."""
+        key = (action, flow)
+        self.endings[key] = self.endings.get(key, 0.0) + weight
+
+
+def trace(
+    packet: Packet, ruleset: Ruleset, host: Host | None = None, choose: float | None = None
+) -> Trace:
+    """Trace a packet through the rules of one mode.
+
+    Args:
+        packet: the packet.
+        ruleset: the rules; of the packet's family.
+        host: what rules ask the node's routing table; by default only loopback is local.
+        choose: a number from 0 to below 1 that takes the place of all random numbers, so that
+            only one branch is followed. By default all are.
+
+    Returns:
+        The rules that matched and every possible verdict.
+
+    Raises:
+        UnknownRuleError: a rule that the packet reaches is not understood.
+        ValueError: an address of the packet is malformed.
+    """
+    log = Log(host or Host(), choose, ruleset)
+    first = first_flow(packet)
+    path = _Path(log, ruleset)
+    if packet.interface:
+        path.arrive({first: 1.0})
+    else:
+        path.leave({first: 1.0})
+    return Trace(tuple(log.steps), _verdicts(log.endings), log.evaluated)
+
+
+class _Path:
+    """The hooks of netfilter in the order in which a packet meets them."""
+
+    def __init__(self, log: Log, ruleset: Ruleset) -> None:
+        self._log = log
+        self._ruleset = ruleset
+
+    def _hook(self, name: str, flows: dict[Flow, float]) -> dict[Flow, float]:
+        passed: dict[Flow, float] = {}
+        for flow, weight in flows.items():
+            if weight > NEGLIGIBLE:
+                merge(passed, self._ruleset.walk(self._log, name, flow, weight))
+        return passed
+
+    def arrive(self, flows: dict[Flow, float]) -> None:
+        """A packet from an interface: to the node itself, or forwarded."""
+        flows = self._hook("PREROUTING", flows)
+        local, others = self._split(flows)
+        self._receive(local)
+        others = self._hook("FORWARD", others)
+        self._accept(self._hook("POSTROUTING", others))
+
+    def leave(self, flows: dict[Flow, float]) -> None:
+        """A packet that the node sends: to itself through the loopback interface, or out."""
+        flows = self._hook("POSTROUTING", self._hook("OUTPUT", flows))
+        local, others = self._split(flows)
+        looped = {flow._replace(interface="lo"): weight for flow, weight in local.items()}
+        self._receive(self._hook("LOOPED", looped))
+        self._accept(others)
+
+    def _receive(self, flows: dict[Flow, float]) -> None:
+        """A packet for the node itself, which an IPVS virtual server may send on."""
+        flows = self._hook("INPUT", flows)
+        served = {f._replace(interface=""): w for f, w in flows.items() if f.virtual}
+        self._accept({f: w for f, w in flows.items() if not f.virtual})
+        self._accept(self._hook("POSTROUTING", self._hook("OUTPUT", served)))
+
+    def _split(self, flows: dict[Flow, float]) -> tuple[dict[Flow, float], dict[Flow, float]]:
+        local: dict[Flow, float] = {}
+        others: dict[Flow, float] = {}
+        for flow, weight in flows.items():
+            own = not flow.virtual and self._log.is_local(flow.destination)
+            (local if own else others)[flow] = weight
+        return local, others
+
+    def _accept(self, flows: dict[Flow, float]) -> None:
+        for flow, weight in flows.items():
+            self._log.end(Action.ACCEPT, flow, weight)
+
+
+def merge(into: dict[Flow, float], more: dict[Flow, float]) -> None:
+    """Add the weights of equal flows."""
+    for flow, weight in more.items():
+        into[flow] = into.get(flow, 0.0) + weight
+
+
+def _verdicts(endings: dict[tuple[Action, Flow], float]) -> tuple[Verdict, ...]:
+    found: dict[Verdict, float] = {}
+    for (action, flow), weight in endings.items():
+        if weight <= NEGLIGIBLE:
+            continue
+        endpoint = ""
+        if action is Action.ACCEPT and (flow.translated or flow.virtual):
+            endpoint = target_text(flow.destination, flow.port)
+        masqueraded = flow.masqueraded and action is Action.ACCEPT
+        verdict = Verdict(0.0, action, endpoint, masqueraded, flow.mark, flow.updates)
+        found[verdict] = found.get(verdict, 0.0) + weight
+    verdicts = (msgspec.structs.replace(v, probability=w) for v, w in found.items())
+    return tuple(sorted(verdicts, key=lambda v: (v.action.value, v.endpoint, v.masqueraded)))
