@@ -1,9 +1,9 @@
-"""The command line: kube-proxy's flags in, an exit code out.
+"""The command line: parses kube-proxy's flags, runs the daemon and returns an exit code.
 
-Flags are spelled and defaulted as kube-proxy's (source: cmd/kube-proxy/app/options.go of
-Kubernetes 1.36); flags of our own begin with ``--svcproxy-``, but for ``--manifests``. Parsing
-of values is the business of ``svcproxy.config``. Nothing heavy is imported before the daemon
-is really to run, so ``--help`` and complaints are quick.
+Names and defaults are kube-proxy's (source: cmd/kube-proxy/app/options.go of Kubernetes 1.36). Flags
+that kube-proxy does not have begin with ``--svcproxy-``, except ``--manifests``. Values are parsed by
+``svcproxy.config``. Heavy modules are imported only when the daemon is about to run, so that
+``--help`` and error messages appear quickly.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from svcproxy.config.flags import LISTS
 from svcproxy.files import UnusableFileError, read_bounded
 
 _DESCRIPTION = """\
-Programs the Services of a Kubernetes cluster into the kernel of this node. Takes the place of
-kube-proxy and understands its flags."""
+Programs the Services of a Kubernetes cluster into the kernel of this node. Replaces kube-proxy and
+accepts its flags."""
 
 
 class UsageError(Exception):
-    """The command line itself is wrong; ``problems`` holds a line for each thing that is."""
+    """The command line is malformed; ``problems`` holds one line for each mistake."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -42,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser; it yields texts only, and ``None`` for flags that were not given."""
+    """Return the parser. Its values are strings, or ``None`` for flags that are not given."""
     parser = _Parser(
         prog="svcproxy",
         usage="svcproxy [flags]",
@@ -75,38 +75,38 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
-    """Return the ``Config`` that the arguments ask for; arguments and errors are those of ``read``."""
+    """Return the ``Config`` for the arguments; the parameters and exceptions are those of ``read``."""
     return read(argv, environ).config
 
 
 def read(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
-    """Return what the arguments (without the program name) ask for, with warnings.
+    """Parse the command line; return the settings with warnings.
 
     Args:
-        argv: the arguments.
-        environ: the environment, to see whether we run in a pod.
+        argv: the arguments, without the program name.
+        environ: the environment, which shows whether the process runs in a pod.
 
     Raises:
-        UsageError: a flag is unknown or lacks its value.
-        ConfigError: values are wrong, or nothing says where Services come from, or the file of
+        UsageError: a flag is unknown, or its value is missing.
+        ConfigError: values are invalid, no source of Services is given, or the file of
             ``--config`` cannot be read.
-        SystemExit: ``--help`` or ``--version`` has been answered.
+        SystemExit: ``--help`` or ``--version`` was given.
     """
-    values, rest = build_parser().parse_known_args([_dashed(argument) for argument in argv])
+    values, rest = build_parser().parse_known_args([_with_dashes(argument) for argument in argv])
     settings = {
         name: ",".join(value) if isinstance(value, list) else value
         for name, value in vars(values).items()
         if value is not None
     }
-    _answer_version(settings.pop("version", "false"))
+    _print_version(settings.pop("version", "false"))
     try:
         loaded = _with_file(settings) if settings.get("config") else from_settings(settings)
     except ConfigError as error:
         if rest:
-            raise UsageError(*_complaints(rest), *error.problems) from error
+            raise UsageError(*_unknown_arguments(rest), *error.problems) from error
         raise
     if rest:
-        raise UsageError(*_complaints(rest))
+        raise UsageError(*_unknown_arguments(rest))
     config = loaded.config
     in_pod = environ.get("KUBERNETES_SERVICE_HOST") and environ.get("KUBERNETES_SERVICE_PORT")
     needs_source = not (config.write_config_to or config.cleanup or config.init_only)
@@ -132,10 +132,10 @@ def _with_file(settings: Mapping[str, str]) -> Loaded:
     return from_file(settings, data, path)._replace(file=data)
 
 
-def _answer_version(asked: str) -> None:
-    """Print the version where kube-proxy would.
+def _print_version(asked: str) -> None:
+    """Print the version as kube-proxy does.
 
-    ``--version=vX.Y.Z`` makes kube-proxy report another version; it changes nothing here.
+    ``--version=vX.Y.Z`` makes kube-proxy report another version; it has no effect here.
     """
     if asked != "raw" and asked.startswith("v"):
         return
@@ -146,17 +146,17 @@ def _answer_version(asked: str) -> None:
         raise SystemExit(0)
 
 
-def _dashed(argument: str) -> str:
-    """Let ``--proxy_mode`` mean ``--proxy-mode``, as kube-proxy does."""
+def _with_dashes(argument: str) -> str:
+    """Accept ``--proxy_mode`` for ``--proxy-mode``, as kube-proxy does."""
     name, equals, value = argument.partition("=")
     return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else argument
 
 
-def _complaints(rest: Sequence[str]) -> list[str]:
-    """Say what is wrong with arguments that the parser could not place.
+def _unknown_arguments(rest: Sequence[str]) -> list[str]:
+    """Return a message for each argument that the parser did not recognise.
 
-    What has no dashes may be the value of an unknown flag before it, and is a problem only where
-    there is none.
+    An argument without dashes may be the value of an unknown flag before it. It is reported only
+    if there is no unknown flag.
     """
     flags = [argument.partition("=")[0] for argument in rest if argument.startswith("-")]
     if not flags:
@@ -170,10 +170,10 @@ def _remedy(name: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the daemon until it is told to stop.
+    """Run the daemon until it is asked to stop.
 
     Returns:
-        0 after an orderly stop, 1 when it could not start, 2 for a wrong command line.
+        0 after an orderly stop, 1 if the daemon could not start, 2 for a malformed command line.
     """
     try:
         loaded = read(sys.argv[1:] if argv is None else argv, os.environ)
@@ -202,16 +202,16 @@ def _write_config(loaded: Loaded) -> int:
 
 
 def load_daemon() -> None:
-    """Import the daemon: everything but rich, whose colours it has no use for.
+    """Import the daemon, without the optional library ``rich`` and without garbage collections.
 
-    structlog loads rich wherever it happens to be installed: 4 MB, and time on the way to the
-    first rule. The garbage collector rests meanwhile: what is imported stays, and going through
-    it again and again would be a tenth of the work.
+    structlog imports ``rich`` if it is installed, which costs 4 MB and delays the first rules; its
+    colours are not used. All imported objects stay, so collections would only take time: a tenth of
+    the import.
     """
     gc.disable()
     try:
-        with _counting_as_missing("rich"):
-            import svcproxy.daemon  # noqa: F401, PLC0415 - brings in everything, --help is quick
+        with _hiding("rich"):
+            import svcproxy.daemon  # noqa: F401, PLC0415 - imports everything; keep --help quick
     finally:
         gc.enable()
 
@@ -231,8 +231,8 @@ def _run(loaded: Loaded) -> int:
 
 
 @contextmanager
-def _counting_as_missing(library: str) -> Iterator[None]:
-    """Let those who are imported now go without an optional library."""
+def _hiding(library: str) -> Iterator[None]:
+    """Make imports of an optional library fail for the duration of the block."""
     modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]
     known = library in modules
     if not known:
@@ -244,18 +244,18 @@ def _counting_as_missing(library: str) -> Iterator[None]:
             del modules[library]
 
 
-def _readable() -> bool:
-    """Whether stderr accepts a few lines now; a full pipe would block the exit."""
+def _stderr_is_writable() -> bool:
+    """Whether stderr accepts a few lines now: writing to a full pipe would block the exit."""
     poll = select.poll()
     poll.register(2, select.POLLOUT)
     return bool(poll.poll(500))
 
 
 def _fail(*lines: str, code: int = 1) -> int:
-    if sys.stderr is not None and _readable():  # else it was closed before we came
+    if sys.stderr is not None and _stderr_is_writable():  # else it was closed before the start
         try:
             sys.stderr.write("".join(f"svcproxy: {line}\n" for line in lines))
             sys.stderr.flush()
         except OSError:
-            sys.stderr = None  # nobody reads; a second try at exit would spoil the exit code
+            sys.stderr = None  # no reader; flushing it again at exit would change the exit code
     return code

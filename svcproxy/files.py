@@ -1,4 +1,4 @@
-"""Reads files that others write, up to a size."""
+"""Reads files of other programs, up to a size limit."""
 
 import os
 import stat
@@ -13,18 +13,18 @@ class FileTooLargeError(UnusableFileError):
     """A file exceeds its limit."""
 
 
-def read_bounded(path: Path, most: int, *, only_regular: bool = False) -> bytes:
-    """Read a file of at most ``most`` bytes.
+def read_bounded(path: Path, limit: int, *, only_regular: bool = False) -> bytes:
+    """Read a file of at most ``limit`` bytes.
 
     Args:
         path: the path of the file.
-        most: the limit in bytes; at most one byte more is read.
-        only_regular: refuse anything but a regular file. Opening a FIFO waits for a writer, and
-            opening a device may have side effects.
+        limit: the size limit in bytes; at most one byte more is read.
+        only_regular: refuse other files than regular ones. Opening a FIFO blocks until there is a
+            writer, and opening a device may have side effects.
 
     Raises:
-        UnusableFileError: the file is larger, or not regular although it has to be.
-        OSError: it cannot be read.
+        UnusableFileError: the file exceeds the limit, or is not regular although it must be.
+        OSError: the file cannot be read.
     """
     if only_regular and not stat.S_ISREG(path.stat().st_mode):
         raise UnusableFileError("is not a regular file: remove it")
@@ -34,7 +34,7 @@ def read_bounded(path: Path, most: int, *, only_regular: bool = False) -> bytes:
             raise UnusableFileError(
                 "is not a regular file: remove it"
             )  # replaced since the first check
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise FileTooLargeError(f"is larger than {most} bytes: make it smaller")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise FileTooLargeError(f"is larger than {limit} bytes: make it smaller")
     return data

@@ -1,32 +1,33 @@
-"""All limits on input from outside.
+"""All limits on input from other programs.
 
-Each constant limits the size, depth, count or time of one input. ``docs/limits.md`` says what
-happens at each limit and which metric counts it; a test compares its tables with this module.
+Each constant limits the size, nesting, number or duration of one kind of input. ``docs/limits.md``
+describes what happens at each limit and which metric counts it; a test compares its tables with this
+module.
 """
 
 # API server: lists and watches, svcproxy.kube
 
 OBJECT_DEPTH = 64
-"""Nesting of arrays and objects in an API object; anything deeper counts as null.
+"""Nesting of arrays and objects in an API object; anything deeper is read as null.
 
 Applies only to documents that msgspec refuses (it recurses, up to the interpreter's limit of about
-1,000). The fields that svcproxy reads are at most 8 deep.
+1,000). The fields that svcproxy reads are nested at most 8 deep.
 """
 
 VERSION_CHARACTERS = 256
-"""The longest resourceVersion. The real ones are decimal numbers of up to 20 digits."""
+"""The longest resourceVersion. Real ones are decimal numbers of up to 20 digits."""
 
 CONTINUE_CHARACTERS = 8192
-"""The longest token of a next page. The real ones hold a version and a key, in base64."""
+"""The longest continue token of a list. Real ones encode a version and a key in base64."""
 
 WATCH_LINE_BYTES = 16 << 20
-"""The longest line of a watch stream. etcd takes objects of 1.5 MiB by default."""
+"""The longest line of a watch stream. etcd accepts objects of up to 1.5 MiB by default."""
 
 LIST_PAGE_BYTES = 64 << 20
 """The longest page of a list, decompressed."""
 
 LIST_BYTES = 512 << 20
-"""The longest list in one piece, decompressed; requested after the token of a page expired."""
+"""The largest list in one piece, decompressed; requested after a continue token expired."""
 
 LIST_SECONDS = 300.0
 """Time to read the body of a list."""
@@ -35,27 +36,27 @@ RESPONSE_HEAD_SECONDS = 120.0
 """Time to read the head of a response."""
 
 ERROR_BODY_BYTES = 64 << 10
-"""How much of the body of an error response is read, decompressed."""
+"""The part of the body of an error response that is read, decompressed."""
 
 # Objects, from the API server and from manifests alike: svcproxy.kube.core.parse
 
 LABEL_CHARACTERS = 63
-"""The longest name of a Service, a namespace or a port, and the longest label value: the API's."""
+"""The longest name of a Service, namespace or port, and the longest label value, as in the API."""
 
 SUBDOMAIN_CHARACTERS = 253
-"""The longest name of an EndpointSlice, a Node or a ServiceCIDR: the API's own limit."""
+"""The longest name of an EndpointSlice, Node or ServiceCIDR, as in the API."""
 
 ADDRESS_CHARACTERS = 64
 """The longest spelling of an IP address or CIDR; canonical ones have up to 43 characters."""
 
 ANNOTATION_CHARACTERS = 256
-"""How much of the value of an annotation is read; the longest meaningful value has 50."""
+"""The part of an annotation's value that is read; the longest meaningful value has 50 characters."""
 
 SERVICE_FRONTENDS = 32_000
 """Ports of a Service, times its addresses, with all source ranges for each load-balancer IP.
 
-The API limits an object to about 1.5 MB, which is enough for some 20,000 ports and as many
-addresses. Without a limit on the product, one Service could ask for 400 million rules."""
+The API limits an object to about 1.5 MB, which holds some 20,000 ports and as many addresses. Without
+a limit on the product, one Service could require 400 million rules."""
 
 SLICE_TARGETS = 200_000
 """Endpoints of an EndpointSlice, times its ports. The API allows 1,000 times 20,000."""
@@ -63,23 +64,23 @@ SLICE_TARGETS = 200_000
 SERVICE_TARGETS = 250_000
 """Ports of a Service, times its addresses, times the endpoints of all of its EndpointSlices.
 
-This is the number of map elements (nftables) or real servers (IPVS) of the Service. Each slice may
-be within its own limit while the Service asks for millions."""
+This is the number of map elements (nftables) or real servers (IPVS) of the Service. Each slice may be
+within its own limit while the Service requires millions."""
 
 LIST_ENTRIES = 1_000
 """Entries of each short list: hints of an endpoint (the API allows 8), addresses, pod CIDRs and
 taints of a Node, CIDRs of a ServiceCIDR (the API allows 2)."""
 
 SHOWN_CHARACTERS = 80
-"""How much of a value a message about it shows."""
+"""How much of a value is quoted in a message about it."""
 
 SHARED_NAMES = 16_384
-"""Names that are cached per naming rule, so that objects share their text."""
+"""Names that are cached for each naming rule, so that objects share their text."""
 
 # HTTP: the metrics, health and health-check node port servers, svcproxy.observe
 
 HTTP_REQUEST_LINE_BYTES = 4096
-"""The longest request line, with the empty lines before it."""
+"""The longest request line, including empty lines before it."""
 
 HTTP_HEADER_BYTES = 8192
 """The longest header section of a request: all lines after the request line."""
@@ -91,37 +92,38 @@ HTTP_BODY_BYTES = 4096
 """The longest body of a PUT request; other bodies are not read."""
 
 HTTP_REQUEST_SECONDS = 60.0
-"""The longest time from the start of a connection, or its last answer, to the end of an answer."""
+"""The longest time from the start of a connection, or its last response, to the end of a response."""
 
 HTTP_IDLE_SECONDS = 30.0
-"""The longest time without a byte to or from a client of the metrics or health port."""
+"""The longest time without a byte from or to a client of the metrics or health port."""
 
 HTTP_CONNECTIONS = 64
-"""The most connections of the metrics port, and of the health port."""
+"""The maximum number of connections of the metrics port, and of the health port."""
 
 HTTP_CONNECTIONS_PER_PEER = 16
-"""The most connections of one client address to the metrics port, and to the health port."""
+"""The same for each client address."""
 
 HTTP_BACKLOG = 1024
-"""The most connections of a port that wait to be accepted; ``net.core.somaxconn`` may allow fewer.
+"""The maximum number of connections of a port that wait to be accepted, within
+``net.core.somaxconn``.
 
-With a full queue the kernel drops the SYN of a probe, which is sent again after a second: the
-time-out of the probe."""
+If the queue is full, the kernel drops the SYN of a probe. It is sent again after a second, which
+is the timeout of the probe."""
 
 HTTP_PIPELINED = 4
-"""Clients that sent several requests at once and get their next answer before others are looked at."""
+"""Clients with pipelined requests that are served before other connections are polled again."""
 
 HTTP_PAGE_THREADS = 2
-"""The most pages of a port that are rendered at once; others wait, quick answers do not."""
+"""The maximum number of pages of a port that are rendered concurrently; quick answers do not wait."""
 
 HEALTH_CHECK_REQUEST_SECONDS = 10.0
 """The longest time of a connection to a health-check node port."""
 
 HEALTH_CHECK_CONNECTIONS = 256
-"""The most connections to the health-check node ports of one IP family."""
+"""The maximum number of connections to the health-check node ports of one IP family."""
 
 HEALTH_CHECK_CONNECTIONS_PER_PEER = 64
-"""The most connections of one client address to the health-check node ports of one IP family."""
+"""The same for each client address."""
 
 DESCRIPTORS_RESERVED = 64
 """File descriptors kept for the API client, netlink sockets and child processes."""
@@ -141,33 +143,33 @@ LOG_TRACE_CHARS = 6000
 """Characters of a traceback in the log."""
 
 LOG_BURST_LINES = 100
-"""Lines of one event name that may come at once."""
+"""Lines of one event name that may be written in a burst."""
 
 LOG_LINES_PER_SECOND = 10.0
 """Lines of one event name per second after the burst."""
 
 LOG_EVENT_NAMES = 512
-"""Event names whose rate is counted on its own; further ones share one count."""
+"""Event names that have rate limits of their own; further names share one."""
 
 LOG_CALM_SECONDS = 5.0
-"""Seconds without a suppressed line after which the number of suppressed lines is reported."""
+"""Seconds without a suppressed line after which the number of suppressed lines is logged."""
 
 LOG_REPORT_SECONDS = 60.0
-"""Seconds after which the number of suppressed lines is reported although more are coming."""
+"""Seconds after which the number of suppressed lines is logged while lines are being suppressed."""
 
 LOG_QUEUE_LINES = 2000
-"""Lines that wait for a slow reader of stderr."""
+"""Lines that may wait for a slow reader of stderr."""
 
 LOG_QUEUE_BYTES = 1 << 20
-"""Bytes of the lines that wait for a slow reader of stderr."""
+"""Bytes of the lines that may wait for a slow reader of stderr."""
 
 LOG_FLUSH_SECONDS = 0.5
-"""Seconds that the end of the process waits for a slow reader of stderr."""
+"""Seconds that the process waits at its end for a slow reader of stderr."""
 
 # Defects of svcproxy that an object triggers: svcproxy.sync.core.isolation
 
 ISOLATION_PLANS = 64
-"""Plans that are computed to find the Service ports for which planning fails."""
+"""Plans that are computed to identify the Service ports for which planning fails."""
 
 ISOLATION_RETRY_SECONDS = 600.0
 """Longest time until a Service port for which planning failed is retried."""
@@ -175,19 +177,19 @@ ISOLATION_RETRY_SECONDS = 600.0
 # The threads of the daemon: svcproxy.threads
 
 THREAD_STEP_SECONDS = 60.0
-"""Seconds that one step of a thread may take, beyond the time-outs of what it calls."""
+"""Seconds that one step of a thread may take, in addition to the timeouts of its calls."""
 
 THREAD_SYNC_SECONDS = 360.0
-"""Seconds that one sync may take: the time-out of iptables-restore (300 s) and a margin."""
+"""Seconds that one sync may take: the timeout of iptables-restore (300 s) plus a margin."""
 
 THREAD_SCAN_SECONDS = 600.0
 """Seconds that reading a folder of manifests may take; YAML is slow."""
 
 THREAD_SWEEP_SECONDS = 1800.0
-"""Seconds that the removal of another mode's rules may take; it runs several programs."""
+"""Seconds that removing another mode's rules may take; several programs are run for it."""
 
 THREAD_STOP_SECONDS = 5.0
-"""Seconds after SIGTERM until the process ends even if one of its threads hangs."""
+"""Seconds after SIGTERM until the process ends even if a thread hangs."""
 
 # Files: manifests, kubeconfig, KubeProxyConfiguration
 
@@ -195,54 +197,54 @@ MANIFEST_FILE_BYTES = 32 * 1024 * 1024
 """The size of one manifest file; 20,000 objects are about 12 MB."""
 
 MANIFEST_FILES = 50_000
-"""Manifest files in the folder; the first ones by name count."""
+"""Manifest files in the folder; the first ones by name are read."""
 
 MANIFEST_FOLDER_BYTES = 256 * 1024 * 1024
-"""The size of all manifest files together; the first ones by name count."""
+"""The size of all manifest files together; the first ones by name are read."""
 
 YAML_DEPTH = 100
-"""How deep YAML may be nested, in a manifest or a kubeconfig. The API's own objects take 15."""
+"""Nesting of YAML, in a manifest or a kubeconfig. Objects of the API need 15 levels."""
 
 YAML_NODES = 1_000_000
 """Values in a YAML or JSON file; those behind an alias count at each use.
 
-20,000 objects hold 800,000."""
+20,000 objects hold 800,000 values."""
 
 NUMBER_CHARACTERS = 64
 """The longest number in YAML; converting longer ones takes quadratic time."""
 
 KUBECONFIG_BYTES = 4 * 1024 * 1024
-"""The size of a kubeconfig; one cluster and user with certificates are about 6 kB."""
+"""The size of a kubeconfig; one with certificates has about 6 kB for each cluster and user."""
 
 TOKEN_BYTES = 64 * 1024
-"""The size of a token file; API servers take no longer header."""
+"""The size of a token file; API servers accept no longer header."""
 
 CONFIG_BYTES = 1024 * 1024
-"""The size of a KubeProxyConfiguration file; the largest ConfigMap has 1 MiB."""
+"""The size of a KubeProxyConfiguration file; a ConfigMap holds at most 1 MiB."""
 
 # Kernel: netlink, proc files, output of iptables-save
 
 NETLINK_PATIENCE_SECONDS = 30
-"""Time to send a netlink request, and time to wait for its answer."""
+"""Time to send a netlink request, and time to wait for the response."""
 
 NETLINK_EVENT_BUFFER_BYTES = 32 << 20
-"""Bytes of events that may wait. The events of 10,000 Services that change at once fit."""
+"""Bytes of events that may be queued. The events of 10,000 Services that change together fit."""
 
 NETLINK_DATAGRAM_BYTES = 256 << 10
-"""The longest datagram. The kernel sends dumps in pieces of 32 KiB; ipset returns the whole message
+"""The longest datagram. The kernel sends dumps in pieces of 32 KiB; ipset returns the whole request
 with an error."""
 
 NETLINK_DEPTH = 16
 """Levels of nested attributes that are read; nf_tables needs 6."""
 
 IPTABLES_SAVE_BYTES = 512 * 1024 * 1024
-"""Output of one iptables-save. 10,000 Services make about 20 MB; the rest is other programs'."""
+"""Output of one iptables-save. 10,000 Services need about 20 MB; the rest is for other programs."""
 
 IPTABLES_PROGRAM_SECONDS = 300.0
 """Run time of one iptables program."""
 
 IPTABLES_ISOLATION_RESTORES = 64
-"""Restores in one sync to find the Service ports that are refused."""
+"""Restores in one sync to identify the Service ports that the kernel refuses."""
 
 IP_VS_LISTING_BYTES = 1 << 30
 """Bytes of ``/proc/net/ip_vs`` that a comparison reads; enough for 12 million real servers."""
@@ -250,8 +252,8 @@ IP_VS_LISTING_BYTES = 1 << 30
 # Annotations of Services
 
 SCHEDULER_NAME_CHARACTERS = 32
-"""Characters of an IPVS scheduler, or of one of its flags, in an annotation; the kernel's names
+"""Characters of an IPVS scheduler, or of one of its flags, in an annotation; names in the kernel
 have at most 15 (``IP_VS_SCHEDNAME_MAXLEN``)."""
 
 SCHEDULER_FLAGS = 8
-"""How many flags of an IPVS scheduler an annotation may name; there are five."""
+"""Flags of an IPVS scheduler in an annotation; the kernel has five."""

@@ -1,8 +1,8 @@
-"""Counts how often an input was refused because it exceeded a limit.
+"""Counts inputs that were refused because they exceed a limit.
 
-One counter serves the whole process, because inputs are refused in layers below the metrics. It is
-exported as ``svcproxy_refused_inputs_total{input,limit}``. Both labels come from the code, never from
-the input, so the number of series is fixed.
+There is one counter for the whole process, because layers below the metrics refuse inputs. It is
+exported as ``svcproxy_refused_inputs_total{input,limit}``. Both labels come from the code, never
+from the input, so the number of series is fixed.
 """
 
 from collections.abc import Mapping
@@ -40,21 +40,26 @@ KNOWN: tuple[tuple[str, str], ...] = (
     ("object", "slice_targets"),
     ("watch", "line_bytes"),
 )
-"""Every pair of labels, input and limit; docs/limits.md explains each.
+"""All pairs of labels, input and limit; docs/limits.md explains each.
 
-Each is exported from 0, so that the first refusal is an increase.
+Each is exported from the start with 0, so that the first refusal is visible as an increase.
 """
 
 
 class Refusals:
-    """Counts refusals by the pairs in ``KNOWN``; any thread may call it."""
+    """Counts refusals by the pairs in ``KNOWN``; may be called from any thread."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._counts = dict.fromkeys(KNOWN, 0)
 
     def count(self, source: str, limit: str, number: int = 1) -> None:
-        """Count ``number`` inputs of a source, such as ``watch``, refused by a limit.
+        """Count ``number`` inputs that a limit refused.
+
+        Args:
+            source: the kind of input, such as ``watch``.
+            limit: the limit that was exceeded.
+            number: how many inputs were refused.
 
         Raises:
             KeyError: the pair is not in ``KNOWN``.

@@ -1,8 +1,8 @@
-"""Notices that the configuration file says something else, so that the daemon can start anew.
+"""Detects changes of the configuration file, so that the daemon can restart with it.
 
-kube-proxy ends with an error then, for its supervisor to start it with the new file (source:
-eventHandler and runLoop in cmd/kube-proxy/app/options.go of Kubernetes 1.36), and so do we. Unlike
-kube-proxy we go on if the new file could not be used, as a start with it would fail.
+As kube-proxy, svcproxy then exits with an error, and its supervisor starts it again with the new
+file (source: eventHandler and runLoop in cmd/kube-proxy/app/options.go of Kubernetes 1.36). Unlike
+kube-proxy it keeps running if the new file is invalid, because a start with it would fail.
 """
 
 from collections.abc import Callable
@@ -17,22 +17,21 @@ from svcproxy.stop_signal import StopSignal
 
 _log = structlog.get_logger()
 
-# A call of stat() each second costs nothing that could be measured, and it sees every kind of
-# change in the same way: written in place, another file renamed over it, and the link to a folder
-# replaced by which the kubelet updates a mounted ConfigMap, where inotify would need a watch for
-# every step of the path.
-_LOOK_SECONDS = 1.0
+# One stat() per second has no measurable cost and detects every kind of change: a file written in
+# place, one replaced by rename, and a symbolic link to a folder that is replaced, which is how the
+# kubelet updates a mounted ConfigMap. inotify would need a watch for each component of the path.
+_POLL_SECONDS = 1.0
 
 Check = Callable[[bytes], object]
 
 
 class ConfigFile:
-    """A configuration file that is in use.
+    """A configuration file in use.
 
     Args:
-        path: where it is.
-        data: what it said when it was read.
-        check: raises ``ConfigError`` for what cannot be used.
+        path: the path of the file.
+        data: its content when the daemon started.
+        check: raises ``ConfigError`` for invalid content.
     """
 
     def __init__(self, path: Path, data: bytes, check: Check) -> None:
@@ -42,17 +41,17 @@ class ConfigFile:
         self._seen: object = None
 
     def wait_changed(self, stop: StopSignal) -> bool:
-        """Return ``True`` once the file says something else, ``False`` once ``stop`` is set."""
-        while not stop.wait(_LOOK_SECONDS):
+        """Return ``True`` when the file has changed, ``False`` when ``stop`` is set."""
+        while not stop.wait(_POLL_SECONDS):
             if self.changed():
-                _log.warning("config.changed", file=str(self._path), effect="ending, to start anew")
+                _log.warning("config.changed", file=str(self._path), effect="exiting to restart")
                 return True
         return False
 
     def changed(self) -> bool:
-        """Whether the file says something else that can be used; what cannot be is reported once.
+        """Whether the file has changed and is valid; an invalid file is reported once.
 
-        A file that is gone for the moment has not changed.
+        A missing file has not changed: it may be about to be replaced.
         """
         try:
             status = self._path.stat()
@@ -63,7 +62,7 @@ class ConfigFile:
         except UnusableFileError as error:
             self._seen = seen
             problem = f"{self._path} {error}"
-            _log.error("config.unusable", problem=problem, effect="going on as before")
+            _log.error("config.unusable", problem=problem, effect="keeping the current settings")
             return False
         except OSError:
             return False
@@ -74,6 +73,8 @@ class ConfigFile:
             self._check(data)
         except ConfigError as error:
             for problem in error.problems:
-                _log.error("config.unusable", problem=problem, effect="going on as before")
+                _log.error(
+                    "config.unusable", problem=problem, effect="keeping the current settings"
+                )
             return False
         return True
