@@ -113,7 +113,7 @@ def read(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
     sources = (config.kubeconfig, config.master, config.manifests, in_pod)
     if needs_source and not any(sources):
         raise ConfigError(
-            "no source of Services: give --kubeconfig=FILE, give --manifests=DIR, or run in a "
+            "no source of Services: set --kubeconfig=FILE or --manifests=DIR, or run in a "
             "pod (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set here)"
         )
     return loaded

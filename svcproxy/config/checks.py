@@ -51,7 +51,7 @@ def find_warnings(config: Config, name_of: FieldNamer) -> list[str]:
             for family in _missing_families(config.cluster_cidrs, dual=dual)
         ]
     if ports:
-        effect = "node ports are open on all local {} addresses; give a range of them, too"
+        effect = "node ports are served at all local {} addresses; add a CIDR of that family"
         found += [
             setting_message(name_of("nodeport_addresses"), ",".join(ports), effect.format(family))
             for family in _missing_families(ports, dual=dual)

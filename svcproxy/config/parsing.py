@@ -180,7 +180,9 @@ def parse_cluster_cidrs(text: str) -> tuple[str, ...]:
     """
     cidrs = parse_cidrs(text)
     if len({cidr_family(cidr) for cidr in cidrs}) != len(cidrs):
-        raise ValueError("more than one range of a family; give one IPv4 range, one IPv6, or both")
+        raise ValueError(
+            "more than one CIDR of a family; set one IPv4 CIDR, one IPv6 CIDR, or both"
+        )
     return cidrs
 
 
@@ -193,7 +195,7 @@ def parse_nodeport_addresses(text: str) -> tuple[str, ...]:
     if NODE_PORT_PRIMARY not in text.split(","):
         return parse_cidrs(text)
     if text != NODE_PORT_PRIMARY:
-        raise ValueError("'primary' must stand alone; give either primary or CIDRs")
+        raise ValueError("'primary' cannot be combined with CIDRs; set one or the other")
     return (NODE_PORT_PRIMARY,)
 
 
@@ -282,7 +284,7 @@ def parse_hostname(text: str) -> str | None:
         ValueError: there are only spaces.
     """
     if text and not text.strip():
-        raise ValueError("only spaces; give the name of this node's Node object")
+        raise ValueError("only spaces; set it to the name of this node's Node object")
     return text.strip().lower() or None
 
 

@@ -95,7 +95,7 @@ def _from_service_account(folder: Path) -> ApiServer:
         missing = "Service certification file does not exist."
     if missing:
         raise SourceError(
-            f"no in-cluster credentials ({missing}): give --kubeconfig or --master, or run "
+            f"no in-cluster credentials ({missing}): set --kubeconfig or --master, or run "
             f"in a pod with a service account mounted at {folder}"
         )
     url = _checked_url(f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}")
@@ -201,7 +201,7 @@ def _checked_proxy(url: str, configured: str) -> str:
         valid, display_url = False, "URL"
     if not valid:
         raise SourceError(
-            f"proxy {display_url} cannot be used: give one like http://10.0.0.1:3128 in proxy-url or "
+            f"proxy {display_url} cannot be used: set one like http://10.0.0.1:3128 in proxy-url or "
             f"{'HTTPS_PROXY' if url.startswith('https') else 'HTTP_PROXY'}, or exempt the API "
             "server with NO_PROXY"
         )

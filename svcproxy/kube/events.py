@@ -131,14 +131,14 @@ class KubernetesEvents:
         action: str = "Sync",
     ) -> None:
         """Record an Event about a Service."""
-        self._put(_Occurrence(name, reason, note, warning, action))
+        self._record(_Occurrence(name, reason, note, warning, action))
 
     def node(
         self, reason: str, note: str, *, warning: bool = False, action: str = "StartKubeProxy"
     ) -> None:
         """Record an Event about this node."""
         regarding = NamespacedName("", self._node_name)
-        self._put(_Occurrence(regarding, reason, note, warning, action))
+        self._record(_Occurrence(regarding, reason, note, warning, action))
 
     def stop(self) -> None:
         """Stop sending, and wait at most a second for a request that is in flight."""
@@ -150,7 +150,7 @@ class KubernetesEvents:
         if self._thread is not None:
             self._thread.join(_STOP_SECONDS)
 
-    def _put(self, occurrence: _Occurrence) -> None:
+    def _record(self, occurrence: _Occurrence) -> None:
         with self._changed:
             if self._stopped or self._is_duplicate(occurrence):
                 return
@@ -181,7 +181,7 @@ class KubernetesEvents:
 
     def _run(self) -> None:
         tokens, filled = float(self._limits.burst), self._clock()
-        while (due := self._next()) is not None:
+        while (due := self._wait_next()) is not None:
             now = self._clock()
             tokens += (now - filled) / self._limits.interval
             tokens, filled = min(tokens, float(self._limits.burst)), now
@@ -192,7 +192,7 @@ class KubernetesEvents:
                 with self._changed:
                     self._drop_event(due[0])
 
-    def _next(self) -> tuple[_Occurrence, datetime] | None:
+    def _wait_next(self) -> tuple[_Occurrence, datetime] | None:
         """Wait for the next Event; return ``None`` when stopping."""
         with self._changed:
             while not (self._queue or self._stopped):

@@ -118,13 +118,13 @@ def load_kubeconfig(path: Path, context: str) -> Kubeconfig:
         raise SourceError(
             f"kubeconfig {path} has no current-context: set one with kubectl config use-context"
         )
-    chosen = _named(document, "contexts", name, path)
-    cluster = _named(document, "clusters", chosen.get("cluster"), path)
+    chosen = _entry(document, "contexts", name, path)
+    cluster = _entry(document, "clusters", chosen.get("cluster"), path)
     if not cluster.get("server"):
         raise SourceError(
             f"kubeconfig {path}: cluster {chosen.get('cluster')!r} has no server: add its URL"
         )
-    user = _named(document, "users", chosen["user"], path) if chosen.get("user") else {}
+    user = _entry(document, "users", chosen["user"], path) if chosen.get("user") else {}
     if user.get("exec"):
         _check_plugin(user["exec"], path)
     return Kubeconfig(path, cluster, user)
@@ -137,7 +137,7 @@ def _read(path: Path) -> dict[str, Any]:
         document = yaml.load(data, Loader=_Loader)  # noqa: S506 - a safe loader
     except FileNotFoundError:
         raise SourceError(
-            f"kubeconfig {path} does not exist: give the right path to --kubeconfig"
+            f"kubeconfig {path} does not exist: correct the path in --kubeconfig"
         ) from None
     except OSError as error:
         raise SourceError(
@@ -156,7 +156,7 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-def _named(document: dict[str, Any], section: str, name: object, path: Path) -> dict[str, Any]:
+def _entry(document: dict[str, Any], section: str, name: object, path: Path) -> dict[str, Any]:
     """Return the entry ``name`` of ``clusters``, ``users`` or ``contexts``; the first one counts."""
     entries = document.get(section)
     named = {
@@ -165,7 +165,7 @@ def _named(document: dict[str, Any], section: str, name: object, path: Path) -> 
         if isinstance(entry, dict) and isinstance(entry.get("name"), str)
     }
     if not isinstance(name, str) or name not in named:
-        known = ", ".join(map(_plain, sorted(named)[:_NAMES_SHOWN])) or "none, add it"
+        known = ", ".join(map(_shorten, sorted(named)[:_NAMES_SHOWN])) or "none, add it"
         raise SourceError(
             f"kubeconfig {path} has no entry {quoted(name)} in {section}: use one of {known}"
         )
@@ -173,7 +173,7 @@ def _named(document: dict[str, Any], section: str, name: object, path: Path) -> 
     return content if isinstance(content, dict) else {}
 
 
-def _plain(name: str) -> str:
+def _shorten(name: str) -> str:
     return name if name.isprintable() and len(name) < limits.SHOWN_CHARACTERS else quoted(name)
 
 

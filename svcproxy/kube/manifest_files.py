@@ -27,7 +27,7 @@ except ImportError:  # PyYAML built without libyaml: ten times slower, otherwise
 
 _log = structlog.get_logger()
 
-_OF_THE_CLUSTER = frozenset({Kind.NODE, Kind.SERVICE_CIDR})
+_CLUSTER_SCOPED = frozenset({Kind.NODE, Kind.SERVICE_CIDR})
 _KINDS = {kind.value: kind for kind in Kind}
 
 
@@ -65,7 +65,7 @@ class _Loader(_BaseLoader):
     """A YAML loader that keeps timestamps as strings, as JSON does."""
 
 
-def _short_number(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def _limit_length(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     def constructed(loader: Any, node: Any) -> Any:
         if len(node.value) > limits.NUMBER_CHARACTERS:
             reason = f"a number has more than {limits.NUMBER_CHARACTERS} characters"
@@ -75,8 +75,8 @@ def _short_number(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], 
     return constructed
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _short_number(_BaseLoader.construct_yaml_int))
-_Loader.add_constructor("tag:yaml.org,2002:float", _short_number(_BaseLoader.construct_yaml_float))
+_Loader.add_constructor("tag:yaml.org,2002:int", _limit_length(_BaseLoader.construct_yaml_int))
+_Loader.add_constructor("tag:yaml.org,2002:float", _limit_length(_BaseLoader.construct_yaml_float))
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in _BaseLoader.yaml_implicit_resolvers.items()
@@ -95,7 +95,7 @@ class _Document(msgspec.Struct):
         node = self.node
         if node is None:
             return 0
-        for part in (*self.field, *_parts(field)):
+        for part in (*self.field, *_path_parts(field)):
             inner = _child(node, part)
             if inner is None:
                 break
@@ -118,9 +118,11 @@ def read_manifest(origin: str, data: bytes, annotations: frozenset[str] = frozen
     documents = _json_documents if origin.endswith(".json") else _yaml_documents
     try:
         for document in documents(origin, data):
-            reader.take(document)
+            reader.process(document)
     except RecursionError:
-        raise ManifestError(_broken(origin, 0, "is nested too deeply"), "yaml_depth") from None
+        raise ManifestError(
+            _file_problem(origin, 0, "is nested too deeply"), "yaml_depth"
+        ) from None
     failed = frozenset(reader.failed)
     return Manifest(reader.objects, failed, reader.nameless, tuple(reader.problems))
 
@@ -136,7 +138,7 @@ class _Reader:
         self.nameless = False
         self.problems: list[Problem] = []
 
-    def take(self, document: _Document, default_kind: str = "") -> None:
+    def process(self, document: _Document, default_kind: str = "") -> None:
         """Process a document: an object, a list of objects, or an object of another kind."""
         content = document.content
         if content is None:
@@ -150,23 +152,23 @@ class _Reader:
             self._reject(document, None, None, ParseError("kind", reason))
             return
         if text.endswith("List"):
-            self._take_items(document, text.removesuffix("List"))
+            self._process_items(document, text.removesuffix("List"))
             return
         kind = _KINDS.get(text)
-        if kind is None or not self._is_ours(document, kind):
+        if kind is None or not self._is_supported(document, kind):
             _log.debug("manifest.ignored", file=self._origin, kind=text)
         else:
-            self._take_object(document, kind)
+            self._process_object(document, kind)
 
-    def _take_items(self, document: _Document, kind: str) -> None:
+    def _process_items(self, document: _Document, kind: str) -> None:
         items = document.content.get("items")
         if items is not None and not isinstance(items, list):
             self._reject(document, None, None, ParseError("items", "is not a list"))
             return
         for index, item in enumerate(items or []):
-            self.take(_Document(item, document.node, (*document.field, "items", index)), kind)
+            self.process(_Document(item, document.node, (*document.field, "items", index)), kind)
 
-    def _is_ours(self, document: _Document, kind: Kind) -> bool:
+    def _is_supported(self, document: _Document, kind: Kind) -> bool:
         """Whether an object is of the API group that svcproxy reads; old versions are a problem."""
         version = document.content.get("apiVersion") or API_VERSIONS[kind]
         group = API_VERSIONS[kind].rpartition("/")[0]
@@ -180,10 +182,10 @@ class _Reader:
             return False
         return True
 
-    def _take_object(self, document: _Document, kind: Kind) -> None:
+    def _process_object(self, document: _Document, kind: Kind) -> None:
         content = document.content
         metadata = content.get("metadata")
-        namespaced = kind not in _OF_THE_CLUSTER
+        namespaced = kind not in _CLUSTER_SCOPED
         if namespaced and isinstance(metadata, dict) and not metadata.get("namespace"):
             content = {**content, "metadata": {**metadata, "namespace": "default"}}
         name = _name(content, kind)
@@ -211,7 +213,7 @@ class _Reader:
     def _report(
         self, document: _Document, kind: Kind | None, name: NamespacedName | None, error: ParseError
     ) -> None:
-        origin = _at(self._origin, document.line(error.field))
+        origin = _location(self._origin, document.line(error.field))
         if name is not None and not _is_printable(name):
             name = None  # the reason quotes it
         self.problems.append(Problem(kind, name, error.field, error.reason, origin))
@@ -226,13 +228,15 @@ def _yaml_documents(origin: str, data: bytes) -> Iterator[_Document]:
             node = loader.get_node()
             yield _Document(loader.construct_document(node), node)
     except YamlLimitError as error:
-        raise ManifestError(_broken(origin, error.line, error.reason), error.limit) from None
+        raise ManifestError(_file_problem(origin, error.line, error.reason), error.limit) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise ManifestError(_broken(origin, line, f"not valid YAML: {error.problem}")) from error
+        raise ManifestError(
+            _file_problem(origin, line, f"not valid YAML: {error.problem}")
+        ) from error
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ManifestError(_broken(origin, 0, f"not valid YAML: {reason}")) from error
+        raise ManifestError(_file_problem(origin, 0, f"not valid YAML: {reason}")) from error
     finally:
         if loader is not None:
             loader.dispose()
@@ -242,25 +246,27 @@ def _json_documents(origin: str, data: bytes) -> Iterator[_Document]:
     # An upper bound for the number of values: strings may contain these characters, too
     if sum(map(data.count, (b",", b"[", b"{"))) > limits.YAML_NODES:
         reason = f"holds more than {limits.YAML_NODES} values"
-        raise ManifestError(_broken(origin, 0, reason), "yaml_nodes")
+        raise ManifestError(_file_problem(origin, 0, reason), "yaml_nodes")
     try:
         content = json.loads(data)
     except json.JSONDecodeError as error:
         raise ManifestError(
-            _broken(origin, error.lineno, f"not valid JSON: {error.msg}")
+            _file_problem(origin, error.lineno, f"not valid JSON: {error.msg}")
         ) from error
     except UnicodeDecodeError as error:
-        raise ManifestError(_broken(origin, 0, "not valid JSON: it is not UTF-8")) from error
+        raise ManifestError(_file_problem(origin, 0, "not valid JSON: it is not UTF-8")) from error
     except ValueError as error:  # a number of thousands of digits
-        raise ManifestError(_broken(origin, 0, "not valid JSON: a number is too long")) from error
+        raise ManifestError(
+            _file_problem(origin, 0, "not valid JSON: a number is too long")
+        ) from error
     yield _Document(content, None)
 
 
-def _broken(origin: str, line: int, reason: str) -> Problem:
-    return Problem(None, None, "", reason, _at(origin, line))
+def _file_problem(origin: str, line: int, reason: str) -> Problem:
+    return Problem(None, None, "", reason, _location(origin, line))
 
 
-def _at(origin: str, line: int) -> str:
+def _location(origin: str, line: int) -> str:
     return f"{origin}:{line}" if line else origin
 
 
@@ -272,7 +278,7 @@ def _name(content: dict[str, Any], kind: Kind) -> NamespacedName | None:
     namespace = metadata.get("namespace") or "default"
     if not isinstance(namespace, str):
         return None
-    if kind in _OF_THE_CLUSTER:
+    if kind in _CLUSTER_SCOPED:
         namespace = ""
     return NamespacedName(namespace, metadata["name"])
 
@@ -282,7 +288,7 @@ def _is_printable(name: NamespacedName) -> bool:
     return bool(namespace_fits and SUBDOMAINS.allowed(name.name))
 
 
-def _parts(field: str) -> Iterator[str | int]:
+def _path_parts(field: str) -> Iterator[str | int]:
     """Split a path such as ``spec.ports[0].port``."""
     for part in filter(None, field.split(".")):
         name, *indices = part.split("[")

@@ -153,27 +153,27 @@ class ManifestSource:
         paths = _manifests(self._directory)
         for number, path in enumerate(paths):
             try:
-                size += _counted(path.stat().st_size)
+                size += _folder_share(path.stat().st_size)
                 limit = _folder_limit(number, size)
-                files[path.name] = self._left_out(path, limit) if limit else self._read(path)
+                files[path.name] = self._exclude(path, limit) if limit else self._read(path)
             except FileNotFoundError:
                 continue  # deleted since the folder was listed, or a dangling link
             except (OSError, MemoryError) as error:
                 # The cause may be outside the file, so the next scan reads it again.
-                files[path.name] = self._kept(path, _unreadable(path, error))
+                files[path.name] = self._keep_objects(path, _unreadable(path, error))
         self._files = files
         self._deliver(sink)
 
-    def _left_out(self, path: Path, limit: str) -> _File:
+    def _exclude(self, path: Path, limit: str) -> _File:
         """Keep the last valid objects of a file that exceeds a limit of the folder."""
         known = self._files.get(path.name)
         reason = f"is not read: the folder exceeds {_FOLDER_LIMITS[limit]}; make it smaller"
         problem = Problem(None, None, "", reason, path.name)
         if known is None or known.problems != (problem,):
             REFUSALS.count("manifests", limit)
-        return self._kept(path, problem)
+        return self._keep_objects(path, problem)
 
-    def _kept(self, path: Path, problem: Problem) -> _File:
+    def _keep_objects(self, path: Path, problem: Problem) -> _File:
         known = self._files.get(path.name)
         return _File((0, 0, 0, 0), known.objects if known is not None else {}, (problem,))
 
@@ -203,9 +203,9 @@ class ManifestSource:
             _log.exception("manifest.failed", file=path.name)
             reason = f"internal error: {type(error).__name__}"
             return _File(signature, kept, (Problem(None, None, "", reason, path.name),))
-        return _File(signature, self._chosen(manifest, kept), manifest.problems)
+        return _File(signature, self._with_last_valid(manifest, kept), manifest.problems)
 
-    def _chosen(
+    def _with_last_valid(
         self, manifest: Manifest, kept: dict[ObjectKey, ApiObject | None]
     ) -> dict[ObjectKey, ApiObject | None]:
         """Return a file's objects: the valid ones, and the last valid state of malformed ones."""
@@ -220,7 +220,7 @@ class ManifestSource:
 
     def _deliver(self, sink: Sink) -> None:
         """Deliver the difference between the last delivered objects and the files."""
-        wanted, problems = self._merged()
+        wanted, problems = self._merge_files()
         changed: dict[ObjectKey, ApiObject | None] = {
             key: None for key in self._delivered if wanted.get(key) is None
         }
@@ -236,7 +236,7 @@ class ManifestSource:
                 sink.rejected(problem)
         self._reported = frozenset(problems)
 
-    def _merged(self) -> tuple[dict[ObjectKey, ApiObject | None], list[Problem]]:
+    def _merge_files(self) -> tuple[dict[ObjectKey, ApiObject | None], list[Problem]]:
         wanted: dict[ObjectKey, ApiObject | None] = {}
         owner: dict[ObjectKey, str] = {}
         problems: list[Problem] = []
@@ -259,7 +259,7 @@ def _folder_limit(number: int, size: int) -> str:
     return "folder_bytes" if size > limits.MANIFEST_FOLDER_BYTES else ""
 
 
-def _counted(size: int) -> int:
+def _folder_share(size: int) -> int:
     """Return a file's share of the folder size: 0 if the file is too large to be read."""
     return size if size <= limits.MANIFEST_FILE_BYTES else 0
 

@@ -73,8 +73,8 @@ class LogOnly:
 
 
 def _log_event(kind: str, name: str, reason: str, note: str, *, warning: bool, action: str) -> None:
-    say = _log.info if warning else _log.debug
-    say(
+    log = _log.info if warning else _log.debug
+    log(
         "event",
         kind=kind,
         name=name,

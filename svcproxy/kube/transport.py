@@ -17,7 +17,7 @@ from svcproxy.kube.core.chunked import Dechunker, MalformedChunksError
 from svcproxy.refusals import REFUSALS
 
 CHUNK_BYTES = 1 << 17
-"""How many bytes one read from a socket asks for."""
+"""How many bytes one read from a socket requests."""
 
 
 class OpenConnections:

@@ -21,7 +21,7 @@ class Address(msgspec.Struct, frozen=True, gc=False, order=True):
 
 
 class Conflict(msgspec.Struct, frozen=True, gc=False):
-    """``loser`` claims an address that ``winner`` holds. If ``winner`` gives it up, it is next."""
+    """``loser`` claims an address that ``winner`` holds. ``loser`` may get it when ``winner`` releases it."""
 
     address: Address
     winner: NamespacedName

@@ -75,14 +75,14 @@ def _is_exempt(url: str, exemptions: str) -> bool:
     host, place = parts.hostname or "", parts.netloc.lower()
     for exemption in (entry.strip().lower() for entry in exemptions.split(",")):
         suffix = exemption.lstrip(".")
-        if exemption == "*" or (exemption and _is_inside(host, exemption)):
+        if exemption == "*" or (exemption and _is_in_network(host, exemption)):
             return True
         if suffix and any(name == suffix or name.endswith(f".{suffix}") for name in (host, place)):
             return True
     return False
 
 
-def _is_inside(host: str, network: str) -> bool:
+def _is_in_network(host: str, network: str) -> bool:
     try:
         return ip_address(host) in ip_network(network, strict=False)
     except ValueError:  # one of them is a host name

@@ -27,7 +27,7 @@ class Body:
             )
         self._gzip = zlib.decompressobj(_GZIP) if encoding == "gzip" else None
         self._pieces: list[bytes] = []
-        self._left = limit
+        self._remaining = limit
 
     def feed(self, received: bytes) -> bool:
         """Add received bytes; return whether the body is still within the limit.
@@ -41,12 +41,12 @@ class Body:
                 raise ValueError("data follows the end of the compressed body")
             try:
                 # Ask for one byte more, to detect an excess; 0 would mean unlimited.
-                piece = self._gzip.decompress(received, self._left + 1)
+                piece = self._gzip.decompress(received, self._remaining + 1)
             except zlib.error as error:
                 raise ValueError(f"the body cannot be decompressed: {error}") from error
-        self._pieces.append(piece[: self._left])
-        self._left -= len(piece)
-        return self._left >= 0
+        self._pieces.append(piece[: self._remaining])
+        self._remaining -= len(piece)
+        return self._remaining >= 0
 
     def read(self) -> bytes:
         """Return what was received, up to the limit."""

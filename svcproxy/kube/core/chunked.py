@@ -18,7 +18,7 @@ class Dechunker:
 
     def __init__(self) -> None:
         self._line = b""
-        self._left = 0
+        self._remaining = 0
         self._between = False
         self._trailing = False
         self._trailer = 0
@@ -36,11 +36,11 @@ class Dechunker:
         self._line = b""
         pieces, position = [], 0
         while position < len(received) and not self.ended:
-            if self._left:
-                piece = received[position : position + self._left]
+            if self._remaining:
+                piece = received[position : position + self._remaining]
                 position += len(piece)
-                self._left -= len(piece)
-                self._between = not self._left
+                self._remaining -= len(piece)
+                self._between = not self._remaining
                 pieces.append(piece)
                 continue
             end = received.find(b"\n", position) + 1
@@ -49,11 +49,11 @@ class Dechunker:
                 if len(self._line) > _LONGEST_LINE:
                     raise MalformedChunksError("a line before a chunk does not end")
                 break
-            self._take_line(received[position:end].strip())
+            self._process_line(received[position:end].strip())
             position = end
         return b"".join(pieces)
 
-    def _take_line(self, line: bytes) -> None:
+    def _process_line(self, line: bytes) -> None:
         """Process a line before, between or after chunks."""
         if self._trailing:
             self.ended = not line
@@ -69,5 +69,5 @@ class Dechunker:
             size = line.partition(b";")[0].strip()
             if not size or size.strip(_HEXADECIMAL):
                 raise MalformedChunksError(f"{size[:40]!r} is not a chunk size")
-            self._left = int(size, 16)
-            self._trailing = not self._left
+            self._remaining = int(size, 16)
+            self._trailing = not self._remaining

@@ -25,7 +25,7 @@ from svcproxy.kube.core.wire import (
     Wire,
     WireObject,
     parse_error,
-    sentence,
+    plain_message,
 )
 from svcproxy.model.names import Kind
 
@@ -220,7 +220,7 @@ def _split_page(body: bytes, error: Exception) -> ListPage:
         if items is not None:
             raws = None if items == b"null" else list(map(msgspec.Raw, rawjson.elements(items)))
     except rawjson.BrokenJsonError as broken:
-        raise ParseError("", f"{sentence(str(error))}; {broken}") from broken
+        raise ParseError("", f"{plain_message(str(error))}; {broken}") from broken
     metadata: ListMeta = _decode_repaired(_LIST_META_DECODER, parts.get(b"metadata", b"{}"))
     kind, version = _string(parts.get(b"kind")), _string(parts.get(b"apiVersion"))
     return ListPage(kind, version, metadata, raws)
@@ -231,7 +231,7 @@ def _split_event(line: bytes, error: Exception) -> WatchEvent:
     try:
         parts = rawjson.members(line)
     except rawjson.BrokenJsonError as broken:
-        raise ParseError("", f"{sentence(str(error))}; {broken}") from broken
+        raise ParseError("", f"{plain_message(str(error))}; {broken}") from broken
     return WatchEvent(_string(parts.get(b"type")) or "", msgspec.Raw(parts.get(b"object", b"null")))
 
 

@@ -1,4 +1,4 @@
-"""What a reflector asks its driver to send, and what it makes of the answers."""
+"""The requests of a reflector, and what its answers mean, as values for the driver."""
 
 from enum import Enum
 

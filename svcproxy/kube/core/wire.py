@@ -265,7 +265,7 @@ API_VERSIONS = {
     Kind.SERVICE_CIDR: "networking.k8s.io/v1",
 }
 """The ``apiVersion`` of each watched kind."""
-_WHERE = re.compile(r"(?P<reason>.*) - at `\$\.?(?P<field>.*)`", re.DOTALL)
+_MESSAGE_PATTERN = re.compile(r"(?P<reason>.*) - at `\$\.?(?P<field>.*)`", re.DOTALL)
 
 
 def convert_object(kind: Kind, document: object) -> WireObject:
@@ -282,13 +282,13 @@ def convert_object(kind: Kind, document: object) -> WireObject:
 
 def parse_error(error: msgspec.MsgspecError) -> ParseError:
     """Convert msgspec's ``Expected `int`, got `str` - at `$.a.b``` to a ``ParseError``."""
-    found = _WHERE.fullmatch(str(error))
+    found = _MESSAGE_PATTERN.fullmatch(str(error))
     if found is None:
-        return ParseError("", sentence(str(error)))
-    return ParseError(found["field"], sentence(found["reason"]))
+        return ParseError("", plain_message(str(error)))
+    return ParseError(found["field"], plain_message(found["reason"]))
 
 
-def sentence(text: str) -> str:
+def plain_message(text: str) -> str:
     """Convert an error message of msgspec to the style of svcproxy's own."""
     # "| null" only says what the decoder accepts. It does not help to correct the value.
     text = text.replace("`", "").replace(" | null", "")

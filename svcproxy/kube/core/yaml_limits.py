@@ -45,7 +45,7 @@ def check_yaml(data: bytes) -> None:
             if type(event) is yaml.ScalarEvent and event.anchor is None:
                 counter.total += 1
             else:
-                counter.take(event)
+                counter.count(event)
     finally:
         loader.dispose()
 
@@ -58,16 +58,16 @@ class _Counter:
         self._open: list[tuple[str | None, int]] = []  # anchor, and the total at its start
         self._sizes: dict[str, int] = {}
 
-    def take(self, event: Any) -> None:
+    def count(self, event: Any) -> None:
         """Count one event."""
         kind = type(event)
         if kind is yaml.ScalarEvent:
             self.total += 1
             self._sizes[event.anchor] = 1
         elif kind is yaml.AliasEvent:
-            self._alias(event)
+            self._count_alias(event)
         elif kind in {yaml.MappingStartEvent, yaml.SequenceStartEvent}:
-            self._start(event)
+            self._count_start(event)
         elif kind in {yaml.MappingEndEvent, yaml.SequenceEndEvent}:
             anchor, before = self._open.pop()
             if anchor:
@@ -76,14 +76,14 @@ class _Counter:
             self._sizes.clear()
         self._check(event)
 
-    def _start(self, event: Any) -> None:
+    def _count_start(self, event: Any) -> None:
         if len(self._open) >= limits.YAML_DEPTH:
             reason = f"is nested more than {limits.YAML_DEPTH} deep: flatten it"
             raise YamlLimitError(event, reason, "yaml_depth")
         self._open.append((event.anchor, self.total))
         self.total += 1
 
-    def _alias(self, event: Any) -> None:
+    def _count_alias(self, event: Any) -> None:
         if any(anchor == event.anchor for anchor, _ in self._open):
             reason = f"alias {event.anchor[:64]} refers to a value that contains it: write it out"
             raise YamlLimitError(event, reason, "yaml_depth")

@@ -278,7 +278,7 @@ def test_cluster_cidr_by_family() -> None:
         ({"nodeport_addresses": "primary", "cluster_cidr": "10.0.0.0/8,fd00::/64"}, ""),
         (
             {"cluster_cidr": "10.0.0.0/8,fd00::/64", "nodeport_addresses": "10.0.0.0/8"},
-            "--nodeport-addresses=10.0.0.0/8: node ports are open on all local IPv6 addresses",
+            "--nodeport-addresses=10.0.0.0/8: node ports are served at all local IPv6 addresses",
         ),
         (
             {"cluster_cidr": "fd00::/64", "nodeport_addresses": "10.0.0.0/8,fd00::/64"},
@@ -352,9 +352,9 @@ def test_all_problems_are_told_at_once_one_line_each() -> None:
         ("svcproxy-iptables-variant", "", "unknown; choose one of: auto, nft, legacy"),
         ("logging-format", "xml", "unknown; choose one of: text, json"),
         ("hostname-override", "  ", "only spaces"),
-        ("cluster-cidr", "10.0.0.0/8,10.0.0.0/9", "more than one range of a family"),
-        ("cluster-cidr", "10.0.0.0/8,fd00::/8,fd00::/9", "more than one range of a family"),
-        ("nodeport-addresses", "primary,10.0.0.0/8", "'primary' must stand alone"),
+        ("cluster-cidr", "10.0.0.0/8,10.0.0.0/9", "more than one CIDR of a family"),
+        ("cluster-cidr", "10.0.0.0/8,fd00::/8,fd00::/9", "more than one CIDR of a family"),
+        ("nodeport-addresses", "primary,10.0.0.0/8", "'primary' cannot be combined"),
         ("nodeport-addresses", "10.0.0.1", "'10.0.0.1' is not a CIDR"),
         ("iptables-masquerade-bit", "32", "from 0 to 31"),
         ("iptables-masquerade-bit", "\u0663", "from 0 to 31"),

@@ -67,7 +67,7 @@ def test_another_context_can_be_asked_for(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "does not exist: give the right path"),
+        (None, "does not exist: correct the path"),
         ("a: [", "is not YAML"),
         ("\x00", "is not YAML"),
         ("", "is empty or not a kubeconfig"),
@@ -124,7 +124,7 @@ def test_a_folder_is_no_kubeconfig(tmp_path: Path) -> None:
         ),
         (
             {"cluster": {"server": "https://x", "proxy-url": "socks5://me:secret@y:1"}},
-            "proxy socks5://y:1 cannot be used: give one like http://10.0.0.1:3128 in proxy-url",
+            "proxy socks5://y:1 cannot be used: set one like http://10.0.0.1:3128 in proxy-url",
         ),
         ({"user": {"exec": {"apiVersion": "v1"}}}, "the user's exec has no command: add it"),
         (
