@@ -1,4 +1,4 @@
-"""Balancing: every endpoint is equally likely, few rules are passed, changes stay local."""
+"""Balance trees: equal probabilities, short paths, and changes that affect few chains."""
 
 import re
 from fractions import Fraction
@@ -20,7 +20,7 @@ def targets(count: int) -> list[str]:
 
 
 def shares(chains: dict[str, Rules], chain: str, weight: Fraction) -> dict[str, Fraction]:
-    """The probability with which each target is reached, as the kernel would decide."""
+    """Return the probability with which each target is reached."""
     reached: dict[str, Fraction] = {}
     for rule in chains[chain]:
         found = RULE.fullmatch(rule)
@@ -31,17 +31,17 @@ def shares(chains: dict[str, Rules], chain: str, weight: Fraction) -> dict[str, 
             reached.update(shares(chains, found[2], taken))
         else:
             reached[found[2]] = taken
-    assert weight == 0, "a packet could fall out of the end of a chain"
+    assert weight == 0, "a packet could reach the end of the chain without a target"
     return reached
 
 
-def expected_walk(chains: dict[str, Rules], chain: str) -> float:
+def expected_rules(chains: dict[str, Rules], chain: str) -> float:
     walk, left = 0.0, 1.0
     for position, rule in enumerate(chains[chain], start=1):
         found = RULE.fullmatch(rule)
         assert found
         taken = left * (float(found[1]) if found[1] else 1.0)
-        below = expected_walk(chains, found[2]) if found[2] in chains else 0.0
+        below = expected_rules(chains, found[2]) if found[2] in chains else 0.0
         walk += taken * (position + below)
         left -= taken
     return walk
@@ -56,15 +56,15 @@ def test_every_endpoint_is_equally_likely(count: int) -> None:
 
 
 @pytest.mark.parametrize(("count", "limit"), [(8, 4.6), (100, 10), (1000, 15), (5000, 20)])
-def test_a_connection_passes_few_rules(count: int, limit: float) -> None:
-    assert expected_walk(chains_for(count), "ENTRY") <= limit
+def test_a_connection_traverses_few_rules(count: int, limit: float) -> None:
+    assert expected_rules(chains_for(count), "ENTRY") <= limit
 
 
 def test_small_services_have_one_chain() -> None:
     assert list(chains_for(FLAT)) == ["ENTRY"]
 
 
-def test_one_endpoint_less_changes_the_chains_on_its_path_only() -> None:
+def test_removing_an_endpoint_changes_only_the_chains_on_its_path() -> None:
     full = targets(1000)
     before = balance("ENTRY", "KUBE-SVC-", full, lambda t: ("", f"-j {t}"))
     after = balance("ENTRY", "KUBE-SVC-", full[:500] + full[501:], lambda t: ("", f"-j {t}"))

@@ -1,4 +1,4 @@
-"""What is removed from iptables' tables, and what is not."""
+"""Which chains and jumps clean-up removes from iptables tables."""
 
 import itertools
 
@@ -26,11 +26,11 @@ COMMIT
 """
 
 
-def test_kubelets_chains_are_nobodys_leftovers() -> None:
+def test_kubelets_chains_are_not_stale() -> None:
     assert not any(stale_chains(parse(KUBELET)).values())
 
 
-def test_chains_and_the_jumps_to_them_go() -> None:
+def test_stale_chains_and_the_jumps_to_them_are_removed() -> None:
     plan = stale_chains(
         parse(
             f"*nat\n:PREROUTING -\n:KUBE-SERVICES -\n:KUBE-SVC-A -\n:OTHERS -\n"
@@ -43,13 +43,13 @@ def test_chains_and_the_jumps_to_them_go() -> None:
     assert not plan.write
 
 
-@pytest.mark.parametrize("user", ChainOwner)
-def test_chains_in_use_stay(user: ChainOwner) -> None:
+@pytest.mark.parametrize("owner", ChainOwner)
+def test_chains_in_use_are_kept(owner: ChainOwner) -> None:
     text = "*filter\n:KUBE-PROXY-FIREWALL -\n:KUBE-FORWARD -\n*nat\n:KUBE-SERVICES -\n"
-    assert not any(stale_chains(parse(text), user).values())
+    assert not any(stale_chains(parse(text), owner).values())
 
 
-def test_what_only_the_other_mode_has_goes() -> None:
+def test_chains_of_the_other_mode_are_removed() -> None:
     text = (
         "*filter\n:INPUT -\n:KUBE-NODEPORTS -\n:KUBE-NODE-PORT -\n:KUBE-IPVS-FILTER -\n"
         ":KUBE-PROXY-FIREWALL -\n"
@@ -63,21 +63,21 @@ def test_what_only_the_other_mode_has_goes() -> None:
     assert plan.remove == []
 
 
-def test_services_chains_belong_to_iptables_mode() -> None:
+def test_per_service_chains_belong_to_iptables_mode() -> None:
     text = "*nat\n:KUBE-SVC-A -\n:KUBE-SEP-B -\n"
     assert not stale_chains(parse(text), ChainOwner.IPTABLES)["nat"]
     assert stale_chains(parse(text), ChainOwner.IPVS)["nat"].delete == ["KUBE-SEP-B", "KUBE-SVC-A"]
 
 
-@pytest.mark.parametrize("user", [None, *ChainOwner])
-def test_canaries_go(user: ChainOwner | None) -> None:
+@pytest.mark.parametrize("owner", [None, *ChainOwner])
+def test_canaries_are_removed(owner: ChainOwner | None) -> None:
     text = "".join(f"*{table}\n:KUBE-PROXY-CANARY -\n" for table in ("mangle", "nat", "filter"))
-    plans = stale_chains(parse(text), user)
+    plans = stale_chains(parse(text), owner)
     assert all(plans[t].delete == ["KUBE-PROXY-CANARY"] for t in ("mangle", "nat", "filter"))
 
 
-def test_a_chain_that_others_lead_to_is_emptied_but_stays() -> None:
-    """Deleting it would fail, and with it the whole transaction."""
+def test_a_chain_that_another_program_jumps_to_is_flushed_and_kept() -> None:
+    """Deleting it would make the whole transaction fail."""
     text = (
         "*nat\n:OUTPUT -\n:CNI-A -\n:KUBE-SERVICES -\n:KUBE-MARK-MASQ -\n:KUBE-SVC-A -\n"
         "-A CNI-A -j KUBE-MARK-MASQ\n"
@@ -89,11 +89,11 @@ def test_a_chain_that_others_lead_to_is_emptied_but_stays() -> None:
     assert plan.write == {"KUBE-SERVICES": ()}
     assert plan.delete == ["KUBE-SVC-A"]
     assert plan.remove == []
-    emptied = text.replace("-A KUBE-SERVICES -g KUBE-SVC-A\n", "").replace(":KUBE-SVC-A -\n", "")
-    assert not stale_chains(parse(emptied))["nat"], "the second time there is nothing to do"
+    flushed = text.replace("-A KUBE-SERVICES -g KUBE-SVC-A\n", "").replace(":KUBE-SVC-A -\n", "")
+    assert not stale_chains(parse(flushed))["nat"], "nothing is left to do"
 
 
-def test_very_many_chains_go_in_pieces_that_each_can_be_carried_out() -> None:
+def test_a_large_number_of_chains_is_removed_in_several_valid_inputs() -> None:
     names = [f"KUBE-SVC-{number:04}" for number in range(5 * CHUNK_CHAINS)]
     tables = RestoredTables()
     chains: dict[str, list[str]] = tables.tables["nat"]
@@ -110,12 +110,12 @@ def test_very_many_chains_go_in_pieces_that_each_can_be_carried_out() -> None:
     assert not any(chain.startswith("KUBE") for chain in tables.tables["nat"])
 
 
-def test_few_chains_go_in_one_transaction() -> None:
+def test_few_chains_are_removed_in_one_transaction() -> None:
     assert len(list(removal_inputs(TablePlan(delete=["KUBE-SVC-A"]), "nat", in_chunks=True))) == 1
     assert not list(removal_inputs(TablePlan(), "nat", in_chunks=True))
 
 
-def test_a_takeover_deletes_very_many_chains_after_the_new_ones_serve() -> None:
+def test_a_takeover_deletes_old_chains_after_the_switch_to_the_new_ones() -> None:
     old = [f"KUBE-SEP-{number:04}" for number in range(3 * CHUNK_CHAINS)]
     new = [f"KUBE-SVC-{number:04}" for number in range(3 * CHUNK_CHAINS)]
     tables = RestoredTables()
@@ -126,11 +126,11 @@ def test_a_takeover_deletes_very_many_chains_after_the_new_ones_serve() -> None:
     write |= dict.fromkeys(new, ("-j RETURN",))
     nat = TablePlan(write=write, delete=old, fresh=set(new))
     texts = list(restore_inputs(Plan({"nat": nat, "filter": TablePlan()}, {})))
-    serves = [number for number, text in enumerate(texts) if "-A KUBE-SERVICES" in text]
-    assert len(serves) == 1
+    switch = [number for number, text in enumerate(texts) if "-A KUBE-SERVICES" in text]
+    assert len(switch) == 1
     for number, text in enumerate(texts):
         tables.restore(text)
         present = tables.tables["nat"].keys()
-        assert set(old) <= present or number > serves[0]
-        assert set(new) <= present or number < serves[0]
+        assert set(old) <= present or number > switch[0]
+        assert set(new) <= present or number < switch[0]
     assert not set(old) & tables.tables["nat"].keys()

@@ -1,4 +1,4 @@
-"""The dispatch tree: its shape, its cost, and that steps lead where a fresh start leads."""
+"""Dispatch trees: shape, path lengths, and incremental changes equal a tree from scratch."""
 
 import re
 from ipaddress import ip_address, ip_network
@@ -32,7 +32,7 @@ def addresses(count: int, prefix: str, seed: int = 1) -> dict[int, str]:
 
 
 def rules_passed(chains: dict[str, Rules], address: str) -> int:
-    """Walk the chains as a packet to ``address`` port 80 does; count the rules it meets."""
+    """Count the rules that a packet to ``address`` port 80 traverses."""
     passed, chain = 0, "ROOT"
     while True:
         for rule in chains[chain]:
@@ -44,10 +44,10 @@ def rules_passed(chains: dict[str, Rules], address: str) -> int:
                 chain = found[2]
                 break
         else:
-            raise AssertionError(f"{address} is lost in {chain}")
+            raise AssertionError(f"no rule for {address} in {chain}")
 
 
-def test_few_keys_stand_in_the_root() -> None:
+def test_few_keys_are_in_the_root_chain() -> None:
     texts = addresses(LEAF, "10.96.0.0/12")
     chains = tree(texts, 32).chains()
     assert set(chains) == {"ROOT"}
@@ -55,17 +55,17 @@ def test_few_keys_stand_in_the_root() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["10.96.0.0/12", "10.96.0.0/16", "fd00:10:96::/108"])
-def test_a_packet_passes_a_logarithmic_number_of_rules(prefix: str) -> None:
+def test_a_packet_traverses_a_logarithmic_number_of_rules(prefix: str) -> None:
     bits = ip_network(prefix).max_prefixlen
     means = []
     for count in (100, 1_000, 10_000):
         texts = addresses(count, prefix)
         chains = tree(texts, bits).chains()
         sample = Random(2).sample(sorted(texts), 100)
-        walks = [rules_passed(chains, texts[k].split()[1]) for k in sample]
-        means.append(sum(walks) / len(walks))
+        traversed = [rules_passed(chains, texts[k].split()[1]) for k in sample]
+        means.append(sum(traversed) / len(traversed))
     assert means[2] < 45
-    # Ten times as many keys cost a constant number of rules more, not ten times as many.
+    # Ten times as many keys add a constant number of rules.
     assert means[2] - means[1] < 25
     assert means[1] - means[0] < 25
 
@@ -79,7 +79,7 @@ def test_many_ports_of_one_address_are_divided_by_port() -> None:
     assert re.search(r"-d 203\.0\.113\.9/32 -p tcp -m tcp --dport \d+:\d+ -j KUBE-SVC-", text)
 
 
-def test_names_fit_the_kernel_and_are_recognised() -> None:
+def test_chain_names_fit_the_kernel_and_have_the_prefix() -> None:
     for bits, texts in (
         (0, {frontend_key("", p, n): f"{p}{n}" for p in Protocol for n in range(30000, 30400)}),
         (32, addresses(2000, "10.96.0.0/12")),
@@ -105,16 +105,16 @@ batches = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(batches)
-def test_changing_step_by_step_equals_starting_afresh(steps: list[dict[int, str | None]]) -> None:
-    stepwise = DispatchTree("ROOT", 32, after=("the last rule",))
+def test_incremental_changes_equal_a_tree_from_scratch(steps: list[dict[int, str | None]]) -> None:
+    incremental = DispatchTree("ROOT", 32, after=("the last rule",))
     texts: dict[int, str] = {}
-    held: dict[str, Rules] = dict(stepwise.chains())
+    held: dict[str, Rules] = dict(incremental.chains())
     for step in steps:
         wanted = {k: f"{t} {k}" if t else None for k, t in step.items() if t or k in texts}
-        change = stepwise.change(wanted)
+        change = incremental.change(wanted)
         size = sum(map(len, held.values()))
         for name, rules in change.chains.items():
-            assert held.get(name) != rules, "an unchanged chain would be written"
+            assert held.get(name) != rules, "an unchanged chain was returned"
             if rules is None:
                 del held[name]
             else:
@@ -128,7 +128,7 @@ def test_changing_step_by_step_equals_starting_afresh(steps: list[dict[int, str 
         assert sum(map(len, held.values())) == size + change.growth
 
 
-def test_one_change_touches_few_chains() -> None:
+def test_one_changed_key_changes_few_chains() -> None:
     texts = addresses(10_000, "10.96.0.0/12")
     made = tree(texts, 32)
     total = len(made.chains())
@@ -139,14 +139,14 @@ def test_one_change_touches_few_chains() -> None:
         assert sum(len(r or ()) for r in change.chains.values()) <= 4 * LEAF
 
 
-def test_many_changes_at_once_look_at_each_chain_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looking at all of them for each key took 7 s for 2,000 keys, and hours for 100,000."""
-    looked_at = 0
+def test_a_batch_of_changes_computes_each_chain_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computing them once per key took 7 s for 2,000 keys, and hours for 100,000."""
+    computed = 0
     node = dispatch._View._node
 
     def counted(view: dispatch._View, span: dispatch._Range, name: str) -> tuple[Rules, list[Any]]:
-        nonlocal looked_at
-        looked_at += 1
+        nonlocal computed
+        computed += 1
         return node(view, span, name)
 
     monkeypatch.setattr(dispatch._View, "_node", counted)
@@ -156,4 +156,4 @@ def test_many_changes_at_once_look_at_each_chain_once(monkeypatch: pytest.Monkey
     assert len(made) == 2000
     made.change(dict.fromkeys(texts))
     assert len(made) == 0
-    assert looked_at < 20_000
+    assert computed < 20_000

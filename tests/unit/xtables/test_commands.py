@@ -1,4 +1,4 @@
-"""Running iptables programs: limits on time and output, any bytes, and what a failure means."""
+"""Running iptables programs: limits on time and output, encodings, and kinds of failures."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Make = Callable[[str], Iptables]
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Makes programs that all run the same shell script."""
+    """A factory of programs that all run the same shell script."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
     def make(script: str) -> Iptables:
@@ -30,7 +30,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     return make
 
 
-def test_any_bytes_are_read_and_written_unchanged(programs: Make, tmp_path: Path) -> None:
+def test_bytes_are_read_and_written_unchanged(programs: Make, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     made = programs(
         f"if [ \"$1\" = --noflush ]; then cat > {copy}; else printf 'a\\377\\r\\nb'; fi"
@@ -41,7 +41,7 @@ def test_any_bytes_are_read_and_written_unchanged(programs: Make, tmp_path: Path
     assert copy.read_bytes() == b"a\xff\r\nb"
 
 
-def test_large_inputs_and_outputs_pass(programs: Make) -> None:
+def test_large_inputs_and_outputs_are_transferred(programs: Make) -> None:
     made = programs(
         'if [ "$1" = --noflush ]; then cat >&2; exit 2; else head -c 3000000 /dev/zero; fi'
     )
@@ -51,7 +51,7 @@ def test_large_inputs_and_outputs_pass(programs: Make) -> None:
     assert len(str(caught.value)) < 1000
 
 
-def test_a_program_that_prints_without_end_is_stopped(
+def test_a_program_with_endless_output_is_killed(
     programs: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commands, "IPTABLES_SAVE_BYTES", 1_000_000)
@@ -60,7 +60,7 @@ def test_a_program_that_prints_without_end_is_stopped(
 
 
 @pytest.mark.parametrize("script", ["exec sleep 60", "exec >&- 2>&- <&-; exec sleep 60"])
-def test_a_program_that_hangs_is_stopped(
+def test_a_program_that_hangs_is_killed(
     programs: Make, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     monkeypatch.setattr(commands, "IPTABLES_PROGRAM_SECONDS", 0.2)
@@ -70,7 +70,7 @@ def test_a_program_that_hangs_is_stopped(
     assert time.monotonic() - begin < 30
 
 
-def test_a_program_that_does_not_read_its_input_has_its_say(programs: Make) -> None:
+def test_the_error_of_a_program_that_ignores_its_input_is_reported(programs: Make) -> None:
     with pytest.raises(BackendError, match="no such option"):
         programs("echo no such option >&2; exit 2").restore("x" * 3_000_000)
 
@@ -82,13 +82,15 @@ def test_a_program_that_does_not_read_its_input_has_its_say(programs: Make) -> N
         "kill -9 $$",
     ],
 )
-def test_what_says_nothing_about_the_input_is_no_refusal(programs: Make, script: str) -> None:
+def test_a_failure_without_regard_to_the_input_is_not_a_refusal(
+    programs: Make, script: str
+) -> None:
     with pytest.raises(BackendError) as caught:
         programs(script).restore("*nat\nCOMMIT\n")
     assert not isinstance(caught.value, RestoreRefused)
 
 
-def test_a_program_that_has_gone_is_a_failure(programs: Make, tmp_path: Path) -> None:
+def test_a_missing_program_is_a_failure(programs: Make, tmp_path: Path) -> None:
     made = programs("exit 0")
     (tmp_path / "iptables-nft-restore").unlink()
     with pytest.raises(BackendError, match="No such file"):

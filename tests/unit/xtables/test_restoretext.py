@@ -1,4 +1,4 @@
-"""The last check of a restore input, and what a refusal names."""
+"""The last check of a restore input, and which lines a refusal names."""
 
 import pytest
 
@@ -56,7 +56,9 @@ def test_an_unsound_line_is_refused_and_named(line: str) -> None:
         ("line 0 failed line 99999999999999999999999 failed: line 400 failed", (), True),
     ],
 )
-def test_what_a_refusal_names(said: str, lines: tuple[str, ...], *, partial: bool) -> None:
+def test_the_lines_that_a_refusal_names(
+    said: str, lines: tuple[str, ...], *, partial: bool
+) -> None:
     found = refusal("iptables-restore", said, INPUT)
     assert found.lines == lines
     assert found.partial == partial

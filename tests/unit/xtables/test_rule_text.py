@@ -1,4 +1,4 @@
-"""Texts in rules: comments that cannot break out, addresses as iptables-save prints them."""
+"""Text in rules: safe comments, and addresses in the format of iptables-save."""
 
 from ipaddress import IPv6Address
 from socket import AF_INET6, inet_ntop
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from svcproxy.backends.xtables.core.rule_text import comment, format_address, format_cidr
 
 
-def test_an_ordinary_comment_is_as_it_was() -> None:
+def test_an_ordinary_comment_is_unchanged() -> None:
     text = "kube-system/kube-dns:dns-tcp cluster IP"
     assert comment(text) == f'-m comment --comment "{text}"'
 
@@ -29,12 +29,12 @@ def test_an_ordinary_comment_is_as_it_was() -> None:
         ("", '""'),
     ],
 )
-def test_a_hostile_comment_is_made_harmless(text: str, written: str) -> None:
+def test_a_hostile_comment_is_sanitised(text: str, written: str) -> None:
     assert comment(text) == f"-m comment --comment {written}"
 
 
 @given(st.text())
-def test_any_comment_is_one_short_word_of_printable_ascii(text: str) -> None:
+def test_any_comment_becomes_a_short_printable_ascii_text(text: str) -> None:
     written = comment(text).removeprefix("-m comment --comment ").encode("ascii")
     inner = written.removeprefix(b'"').removesuffix(b'"')
     assert len(inner) <= 255
@@ -43,13 +43,13 @@ def test_any_comment_is_one_short_word_of_printable_ascii(text: str) -> None:
 
 
 @given(st.integers(0, 2**128 - 1) | st.integers(0, 2**48))
-def test_ipv6_addresses_are_spelled_as_inet_ntop_does(number: int) -> None:
+def test_ipv6_addresses_have_the_format_of_inet_ntop(number: int) -> None:
     address = IPv6Address(number)
     assert format_address(str(address)) == inet_ntop(AF_INET6, address.packed)
     assert format_cidr(f"{address}/64") == f"{inet_ntop(AF_INET6, address.packed)}/64"
 
 
-def test_addresses_in_the_form_of_iptables_save() -> None:
+def test_addresses_have_the_format_of_iptables_save() -> None:
     assert format_address("::102:304") == "::1.2.3.4"
     assert format_address("::ffff:102:304") == "::ffff:1.2.3.4"
     assert format_address("fd00::102:304") == "fd00::102:304"
@@ -72,7 +72,7 @@ def test_addresses_in_the_form_of_iptables_save() -> None:
         "::1%lo",
     ],
 )
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_other_text_than_an_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not an IP address"):
         format_address(text)
 
@@ -80,6 +80,6 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["10.0.0.0", "10.0.0.0/", "10.0.0.0/8 -j X", "10.0.0.0/\u0661", "x/8"]
 )
-def test_what_is_no_range_is_refused(text: str) -> None:
+def test_other_text_than_a_cidr_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a"):
         format_cidr(text)

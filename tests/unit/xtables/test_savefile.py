@@ -1,10 +1,10 @@
-"""Reading iptables-save output in which other programs' rules hold anything."""
+"""Parsing the output of iptables-save with arbitrary rules of other programs."""
 
 import pytest
 
 from svcproxy.backends.xtables.core.savefile import parse, unquoted
 
-OURS = ":KUBE-SVC-A - [0:0]\n-A KUBE-SVC-A -p tcp -j DNAT --to-destination 1.2.3.4:5\n"
+OWN = ":KUBE-SVC-A - [0:0]\n-A KUBE-SVC-A -p tcp -j DNAT --to-destination 1.2.3.4:5\n"
 
 
 @pytest.mark.parametrize(
@@ -23,20 +23,20 @@ OURS = ":KUBE-SVC-A - [0:0]\n-A KUBE-SVC-A -p tcp -j DNAT --to-destination 1.2.3
         '-A INPUT -m comment --comment "cr\r*filter\r\udcff" -j ACCEPT',
     ],
 )
-def test_foreign_rules_change_nothing_of_ours(foreign: str) -> None:
-    found = parse(f"*nat\n:INPUT ACCEPT [0:0]\n{foreign}\n{OURS}COMMIT\n*mangle\nCOMMIT\n")
+def test_rules_of_other_programs_do_not_affect_own_chains(foreign: str) -> None:
+    found = parse(f"*nat\n:INPUT ACCEPT [0:0]\n{foreign}\n{OWN}COMMIT\n*mangle\nCOMMIT\n")
     assert set(found) == {"nat", "mangle"}
-    ours = {chain: rules for chain, rules in found["nat"].items() if chain.startswith("KUBE")}
-    assert ours == {"KUBE-SVC-A": ("-p tcp -j DNAT --to-destination 1.2.3.4:5",)}
+    own = {chain: rules for chain, rules in found["nat"].items() if chain.startswith("KUBE")}
+    assert own == {"KUBE-SVC-A": ("-p tcp -j DNAT --to-destination 1.2.3.4:5",)}
 
 
-def test_a_quote_that_never_ends_costs_one_line() -> None:
+def test_an_unclosed_quote_affects_only_its_line() -> None:
     lines = "".join(f"-A KUBE-SVC-A -j A{number}\n" for number in range(300))
     found = parse(f'*nat\n-A INPUT -m comment --comment "open\n{lines}COMMIT\n')
     assert len(found["nat"]["KUBE-SVC-A"]) == 300
 
 
-def test_quoted_texts_are_not_changed() -> None:
+def test_quoted_text_is_unchanged() -> None:
     text = '-m comment --comment "--nfacct-name  x" -j ACCEPT'
     assert parse(f"*nat\n-A X {text}\n")["nat"]["X"] == (text,)
     assert parse("*nat\n-A X -m nfacct --nfacct-name  y\n")["nat"]["X"] == (
@@ -44,6 +44,6 @@ def test_quoted_texts_are_not_changed() -> None:
     )
 
 
-def test_options_are_looked_for_outside_quotes() -> None:
+def test_options_are_found_only_outside_quotes() -> None:
     assert "-j" not in unquoted('-m comment --comment "a -j KUBE-SERVICES \\" -j X" -g Y')
     assert unquoted("-j Y") == "-j Y"
