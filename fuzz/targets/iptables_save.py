@@ -1,7 +1,7 @@
-"""iptables-save output with foreign rules in between: the plan for our chains is the same.
+"""iptables-save output with rules of other programs: the plan for svcproxy's chains is unchanged.
 
-Foreign rules are printed as iptables-save prints them: quoted texts with their newlines, names
-without quotes. Raw bytes are parsed as well, which must not fail.
+Rules of other programs are printed in the format of iptables-save: quoted text with its newlines,
+names without quotes. Raw bytes are parsed as well, which must not raise.
 """
 
 from fuzz.structure import Source
@@ -25,7 +25,7 @@ SEEDS = (
 )
 
 _SETTINGS = IptablesSettings(IPFamily.IPV4)
-_SPACE_NAMES = "\"\\'|;$*#!:abc-_"
+_NAME_CHARACTERS = "\"\\'|;$*#!:abc-_"
 
 
 def _ports() -> dict[ServicePortName, ServicePort]:
@@ -44,8 +44,8 @@ def _ports() -> dict[ServicePortName, ServicePort]:
 _DESIRED = Desired(_ports(), _SETTINGS)
 
 
-def _ours() -> dict[str, list[str]]:
-    """Our rules by table, as lines of iptables-save."""
+def _own_rules() -> dict[str, list[str]]:
+    """Return svcproxy's rules by table, as lines of iptables-save."""
     plan = Planner(_SETTINGS).plan(_DESIRED, _SETTINGS, Observed({}))
     lines: dict[str, list[str]] = {}
     for table in TABLES:
@@ -59,31 +59,31 @@ def _ours() -> dict[str, list[str]]:
     return lines
 
 
-_OURS = _ours()
+_OWN_RULES = _own_rules()
 
 
 def check(data: bytes) -> None:
-    """Parse raw bytes, then our rules with foreign ones in between."""
-    _survive(parse(data.decode("utf-8", "surrogateescape")))
+    """Parse raw bytes, then svcproxy's rules mixed with rules of other programs."""
+    _check_inputs(parse(data.decode("utf-8", "surrogateescape")))
     source = Source(data)
     parts = []
     for table in TABLES:
-        lines = [_OURS[table][0]]
-        for line in _OURS[table][1:]:
-            lines += [_foreign(source) for _ in range(source.number(3) if source.left else 0)]
+        lines = [_OWN_RULES[table][0]]
+        for line in _OWN_RULES[table][1:]:
+            lines += [_other_rule(source) for _ in range(source.number(3) if source.left else 0)]
             lines.append(line)
         parts.append("\n".join((f"*{table}", *lines, "COMMIT", "# Completed", "")))
     found = parse("".join(parts))
     plan = Planner(_SETTINGS).plan(_DESIRED, _SETTINGS, Observed(found))
     assert not plan, plan
     assert set(found) == set(TABLES)
-    damaged = parse("".join(parts).replace(_OURS[NAT][-1], "#", 1))
+    damaged = parse("".join(parts).replace(_OWN_RULES[NAT][-1], "#", 1))
     assert Planner(_SETTINGS).plan(_DESIRED, _SETTINGS, Observed(damaged)).tables[NAT].write
-    _survive(found)
+    _check_inputs(found)
 
 
-def _survive(found: Saved) -> None:
-    """Whatever was read, planning on top of it and cleaning it up make sound inputs."""
+def _check_inputs(found: Saved) -> None:
+    """Check that plans and clean-up make valid restore inputs for any parsed tables."""
     tables = {FILTER: found.get(FILTER, {}), NAT: found.get(NAT, {})}
     for plan in (
         Planner(_SETTINGS).plan(_DESIRED, _SETTINGS, Observed(tables)),
@@ -91,14 +91,14 @@ def _survive(found: Saved) -> None:
     ):
         text = plan.text()
         assert text.count("\n") == sum(1 for t in plan.tables.values() if t for _ in t.lines("t"))
-    for present in (None, *ChainOwner):
-        for table, removal in stale_chains(tables, present).items():
+    for owner in (None, *ChainOwner):
+        for table, removal in stale_chains(tables, owner).items():
             for text in removal_inputs(removal, table, in_chunks=True):
                 assert text.endswith("COMMIT\n")
 
 
-def _foreign(source: Source) -> str:
-    """A rule of another program, as iptables-save prints it."""
+def _other_rule(source: Source) -> str:
+    """Return a rule of another program, in the format of iptables-save."""
     chain = _name(source) if source.flag() else source.choice(("INPUT", "FORWARD", "POSTROUTING"))
     parts = [f"-A {chain}"]
     if source.flag():
@@ -111,13 +111,13 @@ def _foreign(source: Source) -> str:
 
 
 def _name(source: Source) -> str:
-    """A name that no part of the kernel quotes."""
+    """Return the name of a chain or interface, which iptables-save prints without quotes."""
     length = 1 + source.number(8)
-    return "".join(source.choice(_SPACE_NAMES) for _ in range(length))
+    return "".join(source.choice(_NAME_CHARACTERS) for _ in range(length))
 
 
 def _quoted(text: str) -> str:
-    """What ``xtables_save_string`` prints."""
+    """Return a text in the format of ``xtables_save_string``."""
     text = text.replace("\0", "")
     if text and all(c.isascii() and (c.isalnum() or c in "_-") for c in text):
         return text

@@ -1,6 +1,7 @@
-"""Hostile Service ports make a restore input that reads back as the rules of each port, or nothing.
+"""Hostile Service ports: the restore input reads back as the planned rules, or the port is refused.
 
-The other Service ports come out as without the hostile ones, from scratch and in steps.
+The rules of all other Service ports are the same as without the hostile ones, both from scratch and
+incrementally.
 """
 
 from itertools import pairwise
@@ -60,11 +61,11 @@ _ADDRESSES = (
 )
 _RANGES = ("10.0.0.0/8", "::/0", "10.0.0.0/8 -j X", "10.0.0.1/8", "1/1", "", "10.0.0.0/\u0661")
 _NUMBERS = (80, 0, -1, 65535, 65536, 1 << 20)
-_ARGUMENTS = 255  # what iptables-restore takes in a line
+_ARGUMENTS = 255  # the limit of iptables-restore per line
 
 
 def check(data: bytes) -> None:
-    """Plan with hostile ports in between and read the restore inputs back."""
+    """Plan with hostile ports among others and read the restore inputs back."""
     source = Source(data)
     hostile = [_port(source) for _ in range(1 + source.number(3))]
     ports = {port.name: port for port in (_GOOD[0], *hostile, *_GOOD[1:])}
@@ -75,14 +76,14 @@ def check(data: bytes) -> None:
     scratch = Planner(settings)
     whole = scratch.plan(Desired(ports, settings), settings, nothing)
     _read_back(whole)
-    steps = Planner(settings)
-    steps.plan(Desired({}, settings), settings, nothing)
-    step = steps.plan_changes(ports)
+    incremental = Planner(settings)
+    incremental.plan(Desired({}, settings), settings, nothing)
+    step = incremental.plan_changes(ports)
     _read_back(step)
     assert step.refused.keys() == whole.refused.keys()
-    alone = Planner(settings)
-    alone.plan(Desired({}, settings), settings, nothing)
-    expected = alone.plan_changes({port.name: port for port in _GOOD})
+    good_only = Planner(settings)
+    good_only.plan(Desired({}, settings), settings, nothing)
+    expected = good_only.plan_changes({port.name: port for port in _GOOD})
     for plan in (whole, step):
         held = {rule for rules in plan.tables[NAT].write.values() for rule in rules}
         for chain, rules in expected.tables[NAT].write.items():
@@ -93,8 +94,8 @@ def check(data: bytes) -> None:
             else:
                 assert held.issuperset(rules), chain
     assert not any(port.name in step.refused for port in _GOOD)
-    steps.undo()
-    again = steps.plan_changes(ports)
+    incremental.undo()
+    again = incremental.plan_changes(ports)
     assert again.text() == step.text()
 
 
@@ -130,7 +131,7 @@ def _port(source: Source) -> ServicePort:
 
 
 def _read_back(plan: Plan) -> None:
-    """Tokenise the input as iptables-restore does; it must be what was planned, line by line."""
+    """Tokenise the input as iptables-restore does, and compare it with the plan line by line."""
     expected = [line for table in plan.tables.values() if table for line in table.lines("t")]
     lines = plan.text().split("\n")[:-1]
     assert len(lines) == len(expected)

@@ -1,4 +1,4 @@
-"""Session affinity remembers far more than xt_recent's 100 clients of an endpoint."""
+"""Session affinity remembers far more clients per endpoint than the 100 of xt_recent."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def _addresses(family: int) -> list[str]:
 
 
 def _many_clients(stage: Stage, family: int) -> list[str]:
-    """Give the outside client many addresses, and the node the way back to them."""
+    """Assign many addresses to the external client, and add a route to them on the node."""
     found = _addresses(family)
     bits, network = (32, "10.77.0.0/16") if family == 4 else (128, "fd00:77::/32")
     options = "" if family == 4 else " nodad"
@@ -64,7 +64,7 @@ def test_hundreds_of_clients_stay_with_their_endpoint(stage_with: StageWith, fam
     first = _chosen(stage, offer, sources)
     assert len(set(first.values())) == len(stage.here)
     assert _chosen(stage, offer, sources) == first
-    # They are remembered through a restart of the daemon, too.
+    # A restart of the daemon does not lose them.
     stage.daemon.kill()
     stage.daemon.start()
     stage.daemon.wait_ready()
@@ -72,8 +72,10 @@ def test_hundreds_of_clients_stay_with_their_endpoint(stage_with: StageWith, fam
 
 
 @pytest.mark.iptables_only
-def test_sets_come_and_go_with_their_endpoints(stage_with: StageWith, family: int) -> None:
-    """Sets are destroyed a moment after the rules that name them."""
+def test_sets_are_created_and_destroyed_with_their_endpoints(
+    stage_with: StageWith, family: int
+) -> None:
+    """Sets are destroyed shortly after the rules that name them."""
 
     def number_of_sets(count: int) -> None:
         eventually(lambda: len(_sets(stage)) == count, f"{count} sets", timeout=2.0)

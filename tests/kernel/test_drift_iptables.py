@@ -1,6 +1,6 @@
-"""The nft variant learns from the kernel's events what others do to its rules, and repairs it.
+"""With the nft variant, changes by other processes are noticed by nf_tables events and repaired.
 
-``test_repair`` is about comparisons every sync period, ``test_drift_nftables`` about that mode.
+``test_repair`` covers periodic resyncs, ``test_drift_nftables`` covers nftables mode.
 """
 
 import sys
@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 
 FULL = "kubeproxy_sync_full_proxy_rules_duration_seconds_count"
 JUMP = '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
-# What firewalld's iptables backend does at a reload: whole tables are replaced, one by one.
+# At a reload, firewalld's iptables backend replaces whole tables, one after another.
 RELOAD = (
     r"printf '*nat\n:FW_PRE - [0:0]\n-A PREROUTING -j FW_PRE\nCOMMIT\n"
     r"*filter\n:FW_IN - [0:0]\n-A INPUT -j FW_IN\nCOMMIT\n' | {program}-restore"
@@ -35,7 +35,7 @@ def flags() -> Flags:
 
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    """Write a line to the terminal, past pytest's capture."""
+    """Write a line to the terminal, bypassing pytest's capture."""
 
     def write(line: str) -> None:
         with capsys.disabled():
@@ -46,7 +46,7 @@ def say(capsys: pytest.CaptureFixture[str]) -> Say:
 
 @pytest.fixture
 def quiet(stage: Stage) -> None:
-    """The last repairs are long past: those that follow closely have to wait."""
+    """Wait until the back-off after earlier repairs is over."""
     time.sleep(1.6)
 
 
@@ -62,7 +62,7 @@ def noticed(stage: Stage) -> int:
     return sum("changed_by_others" in line for line in stage.daemon.logs())
 
 
-def our_rules(stage: Stage) -> list[str]:
+def own_rules(stage: Stage) -> list[str]:
     return sorted(rule for family in (4, 6) for rule in stage.rules(family) if "KUBE" in rule)
 
 
@@ -83,14 +83,14 @@ def test_damage_is_repaired_within_a_second(
     with stage.at_once():
         offers = [stage.offer(family, all_at(stage.here, family)) for family in (4, 6)]
     request.getfixturevalue("quiet")
-    before, whole = repairs(stage), our_rules(stage)
+    before, whole = repairs(stage), own_rules(stage)
     dial = stage.client.traffic.load
     loads = [dial("tcp", offer.vip, 80, rate=150, timeout=0.2) for offer in offers]
     began = time.monotonic()
     for program in ("iptables-nft", "ip6tables-nft"):
         stage.node.netns.run("sh", "-c", damage.format(program=program))
     done = time.monotonic()
-    eventually(lambda: our_rules(stage) == whole, "the same rules", timeout=3.0)
+    eventually(lambda: own_rules(stage) == whole, "the same rules", timeout=3.0)
     say(f"{damage}: repaired after at most {time.monotonic() - began:.2f} s")
     time.sleep(0.6)
     for load in loads:
@@ -102,7 +102,7 @@ def test_damage_is_repaired_within_a_second(
     assert any(culprit in line for line in stage.daemon.logs() if "kernel.repaired" in line)
 
 
-def test_own_changes_are_no_damage(stage: Stage, quiet: None) -> None:
+def test_own_changes_are_not_repaired(stage: Stage, quiet: None) -> None:
     before, seen = (repairs(stage), comparisons(stage)), noticed(stage)
     for _ in range(3):
         stage.offer(4, all_at(stage.here, 4))
@@ -110,7 +110,7 @@ def test_own_changes_are_no_damage(stage: Stage, quiet: None) -> None:
     assert noticed(stage) == seen
 
 
-def test_others_chains_are_no_concern(stage: Stage, quiet: None) -> None:
+def test_changes_of_other_chains_cause_no_resync(stage: Stage, quiet: None) -> None:
     before, seen = comparisons(stage), noticed(stage)
     for arguments in (["-N", "CNI"], ["-A", "CNI", "-j", "RETURN"], ["-F", "CNI"], ["-X", "CNI"]):
         stage.iptables(4, "-t", "nat", *arguments)
@@ -120,8 +120,10 @@ def test_others_chains_are_no_concern(stage: Stage, quiet: None) -> None:
     assert comparisons(stage) == before
 
 
-def test_a_busy_neighbour_causes_no_storm(stage: Stage, quiet: None, say: Say) -> None:
-    """What is deleted in built-in chains may have been our jump: looked into ever more seldom."""
+def test_frequent_changes_by_another_process_cause_few_resyncs(
+    stage: Stage, quiet: None, say: Say
+) -> None:
+    """Deletions in built-in chains may concern svcproxy's jumps: they are checked with back-off."""
     pid = stage.daemon.pid
     before, cpu, began = comparisons(stage), usage(pid).cpu, time.monotonic()
     changes = 0
@@ -133,9 +135,9 @@ def test_a_busy_neighbour_causes_no_storm(stage: Stage, quiet: None, say: Say) -
     took = time.monotonic() - began
     say(f"{changes} changes in {took:.1f} s: {made:.0f} comparisons, {used / took:.1%} of a core")
     assert changes > 20
-    # At once, and then after 1, 2 and 4 s; of the one family.
+    # One family is checked immediately, and then after 1, 2 and 4 s.
     assert 1 <= made <= 4
-    # Meanwhile damage to what is surely ours does not wait.
+    # Damage to svcproxy's own chains is still repaired without back-off.
     earlier, done = repairs(stage), time.monotonic()
     stage.iptables(4, "-t", "nat", "-F", "KUBE-SERVICES")
     eventually(lambda: repairs(stage) > earlier, "a repair", timeout=2.0)

@@ -1,4 +1,4 @@
-"""Kernels or iptables packages without the ``bpf`` match: endpoints get chains of their own."""
+"""Without the ``bpf`` match in the kernel or in iptables, each endpoint has a chain of its own."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ VARIANTS = IPTABLES
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """The daemon, with all of iptables' extensions but one."""
+    """The daemon's command line, with all iptables extensions except ``bpf``."""
     folders = [f for p in ("lib*/xtables", "lib*/*/xtables") for f in Path("/usr").glob(p)]
     links = tmp_path_factory.mktemp("xtables")
     for extension in (file for folder in folders for file in folder.glob("*.so")):

@@ -1,4 +1,4 @@
-"""Kernels or iptables packages without ipset: affinity is kept by xt_recent, as by kube-proxy."""
+"""Without ipset in the kernel or in iptables, affinity uses xt_recent, as in kube-proxy."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ VARIANTS = IPTABLES
 
 @pytest.fixture
 def program(tmp_path: Path) -> tuple[str, ...]:
-    """The daemon, with all of iptables' extensions but those for ipset."""
+    """The daemon's command line, with all iptables extensions except ``set``."""
     folders = [f for p in ("lib*/xtables", "lib*/*/xtables") for f in Path("/usr").glob(p)]
     links = tmp_path / "xtables"
     links.mkdir()

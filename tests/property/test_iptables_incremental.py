@@ -1,7 +1,7 @@
-"""For any sequence of events: incremental equals from scratch, and applying twice is empty.
+"""For any sequence of events, incremental syncs and a sync from scratch give the same rules.
 
-The full semantics are driven: policies, topology, termination, affinity, source ranges,
-conflicts, both families.
+The events cover traffic policies, topology, termination, affinity, source ranges and conflicts, in
+both families.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ from tests.property.strategies import SYNC, events
 
 
 class Tables(Machine):
-    """A machine whose kernel is the tables that ``iptables-restore`` would make."""
+    """A machine whose kernel is a fake of iptables-restore."""
 
     def __init__(self, options: IptablesSettings) -> None:
         super().__init__(options, Planner(options), RestoredTables())
@@ -40,18 +40,18 @@ class Tables(Machine):
         self.kernel.destroy_sets(plan.destroy_sets)
 
     def applied(self, plan: Plan) -> None:
-        assert plan.sizes == {t: ours(self.kernel.saved(), t) for t in plan.sizes}
+        assert plan.sizes == {t: own_rules(self.kernel.saved(), t) for t in plan.sizes}
 
     def contents(self) -> Any:
         return canonical(self.kernel.saved()), self.kernel.sets
 
 
-def ours(saved: Saved, table: str) -> int:
+def own_rules(saved: Saved, table: str) -> int:
     return sum(len(rules) for chain, rules in saved[table].items() if chain.startswith("KUBE-"))
 
 
 def canonical(saved: Saved) -> Saved:
-    """Lists of the filter table in one order: theirs has no meaning."""
+    """Sort the shared chains of the filter table, in which the order of rules does not matter."""
     filters = {
         chain: tuple(sorted(rules)) if chain in LISTS else rules
         for chain, rules in saved[FILTER].items()
@@ -101,7 +101,7 @@ def test_applying_twice_changes_nothing(options: IptablesSettings, sequence: lis
 def test_the_order_of_events_does_not_matter(
     options: IptablesSettings, sequence: list[Any], random: Any
 ) -> None:
-    """What counts is the last state of each object, whenever it came."""
+    """Only the last state of each object counts, whenever it arrived."""
     machine = Tables(options).take_all([e for e in sequence if e != SYNC] + [SYNC])
     other = Tables(options).take_shuffled(machine, random)
     assert other.contents() == machine.contents()
@@ -109,10 +109,10 @@ def test_the_order_of_events_does_not_matter(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=slow)
 @given(settings_values, events, st.randoms(use_true_random=False))
-def test_any_damage_is_repaired_by_a_comparison(
+def test_any_damage_is_repaired_by_a_resync(
     options: IptablesSettings, sequence: list[Any], random: Any
 ) -> None:
-    """Whatever others deleted or flushed, a comparison from scratch restores all of it."""
+    """A resync restores everything that other processes deleted or flushed."""
     machine = Tables(options).take_all([*sequence, SYNC])
     whole, _ = machine.contents()
     for held in machine.kernel.tables.values():

@@ -1,4 +1,4 @@
-"""Whatever Service ports the kernel refuses, all others are programmed, in steps and from scratch."""
+"""All Service ports that the kernel accepts are programmed, whichever others it refuses."""
 
 from collections.abc import Mapping
 
@@ -27,7 +27,7 @@ Ports = Mapping[ServicePortName, ServicePort | None]
 
 
 class Refusing:
-    """Tables that refuse every rule with a certain port, as the real programs do."""
+    """Fake tables that refuse every rule with a certain port, in the way of the real programs."""
 
     def __init__(self, *, names_lines: bool) -> None:
         self.tables = RestoredTables()
@@ -82,7 +82,7 @@ class Refusing:
 
 
 def made(number: int, targets: tuple[int, ...], verdict: Verdict, key: int) -> ServicePort:
-    """A Service port; ``key`` is its address, which another may have had before."""
+    """Return a Service port; ``key`` selects its cluster IP, which another port may have had."""
     frontends = (
         Frontend(FrontendKind.CLUSTER_IP, f"10.96.0.{key}", 80, local=False, verdict=verdict),
     )
@@ -102,23 +102,23 @@ batches = st.dictionaries(numbers, st.none() | port_states, max_size=8)
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.booleans(), batches), min_size=1, max_size=5), st.data())
-def test_all_others_are_programmed(steps: list[Step], data: st.DataObject) -> None:
+def test_all_other_ports_are_programmed(steps: list[Step], data: st.DataObject) -> None:
     machine = Refusing(names_lines=data.draw(st.booleans()))
     machine.compare({})
     wanted: dict[ServicePortName, ServicePort] = {}
     good: dict[ServicePortName, ServicePort] = {}
-    for scratch, batch in steps:
+    for from_scratch, batch in steps:
         changes: dict[ServicePortName, ServicePort | None] = {}
         for number, state in batch.items():
             targets, verdict = state or ((80,), Verdict.FORWARD)
             port = made(number, targets, verdict, key=number)
             changes[port.name] = port if state else None
         wanted = {n: p for n, p in (wanted | changes).items() if p is not None}
-        refused = machine.compare(wanted) if scratch else machine.change(changes)
+        refused = machine.compare(wanted) if from_scratch else machine.change(changes)
         for name in list(good):
             if name not in wanted:
                 del good[name]
-        concerned = wanted if scratch else {n: p for n, p in changes.items() if p is not None}
+        concerned = wanted if from_scratch else {n: p for n, p in changes.items() if p is not None}
         for name, port in concerned.items():
             if is_bad(port):
                 assert name in refused
@@ -132,9 +132,9 @@ def test_all_others_are_programmed(steps: list[Step], data: st.DataObject) -> No
 
 
 def in_use(machine: Refusing) -> Saved:
-    """All chains that anything leads to.
+    """Return all chains that can be reached from the built-in chains.
 
-    New chains that were loaded ahead of a refused input stay until the next comparison.
+    New chains that were loaded before a refused input stay until the next resync.
     """
     saved = canonical(machine.tables.saved())
     nat = saved[NAT]
@@ -152,8 +152,8 @@ def is_bad(port: ServicePort) -> bool:
     return forwarded and any(e.port == BAD for e in port.cluster_endpoints)
 
 
-def test_a_frontend_that_changes_hands_stays_with_its_new_owner() -> None:
-    """The former owner's release was refused; a later retry must not take the frontend away."""
+def test_a_frontend_that_moves_to_another_port_stays_there() -> None:
+    """The kernel refused the former owner's update; its retry must not remove the frontend."""
     machine = Refusing(names_lines=True)
     first = made(1, (80,), Verdict.FORWARD, key=1)
     machine.compare({first.name: first})
