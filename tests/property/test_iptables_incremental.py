@@ -13,7 +13,7 @@ from svcproxy.backends.iptables.core.plan import Observed, Plan
 from svcproxy.backends.iptables.core.planner import Planner
 from svcproxy.backends.iptables.core.restore_inputs import CHUNK_CHAINS, restore_inputs
 from svcproxy.backends.iptables.core.settings import IptablesSettings
-from svcproxy.backends.iptables.core.static import LISTS
+from svcproxy.backends.iptables.core.static import SHARED_CHAINS
 from svcproxy.backends.settings import LocalTraffic
 from svcproxy.backends.xtables.core.rule_text import FILTER
 from svcproxy.backends.xtables.core.savefile import Saved
@@ -53,7 +53,7 @@ def own_rules(saved: Saved, table: str) -> int:
 def canonical(saved: Saved) -> Saved:
     """Sort the shared chains of the filter table, in which the order of rules does not matter."""
     filters = {
-        chain: tuple(sorted(rules)) if chain in LISTS else rules
+        chain: tuple(sorted(rules)) if chain in SHARED_CHAINS else rules
         for chain, rules in saved[FILTER].items()
     }
     return {**saved, FILTER: filters}

@@ -105,9 +105,9 @@ class Bisection:
         return self._outcome()
 
     def _resync(
-        self, desired: Desired, settings: IptablesSettings, held: Collection[ServicePortName]
+        self, desired: Desired, settings: IptablesSettings, excluded: Collection[ServicePortName]
     ) -> None:
-        plan = self._planner.plan(desired, settings, self._kernel.read(), held)
+        plan = self._planner.plan(desired, settings, self._kernel.read(), excluded)
         self._count_restore()
         self._applied.append(self._kernel.execute(plan))
 

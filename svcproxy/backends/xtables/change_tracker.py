@@ -13,7 +13,7 @@ from svcproxy.netlink.generation import generation
 
 
 class ChangeTracker(Protocol):
-    """Tells svcproxy's own changes to the tables from those of other processes."""
+    """Distinguishes svcproxy's own changes to the tables from those of other processes."""
 
     def before_read(self) -> None:
         """Record the state that is about to be read."""

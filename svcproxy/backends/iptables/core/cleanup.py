@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from svcproxy.backends.iptables.core import naming
 from svcproxy.backends.iptables.core.restore_inputs import CHUNK_CHAINS, deletion_inputs
-from svcproxy.backends.iptables.core.static import JUMPS, LISTS
+from svcproxy.backends.iptables.core.static import JUMPS, SHARED_CHAINS
 from svcproxy.backends.xtables.core.restoretext import joined
 from svcproxy.backends.xtables.core.rule_text import FILTER, NAT, Rules
 from svcproxy.backends.xtables.core.savefile import Saved, unquoted
@@ -41,7 +41,7 @@ _CHAINS: Mapping[ChainOwner, Mapping[str, frozenset[str]]] = {
         NAT: frozenset(
             (naming.SERVICES, naming.NODE_PORTS, naming.POSTROUTING, naming.MARK_MASQ),
         ),
-        FILTER: frozenset((*LISTS, naming.FORWARD)),
+        FILTER: frozenset((*SHARED_CHAINS, naming.FORWARD)),
     },
     ChainOwner.IPVS: {
         NAT: frozenset(

@@ -26,7 +26,7 @@ _INLINE = 4
 """A branch with up to this many rules is put into its parent: a chain costs more than a rule."""
 
 _PROTOCOLS = (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
-_SORTING = 50
+_SORT_THRESHOLD = 50
 """With more than one change per this many keys, sorting is faster than inserting one by one."""
 _PORT_BITS = 18
 
@@ -283,7 +283,7 @@ class DispatchTree:
 
     def _set(self, changes: Mapping[int, str | None]) -> None:
         keys = self._keys.copy()
-        many = len(changes) * _SORTING > len(keys)
+        many = len(changes) * _SORT_THRESHOLD > len(keys)
         for number, text in changes.items():
             if text is None:
                 del self._texts[number]

@@ -1,12 +1,12 @@
 """Which changes by other processes to iptables tables (nft variant) may affect svcproxy's rules."""
 
 from svcproxy.backends.iptables.core import naming
-from svcproxy.backends.iptables.core.static import JUMPS, LISTS
+from svcproxy.backends.iptables.core.static import JUMPS, SHARED_CHAINS
 from svcproxy.backends.xtables.core.rule_text import FILTER, NAT
 
 _OWN_CHAINS = {
     NAT: frozenset((naming.SERVICES, naming.NODE_PORTS, naming.POSTROUTING, naming.MARK_MASQ)),
-    FILTER: frozenset((*LISTS, naming.FORWARD, naming.KUBELET_FIREWALL)),
+    FILTER: frozenset((*SHARED_CHAINS, naming.FORWARD, naming.KUBELET_FIREWALL)),
 }
 _JUMP_CHAINS = {
     table: frozenset(jump.source for jump in JUMPS if jump.table == table) for table in _OWN_CHAINS

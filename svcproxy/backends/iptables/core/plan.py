@@ -7,7 +7,7 @@ import msgspec
 from svcproxy.backends.iptables.core.dispatch import DispatchTree
 from svcproxy.backends.iptables.core.render import PortRules
 from svcproxy.backends.iptables.core.settings import IptablesSettings
-from svcproxy.backends.iptables.core.static import LISTS, static_chains
+from svcproxy.backends.iptables.core.static import SHARED_CHAINS, static_chains
 from svcproxy.backends.xtables.core.restoretext import joined
 from svcproxy.backends.xtables.core.rule_text import FILTER, NAT, TABLES, Rules
 from svcproxy.backends.xtables.core.savefile import Saved
@@ -73,7 +73,7 @@ class DesiredRules:
     def __init__(self) -> None:
         self.sets: set[str] = set()
         self._chains: dict[str, Rules] = {}
-        self._lists: dict[str, list[str]] = {chain: [] for chain in LISTS}
+        self._shared_rules: dict[str, list[str]] = {chain: [] for chain in SHARED_CHAINS}
         self._entries: dict[str, dict[int, str]] = {name: {} for name in TREES}
 
     def add(self, rules: PortRules, *, keep_owners: bool = False) -> None:
@@ -91,8 +91,8 @@ class DesiredRules:
             if keep_owners:
                 entries = {key: text for key, text in entries.items() if key not in taken}
             taken.update(entries)
-        for chain, texts in rules.lists.items():
-            self._lists[chain].extend(texts)
+        for chain, texts in rules.shared_rules.items():
+            self._shared_rules[chain].extend(texts)
 
     def tables(
         self, settings: IptablesSettings, trees: Mapping[str, DispatchTree]
@@ -100,7 +100,7 @@ class DesiredRules:
         """Return every chain by table; this also loads the entries into the dispatch trees."""
         tables = static_chains(settings)
         tables[NAT].update(self._chains)
-        tables[FILTER].update((chain, tuple(texts)) for chain, texts in self._lists.items())
+        tables[FILTER].update((chain, tuple(texts)) for chain, texts in self._shared_rules.items())
         for name, tree in trees.items():
             tree.load(self._entries[name])
             tables[NAT].update(tree.chains())
@@ -130,7 +130,7 @@ class PlanBuilder:
         nat.fresh.update(new.chains.keys() - old.chains.keys())
         for tree, entries in self._entries.items():
             _merge_entries(entries, getattr(old, tree), getattr(new, tree), self._trees[tree])
-        _edit_lists(self._filters, old.lists, new.lists)
+        _edit_shared_chains(self._filters, old.shared_rules, new.shared_rules)
         self._create |= new.sets - old.sets
         self._destroy |= old.sets - new.sets
         self._names_sets |= bool(new.sets)
@@ -187,7 +187,9 @@ def _merge_entries(
     into.update(new)
 
 
-def _edit_lists(plan: TablePlan, old: Mapping[str, Rules], new: Mapping[str, Rules]) -> None:
+def _edit_shared_chains(
+    plan: TablePlan, old: Mapping[str, Rules], new: Mapping[str, Rules]
+) -> None:
     for chain in sorted(old.keys() | new.keys()):
         before, after = old.get(chain, ()), new.get(chain, ())
         plan.remove.extend((chain, text) for text in before if text not in after)

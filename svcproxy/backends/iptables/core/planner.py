@@ -14,7 +14,7 @@ from svcproxy.backends.iptables.core.settings import IptablesSettings
 from svcproxy.backends.iptables.core.static import (
     JUMPS,
     KUBELET_JUMPS,
-    LISTS,
+    SHARED_CHAINS,
     cluster_ip_rules,
     node_port_rules,
 )
@@ -125,7 +125,7 @@ class Planner:
         desired: Desired,
         settings: IptablesSettings,
         observed: Observed,
-        held: Collection[ServicePortName] = (),
+        excluded: Collection[ServicePortName] = (),
     ) -> Plan:
         """Plan from scratch: compute the difference between the desired state and the tables.
 
@@ -133,29 +133,22 @@ class Planner:
             desired: the desired state.
             settings: the settings that the rules depend on.
             observed: what the kernel holds.
-            held: Service ports to leave as in the last applied plan, or absent. If empty, ports
+            excluded: Service ports to leave as in the last applied plan, or absent. If empty, ports
                 that the kernel refused and that have not changed since are left out.
         """
         self._settings = settings
         former, sizes = self._ports, self._sizes.copy()
         ports = desired.ports
-        skipped = {} if held else self._still_refused(ports)
-        if held := held or skipped:
-            kept = {name: former[name] for name in held if name in former}
-            ports = kept | {name: port for name, port in ports.items() if name not in held}
+        skipped = {} if excluded else self._still_refused(ports)
+        if excluded := excluded or skipped:
+            kept = {name: former[name] for name in excluded if name in former}
+            ports = kept | {name: port for name, port in ports.items() if name not in excluded}
         chains_by_table, sets, refused = self.render_all(ports)
         plans: dict[str, TablePlan] = {}
         for table in TABLES:
-            chains, found = chains_by_table[table], observed.tables.get(table, {})
+            chains = chains_by_table[table]
             self._sizes[table] = sum(map(len, chains.values()))
-            plans[table] = TablePlan(
-                write={
-                    c: rules for c, rules in chains.items() if not _same(c, rules, found, table)
-                },
-                jumps=_missing_jumps(table, chains, found),
-                delete=_stale_chains(table, chains, found),
-                fresh=chains.keys() - found.keys(),
-            )
+            plans[table] = _table_plan(table, chains, observed.tables.get(table, {}))
         plan = Plan(
             plans,
             dict(self._sizes),
@@ -186,7 +179,8 @@ class Planner:
             self._store(name, port)
             builder.add(old, new)
             self._sizes[NAT] += _count(new.chains.values()) - _count(old.chains.values())
-            self._sizes[FILTER] += _count(new.lists.values()) - _count(old.lists.values())
+            self._sizes[FILTER] += _count(new.shared_rules.values())
+            self._sizes[FILTER] -= _count(old.shared_rules.values())
         entries = builder.former_entries()
         self._sizes[NAT] += builder.change_trees()
         plan = builder.plan(dict(self._sizes), refused)
@@ -194,10 +188,10 @@ class Planner:
         self._snapshot = _Snapshot(
             former, entries, sizes, TablePlan(remove=filters.add, add=filters.remove)
         )
-        self._rewrite_long_lists(filters)
+        self._rewrite_long_chains(filters)
         return plan
 
-    def _rewrite_long_lists(self, filters: TablePlan) -> None:
+    def _rewrite_long_chains(self, filters: TablePlan) -> None:
         """Replace a shared chain as a whole where removing its rules one by one takes longer.
 
         iptables-nft-restore compares each rule to remove with all rules before it: removing 5,000
@@ -206,16 +200,16 @@ class Planner:
         rules = self._sizes[FILTER] + len(filters.remove)
         removals = Counter(chain for chain, _ in filters.remove)
         most = _REMOVAL_COST * (rules + len(self._ports))
-        lists: dict[str, list[str]] = {c: [] for c, n in removals.items() if n * rules > most}
-        if not lists:
+        chains: dict[str, list[str]] = {c: [] for c, n in removals.items() if n * rules > most}
+        if not chains:
             return
         for port in self._ports.values():
-            for chain, texts in render(port, self._settings).lists.items():
-                if chain in lists:
-                    lists[chain].extend(texts)
-        filters.write.update((chain, tuple(texts)) for chain, texts in lists.items())
-        filters.remove = [entry for entry in filters.remove if entry[0] not in lists]
-        filters.add = [entry for entry in filters.add if entry[0] not in lists]
+            for chain, texts in render(port, self._settings).shared_rules.items():
+                if chain in chains:
+                    chains[chain].extend(texts)
+        filters.write.update((chain, tuple(texts)) for chain, texts in chains.items())
+        filters.remove = [entry for entry in filters.remove if entry[0] not in chains]
+        filters.add = [entry for entry in filters.add if entry[0] not in chains]
 
     def note_refused(
         self,
@@ -287,12 +281,21 @@ def _count(rules: Iterable[Rules]) -> int:
     return sum(map(len, rules))
 
 
+def _table_plan(table: str, chains: Mapping[str, Rules], found: Mapping[str, Rules]) -> TablePlan:
+    return TablePlan(
+        write={c: rules for c, rules in chains.items() if not _same(c, rules, found, table)},
+        jumps=_missing_jumps(table, chains, found),
+        delete=_stale_chains(table, chains, found),
+        fresh=chains.keys() - found.keys(),
+    )
+
+
 def _same(chain: str, rules: Rules, found: Mapping[str, Rules], table: str) -> bool:
-    """Whether the kernel holds the chain with these rules; in shared lists, in any order."""
+    """Whether the kernel holds the chain with these rules; in shared chains, in any order."""
     present = found.get(chain)
     if present is None:
         return False
-    if table == FILTER and chain in LISTS:
+    if table == FILTER and chain in SHARED_CHAINS:
         return sorted(present) == sorted(rules)
     return present == rules
 

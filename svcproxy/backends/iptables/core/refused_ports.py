@@ -83,5 +83,5 @@ def _chains_and_rules(port: ServicePort, settings: IptablesSettings) -> Iterator
 def _rules_in_shared_chains(rules: PortRules) -> Iterator[str]:
     for entries in (rules.cluster_ips, rules.external_ips, rules.node_ports):
         yield from entries.values()
-    for texts in rules.lists.values():
+    for texts in rules.shared_rules.values():
         yield from texts

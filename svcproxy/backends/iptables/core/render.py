@@ -30,7 +30,7 @@ class PortRules(msgspec.Struct, frozen=True):
         cluster_ips: its entries in the dispatch tree of cluster IPs, by key.
         external_ips: its entries in the dispatch tree of external and load-balancer addresses.
         node_ports: its entries in the dispatch tree of node ports.
-        lists: its rules in the shared chains of the filter table; their order does not matter.
+        shared_rules: its rules in the shared chains of the filter table; their order does not matter.
         sets: the ipsets that hold the clients of its endpoints, for session affinity.
     """
 
@@ -38,7 +38,7 @@ class PortRules(msgspec.Struct, frozen=True):
     cluster_ips: dict[int, str]
     external_ips: dict[int, str]
     node_ports: dict[int, str]
-    lists: dict[str, Rules]
+    shared_rules: dict[str, Rules]
     sets: frozenset[str] = frozenset()
 
 
@@ -67,7 +67,7 @@ def endpoint_target(endpoint: Endpoint) -> str:
 
 
 class _Renderer:
-    """Collects the rules of one Service port."""
+    """Renders the rules of one Service port."""
 
     def __init__(self, port: ServicePort, settings: IptablesSettings) -> None:
         self.port = port
@@ -84,7 +84,7 @@ class _Renderer:
         self.cluster_ips: dict[int, str] = {}
         self.external_ips: dict[int, str] = {}
         self.node_ports: dict[int, str] = {}
-        self.lists: dict[str, list[str]] = {}
+        self.shared_rules: dict[str, list[str]] = {}
         self.sets: set[str] = set()
 
     def render(self) -> PortRules:
@@ -99,13 +99,13 @@ class _Renderer:
             self._policy_chain(self.local_chain, self.port.local_endpoints)
         if self.port.health_check_node_port:
             self._health_check_port()
-        lists = {chain: tuple(rules) for chain, rules in self.lists.items()}
+        shared_rules = {chain: tuple(rules) for chain, rules in self.shared_rules.items()}
         return PortRules(
             self.chains,
             self.cluster_ips,
             self.external_ips,
             self.node_ports,
-            lists,
+            shared_rules,
             frozenset(self.sets),
         )
 
@@ -141,7 +141,7 @@ class _Renderer:
             "" if frontend.address else "-m addrtype --dst-type LOCAL",
             f"-m {self.keyword} --dport {frontend.port:d} -j {target}",
         )
-        self.lists.setdefault(chain, []).append(text)
+        self.shared_rules.setdefault(chain, []).append(text)
 
     def _cluster_ip(self, frontend: Frontend) -> None:
         if frontend.verdict is Verdict.FORWARD:
@@ -213,7 +213,7 @@ class _Renderer:
         self.chains[self.firewall_chain] = tuple(rules)
         note = f"{self.text} traffic not accepted by {self.firewall_chain}"
         head = self._match(frontend, note)
-        self.lists.setdefault(naming.PROXY_FIREWALL, []).append(f"{head} -j DROP")
+        self.shared_rules.setdefault(naming.PROXY_FIREWALL, []).append(f"{head} -j DROP")
 
     def _allows_node(self) -> bool:
         if not self.settings.node_address:
@@ -278,7 +278,7 @@ class _Renderer:
     def _health_check_port(self) -> None:
         note = comment(f"{self.text} health check node port")
         text = f"-p tcp {note} -m tcp --dport {self.port.health_check_node_port:d} -j ACCEPT"
-        self.lists.setdefault(naming.NODE_PORTS, []).append(text)
+        self.shared_rules.setdefault(naming.NODE_PORTS, []).append(text)
 
 
 def _reason(verdict: Verdict) -> str:

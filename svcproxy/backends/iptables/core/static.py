@@ -14,7 +14,7 @@ from svcproxy.backends.xtables.core.tableplan import Jump
 from svcproxy.model.counters import INVALID_DROPPED, LOCALHOST_ACCEPTED
 from svcproxy.model.names import IPFamily
 
-LISTS = (
+SHARED_CHAINS = (
     naming.SERVICES,
     naming.EXTERNAL_SERVICES,
     naming.NODE_PORTS,
