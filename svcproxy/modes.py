@@ -9,6 +9,7 @@ _MODULES = {
     "iptables": "svcproxy.backends.iptables.mode",
     "nftables": "svcproxy.backends.nftables.mode",
     "ipvs": "svcproxy.backends.ipvs.mode",
+    "recording": "svcproxy.backends.recording.mode",
 }
 """The module of each mode that has its ``MODE``; it is imported only if the mode is used."""
 

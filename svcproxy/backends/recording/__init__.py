@@ -1,0 +1,1 @@
+"""A backend that programs nothing: it records what a backend would be asked to program."""
