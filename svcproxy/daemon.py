@@ -270,7 +270,7 @@ def _watch_kernel(
             shared.metrics.count_external_change(change.process)
         for loop in loops:
             if loop.family in change.families:
-                loop.inbox.doubt(change)
+                loop.inbox.request_resync(change)
 
     try:
         watcher = ready.watch(on_external_change)

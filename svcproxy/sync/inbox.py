@@ -1,4 +1,4 @@
-"""Where API objects wait for a family's loop: the latest state of each, nothing else."""
+"""The inbox of a family's loop: the latest state of each API object, until the loop takes it."""
 
 from collections.abc import Callable, Mapping
 from threading import Condition
@@ -11,27 +11,35 @@ from svcproxy.model.objects import ApiObject, ObjectKey
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """What came in since the last drain: objects by key, ``None`` for deleted ones.
+    """The content of the inbox since the last ``drain``.
 
-    ``doubt`` is a change of the kernel by another program, certain or suspected.
+    Attributes:
+        objects: the latest state of each changed object; ``None`` for a deleted one.
+        synced: the kinds whose first list is complete.
+        external_change: a change of the kernel by another program that calls for a resync.
     """
 
     objects: dict[ObjectKey, ApiObject | None]
     synced: frozenset[Kind]
-    doubt: ExternalChange | None = None
+    external_change: ExternalChange | None = None
 
     def then(self, later: "Batch") -> "Batch":
-        """This batch followed by a ``later`` one, as one."""
+        """Return this batch and a ``later`` one as one."""
         objects = {**self.objects, **later.objects}
-        return Batch(objects, self.synced | later.synced, later.doubt or self.doubt)
+        change = later.external_change or self.external_change
+        return Batch(objects, self.synced | later.synced, change)
 
 
 class Inbox:
     """A mailbox that keeps only the latest state of each object; safe from any thread.
 
-    Many updates of one object cost the reader one. Each ``put`` calls ``on_put`` in the caller's
-    thread, so that health knows of waiting changes even if the reader hangs; each ``drain`` calls
-    ``on_drain``. They never run at the same time, and must not call the inbox.
+    Many updates of an object cost the reader as much as one. The callbacks never run at the same
+    time, and must not call the inbox.
+
+    Args:
+        on_put: called by each ``put`` in the caller's thread, so that health checks know of waiting
+            changes even if the reader hangs.
+        on_drain: called by each ``drain``.
     """
 
     def __init__(self, on_put: Callable[[], None], on_drain: Callable[[], None]) -> None:
@@ -40,11 +48,11 @@ class Inbox:
         self._condition = Condition()
         self._objects: dict[ObjectKey, ApiObject | None] = {}
         self._synced: set[Kind] = set()
-        self._doubt: ExternalChange | None = None
+        self._external_change: ExternalChange | None = None
         self._closed = False
 
     def put(self, objects: Mapping[ObjectKey, ApiObject | None]) -> None:
-        """Store the present state of objects, ``None`` for one that is gone."""
+        """Store the current state of objects, ``None`` for a deleted one."""
         with self._condition:
             self._on_put()
             if not self._objects:
@@ -57,11 +65,14 @@ class Inbox:
             self._synced.add(kind)
             self._condition.notify()
 
-    def doubt(self, change: ExternalChange) -> None:
-        """Note that another program changed the kernel; of several changes, a certain one is kept."""
+    def request_resync(self, change: ExternalChange) -> None:
+        """Request a resync because of a change by another program.
+
+        If there are several changes, a certain one is kept.
+        """
         with self._condition:
-            if self._doubt is None or change.certain:
-                self._doubt = change
+            if self._external_change is None or change.certain:
+                self._external_change = change
                 self._condition.notify()
 
     def close(self) -> None:
@@ -77,19 +88,19 @@ class Inbox:
 
     @property
     def filled(self) -> bool:
-        """Whether there is something to read, or the inbox is closed; asking costs no lock."""
-        return self._closed or bool(self._doubt or self._objects or self._synced)
+        """Whether there is something to read, or the inbox is closed; takes no lock."""
+        return self._closed or bool(self._external_change or self._objects or self._synced)
 
     def wait(self, seconds: float | None) -> None:
-        """Wait until there is something to read, the inbox is closed, or time is up."""
+        """Wait until there is something to read or the inbox is closed, at most ``seconds``."""
         with self._condition:
             self._condition.wait_for(lambda: self.filled, seconds)
 
     def wait_for_lists(self) -> None:
-        """Wait until another first list is complete, or the inbox is closed.
+        """Wait until another first list is complete or the inbox is closed.
 
-        Otherwise each object would wake a reader that has to wait for all lists anyway, and that
-        would compete for the interpreter with the threads that deliver the objects.
+        A reader that has to wait for all lists must not be woken by each object: it would compete
+        for the interpreter with the threads that deliver the objects.
         """
         with self._condition:
             self._condition.wait_for(lambda: self._closed or bool(self._synced))
@@ -98,6 +109,6 @@ class Inbox:
         """Take everything out."""
         with self._condition:
             self._on_drain()
-            batch = Batch(self._objects, frozenset(self._synced), self._doubt)
-            self._objects, self._synced, self._doubt = {}, set(), None
+            batch = Batch(self._objects, frozenset(self._synced), self._external_change)
+            self._objects, self._synced, self._external_change = {}, set(), None
         return batch

@@ -152,8 +152,8 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._untaken = batch
         self._store_all(batch.objects)
         self._untaken = None
-        if batch.doubt is not None:
-            self._suspect(batch.doubt)
+        if batch.external_change is not None:
+            self._suspect(batch.external_change)
         if self._missing:
             self._missing -= batch.synced
             if not self._missing:
@@ -174,19 +174,19 @@ class FamilyLoop(Generic[Observed, Plan]):
 
     def _suspect(self, change: ExternalChange) -> None:
         """Have the kernel compared, for somebody else has, or may have, changed it."""
-        self._schedule.doubt(sure=change.certain)
+        self._schedule.request_resync(certain=change.certain)
         self._doubt = change
 
     def _sync(self) -> None:
         begin = self._clock()
-        due = self._schedule.thorough(begin)
+        due = self._schedule.is_resync_due(begin)
         # The kernel is unchanged since our last write: skip the comparison.
         again = begin >= self._isolation.next_due
         thorough = again or (due and not self._spared())
         changes = self._checkout(begin)
         if not changes and not thorough:
             # Nothing changed, or it changed back.
-            self._schedule.succeeded(begin, compared=due)
+            self._schedule.succeeded(begin, resynced=due)
             self._reporter.idle()
             return
         # Without changes of our own, whatever a comparison writes undoes changes of others.
@@ -198,7 +198,7 @@ class FamilyLoop(Generic[Observed, Plan]):
             return
         end = self._maintain_at = self._clock()
         found = bool(outcome.operations)
-        self._schedule.succeeded(end, compared=due or thorough, took=end - begin, found=found)
+        self._schedule.succeeded(end, resynced=due or thorough, took=end - begin, found=found)
         if compared_only and found and not (self._doubt and self._doubt.affects_inputs):
             self._reporter.repaired(self._doubt)
         if thorough:

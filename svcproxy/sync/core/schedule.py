@@ -1,4 +1,4 @@
-"""When to sync, and how thoroughly. No clock: the caller says what time it is."""
+"""When to sync, and whether the next sync is a resync. The caller supplies the time."""
 
 import math
 
@@ -6,30 +6,37 @@ import math
 class Schedule:
     """Decides when the next sync is due.
 
-    A single change is synced at once. While changes keep coming, a sync begins one pause after the
-    end of the previous one, and carries all changes that arrived meanwhile. The pause is
+    A single change is synced immediately. While changes keep coming, a sync starts one pause after
+    the end of the previous one and includes all changes that arrived in between. The pause is
     ``min_interval`` (as in kube-proxy's ``BoundedFrequencyRunner``). If ``adaptive``, it is as long
     as the previous sync took, at most ``min_interval`` and ``longest_pause``: short syncs follow
-    each other closely, and long ones leave half of the time to others.
+    each other closely, and long ones leave half of the time to other programs.
 
-    Every ``period`` the kernel is compared from scratch, which repairs foreign changes. After a
-    failure the comparison is retried after 1 s, 2 s, 4 s and so on up to ``period``; changes that
-    arrive meanwhile wait for it.
+    A resync compares the whole kernel state with the desired state. It is due every ``period``, and
+    repairs what other programs changed. After a failed sync it is due after 1 s, 2 s, 4 s and so on
+    up to ``period``; changes that arrive in between wait for it.
 
-    A certain foreign change leads to a comparison shortly after it, because a firewall reloads in
-    several steps. If such changes go on, the waits grow up to ``min_interval``. An uncertain one
-    leads to a comparison as soon; but after each comparison that found nothing, the next uncertain
-    one waits longer (1 s, 2 s and so on up to ``period``), so that a busy neighbour does not cause
-    comparisons all the time.
+    A change by another program that certainly affects svcproxy's rules leads to a resync after a
+    short wait, because a firewall reloads in several steps. If such changes continue, the waits grow
+    up to ``min_interval``. An uncertain change leads to a resync as soon. But after each such resync
+    that found nothing, the next uncertain change waits longer (1 s, 2 s and so on up to ``period``),
+    so that a program with frequent changes does not cause constant resyncs.
 
     All times are seconds of one monotonic clock.
+
+    Args:
+        min_interval: the shortest time between two syncs.
+        period: the time between two resyncs, and the longest back-off.
+        adaptive: whether the pause adapts to the duration of syncs.
+        longest_pause: the longest pause of an adaptive schedule.
     """
 
     FIRST_RETRY = 1.0
+    """The wait after the first failure; it doubles with each further one."""
     FIRST_REPAIR = 0.1
     """The wait before a repair; it doubles with each repair that follows soon after another."""
-    PEACE = 1.5
-    """After this many minimum intervals without a repair, the wait starts from the first value."""
+    REPAIR_RESET = 1.5
+    """After so many minimum intervals without a repair, the wait is the first one again."""
     SHORTEST_PAUSE = 0.002
     """The shortest pause between two syncs of an adaptive schedule."""
 
@@ -49,30 +56,34 @@ class Schedule:
         self._requested = True
         self._failures = 0
         self._ended: float | None = None
-        self._compared: float | None = None
+        self._resynced: float | None = None  # None: a resync is due
         self._suspected = False
-        self._unfounded = 0
-        self._contested = 0
-        self._doubted: float | None = None
+        self._false_suspicions = 0
+        self._repairs = 0
+        self._last_repair: float | None = None
 
     @property
     def period(self) -> float:
-        """Seconds between two comparisons from scratch, and the longest back-off."""
+        """Seconds between two resyncs, and the longest back-off."""
         return self._period
 
     def request(self) -> None:
-        """Ask for a sync as soon as allowed."""
+        """Request a sync as soon as allowed."""
         self._requested = True
 
     @property
     def requested(self) -> bool:
-        """Whether a sync was asked for that has not run."""
+        """Whether a sync was requested that has not run."""
         return self._requested
 
-    def doubt(self, *, sure: bool = True) -> None:
-        """Ask for a comparison: another program changed our rules, or, if not ``sure``, may have."""
-        if sure:
-            self._compared = None
+    def request_resync(self, *, certain: bool = True) -> None:
+        """Request a resync, because another program changed the kernel.
+
+        Args:
+            certain: whether the change certainly affects svcproxy's rules; otherwise it may.
+        """
+        if certain:
+            self._resynced = None
         else:
             self._suspected = True
 
@@ -82,47 +93,48 @@ class Schedule:
         return self._failures > 0
 
     def due(self) -> float:
-        """The time at which the next sync may begin; it may be in the past."""
+        """Return the time at which the next sync may start; it may be in the past."""
         if self._ended is None:
             return 0.0
         if self._failures:
             return self._ended + self._backoff()
-        if self._compared is None:
+        if self._resynced is None:
             return self._ended + self._repair_pause()
-        compare = self._compare_at(self._compared)
+        resync = self._resync_at(self._resynced)
         if self._requested:
-            return min(self._ended + self._pause, max(compare, self._ended))
-        return compare
+            return min(self._ended + self._pause, max(resync, self._ended))
+        return resync
 
-    def thorough(self, now: float) -> bool:
-        """Whether the sync that begins ``now`` has to compare from scratch."""
-        if self._compared is None or self._failures:
+    def is_resync_due(self, now: float) -> bool:
+        """Whether the sync that starts ``now`` has to be a resync."""
+        if self._resynced is None or self._failures:
             return True
-        return now >= self._compare_at(self._compared)
+        return now >= self._resync_at(self._resynced)
 
-    def _compare_at(self, compared: float) -> float:
-        """When to compare again, after a comparison that ended then."""
+    def _resync_at(self, last: float) -> float:
+        """Return when the next resync is due, after the ``last`` one."""
         if not self._suspected:
-            return compared + self._period
-        wait = max(self._min_interval, self._doubled(self._unfounded)) if self._unfounded else 0.0
-        return max(compared + wait, (self._ended or 0.0) + self._repair_pause())
+            return last + self._period
+        suspicions = self._false_suspicions
+        wait = max(self._min_interval, self._doubled(suspicions)) if suspicions else 0.0
+        return max(last + wait, (self._ended or 0.0) + self._repair_pause())
 
     def _repair_pause(self) -> float:
-        return min(self._min_interval, self.FIRST_REPAIR * 2.0 ** min(self._contested, 16))
+        return min(self._min_interval, self.FIRST_REPAIR * 2.0 ** min(self._repairs, 16))
 
     def succeeded(
-        self, now: float, *, compared: bool, took: float = 0.0, found: bool = False
+        self, now: float, *, resynced: bool, took: float = 0.0, found: bool = False
     ) -> None:
         """Note the end of a successful sync.
 
         Args:
-            now: when it was.
-            compared: whether it was from scratch.
-            took: how long it took.
+            now: when it ended.
+            resynced: whether it was a resync, or a resync was due and certainly unnecessary.
+            took: its duration.
             found: whether it changed anything in the kernel.
         """
-        if compared:
-            self._note_comparison(now, found=found)
+        if resynced:
+            self._note_resync(now, found=found)
         self._ended = now
         if self._adaptive:
             self._pause = max(took, self.SHORTEST_PAUSE)
@@ -130,17 +142,17 @@ class Schedule:
         self._requested = False
         self._failures = 0
 
-    def _note_comparison(self, now: float, *, found: bool) -> None:
-        if self._ended is not None and (self._compared is None or self._suspected):
-            peace = self.PEACE * self._min_interval
-            recently = self._doubted is not None and now <= self._doubted + peace
-            self._contested = self._contested + 1 if recently else 1
-            self._doubted = now
+    def _note_resync(self, now: float, *, found: bool) -> None:
+        if self._ended is not None and (self._resynced is None or self._suspected):
+            reset = self.REPAIR_RESET * self._min_interval
+            recently = self._last_repair is not None and now <= self._last_repair + reset
+            self._repairs = self._repairs + 1 if recently else 1
+            self._last_repair = now
         else:
-            self._contested = 0
-        self._unfounded = self._unfounded + 1 if self._suspected and not found else 0
+            self._repairs = 0
+        self._false_suspicions = self._false_suspicions + 1 if self._suspected and not found else 0
         self._suspected = False
-        self._compared = now
+        self._resynced = now
 
     def failed(self, now: float) -> float:
         """Note the end of a failed sync; return the seconds until the next attempt."""

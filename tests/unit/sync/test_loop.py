@@ -312,7 +312,7 @@ def test_an_untouched_kernel_is_no_excuse_after_a_failure(running: Stage) -> Non
 def test_a_foreign_change_that_is_told_of_is_repaired_at_once(running: Stage) -> None:
     running.backend.is_unchanged_now = True
     running.backend.kernel = {"foreign edit": 1}
-    running.loop.inbox.doubt(ExternalChange("nft", 1))
+    running.loop.inbox.request_resync(ExternalChange("nft", 1))
     assert running.step(1.1) == ["read", "apply"]
     assert running.backend.kernel == {"ns/a:http": 1}
 
@@ -322,7 +322,7 @@ def test_following_the_nodes_addresses_is_no_repair(
     running: Stage, repairs: int, *, outside: bool
 ) -> None:
     running.backend.kernel = {"another address": 1}
-    running.loop.inbox.doubt(ExternalChange("somebody", 0, affects_inputs=outside))
+    running.loop.inbox.request_resync(ExternalChange("somebody", 0, affects_inputs=outside))
     assert running.step(1.1) == ["read", "apply"]
     assert running.value("svcproxy_drift_repairs_total", {"ip_family": "IPv4"}) == repairs
 
