@@ -8,6 +8,7 @@ import structlog
 
 from svcproxy.backends.base import BackendError, ExternalChange
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.core.families import FAMILY_NUMBERS
 from svcproxy.netlink.core.nf_tables.events import (
     EventParser,
     Relevance,
@@ -15,7 +16,7 @@ from svcproxy.netlink.core.nf_tables.events import (
     all_in_tables,
     originator_filter,
 )
-from svcproxy.netlink.core.nf_tables.protocol import EVENT_GROUP, FAMILY_NUMBERS
+from svcproxy.netlink.core.nf_tables.protocol import EVENT_GROUP
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE
 from svcproxy.netlink.errors import NetlinkError
 from svcproxy.netlink.listener import Listener, listening_socket

@@ -17,8 +17,9 @@ from svcproxy.backends.nftables.core.table_objects import all_sets
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import Endpoint, ServicePort, Verdict
 from svcproxy.netlink.core.attributes import text, u32
+from svcproxy.netlink.core.messages import FLAG_CREATE
 from svcproxy.netlink.core.nf_tables.dump import OWNED
-from svcproxy.netlink.core.nf_tables.protocol import FLAG_CREATE, NEW_TABLE, TABLE_OF
+from svcproxy.netlink.core.nf_tables.protocol import NEW_TABLE, TABLE_OF
 from svcproxy.netlink.core.nf_tables.transaction import Message, Plan
 from svcproxy.state.desired import Changes
 from testbed import netns

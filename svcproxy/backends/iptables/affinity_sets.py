@@ -5,7 +5,6 @@ takes about 0.2 ms with pyroute2; other changes do not touch ipsets. pyroute2 is
 first set is needed, because it takes 35 MB and most nodes have no Service with affinity.
 """
 
-import socket
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +12,7 @@ from svcproxy.backends.base import BackendError
 from svcproxy.backends.iptables.core.naming import ENDPOINT_PREFIX
 from svcproxy.backends.xtables.core.restoretext import RestoreRefused
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.core.families import FAMILY_NUMBERS
 
 CLIENTS = 65536
 """How many clients a set holds; xt_recent holds 100."""
@@ -20,14 +20,13 @@ _FIRST_BUCKETS = 64
 _DEFAULT_SECONDS = 10800
 _HEADERS_ONLY = 4
 """``IPSET_FLAG_LIST_HEADER``: list sets without their elements."""
-_FAMILIES = {IPFamily.IPV4: socket.AF_INET, IPFamily.IPV6: socket.AF_INET6}
 
 
 class AffinitySets:
     """Creates, lists and destroys the ipsets of one family; used by a single thread."""
 
     def __init__(self, family: IPFamily) -> None:
-        self._family = _FAMILIES[family]
+        self._family = FAMILY_NUMBERS[family]
 
     def names(self) -> frozenset[str]:
         """Return the names of the family's sets that belong to endpoint chains.

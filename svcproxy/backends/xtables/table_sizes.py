@@ -13,12 +13,10 @@ from struct import Struct
 
 from svcproxy.backends.xtables.core.rule_text import TABLES
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.core.families import FAMILY_NUMBERS
 
 _GET_INFO = 64  # IPT_SO_GET_INFO, IP6T_SO_GET_INFO
-_SOCKET_FAMILY_AND_LEVEL = {
-    IPFamily.IPV4: (socket.AF_INET, socket.IPPROTO_IP),
-    IPFamily.IPV6: (socket.AF_INET6, socket.IPPROTO_IPV6),
-}
+_LEVELS = {IPFamily.IPV4: socket.IPPROTO_IP, IPFamily.IPV6: socket.IPPROTO_IPV6}
 _TABLE_NAME = Struct("=32s")
 _INFO_BYTES = 84
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -29,10 +27,10 @@ def table_sizes(family: IPFamily) -> bytes | None:
 
     ``None`` if the kernel does not report it, for example without CAP_NET_ADMIN.
     """
-    socket_family, level = _SOCKET_FAMILY_AND_LEVEL[family]
+    flags = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
     try:
-        with socket.socket(socket_family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            return b"".join(_table_info(sock, level, table) for table in TABLES)
+        with socket.socket(FAMILY_NUMBERS[family], flags) as sock:
+            return b"".join(_table_info(sock, _LEVELS[family], table) for table in TABLES)
     except OSError:
         return None
 

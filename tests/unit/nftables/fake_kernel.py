@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.attributes import attribute, collect, string, text, u32, walk
+from svcproxy.netlink.core.families import FAMILY_NUMBERS
+from svcproxy.netlink.core.messages import FLAG_EXCLUSIVE
+from svcproxy.netlink.core.messages import HEADER as MESSAGE_HEADER
 from svcproxy.netlink.core.nf_tables import dump
 from svcproxy.netlink.core.nf_tables import protocol as nft
 from svcproxy.netlink.core.nf_tables.dump import TableDump
-from svcproxy.netlink.core.nf_tables.protocol import HEADERS, MESSAGE_HEADER
+from svcproxy.netlink.core.nf_tables.protocol import HEADERS
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE
 from svcproxy.netlink.core.nf_tables.transaction import Plan, batch, messages, stages
 
@@ -136,7 +139,7 @@ class FakeKernel:
             elif kind == nft.BATCH_END:
                 ended = True
             else:
-                check(data[start + 16] == nft.FAMILY_NUMBERS[self.family], "family")
+                check(data[start + 16] == FAMILY_NUMBERS[self.family], "family")
                 check(kind >> 8 == nft.SUBSYSTEM, "subsystem")
                 self._message(kind & 0xFF, flags, body)
             start += (size + 3) & ~3
@@ -145,7 +148,7 @@ class FakeKernel:
     def _message(self, kind: int, flags: int, body: bytes) -> None:
         parts = collect(body)
         name = string(parts[1])
-        exclusive = bool(flags & nft.FLAG_EXCLUSIVE)
+        exclusive = bool(flags & FLAG_EXCLUSIVE)
         if kind == nft.NEW_TABLE:
             check(name not in self.tables, f"table {name} exists")
             self._handles += 1

@@ -5,6 +5,7 @@ from struct import iter_unpack, pack
 import pytest
 
 from svcproxy.netlink.core.attributes import text, u32
+from svcproxy.netlink.core.messages import HEADER
 from svcproxy.netlink.core.nf_tables import protocol as nft
 from svcproxy.netlink.core.nf_tables.events import (
     EventParser,
@@ -16,7 +17,7 @@ from svcproxy.netlink.core.nf_tables.events import (
 
 def event(kind: int, body: bytes, family: int = 2, port: int = 9) -> bytes:
     size = nft.HEADERS + len(body)
-    header = nft.MESSAGE_HEADER.pack(size, nft.message_type(kind), 0, 1, port)
+    header = HEADER.pack(size, nft.message_type(kind), 0, 1, port)
     return header + nft.FAMILY_HEADER.pack(family, 0, 0) + body + bytes(-size % 4)
 
 

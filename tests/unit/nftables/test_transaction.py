@@ -18,10 +18,12 @@ from svcproxy.netlink.core.attributes import (
     u32,
     walk,
 )
+from svcproxy.netlink.core.messages import FLAG_REQUEST
+from svcproxy.netlink.core.messages import HEADER as MESSAGE_HEADER
 from svcproxy.netlink.core.nf_tables import protocol as nft
 from svcproxy.netlink.core.nf_tables.datatypes import address_key, decode_comment, encode_comment
 from svcproxy.netlink.core.nf_tables.dump import same_content
-from svcproxy.netlink.core.nf_tables.protocol import HEADERS, MESSAGE_HEADER
+from svcproxy.netlink.core.nf_tables.protocol import HEADERS
 from svcproxy.netlink.core.nf_tables.ruleset import element_comment, element_data
 from svcproxy.netlink.core.nf_tables.transaction import Message, Plan, batch, explain, messages
 from tests.unit.nftables.services import Bench, options, service_port
@@ -40,7 +42,7 @@ def test_a_transaction_is_numbered_from_one_and_ends() -> None:
     kinds, sequences, start = [], [], 0
     while start < len(data):
         size, kind, flags, sequence, _ = MESSAGE_HEADER.unpack_from(data, start)
-        assert flags & nft.FLAG_REQUEST
+        assert flags & FLAG_REQUEST
         kinds.append(kind)
         sequences.append(sequence)
         if kind == nft.BATCH_BEGIN:

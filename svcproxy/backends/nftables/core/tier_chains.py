@@ -11,9 +11,9 @@ from svcproxy.backends.nftables.core import table_sets
 from svcproxy.backends.nftables.core.packet_fields import Expressions, PacketFields
 from svcproxy.backends.nftables.core.table_sets import Balance, Tier
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.core.families import FAMILY_NUMBERS
 from svcproxy.netlink.core.nf_tables import expressions
 from svcproxy.netlink.core.nf_tables.expressions import Code, Update
-from svcproxy.netlink.core.nf_tables.protocol import FAMILY_NUMBERS
 from svcproxy.netlink.core.nf_tables.ruleset import ChainSpec, Rule
 
 _WORDS = 16

@@ -10,6 +10,7 @@ from struct import Struct, error
 from typing import NamedTuple, Protocol
 
 from svcproxy.netlink.core.attributes import U32, MalformedError, collect, string
+from svcproxy.netlink.core.messages import HEADER as MESSAGE_HEADER
 from svcproxy.netlink.core.nf_tables.protocol import (
     DELETE_CHAIN,
     DELETE_RULE,
@@ -18,7 +19,6 @@ from svcproxy.netlink.core.nf_tables.protocol import (
     GENERATION_NAME,
     GENERATION_PROCESS,
     HEADERS,
-    MESSAGE_HEADER,
     NEW_CHAIN,
     NEW_GENERATION,
     NEW_RULE,

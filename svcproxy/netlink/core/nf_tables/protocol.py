@@ -6,20 +6,17 @@ kernel's stable interface to user space.
 
 from struct import Struct
 
-from svcproxy.model.names import IPFamily
+from svcproxy.netlink.core.messages import HEADER
 
-MESSAGE_HEADER = Struct("=IHHII")
-"""Length, type, flags, sequence number, port id (``struct nlmsghdr``)."""
 FAMILY_HEADER = Struct("!BBH")
 """Family, version, resource id (``struct nfgenmsg``)."""
-HEADERS = MESSAGE_HEADER.size + FAMILY_HEADER.size
+HEADERS = HEADER.size + FAMILY_HEADER.size
 
 SUBSYSTEM = 10
 """NFNL_SUBSYS_NFTABLES."""
 EVENT_GROUP = 7
 """NFNLGRP_NFTABLES."""
 
-ERROR, DONE = 2, 3
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
 
 NEW_TABLE, GET_TABLE, DELETE_TABLE = 0, 1, 2
@@ -29,9 +26,7 @@ NEW_SET, GET_SET, DELETE_SET = 9, 10, 11
 NEW_ELEMENT, GET_ELEMENT, DELETE_ELEMENT = 12, 13, 14
 NEW_GENERATION, GET_GENERATION = 15, 16
 
-FLAG_REQUEST, FLAG_ACK, FLAG_INTERRUPTED = 0x1, 0x4, 0x10
-FLAG_DUMP = 0x300
-FLAG_EXCLUSIVE, FLAG_CREATE, FLAG_APPEND = 0x200, 0x400, 0x800
+FLAG_APPEND = 0x800
 
 TABLE_OF = 1
 """The attribute with the table's name, in all messages about tables and their objects."""
@@ -40,9 +35,6 @@ NAME_OF = 2
 LIST_ELEMENT = 1
 
 GENERATION_ID, GENERATION_PROCESS, GENERATION_NAME = 1, 2, 3
-
-FAMILY_NUMBERS = {IPFamily.IPV4: 2, IPFamily.IPV6: 10}
-"""``NFPROTO_IPV4`` and ``NFPROTO_IPV6``: the table families ``ip`` and ``ip6``."""
 
 
 def message_type(kind: int) -> int:

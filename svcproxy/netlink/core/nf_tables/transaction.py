@@ -17,6 +17,9 @@ from svcproxy.netlink.core.attributes import (
     u32,
     walk,
 )
+from svcproxy.netlink.core.families import FAMILY_NUMBERS
+from svcproxy.netlink.core.messages import FLAG_CREATE, FLAG_EXCLUSIVE, FLAG_REQUEST
+from svcproxy.netlink.core.messages import HEADER as MESSAGE_HEADER
 from svcproxy.netlink.core.nf_tables.datatypes import decode_comment, encode_comment, format_value
 from svcproxy.netlink.core.nf_tables.protocol import (
     BATCH_BEGIN,
@@ -27,14 +30,9 @@ from svcproxy.netlink.core.nf_tables.protocol import (
     DELETE_SET,
     DELETE_TABLE,
     FAMILY_HEADER,
-    FAMILY_NUMBERS,
     FLAG_APPEND,
-    FLAG_CREATE,
-    FLAG_EXCLUSIVE,
-    FLAG_REQUEST,
     HEADERS,
     LIST_ELEMENT,
-    MESSAGE_HEADER,
     NEW_CHAIN,
     NEW_ELEMENT,
     NEW_RULE,
@@ -286,14 +284,6 @@ def _envelope(kind: int, sequence: int, attributes: bytes = b"") -> bytes:
     size = HEADERS + len(attributes)
     header = MESSAGE_HEADER.pack(size, kind, FLAG_REQUEST, sequence, 0)
     return header + FAMILY_HEADER.pack(0, 0, SUBSYSTEM) + attributes
-
-
-def request(kind: int, flags: int, family: IPFamily, body: bytes = b"") -> bytes:
-    """Encode a single request to the kernel, outside of a transaction."""
-    header = MESSAGE_HEADER.pack(
-        HEADERS + len(body), message_type(kind), FLAG_REQUEST | flags, 1, 0
-    )
-    return header + FAMILY_HEADER.pack(FAMILY_NUMBERS[family], 0, 0) + body
 
 
 def split(message: Message) -> Iterator[Message]:
