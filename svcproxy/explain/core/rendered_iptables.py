@@ -6,8 +6,8 @@ The only module here that knows iptables mode's planner.
 from collections.abc import Mapping
 
 from svcproxy.backends.base import Desired
-from svcproxy.backends.iptables.core.difference import Observed
-from svcproxy.backends.iptables.core.plan import Planner
+from svcproxy.backends.iptables.core.plan import Observed
+from svcproxy.backends.iptables.core.planner import Planner
 from svcproxy.backends.iptables.core.settings import IptablesSettings
 from svcproxy.explain.core.iptables_rules import IptablesRuleset
 from svcproxy.model.names import ServicePortName

@@ -6,12 +6,13 @@ The only module here that knows nftables mode's planner.
 from collections.abc import Mapping
 
 from svcproxy.backends.base import Desired
-from svcproxy.backends.nftables.core.plan import Planner, all_sets
+from svcproxy.backends.nftables.core.plan import Planner
 from svcproxy.backends.nftables.core.settings import NftablesSettings
+from svcproxy.backends.nftables.core.table_objects import all_sets
 from svcproxy.explain.core.nft_table import NftTable
 from svcproxy.model.names import ServicePortName
 from svcproxy.model.serviceport import ServicePort
-from svcproxy.netlink.core.nf_tables.dump import Observed
+from svcproxy.netlink.core.nf_tables.dump import TableDump
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE
 
 _FAMILIES = {"IPv4": "ip", "IPv6": "ip6"}
@@ -19,7 +20,7 @@ _FAMILIES = {"IPv4": "ip", "IPv6": "ip6"}
 
 def rendered(ports: Mapping[ServicePortName, ServicePort], settings: NftablesSettings) -> NftTable:
     """The table that a planner with these settings makes for an empty kernel."""
-    plan = Planner(settings).plan(Desired(ports, settings), settings, Observed())
+    plan = Planner(settings).plan(Desired(ports, settings), settings, TableDump())
     specs = all_sets(settings, [spec.name for spec in plan.sets])
     return NftTable(
         family=_FAMILIES[settings.family.value],
@@ -31,7 +32,7 @@ def rendered(ports: Mapping[ServicePortName, ServicePort], settings: NftablesSet
     )
 
 
-def observed_table(observed: Observed, family: str) -> NftTable:
+def observed_table(observed: TableDump, family: str) -> NftTable:
     """The table that was read from a kernel; ``family`` is ``ip`` or ``ip6``."""
     return NftTable(
         family=family,

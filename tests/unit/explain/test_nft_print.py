@@ -39,7 +39,7 @@ def test_unknown_numbers_are_printed() -> None:
         (nest(1, text(1, "meta"), nest(2, u32(2, 99), u32(1, 1))), ex.compare(0, b"\1\0\0\0")),
         (nest(1, text(1, "immediate"), nest(2, u32(1, 0), nest(2, nest(2, u32(1, 9))))),),
         (ex.reject(13),),
-        (ex.contained("missing", 0),),
+        (ex.in_set("missing", 0),),
     )
     printed = [rule_text(table(), Rule(rule).attributes()) for rule in rules]
     assert printed == [
