@@ -61,7 +61,7 @@ def test_a_table_is_printed_as_nft_lists_it(space: NetNS, family: IPFamily, layo
         cidrs = (PODS[family],)
         backend.apply(backend.plan(Desired(ports, settings, cidrs), backend.read()))
         listed, read = made.listed(), backend.read()
-    from_kernel = print_table(observed_table(read, TABLES[family]))
+    from_kernel = print_table(observed_table(read.table, TABLES[family]))
     assert comparable(from_kernel) == comparable(listed)
     assert of_affinity(from_kernel).keys() == of_affinity(listed).keys()
     full = settings_with(settings, cidrs)
