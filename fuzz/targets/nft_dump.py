@@ -87,7 +87,7 @@ def _damaged(source: Source) -> list[tuple[int, bytes]]:
 
 
 def check(data: bytes) -> None:
-    """Read a damaged table, plan its repair, and read raw bytes as datagrams and errors."""
+    """Parse a damaged table and plan its repair; parse raw bytes as datagrams and errors."""
     for raw in (data, b"\xfe\xff\xff\xff" + bytes(16) + data):
         with suppress(MalformedError):
             for kind, flags, _, begin, end in split(raw):

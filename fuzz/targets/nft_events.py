@@ -1,4 +1,4 @@
-"""Events of nf_tables: whatever another process makes the kernel send, later events count."""
+"""Events of nf_tables: no event that another process causes hides later events."""
 
 from struct import pack
 
@@ -15,7 +15,7 @@ def _message(kind: int, body: bytes, family: int = _FAMILY) -> bytes:
 
 
 def _transaction(table: str, process: bytes) -> bytes:
-    """A new rule in a table, and the end of the transaction."""
+    """Return the events of a transaction that adds a rule to a table."""
     ended = u32(1, 5) + u32(2, 4242) + attribute(3, process + b"\0")
     return _message(6, text(1, table) + text(2, "services")) + _message(15, ended, 0)
 
@@ -32,7 +32,7 @@ SEEDS = (
 
 
 def check(data: bytes) -> None:
-    """Take in foreign datagrams, then a good one, which must be reported as ever."""
+    """Parse arbitrary datagrams, then a valid one, which must be reported."""
     source = Source(data)
     changes = EventParser(all_in_tables(("svcproxy",)), [_FAMILY])
     for piece in source.pieces(source.rest(), 4):

@@ -1,7 +1,7 @@
-"""A Service port that the kernel refuses blocks no other, on the real kernel.
+"""A Service port that the kernel refuses does not block others, on the real kernel.
 
-These tests give sets a maximum size, which svcproxy does not: a full set is the simplest way to make
-the kernel refuse a single element (ENFILE).
+These tests limit the size of sets, unlike svcproxy: a full set is the simplest way to make the kernel
+refuse a single element (ENFILE).
 """
 
 import contextlib
@@ -40,7 +40,7 @@ Limits = dict[str, int]
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
-    """How many elements sets may have that are made from now on, by name."""
+    """The maximum numbers of elements of sets that are made from now on, by name."""
     found: Limits = {}
     attributes = SetSpec.attributes
 
@@ -57,7 +57,7 @@ def _vip(family: IPFamily, number: int) -> str:
 
 
 def rejected(family: IPFamily, number: int) -> ServicePort:
-    """A Service port with one element, in the set of what is rejected."""
+    """Return a Service port with one element, in the set ``rejected``."""
     name, vip = f"s{number}", _vip(family, number)
     return service_port(family, (), name=name, vip=vip, verdict=Verdict.REJECT)
 
@@ -67,7 +67,7 @@ def served(family: IPFamily, number: int, endpoints: tuple[int, ...] = (1, 2)) -
 
 
 class Applied:
-    """Gives a backend changes and keeps what came of it."""
+    """Applies changes with a backend, and counts transactions and reads."""
 
     def __init__(self, programmed: Programmed) -> None:
         self.programmed = programmed
@@ -111,7 +111,7 @@ class Applied:
 
 @pytest.fixture
 def applied(limits: Limits, programmed: Programmed) -> Applied:
-    """Two Service ports that are rejected, and no room for a third one."""
+    """Two Service ports in the set ``rejected``, which is full."""
     limits["rejected"] = 2
     made = Applied(programmed)
     outcome = made.compare(*(rejected(programmed.family, n) for n in (1, 2)))
@@ -119,7 +119,7 @@ def applied(limits: Limits, programmed: Programmed) -> Applied:
     return made
 
 
-def test_a_change_goes_through_but_for_what_is_refused(applied: Applied) -> None:
+def test_a_refused_port_does_not_block_the_others(applied: Applied) -> None:
     family = applied.family
     third, other = rejected(family, 3), served(family, 4)
     with capture_logs() as logs:
@@ -134,7 +134,7 @@ def test_a_change_goes_through_but_for_what_is_refused(applied: Applied) -> None
     assert not logs, "the loop reports it"
 
 
-def test_others_go_on_at_full_speed(applied: Applied) -> None:
+def test_a_refused_port_does_not_slow_down_the_others(applied: Applied) -> None:
     family = applied.family
     applied.change(rejected(family, 3))
     outcome = applied.change(served(family, 4))
@@ -144,7 +144,7 @@ def test_others_go_on_at_full_speed(applied: Applied) -> None:
     assert (applied.transactions, applied.reads) == (1, 0)
 
 
-def test_another_attempt_reads_nothing_and_takes_others_along(applied: Applied) -> None:
+def test_a_retry_reads_nothing_and_applies_the_others(applied: Applied) -> None:
     family = applied.family
     third, other = rejected(family, 3), served(family, 4)
     applied.change(third, other)
@@ -152,12 +152,12 @@ def test_another_attempt_reads_nothing_and_takes_others_along(applied: Applied) 
     outcome = applied.change(third, other)
     assert list(outcome.refused) == [third.name]
     assert applied.reads == 0
-    # Endpoint 2 is on this node: its hairpin goes, too.
+    # Endpoint 2 is on this node: its hairpin is deleted, too.
     assert outcome.operations == {"element_added": 1, "element_deleted": 2}
     assert not applied.compare(*(rejected(family, n) for n in (1, 2)), other).operations
 
 
-def test_it_comes_when_the_obstacle_is_gone(applied: Applied) -> None:
+def test_a_refused_port_recovers(applied: Applied) -> None:
     family = applied.family
     third = rejected(family, 3)
     assert applied.change(third).refused
@@ -170,8 +170,8 @@ def test_it_comes_when_the_obstacle_is_gone(applied: Applied) -> None:
     assert not applied.compare(rejected(family, 2), third).operations
 
 
-def test_what_it_was_before_stays_in_force(applied: Applied) -> None:
-    """Also through comparisons, and while the Service port changes further."""
+def test_a_refused_port_keeps_its_previous_state(applied: Applied) -> None:
+    """Even through full comparisons, and while the Service port keeps changing."""
     family = applied.family
     before = served(family, 3, (1, 2, 3))
     applied.change(before)
@@ -188,8 +188,8 @@ def test_what_it_was_before_stays_in_force(applied: Applied) -> None:
     ).operations
 
 
-def test_after_a_restart_what_the_kernel_has_of_it_stays(applied: Applied) -> None:
-    """The new process does not know what that was."""
+def test_after_a_restart_a_refused_port_keeps_its_elements(applied: Applied) -> None:
+    """The new process does not know the state that these elements belong to."""
     family = applied.family
     vip = _vip(family, 3)
     before = service_port(family, (1, 2, 3), name="s3", vip=vip, external=True, seconds=100)
@@ -207,7 +207,7 @@ def test_after_a_restart_what_the_kernel_has_of_it_stays(applied: Applied) -> No
     applied.change(gone=(rejected(family, 1),))
     applied.change(gone=(rejected(family, 2),))
     everything = [after, served(family, 5), served(family, 6)]
-    # What the kernel has of it is unknown, so only a comparison can replace that.
+    # The kernel holds inherited elements of the port: only a full comparison replaces them.
     assert (
         applied.backend.plan_changes(Changes({after.name: after}), applied.programmed.settings)
         is None
@@ -216,10 +216,8 @@ def test_after_a_restart_what_the_kernel_has_of_it_stays(applied: Applied) -> No
     assert not applied.compare(*everything).operations
 
 
-def test_a_first_start_leaves_out_only_what_is_refused(
-    limits: Limits, programmed: Programmed
-) -> None:
-    """Many elements go in one message, of which the kernel names one at most."""
+def test_a_first_sync_leaves_out_only_refused_ports(limits: Limits, programmed: Programmed) -> None:
+    """Many elements share a message, and the kernel names at most one of them."""
     family = programmed.family
     limits["rejected"] = 3
     applied = Applied(programmed)
@@ -232,7 +230,7 @@ def test_a_first_start_leaves_out_only_what_is_refused(
     assert len(programmed.elements("rejected")) == 3
 
 
-def test_a_map_that_is_full_is_about_its_ports(limits: Limits, programmed: Programmed) -> None:
+def test_a_full_map_refuses_only_its_ports(limits: Limits, programmed: Programmed) -> None:
     family = programmed.family
     limits["all3"] = 5
     applied = Applied(programmed)
@@ -250,10 +248,10 @@ def test_a_map_that_is_full_is_about_its_ports(limits: Limits, programmed: Progr
     assert not applied.compare(second, served(family, 3, (1,))).operations
 
 
-def test_what_cannot_be_led_back_to_a_port_fails_as_a_whole(
+def test_a_refusal_without_a_port_fails_the_sync(
     applied: Applied, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A chain of all Services, for example; what was in force stays."""
+    """For example, of a chain that all Services share; the previous state stays."""
     wrong = ChainSpec("all-tiers", (Rule((verdict(Code.JUMP, "nowhere"),)),))
     monkeypatch.setattr(
         "svcproxy.backends.nftables.core.table_objects.tiers_chain", lambda *_: wrong
@@ -305,7 +303,7 @@ def _service(loop: FamilyLoop[KernelState, Plan], vip: str, number: int, *, read
         loop.inbox.put({(Kind.ENDPOINT_SLICE, name): piece})
 
 
-def test_the_loop_says_so_once_and_serves_all_others(
+def test_the_loop_reports_a_refused_port_once_and_serves_the_others(
     limits: Limits, programmed: Programmed
 ) -> None:
     limits["rejected"] = 1

@@ -1,4 +1,4 @@
-"""The nftables table in the real kernel: what nft lists, what is read back, what changes cost."""
+"""The nftables table in the real kernel: listing, reading back, and the cost of changes."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ def family(request: pytest.FixtureRequest) -> IPFamily:
 
 
 class Programmed:
-    """A backend in a namespace, called as the sync loop would."""
+    """A backend in a network namespace, called like the sync loop does."""
 
     def __init__(self, space: NetNS, family: IPFamily) -> None:
         self.space = space
@@ -91,7 +91,7 @@ class Programmed:
         return self.nft(f"list table {TABLES[self.family]} svcproxy")
 
     def elements(self, name: str) -> list[Any]:
-        """The elements of a set or map, as nft's JSON has them."""
+        """Return the elements of a set or map from nft's JSON output."""
         kind = "map" if name.startswith(("all", "local", "node-port-all")) else "set"
         text = self.nft(f"--json list {kind} {TABLES[self.family]} svcproxy {name}")
         (found,) = (part[kind] for part in json.loads(text)["nftables"] if kind in part)
@@ -158,7 +158,7 @@ def test_json_has_the_same_elements(programmed: Programmed, family: IPFamily) ->
     ]
 
 
-def test_the_longest_name_is_kept(programmed: Programmed, family: IPFamily) -> None:
+def test_the_longest_name_fits_into_the_comment(programmed: Programmed, family: IPFamily) -> None:
     long = service_port(family, name="n" * 63)
     name = long.name._replace(namespace="s" * 63, port="p" * 15)
     programmed.compare(ServicePort(name, long.frontends, long.cluster_endpoints, ()))
@@ -177,7 +177,7 @@ def test_a_restart_changes_nothing(programmed: Programmed, family: IPFamily) -> 
 
 
 def test_a_restart_changes_nothing_at_ipv4_compatible_addresses(space: NetNS) -> None:
-    """Of such an address the kernel's tools and ``ipaddress`` have different texts."""
+    """nft and ``ipaddress`` format such addresses differently."""
     family = IPFamily.IPV6
     ports = [
         service_port(family, (1, 2), name="written", vip="::1.2.3.4", external=True),
@@ -189,13 +189,17 @@ def test_a_restart_changes_nothing_at_ipv4_compatible_addresses(space: NetNS) ->
         assert programmed.restart() == {}
 
 
-def test_a_restart_changes_what_changed_meanwhile(programmed: Programmed, family: IPFamily) -> None:
+def test_a_restart_applies_changes_made_while_stopped(
+    programmed: Programmed, family: IPFamily
+) -> None:
     first, *rest = one_of_each(family)
     programmed.compare(first, *rest)
     later = service_port(family, (4, 5, 7), name="sticky", vip=f"{VIP[family]}1", seconds=10800)
     programmed.ports[later.name] = later
     operations = programmed.restart()
-    assert operations["element_added"] == 3 + 1, "a longer list, and one more to remember"
+    assert operations["element_added"] == 3 + 1, (
+        "a longer list, and one more endpoint that clients may keep"
+    )
     assert programmed.restart() == {}
 
 
@@ -229,7 +233,7 @@ def test_a_comparison_repairs(programmed: Programmed, family: IPFamily, damage: 
     assert programmed.backend.is_unchanged()
 
 
-def test_a_table_that_another_process_owns_is_told(
+def test_a_table_owned_by_another_process_is_reported(
     programmed: Programmed, family: IPFamily
 ) -> None:
     owned = text(TABLE_OF, "svcproxy") + u32(2, OWNED)
@@ -242,7 +246,7 @@ def test_a_table_that_another_process_owns_is_told(
     assert programmed.compare() == {}
 
 
-# --- What changes cost -------------------------------------------------------------------------
+# --- The cost of changes -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("others", [0, 2000])
@@ -254,11 +258,11 @@ def test_a_change_costs_the_same_in_any_cluster(
             f"10.97.{number // 250}.{number % 250}" if family == "IPv4" else f"fd00:97::{number:x}"
         )
 
-    crowd = [service_port(family, (1, 3, 5), name=f"o{n}", vip=vip(n)) for n in range(others)]
+    unrelated = [service_port(family, (1, 3, 5), name=f"o{n}", vip=vip(n)) for n in range(others)]
     kept = service_port(
         family, (1, 3, 5, 7), name="four", vip=vip(9999 if family == "IPv6" else 60000)
     )
-    programmed.compare(service_port(family, (1, 3, 5)), kept, *crowd)
+    programmed.compare(service_port(family, (1, 3, 5)), kept, *unrelated)
     assert programmed.change(service_port(family, (1, 3, 9))) == {
         "element_added": 1,
         "element_deleted": 1,
@@ -270,7 +274,7 @@ def test_a_change_costs_the_same_in_any_cluster(
 
 
 class Messages:
-    """Counts what a backend sends: transactions, and requests that ask the kernel."""
+    """Counts the netlink messages of a backend: transactions, and requests for information."""
 
     def __init__(self, backend: NftablesBackend, monkeypatch: pytest.MonkeyPatch) -> None:
         self._counts = {"transactions": 0, "requests": 0}
@@ -293,7 +297,7 @@ class Messages:
         return counted
 
     def take(self) -> tuple[int, int]:
-        """The transactions and requests since the last call."""
+        """Return the transactions and requests since the last call."""
         counts = self._counts["transactions"], self._counts["requests"]
         self._counts = dict.fromkeys(self._counts, 0)
         return counts
@@ -302,7 +306,7 @@ class Messages:
 def test_a_change_is_one_message(
     space: NetNS, family: IPFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The transaction itself checks the generation, so nothing is asked before it."""
+    """The transaction itself checks the generation, so no request precedes it."""
     other = next(f for f in IPFamily if f is not family)
     with (
         contextlib.closing(Programmed(space, family)) as programmed,
@@ -327,14 +331,14 @@ def test_after_another_programs_transaction_the_table_is_checked_once(
 ) -> None:
     programmed.compare(service_port(family, (1, 3, 5)))
     messages = Messages(programmed.backend, monkeypatch)
-    programmed.nft("add table inet somebody")
+    programmed.nft("add table inet other")
     programmed.change(service_port(family, (1, 3, 9)))
     assert messages.take() == (2, 2), "refused; generation and table handle; accepted"
     programmed.change(service_port(family, (1, 3, 5)))
     assert messages.take() == (1, 0)
 
 
-def test_planning_asks_nothing(
+def test_planning_sends_nothing(
     programmed: Programmed, family: IPFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     programmed.compare(service_port(family, (1, 3, 5)))
@@ -355,23 +359,25 @@ def test_an_incremental_change_reads_no_table(
         raise AssertionError("a dump")
 
     monkeypatch.setattr("svcproxy.backends.nftables.connection.Connection.dump", fail)
-    programmed.nft("add table ip somebody")  # a new generation
+    programmed.nft("add table ip other")  # a new generation
     assert programmed.change(service_port(family, (1, 2, 5), external=True, local=True))
 
 
-# --- Others ------------------------------------------------------------------------------------
+# --- Other programs ------------------------------------------------------------------------------------
 
 
-def test_others_tables_are_no_reason_to_compare(programmed: Programmed, family: IPFamily) -> None:
+def test_changes_of_other_tables_cause_no_comparison(
+    programmed: Programmed, family: IPFamily
+) -> None:
     programmed.compare(*one_of_each(family))
-    programmed.nft("add table inet somebody")
-    assert not programmed.backend.is_unchanged(), "who knows"
+    programmed.nft("add table inet other")
+    assert not programmed.backend.is_unchanged(), "another program may have changed the table"
     operations = programmed.change(service_port(family, (1, 2, 5), external=True, local=True))
     assert operations is not None
     assert "compared_again" not in operations
 
 
-def test_the_other_familys_transactions_are_ours(space: NetNS) -> None:
+def test_the_other_familys_transactions_are_recognised(space: NetNS) -> None:
     with (
         contextlib.closing(Programmed(space, IPFamily.IPV4)) as four,
         contextlib.closing(Programmed(space, IPFamily.IPV6)) as six,
@@ -398,7 +404,7 @@ def test_a_change_restores_a_table_that_is_gone(
     assert programmed.compare() == {}
 
 
-def test_a_change_that_meets_foreign_edits_is_compared_at_once(
+def test_a_change_that_meets_foreign_edits_is_compared_in_the_same_sync(
     programmed: Programmed, family: IPFamily
 ) -> None:
     programmed.compare(service_port(family, (1, 3, 5)))
@@ -408,21 +414,19 @@ def test_a_change_that_meets_foreign_edits_is_compared_at_once(
     assert programmed.restart() == {}
 
 
-def test_a_transaction_between_planning_and_applying_is_harmless(
+def test_another_programs_transaction_after_planning_is_harmless(
     programmed: Programmed, family: IPFamily
 ) -> None:
-    """Somebody else's table: the generation is stale, ours is not."""
+    """The generation is stale, but the other program changed only its own table."""
     programmed.compare(service_port(family, (1, 3, 5)))
     port = service_port(family, (1, 3, 9))
     plan = programmed.backend.plan_changes(Changes({port.name: port}), programmed.settings)
     assert plan is not None
-    programmed.nft("add table inet somebody")
+    programmed.nft("add table inet other")
     assert programmed.backend.apply(plan).operations == {"element_added": 1, "element_deleted": 1}
 
 
-def test_a_comparison_that_is_overtaken_is_made_again(
-    programmed: Programmed, family: IPFamily
-) -> None:
+def test_a_stale_comparison_is_repeated(programmed: Programmed, family: IPFamily) -> None:
     programmed.compare(service_port(family, (1, 3, 5)))
     backend = programmed.backend
     port = service_port(family, (1, 3, 9))
@@ -448,11 +452,11 @@ def test_a_refused_transaction_names_the_element(programmed: Programmed, family:
     )
 
 
-def test_clean_up_leaves_nothing_and_others_alone(programmed: Programmed, family: IPFamily) -> None:
-    programmed.nft("add table ip somebody")
+def test_clean_up_deletes_only_the_own_table(programmed: Programmed, family: IPFamily) -> None:
+    programmed.nft("add table ip other")
     programmed.compare(*one_of_each(family))
     programmed.backend.clean_up()
-    assert programmed.nft("list ruleset") == "table ip somebody {\n}\n"
+    assert programmed.nft("list ruleset") == "table ip other {\n}\n"
     programmed.backend.clean_up()
 
 
@@ -469,7 +473,7 @@ def test_a_kernel_that_is_too_old(space: NetNS, monkeypatch: pytest.MonkeyPatch)
         Programmed(space, IPFamily.IPV4)
 
 
-def test_missing_rights_are_told() -> None:
+def test_missing_permissions_are_reported() -> None:
     program = (
         "from svcproxy.backends.nftables.backend import NftablesBackend\n"
         "from svcproxy.backends.settings import Settings\n"
@@ -489,7 +493,7 @@ def test_missing_rights_are_told() -> None:
     )
 
 
-def test_a_missing_expression_is_told(space: NetNS, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_expression_is_reported(space: NetNS, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "svcproxy.netlink.core.nf_tables.expressions.random_number",
         lambda *_: b"\x1c\0\x01\x80\x0b\0\x01\0numgem\0\0\x0c\0\x02\x80\x08\0\x01\0\0\0\0\x01",
@@ -504,7 +508,7 @@ def test_a_missing_expression_is_told(space: NetNS, monkeypatch: pytest.MonkeyPa
 
 
 def test_many_services_load_and_compare(programmed: Programmed, family: IPFamily) -> None:
-    """More than a netlink message or a socket's usual buffer holds."""
+    """The transaction exceeds the limits of a netlink attribute and of default socket buffers."""
 
     def made(number: int) -> ServicePort:
         high, low = divmod(number, 250)

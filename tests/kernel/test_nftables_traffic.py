@@ -1,4 +1,4 @@
-"""What only nftables mode has, seen by traffic; the common behaviour is in the other modules."""
+"""Traffic tests of behaviour that only nftables mode has."""
 
 import itertools
 import time
@@ -47,16 +47,16 @@ def test_other_ports_of_a_cluster_ip_are_refused(stage: Stage, family: int) -> N
     assert servers(stage.client, "tcp", offer.vip, 80, n=3)
 
 
-def test_cluster_ips_that_nobody_has_are_dropped(stage: Stage, family: int) -> None:
-    """Only what the ServiceCIDRs say is a cluster IP; without them the network decides."""
+def test_unassigned_cluster_ips_are_dropped(stage: Stage, family: int) -> None:
+    """ServiceCIDRs define what is a cluster IP; without them, packets leave the node."""
     ranges = ["10.96.0.0/16", "fd00:10:96::/112"]
     offer = stage.offer(family, all_at(stage.here, family))
-    nobodys = stage.address(family)
-    everybody = (stage.client, stage.here[0], stage.there[0], stage.node)
+    unassigned = stage.address(family)
+    hosts = (stage.client, stage.here[0], stage.there[0], stage.node)
 
     def arrives(host: Host, gateway: Watch) -> bool:
-        host.traffic.connect("tcp", nobodys, 80, timeout=0.15)
-        return nobodys in gateway.targets()
+        host.traffic.connect("tcp", unassigned, 80, timeout=0.15)
+        return unassigned in gateway.targets()
 
     def leave_the_node() -> None:
         for host in (stage.here[0], stage.node):
@@ -67,24 +67,24 @@ def test_cluster_ips_that_nobody_has_are_dropped(stage: Stage, family: int) -> N
     leave_the_node()
     stage.put_service_cidrs(*ranges)
     with Watch(stage.client) as watch:
-        for host, proto in itertools.product(everybody, ("tcp", "udp")):
-            assert_dropped(host, proto, nobodys, 80)
-        assert nobodys not in watch.targets()
+        for host, proto in itertools.product(hosts, ("tcp", "udp")):
+            assert_dropped(host, proto, unassigned, 80)
+        assert unassigned not in watch.targets()
     assert_refused(stage.client, "tcp", offer.vip, 81)
     assert servers(stage.client, "tcp", offer.vip, 80, n=3)
     stage.put_service_cidrs(*(cidr for cidr in ranges if (":" in cidr) is (family == 4)))
     leave_the_node()
     stage.put_service_cidrs()
     leave_the_node()
-    taken = stage.offer(family, all_at(stage.here, family), vip=nobodys)
+    taken = stage.offer(family, all_at(stage.here, family), vip=unassigned)
     stage.put_service_cidrs(*ranges)
     assert servers(stage.client, "tcp", taken.vip, 80, n=3)
     taken.remove()
-    assert_dropped(stage.client, "tcp", nobodys, 80)
+    assert_dropped(stage.client, "tcp", unassigned, 80)
     stage.put_service_cidrs()
 
 
-def test_clients_stay_through_all_frontends_of_a_service(stage: Stage, family: int) -> None:
+def test_clients_keep_their_endpoint_through_all_frontends(stage: Stage, family: int) -> None:
     external = stage.address(family, outside=True)
     offer = stage.offer(
         family,
@@ -107,7 +107,7 @@ def test_clients_stay_through_all_frontends_of_a_service(stage: Stage, family: i
     )
 
 
-def test_clients_stay_when_the_daemon_is_killed_and_started_anew(stage: Stage, family: int) -> None:
+def test_clients_keep_their_endpoint_when_the_daemon_restarts(stage: Stage, family: int) -> None:
     offer = stage.offer(family, all_at(stage.here, family), sessionAffinity="ClientIP")
     sources = client_addresses(stage.cluster, family)
     before = {source: chosen(stage, offer.vip, 80, source) for source in sources}
@@ -117,10 +117,8 @@ def test_clients_stay_when_the_daemon_is_killed_and_started_anew(stage: Stage, f
     assert {source: chosen(stage, offer.vip, 80, source) for source in sources} == before
 
 
-def test_a_client_of_an_endpoint_that_was_away_is_not_forced_back(
-    stage: Stage, family: int
-) -> None:
-    """It has found another one meanwhile, and stays there."""
+def test_a_client_does_not_return_to_its_former_endpoint(stage: Stage, family: int) -> None:
+    """When the former endpoint is back, the client keeps the one that replaced it."""
     stays, leaves = stage.here
     offer = stage.offer(family, all_at(stage.here, family), sessionAffinity="ClientIP")
     sources = client_addresses(stage.cluster, family)
@@ -133,7 +131,7 @@ def test_a_client_of_an_endpoint_that_was_away_is_not_forced_back(
 
 
 def test_no_connection_is_lost_while_lists_change_their_length(stage: Stage, family: int) -> None:
-    """Each change moves the list to another map, and makes or deletes one."""
+    """Each change moves the endpoints to another map, and adds or deletes a map."""
     pods = [*stage.here, *stage.there]
     offer = stage.offer(family, all_at(pods[:1], family))
     load = stage.client.traffic.load("tcp", offer.vip, 80, rate=400)
@@ -159,13 +157,13 @@ def test_tables_are_readable(stage: Stage, family: int) -> None:
 
 
 def test_the_nodes_ipv6_loopback_serves_no_node_ports(stage: Stage) -> None:
-    """The kernel does not let packets from ::1 leave the node; nothing is promised there."""
+    """The kernel does not let packets from ::1 leave the node."""
     offer = stage.offer(6, all_at(stage.here, 6), type="NodePort")
     for proto, port in offer.node_ports:
         assert_refused(stage.node, proto, "::1", port, how="reset")
 
 
-def test_flows_keep_their_endpoint_whatever_changes(stage: Stage, family: int) -> None:
+def test_flows_keep_their_endpoint_when_endpoints_change(stage: Stage, family: int) -> None:
     offer = stage.offer(family, all_at(stage.here, family))
     with stage.client.traffic.hold("tcp", offer.vip, 80) as held:
         assert isinstance(held.first, Answer)

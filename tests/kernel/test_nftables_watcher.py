@@ -1,4 +1,4 @@
-"""Noticing others' changes: all of them, none of ours, with the culprit's name."""
+"""The watcher reports all changes of other programs, with the process, and no own changes."""
 
 import contextlib
 import itertools
@@ -27,7 +27,7 @@ V4 = IPFamily.IPV4
 
 
 class Scene:
-    """A namespace with our table, and a watcher of it."""
+    """A network namespace with svcproxy's table, and a watcher."""
 
     def __init__(self, space: NetNS) -> None:
         self.space = space
@@ -57,17 +57,17 @@ class Scene:
         return self.watcher
 
     def nft(self, command: str) -> int:
-        """Run nft; its process number."""
+        """Run nft; return its process ID."""
         process = self.space.popen(["nft", *command.split()], output=subprocess.DEVNULL)
         assert process.wait() == 0
         return process.pid
 
     def change(self, table: str = "ip svcproxy") -> int:
-        """Have nft change a table; its process number."""
+        """Have nft change a table; return its process ID."""
         return self.nft(f"add chain {table} mine{next(self._numbers)}")
 
     def settled(self) -> list[tuple[str, int]]:
-        """What was seen, once an event that comes after all others has been."""
+        """Return the reported changes, after a last one that marks their end."""
         last = self.change()
         eventually(lambda: ("nft", last) in self.seen, "the last event")
         found = self.seen[: self.seen.index(("nft", last))]
@@ -114,7 +114,7 @@ def test_every_kind_of_change_is_seen_once(scene: Scene, damage: str) -> None:
         assert scene.settled() == [("nft", culprit)]
 
 
-def test_what_happened_before_the_start_is_seen(scene: Scene) -> None:
+def test_changes_before_the_start_are_seen(scene: Scene) -> None:
     watcher = scene.space.call(lambda: NftablesWatcher(scene.see))
     scene.watcher = watcher
     scene.change()
@@ -133,7 +133,7 @@ def test_our_own_changes_are_not_seen(scene: Scene) -> None:
     assert scene.settled() == []
 
 
-def test_a_large_load_of_ours_overflows_nothing(
+def test_a_large_own_transaction_overflows_nothing(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("svcproxy.netlink.listener.NETLINK_EVENT_BUFFER_BYTES", 1 << 16)
@@ -149,14 +149,14 @@ def test_other_tables_are_not_seen(scene: Scene) -> None:
     scene.watch()
     for command in ("add table ip other", "add chain ip other x", "add table ip6 svcproxy"):
         scene.nft(command)
-    assert len(scene.settled()) == 1, "only the one of the other family"
+    assert len(scene.settled()) == 1, "only that of the table in the other family"
     scene.watcher.stop()  # type: ignore[union-attr]
     scene.watch(families=[V4])
     scene.change("ip6 svcproxy")
     assert scene.settled() == []
 
 
-def test_lost_events_are_told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_events_are_reported(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("svcproxy.netlink.listener.NETLINK_EVENT_BUFFER_BYTES", 2304)
     blocked = threading.Event()
     seen: list[str] = []
@@ -174,7 +174,7 @@ def test_lost_events_are_told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> 
     blocked.set()
     eventually(lambda: LOST in seen, "the loss")
     scene.change()
-    eventually(lambda: seen[-1] == "nft", "it goes on")
+    eventually(lambda: seen[-1] == "nft", "the watcher continues")
 
 
 def test_a_failing_listener_does_not_end_the_watch(scene: Scene) -> None:
@@ -197,7 +197,7 @@ def in_nat(table: str, chain: str, *, deletion: bool) -> bool | None:
 
 
 def restore(scene: Scene, chain: str, watcher: NftablesWatcher | None = None) -> int:
-    """Have iptables-nft-restore make a chain, announced to ``watcher``; the process number."""
+    """Have iptables make a chain, announced to ``watcher``; return the process ID."""
     process: list[subprocess.Popen[bytes]] = []
 
     def start() -> int:
@@ -210,7 +210,7 @@ def restore(scene: Scene, chain: str, watcher: NftablesWatcher | None = None) ->
     return process[0].pid
 
 
-def test_iptables_tables_can_be_watched_with_programs_of_our_own(scene: Scene) -> None:
+def test_changes_of_own_programs_are_recognised(scene: Scene) -> None:
     watcher = scene.watch(judge=in_nat, own_ports=())
     for number in range(5):
         restore(scene, f"KUBE-{number}", watcher)
@@ -220,12 +220,12 @@ def test_iptables_tables_can_be_watched_with_programs_of_our_own(scene: Scene) -
     assert scene.seen == [("iptables-nft", culprit)]
 
 
-def test_others_are_seen_while_our_own_program_runs(scene: Scene) -> None:
+def test_other_programs_are_seen_while_an_own_program_runs(scene: Scene) -> None:
     watcher = scene.watch(judge=in_nat, own_ports=())
     restore(scene, "KUBE-ONE", watcher)
 
     def start() -> int:
-        return restore(scene, "KUBE-MINE")  # has changed something before we know its number
+        return restore(scene, "KUBE-MINE")  # it changes something before its process ID is known
 
     with watcher.own(start):
         culprit = scene.change("ip nat")
@@ -233,23 +233,23 @@ def test_others_are_seen_while_our_own_program_runs(scene: Scene) -> None:
     assert scene.seen == [("nft", culprit), ("iptables-nft", again)]
 
 
-def test_it_says_how_sure_it_is_and_of_which_family(scene: Scene) -> None:
-    told: list[ExternalChange] = []
-    scene.watcher = scene.space.call(lambda: NftablesWatcher(told.append, judge=in_nat))
+def test_certainty_and_family_are_reported(scene: Scene) -> None:
+    reported: list[ExternalChange] = []
+    scene.watcher = scene.space.call(lambda: NftablesWatcher(reported.append, judge=in_nat))
     scene.watcher.start()
     culprit = restore(scene, "KUBE-ONE")
     removal = scene.nft("delete chain ip nat KUBE-ONE")
-    eventually(lambda: len(told) == 2, "both")
-    assert told == [
+    eventually(lambda: len(reported) == 2, "both")
+    assert reported == [
         ExternalChange("iptables-nft", culprit, certain=True, families=frozenset((V4,))),
         ExternalChange("nft", removal, certain=False, families=frozenset((V4,))),
     ]
 
 
-# --- Life --------------------------------------------------------------------------------------
+# --- Lifecycle --------------------------------------------------------------------------------------
 
 
-def test_it_stops_at_once_and_closes_its_sockets() -> None:
+def test_it_stops_quickly_and_closes_its_sockets() -> None:
     program = (
         "import os, time\n"
         "from svcproxy.backends.nf_tables_watcher import NftablesWatcher\n"

@@ -1,7 +1,7 @@
-"""For any sequence of events: incremental equals from scratch, and applying twice is empty.
+"""For any sequence of events: incremental equals from scratch, and a second sync is empty.
 
-The tables are those of a strict fake kernel, which takes the very bytes that a netlink socket
-would get, and random packets are passed through their rules.
+A strict fake kernel takes the same bytes as a netlink socket would, and random packets are passed
+through its rules.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ from svcproxy.netlink.core.nf_tables.transaction import Plan
 from tests.property.machines import Machine
 from tests.property.strategies import NODE, SYNC, events, services
 from tests.unit.nftables.fake_kernel import FakeKernel, FakeSet
-from tests.unit.nftables.packets import Node as Machinery
+from tests.unit.nftables.packets import Node as PacketNode
 from tests.unit.nftables.packets import Packet
 
 Contents = dict[str, Any]
@@ -37,14 +37,14 @@ OWN = {
 
 
 class Table(Machine):
-    """A machine whose kernel takes transactions as bytes."""
+    """A machine with a fake nf_tables."""
 
     def __init__(self, options: NftablesSettings) -> None:
         super().__init__(options, Planner(options), FakeKernel(options.family))
 
     @property
     def here(self) -> set[str]:
-        """The addresses of endpoints that are, or may be, on this node."""
+        """The addresses of endpoints that are on this node, or may be."""
         lists = (
             e for p in self.state.ports.values() for e in (*p.local_endpoints, *p.cluster_endpoints)
         )
@@ -67,7 +67,7 @@ def run(options: NftablesSettings, sequence: list[Any]) -> Table:
 
 
 def canonical(kernel: FakeKernel) -> Contents:
-    """Everything in the table; how the endpoints of a list are numbered has no meaning."""
+    """Return everything in the table; the order of the endpoints in a list does not count."""
     table = kernel.table
     elements: Contents = {}
     for name, held in table.sets.items():
@@ -80,7 +80,7 @@ def canonical(kernel: FakeKernel) -> Contents:
         for numbered in lists.values():
             assert sorted(numbered) == list(range(len(numbered)))
         elements[name] = {key: Counter(numbered.values()) for key, numbered in lists.items()}
-    # Sets are numbered within their transaction, which they do not keep.
+    # Without the IDs of sets, which only have a meaning within a transaction.
     sets = {name: held.body[:-8] for name, held in table.sets.items()}
     parts = {"sets": sets, "chains": table.chains, "rules": table.rules, "elements": elements}
     return deepcopy(parts)
@@ -88,7 +88,7 @@ def canonical(kernel: FakeKernel) -> Contents:
 
 @st.composite
 def slices_of(draw: st.DrawFn, service: Service) -> EndpointSlice:
-    """A slice of a Service, in one of its families; most endpoints are ready."""
+    """Draw an EndpointSlice of a Service, in one of its families; most endpoints are ready."""
     six = ":" in draw(st.sampled_from(service.cluster_ips))
     prefix = "fd00:10:244::" if six else "10.244.0."
     mostly = st.sampled_from([True, True, True, False])
@@ -114,7 +114,7 @@ def slices_of(draw: st.DrawFn, service: Service) -> EndpointSlice:
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Any]:
-    """Events of a cluster whose Services have endpoints, and of anything else now and then."""
+    """Draw events of Services with endpoints, sometimes followed by arbitrary events."""
     found: list[Any] = []
     for _ in range(draw(st.integers(1, 3))):
         made = draw(st.lists(services(), min_size=1, max_size=4))
@@ -189,7 +189,7 @@ def test_the_order_of_events_does_not_matter(
 def test_any_damage_is_repaired_by_a_comparison(
     options: NftablesSettings, sequence: list[Any], random: Any
 ) -> None:
-    """Whatever others deleted, added or changed, a comparison from scratch restores all of it."""
+    """A full comparison restores everything that other programs deleted, added or changed."""
     machine = run(options, sequence)
     whole = machine.contents()
     damage(machine.kernel, random)
@@ -235,7 +235,7 @@ SOURCES = {
 
 
 def draw_packet(draw: Any, machine: Table) -> Packet:
-    """A packet, mostly to an address and port of a Service, mostly with its protocol."""
+    """Draw a packet, mostly to a frontend of a Service."""
     family = machine.options.family
     ports = sorted(machine.state.ports.values(), key=lambda port: port.name)
     ends = [(f.address, f.port, p.name.protocol.keyword) for p in ports for f in p.frontends]
@@ -254,7 +254,7 @@ def draw_packet(draw: Any, machine: Table) -> Packet:
 
 
 class Expected:
-    """What kube-proxy's semantics want of a packet: the table is not asked."""
+    """The verdict and endpoints of a packet by kube-proxy's semantics, without the rules."""
 
     def __init__(self, machine: Table, packet: Packet) -> None:
         self.packet = packet
@@ -339,7 +339,7 @@ class Expected:
 @pytest.mark.timeout(400)
 @settings(max_examples=100, deadline=None, suppress_health_check=slow)
 @given(settings_values, histories(), st.data())
-def test_packets_go_where_they_should(
+def test_packets_reach_the_expected_endpoints(
     options: NftablesSettings, sequence: list[Any], data: st.DataObject
 ) -> None:
     machine = run(options, sequence)
@@ -349,7 +349,7 @@ def test_packets_go_where_they_should(
         seen: Counter[tuple[str, int] | None] = Counter()
         count = max(1, len(expected.endpoints))
         for number in range(count):
-            node = Machinery(machine.kernel, OWN[options.family])
+            node = PacketNode(machine.kernel, OWN[options.family])
             passing = Packet(
                 packet.source,
                 packet.destination,

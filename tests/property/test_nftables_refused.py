@@ -1,6 +1,6 @@
-"""For any history of refusals, all other Services are in force, and the refused ones recover.
+"""For any history of refusals, all other Services are applied, and the refused ones recover.
 
-The real backend drives the fake kernel, which refuses every new element of the Services that are
+The real backend drives a fake kernel that refuses every new element of the Services that are
 poisoned at that time.
 """
 
@@ -50,7 +50,7 @@ def frontend_keys(port: ServicePort) -> set[bytes]:
 
 
 class PickyTable:
-    """The kernel's table, which refuses elements whose keys begin in a poisoned way."""
+    """The kernel's table; it refuses elements whose keys begin with a poisoned prefix."""
 
     def __init__(self, kernel: FakeKernel) -> None:
         self.kernel = kernel
@@ -87,7 +87,7 @@ class PickyTable:
 
 
 class Loop:
-    """What the sync loop does with a backend."""
+    """Calls a backend like the sync loop."""
 
     def __init__(self) -> None:
         self.state = DesiredState(FAMILY, NODE)
@@ -97,7 +97,7 @@ class Loop:
         self.restart()
 
     def restart(self) -> None:
-        """A new process; the kernel stays as it is."""
+        """Start a new process; the kernel stays as it is."""
         self.backend = NftablesBackend(FAMILY, OPTIONS)
         self.backend._kernel = self.table  # type: ignore[assignment]
         self.full = True
@@ -127,16 +127,16 @@ class Loop:
         self.assert_others_served()
 
     def assert_others_served(self) -> None:
-        """All that is not refused has in the kernel exactly what a fresh table gives it."""
+        """The ports that are not refused have the same elements as in a fresh table."""
         wanted = {n: p for n, p in self.state.ports.items() if n not in self.refused}
         found, expected = canonical(self.kernel), fresh(wanted)
         keys = {key for port in wanted.values() for key in frontend_keys(port)}
         for name, elements in expected["elements"].items():
             assert elements.items() <= found["elements"].get(name, {}).items(), name
         for name, elements in found["elements"].items():
-            ours = {k: v for k, v in elements.items() if any(map(k.startswith, keys))}
+            owned = {k: v for k, v in elements.items() if any(map(k.startswith, keys))}
             if name not in {"hairpins", "cluster-addresses", "affinity-endpoints"}:
-                assert ours.items() <= expected["elements"].get(name, {}).items(), name
+                assert owned.items() <= expected["elements"].get(name, {}).items(), name
 
 
 def fresh(ports: dict[ServicePortName, ServicePort]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ poisoned = st.sets(st.sampled_from([f"svc{n}" for n in range(6)]), max_size=3)
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(st.lists(histories(), min_size=1, max_size=2), st.data())
-def test_the_others_are_in_force_and_all_of_it_heals(
+def test_refused_ports_block_no_others_and_recover(
     sequences: list[list[Any]], data: st.DataObject
 ) -> None:
     loop = Loop()
@@ -171,7 +171,7 @@ def test_the_others_are_in_force_and_all_of_it_heals(
         loop.sync(data.draw(poisoned), full=what == "full")
     loop.sync(set())
     assert not loop.refused
-    # What was kept without being known goes with the next comparison at the latest.
+    # The next full comparison removes inherited elements.
     loop.sync(set(), full=True)
     assert canonical(loop.kernel) == fresh(dict(loop.state.ports))
     assert not loop.backend.plan(Desired(loop.state.ports, OPTIONS), loop.backend.read())

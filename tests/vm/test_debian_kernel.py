@@ -35,7 +35,7 @@ MACHINES = (
         {
             "test_cluster_ip.py": 38,
             "test_no_endpoints.py": 11,
-            "test_nftables_traffic.py::test_cluster_ips_that_nobody_has_are_dropped": 2,
+            "test_nftables_traffic.py::test_unassigned_cluster_ips_are_dropped": 2,
             "test_invalid.py::test_an_answer_that_nobody_asked_for_is_dropped": 2,
         }
     ),

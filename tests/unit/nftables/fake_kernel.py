@@ -1,7 +1,7 @@
-"""A strict stand-in for nf_tables: takes transactions as bytes, dumps tables as messages.
+"""A strict fake of nf_tables: it takes transactions as bytes and dumps tables as messages.
 
-It checks what the kernel checks (existence, references, key lengths, exclusive creation) and
-carries out a transaction as a whole or not at all.
+Like the kernel, it checks existence, references, key lengths and exclusive creation, and applies a
+transaction as a whole or not at all.
 """
 
 import copy
@@ -21,12 +21,12 @@ from svcproxy.netlink.core.nf_tables.transaction import Plan, batch, messages, s
 
 
 class RefusedByFakeError(Exception):
-    """The transaction is wrong; nothing of it was done."""
+    """The transaction is invalid; nothing of it was applied."""
 
 
 @dataclass
 class FakeSet:
-    """A set: what describes it, and its elements by key."""
+    """A set: its attributes, and its elements by key."""
 
     body: bytes
     elements: dict[bytes, bytes] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class FakeSet:
 
 @dataclass
 class FakeTable:
-    """One table: sets, chains, and rules by chain."""
+    """One table: its sets and chains by name, and its rules by chain."""
 
     handle: int
     sets: dict[str, FakeSet] = field(default_factory=dict)
@@ -52,14 +52,14 @@ class FakeTable:
 
 @dataclass
 class References:
-    """What a rule refers to."""
+    """The sets and chains that a rule refers to."""
 
     sets: set[str] = field(default_factory=set)
     chains: set[str] = field(default_factory=set)
 
 
 def expressions(rule: bytes) -> list[tuple[str, dict[int, bytes]]]:
-    """A rule's expressions: name and attributes."""
+    """Return the expressions of a rule: names and attributes."""
     found = []
     for _, member, _ in walk(collect(rule).get(4, b"")):
         parts = collect(member)
@@ -68,7 +68,7 @@ def expressions(rule: bytes) -> list[tuple[str, dict[int, bytes]]]:
 
 
 def verdict_of(attributes: dict[int, bytes]) -> tuple[int, str] | None:
-    """The code and chain of an immediate expression that is a verdict."""
+    """Return the code and chain of an immediate expression; ``None`` if it is no verdict."""
     data = collect(attributes[2])
     if 2 not in data:
         return None
@@ -92,14 +92,14 @@ def check(condition: object, what: str) -> None:
 
 
 class FakeKernel:
-    """The nf_tables of one family."""
+    """The nf_tables of one IP family."""
 
     def __init__(self, family: IPFamily = IPFamily.IPV4) -> None:
         self.family = family
         self.tables: dict[str, FakeTable] = {}
         self.generation = 1
         self.states: list[FakeTable] | None = None
-        """The table after each transaction, if somebody puts a list here."""
+        """If a test sets this to a list, the table is appended after each transaction."""
         self._handles = 0
 
     @property
@@ -107,7 +107,7 @@ class FakeKernel:
         return self.tables[TABLE]
 
     def apply(self, plan: Plan) -> None:
-        """Carry out a plan as the table would."""
+        """Apply a plan, stage by stage, like ``KernelTable.commit``."""
         if not plan:
             return
         for number, stage in enumerate(stages(plan)):
@@ -117,7 +117,7 @@ class FakeKernel:
                 self.states.append(copy.deepcopy(self.table))
 
     def transact(self, data: bytes) -> None:
-        """Carry out a transaction."""
+        """Apply one transaction."""
         before = copy.deepcopy(self.tables)
         try:
             self._transact(data)
@@ -222,7 +222,7 @@ class FakeKernel:
                     check(found.chains <= table.chains.keys(), f"no chain {found.chains}")
 
     def observed(self) -> TableDump:
-        """Our table, through the messages in which the kernel would dump it."""
+        """Return svcproxy's table, parsed from the messages of a dump."""
         table = self.tables.get(TABLE)
         if table is None:
             return TableDump(generation=self.generation)
@@ -239,5 +239,5 @@ class FakeKernel:
 
 
 def listed(member: bytes) -> bytes:
-    """A message body with one element."""
+    """Return a message body with one element."""
     return text(1, TABLE) + attribute(3, attribute(1, member)) + u32(9, 0)

@@ -15,7 +15,10 @@ _AFFINITY = "affinity"
 
 @dataclass
 class Packet:
-    """The first packet of a flow; ``chosen`` is what ``numgen`` comes to, as a share of 1."""
+    """The first packet of a connection.
+
+    ``chosen`` is the random number of ``numgen``, as a fraction of its range.
+    """
 
     source: str
     destination: str
@@ -30,7 +33,7 @@ class Packet:
 
 @dataclass
 class Memory:
-    """What packets leave in dynamic maps: data and time-out (ms) by key."""
+    """The elements that packets add to dynamic maps: data and time-out (ms) by key."""
 
     held: dict[bytes, tuple[bytes, int]] = field(default_factory=dict)
     limit: int = 1 << 18
@@ -44,7 +47,7 @@ class Memory:
 
 
 class Node:
-    """A machine with the rules of a fake kernel; ``own`` are its addresses."""
+    """A node with the rules of a fake kernel; ``own`` are its addresses."""
 
     def __init__(self, kernel: FakeKernel, own: tuple[str, ...]) -> None:
         self.kernel = kernel

@@ -1,4 +1,4 @@
-"""Service ports and tables for tests of the nftables backend."""
+"""Service ports and tables for tests of nftables mode."""
 
 from collections.abc import Iterable
 
@@ -26,7 +26,7 @@ def options(family: IPFamily, **more: object) -> NftablesSettings:
 
 
 def endpoints(family: IPFamily, numbers: Iterable[int], port: int = 8080) -> tuple[Endpoint, ...]:
-    """Endpoints with even numbers are on this node."""
+    """Return endpoints; those with even numbers are on this node."""
     return tuple(Endpoint(f"{POD[family]}{n}", port, n % 2 == 0) for n in numbers)
 
 
@@ -42,7 +42,19 @@ def service_port(
     seconds: int = 0,
     ranges: tuple[str, ...] = (),
 ) -> ServicePort:
-    """A Service port; ``local`` is its external policy, ``verdict`` goes for all frontends."""
+    """Return a Service port.
+
+    Args:
+        family: its IP family.
+        numbers: the numbers of its endpoints; those with even numbers are on this node.
+        name: the name of the Service.
+        vip: its cluster IP.
+        external: whether it has a load-balancer IP and a node port.
+        local: whether its external traffic policy is Local.
+        verdict: the verdict of all frontends.
+        seconds: the affinity time-out, 0 for no affinity.
+        ranges: the source ranges of the load balancer.
+    """
     frontends = [
         Frontend(FrontendKind.CLUSTER_IP, vip or VIP[family], 80, local=False, verdict=verdict)
     ]
@@ -63,7 +75,7 @@ def service_port(
 
 
 class Bench:
-    """A planner, its kernel, and a node with the kernel's rules."""
+    """A planner, a fake kernel, and a node that passes packets through the kernel's rules."""
 
     def __init__(self, settings: Settings, *ports: ServicePort) -> None:
         self.settings = settings
@@ -75,13 +87,13 @@ class Bench:
         self.node = Node(self.kernel, (NODE[settings.family],))
 
     def change(self, *ports: ServicePort) -> dict[str, int]:
-        """Put these ports; what that took."""
+        """Add or change Service ports; return the operations."""
         plan = self.planner.plan_changes({port.name: port for port in ports})
         self.kernel.apply(plan)
         return plan.operations
 
     def remove(self, *ports: ServicePort) -> dict[str, int]:
-        """Remove these ports; what that took."""
+        """Delete Service ports; return the operations."""
         plan = self.planner.plan_changes({port.name: None for port in ports})
         self.kernel.apply(plan)
         return plan.operations
@@ -96,7 +108,7 @@ class Bench:
         return f"{POD[self.family]}{number}"
 
     def reach(self, source: str, destination: str, port: int, chosen: float = 0.0) -> str:
-        """The address that a packet is translated to, or its verdict."""
+        """Return the address that a packet is translated to, or else its verdict."""
         packet = Packet(source, destination, port, chosen=chosen)
         verdict = self.node.send(packet)
         return packet.translated[0] if packet.translated else verdict

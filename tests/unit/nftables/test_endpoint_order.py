@@ -1,4 +1,4 @@
-"""Endpoints keep their numbers as far as possible."""
+"""Endpoints keep their numbers when a list changes."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,13 +12,15 @@ lists = st.lists(st.integers(1, 20), unique=True, max_size=12).map(
 
 
 @given(lists, st.lists(st.sampled_from([None, *range(1, 21)]), max_size=12))
-def test_it_is_the_same_list(wanted: tuple[Endpoint, ...], numbers: list[int | None]) -> None:
+def test_the_order_contains_the_wanted_endpoints(
+    wanted: tuple[Endpoint, ...], numbers: list[int | None]
+) -> None:
     present = [Endpoint(f"10.0.0.{n}", 80) if n else None for n in numbers]
     assert sorted(stable_order(wanted, present)) == sorted(wanted)
 
 
 @given(lists, lists)
-def test_no_more_moves_than_needed(
+def test_endpoints_that_stay_keep_their_numbers(
     wanted: tuple[Endpoint, ...], present: tuple[Endpoint, ...]
 ) -> None:
     arranged = stable_order(wanted, present)
@@ -28,11 +30,11 @@ def test_no_more_moves_than_needed(
 
 
 @given(lists)
-def test_a_list_that_did_not_change_stays(wanted: tuple[Endpoint, ...]) -> None:
+def test_an_unchanged_list_keeps_its_order(wanted: tuple[Endpoint, ...]) -> None:
     assert stable_order(tuple(sorted(wanted)), wanted) == wanted
 
 
-def test_one_comes_for_one_that_goes() -> None:
+def test_new_endpoints_take_the_numbers_of_removed_ones() -> None:
     a, b, c, d = (Endpoint(f"10.0.0.{n}", 80) for n in range(1, 5))
     assert stable_order((a, c, d), (a, b, c)) == (a, d, c)
     assert stable_order((b, c), (a, b, c)) == (c, b)

@@ -1,4 +1,4 @@
-"""Whose transactions touched our tables."""
+"""Events are parsed into transactions with relevant changes."""
 
 from struct import iter_unpack, pack
 
@@ -25,52 +25,52 @@ def generation(number: int = 7, process: str = "nft", pid: int = 4711) -> bytes:
     return event(nft.NEW_GENERATION, u32(1, number) + u32(2, pid) + text(3, process), family=0)
 
 
-def changes() -> EventParser:
+def parser_of_table() -> EventParser:
     return EventParser(all_in_tables(["svcproxy"]), [2])
 
 
 @pytest.mark.parametrize(
     "kind", [nft.NEW_ELEMENT, nft.DELETE_RULE, nft.DELETE_TABLE, nft.NEW_CHAIN]
 )
-def test_a_change_of_our_table_is_told_with_its_cause(kind: int) -> None:
+def test_a_change_of_the_table_is_reported_with_its_process(kind: int) -> None:
     data = event(kind, text(1, "svcproxy") + text(2, "x")) + generation()
-    assert list(changes().take(data)) == [
+    assert list(parser_of_table().take(data)) == [
         TransactionEvent("nft", 4711, 7, families=frozenset((2,)))
     ]
 
 
-def test_other_tables_and_families_are_not() -> None:
+def test_other_tables_and_families_are_ignored() -> None:
     data = (
         event(nft.NEW_RULE, text(1, "svcproxy2"))
         + event(nft.NEW_RULE, text(1, "svcproxy"), family=10)
         + generation()
     )
-    assert list(changes().take(data)) == []
+    assert list(parser_of_table().take(data)) == []
 
 
-def test_a_transaction_may_come_in_pieces() -> None:
-    followed = changes()
-    assert list(followed.take(event(nft.NEW_RULE, text(1, "svcproxy")))) == []
-    assert list(followed.take(event(nft.NEW_RULE, text(1, "another")))) == []
-    assert list(followed.take(generation(8))) == [
+def test_a_transaction_may_span_datagrams() -> None:
+    parser = parser_of_table()
+    assert list(parser.take(event(nft.NEW_RULE, text(1, "svcproxy")))) == []
+    assert list(parser.take(event(nft.NEW_RULE, text(1, "another")))) == []
+    assert list(parser.take(generation(8))) == [
         TransactionEvent("nft", 4711, 8, families=frozenset((2,)))
     ]
-    assert list(followed.take(generation(9))) == []
+    assert list(parser.take(generation(9))) == []
 
 
-def test_lost_events_leave_nothing_behind() -> None:
-    followed = changes()
-    list(followed.take(event(nft.NEW_RULE, text(1, "svcproxy"))))
-    followed.forget()
-    assert list(followed.take(generation())) == []
+def test_lost_events_discard_the_unfinished_transaction() -> None:
+    parser = parser_of_table()
+    list(parser.take(event(nft.NEW_RULE, text(1, "svcproxy"))))
+    parser.forget()
+    assert list(parser.take(generation())) == []
 
 
-def test_odd_events_do_no_harm() -> None:
-    followed = changes()
-    assert list(followed.take(b"")) == []
-    assert list(followed.take(event(nft.NEW_RULE, b"\x01"))) == []
-    assert list(followed.take(event(nft.NEW_RULE, text(1, "svcproxy")))) == []
-    assert list(followed.take(event(nft.NEW_GENERATION, b""))) == [
+def test_malformed_events_are_ignored() -> None:
+    parser = parser_of_table()
+    assert list(parser.take(b"")) == []
+    assert list(parser.take(event(nft.NEW_RULE, b"\x01"))) == []
+    assert list(parser.take(event(nft.NEW_RULE, text(1, "svcproxy")))) == []
+    assert list(parser.take(event(nft.NEW_GENERATION, b""))) == [
         TransactionEvent("", 0, families=frozenset((2,)))
     ]
 
@@ -90,7 +90,7 @@ def accepts(program: bytes, data: bytes) -> bool:
         position += 1
 
 
-def test_our_own_events_are_filtered() -> None:
+def test_events_of_own_port_ids_are_filtered() -> None:
     own = (3, 0xFFFFF123, 77)
     program = originator_filter(own)
     for port in own:
@@ -100,11 +100,11 @@ def test_our_own_events_are_filtered() -> None:
     assert len(program) == len(pack("=HBBI", 0, 0, 0, 0)) * 6
 
 
-def test_a_judge_hears_of_tables_chains_and_rules() -> None:
-    heard: list[tuple[str, str, bool]] = []
+def test_relevance_is_asked_about_tables_chains_and_rules() -> None:
+    asked: list[tuple[str, str, bool]] = []
 
     def relevance(table: str, chain: str, *, deletion: bool) -> bool | None:
-        heard.append((table, chain, deletion))
+        asked.append((table, chain, deletion))
         return None
 
     data = (
@@ -117,7 +117,7 @@ def test_a_judge_hears_of_tables_chains_and_rules() -> None:
         + generation()
     )
     assert list(EventParser(relevance, [2]).take(data)) == []
-    assert heard == [
+    assert asked == [
         ("nat", "", True),
         ("nat", "A", False),
         ("nat", "B", True),
@@ -127,31 +127,31 @@ def test_a_judge_hears_of_tables_chains_and_rules() -> None:
     ]
 
 
-def test_the_gravest_judgement_of_a_transaction_counts() -> None:
+def test_a_transaction_is_certain_if_one_change_is() -> None:
     def relevance(table: str, chain: str, *, deletion: bool) -> bool | None:
-        return {"sure": True, "perhaps": False}.get(chain)
+        return {"certain": True, "perhaps": False}.get(chain)
 
-    def told(*chains: str) -> list[bool]:
+    def certainties(*chains: str) -> list[bool]:
         data = b"".join(event(nft.NEW_RULE, text(1, "nat") + text(2, c)) for c in chains)
         return [
             change.certain for change in EventParser(relevance, [2, 10]).take(data + generation())
         ]
 
-    assert told("perhaps", "sure", "perhaps") == [True]
-    assert told("perhaps", "no") == [False]
-    assert told("no") == []
+    assert certainties("perhaps", "certain", "perhaps") == [True]
+    assert certainties("perhaps", "no") == [False]
+    assert certainties("no") == []
 
 
-def test_both_families_of_one_transaction_are_named() -> None:
+def test_both_families_of_one_transaction_are_reported() -> None:
     data = event(nft.NEW_RULE, text(1, "svcproxy"))
     data += event(nft.NEW_RULE, text(1, "svcproxy"), family=10) + generation()
     (change,) = EventParser(all_in_tables(["svcproxy"]), [2, 10]).take(data)
     assert change.families == {2, 10}
 
 
-def test_what_came_from_our_own_addresses_is_passed_over() -> None:
-    followed = changes()
+def test_transactions_of_own_port_ids_are_ignored() -> None:
+    parser = parser_of_table()
     mine = event(nft.NEW_RULE, text(1, "svcproxy"), port=5) + generation()
-    assert list(followed.take(mine, {5})) == []
-    assert list(followed.take(generation())) == [], "and leaves nothing behind"
-    assert len(list(followed.take(mine, {6}))) == 1
+    assert list(parser.take(mine, {5})) == []
+    assert list(parser.take(generation())) == [], "the ignored events left no trace"
+    assert len(list(parser.take(mine, {6}))) == 1

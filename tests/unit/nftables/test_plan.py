@@ -1,4 +1,4 @@
-"""How much a change takes, whatever else there is."""
+"""The operations of a change do not depend on the number of other Services."""
 
 import copy
 import itertools
@@ -42,12 +42,12 @@ def test_the_order_of_endpoints_does_not_matter(bench: Bench) -> None:
     assert bench.change(service_port(V4, (3, 1, 2))) == {}
 
 
-def test_a_new_length_moves_the_list(bench: Bench) -> None:
+def test_a_new_length_adds_a_tier(bench: Bench) -> None:
     assert bench.change(service_port(V4, (1, 2, 3, 5))) == {
         "set_added": 1,
         "chain_added": 1,
         "chain_flushed": 1,
-        # The map's own, all that lead to maps, and one that was there before the elements.
+        # The rule of the tier, the rules that jump to tiers, and the head rule of the first stage.
         "rule_added": 1 + len(bench.kernel.table.rules["all-tiers"]) + 1,
         "element_added": 4,
     } | (
@@ -70,8 +70,8 @@ def test_a_new_length_moves_the_list(bench: Bench) -> None:
     ids=["shorter", "longer", "sticky", "longer and sticky", "outside", "guarded"],
 )
 @pytest.mark.parametrize("whole", [False, True], ids=["change", "comparison"])
-def test_packets_under_way_are_served(bench: Bench, changed: ServicePort, *, whole: bool) -> None:
-    """The kernel shows them the rules of before a transaction, and the elements of after it."""
+def test_packets_in_flight_are_served(bench: Bench, changed: ServicePort, *, whole: bool) -> None:
+    """They traverse the rules from before a transaction, with the elements from after it."""
     kernel = bench.kernel
     balancer = service_port(V4, (1, 2, 3), external=True, ranges=("198.51.96.0/21",))
     bench.change(balancer)
@@ -94,7 +94,7 @@ def test_packets_under_way_are_served(bench: Bench, changed: ServicePort, *, who
                 assert bench.reach(bench.client(1), target, 80, chosen).startswith(POD[V4])
 
 
-def test_a_known_length_takes_elements_only() -> None:
+def test_a_move_to_an_existing_tier_changes_elements_only() -> None:
     four = service_port(V4, (1, 2, 3, 5), name="four", vip="10.96.0.44")
     bench = Bench(options(V4), service_port(V4), four, *many(3))
     assert bench.change(service_port(V4, (1, 2, 3, 7))) == {
@@ -109,7 +109,7 @@ def test_a_new_service_is_a_frontend_and_its_endpoints(bench: Bench) -> None:
     assert bench.remove(new) == {"element_deleted": 1 + 1 + 3}
 
 
-def test_what_two_ports_share_stays_until_both_are_gone(bench: Bench) -> None:
+def test_a_shared_element_stays_until_both_ports_are_deleted(bench: Bench) -> None:
     second = service_port(V4, (2,), name="web-second", verdict=Verdict.REJECT)
     frontend = second.frontends[0]
     moved = type(frontend)(frontend.kind, frontend.address, 81, local=False, verdict=Verdict.REJECT)
@@ -123,19 +123,19 @@ def test_what_two_ports_share_stays_until_both_are_gone(bench: Bench) -> None:
     assert bytes((10, 96, 0, 10)) not in bench.kernel.table.sets["cluster-addresses"].elements
 
 
-def test_a_frontend_that_goes_to_another_service_is_changed_in_one(bench: Bench) -> None:
-    web, heir = service_port(V4), service_port(V4, (5, 7, 9), name="heir")
-    plan = bench.planner.plan_changes({web.name: None, heir.name: heir})
+def test_a_frontend_moves_to_another_service_in_one_transaction(bench: Bench) -> None:
+    web, other = service_port(V4), service_port(V4, (5, 7, 9), name="other")
+    plan = bench.planner.plan_changes({web.name: None, other.name: other})
     bench.kernel.apply(plan)
     assert bench.reach(bench.client(1), VIP[V4], 80) == bench.pod(5)
 
 
-def test_a_change_without_effect_here_is_nothing(bench: Bench) -> None:
+def test_an_unchanged_port_changes_nothing(bench: Bench) -> None:
     assert bench.change(service_port(V4)) == {}
     assert bench.planner.plan_changes({}).written == {}
 
 
-def test_other_settings_rewrite_only_the_chains_they_concern(bench: Bench) -> None:
+def test_changed_settings_rewrite_only_the_affected_chains(bench: Bench) -> None:
     other = options(V4, masquerade_all=True)
     desired = Desired(bench.planner.ports, bench.settings)
     plan = bench.planner.plan(desired, other, bench.kernel.observed())
@@ -145,8 +145,8 @@ def test_other_settings_rewrite_only_the_chains_they_concern(bench: Bench) -> No
 
 
 @pytest.mark.parametrize("what", ["set", "map", "chain"])
-def test_a_table_of_another_make_is_made_anew(bench: Bench, what: str) -> None:
-    """Another version's, or one that somebody added a chain or set to."""
+def test_a_foreign_table_is_replaced(bench: Bench, what: str) -> None:
+    """Another version wrote it, or another program added a chain or set to it."""
     table, of = bench.kernel.table, text(1, "svcproxy")
     if what == "set":
         table.sets["foreign"] = FakeSet(of + SetSpec("foreign", (PORT,)).attributes())
@@ -163,7 +163,7 @@ def test_a_table_of_another_make_is_made_anew(bench: Bench, what: str) -> None:
     assert bench.reach(bench.client(1), VIP[V4], 80) == bench.pod(1)
 
 
-def test_a_restart_keeps_the_order_that_the_kernel_has(bench: Bench) -> None:
+def test_a_restart_keeps_the_numbers_of_endpoints(bench: Bench) -> None:
     bench.change(service_port(V4, (9, 2, 3)))
     bench.change(service_port(V4, (9, 2, 8)))
     ports = {port.name: port for port in (service_port(V4, (2, 8, 9)),)}
@@ -178,7 +178,7 @@ def test_a_restart_keeps_the_order_that_the_kernel_has(bench: Bench) -> None:
     }
 
 
-def test_a_restart_removes_lengths_that_are_gone(bench: Bench) -> None:
+def test_a_restart_removes_unused_tiers(bench: Bench) -> None:
     bench.change(service_port(V4, (1, 2, 3, 5)))
     ports = dict(bench.planner.ports)
     ports[service_port(V4).name] = service_port(V4, (1, 2, 3))

@@ -1,4 +1,4 @@
-"""What the backend does with a table that goes on refusing."""
+"""The backend with a table that keeps refusing transactions."""
 
 import math
 from typing import Any
@@ -29,7 +29,7 @@ MOST_TRANSACTIONS = 50
 
 
 class RefusingTable:
-    """A table that refuses so many transactions, and blames the same element each time."""
+    """A table that refuses ``times`` transactions because of the message ``wrong``."""
 
     def __init__(self) -> None:
         self.kernel = FakeKernel(FAMILY)
@@ -39,7 +39,7 @@ class RefusingTable:
 
     def commit(self, plan: Plan, _sets: Any) -> None:
         self.transactions += 1
-        assert self.transactions < MOST_TRANSACTIONS, "it does not give up"
+        assert self.transactions < MOST_TRANSACTIONS, "the backend does not give up"
         if self.wrong is not None and self.times:
             self.times -= 1
             raise RefusedError(RefusedMessage("wrong", 2, self.wrong, 0))
@@ -53,50 +53,54 @@ class RefusingTable:
 
 
 def started(table: RefusingTable) -> NftablesBackend:
-    """A new process, with the table as it is."""
+    """Return the backend of a new process; the table stays as it is."""
     backend = NftablesBackend(FAMILY, OPTIONS)
     backend._kernel = table  # type: ignore[assignment]
     return backend
 
 
 def hairpin_of(port: ServicePort) -> Message:
-    """A message about an element that belongs to a Service port for its endpoints' sake."""
+    """Return a message about the hairpin of a Service port's first endpoint."""
     key = hairpin_key(port.cluster_endpoints[0].address)
     return next(iter(messages(Plan(add={table_sets.HAIRPINS: {key: b""}}), TABLE)))
 
 
-def test_a_port_that_is_refused_even_as_it_was_fails_the_sync() -> None:
-    """Leaving it as it was is a change as well where another Service takes over its address."""
+def test_a_port_whose_accepted_state_is_refused_fails_the_sync() -> None:
+    """Its fallback is a change as well, because another Service takes over its address."""
     table = RefusingTable()
     backend = started(table)
     former = service_port(FAMILY, (1, 2), name="former", vip="10.97.0.1")
     changed = service_port(FAMILY, (1, 2, 3), name="former", vip="10.97.0.1")
     backend.apply(backend.plan(Desired({former.name: former}, OPTIONS), backend.read()))
     backend._refused = frozenset({former.name})
-    heir = service_port(FAMILY, (4,), name="heir", vip="10.97.0.1")
+    successor = service_port(FAMILY, (4,), name="successor", vip="10.97.0.1")
     table.wrong = hairpin_of(former)
-    plan = backend.plan_changes(Changes({former.name: changed, heir.name: heir}), OPTIONS)
+    plan = backend.plan_changes(Changes({former.name: changed, successor.name: successor}), OPTIONS)
     assert plan
     with pytest.raises(BackendError, match="wrong"):
         backend.apply(plan)
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["changed", "deleted"])
-def test_a_port_of_which_unknown_elements_were_kept_is_compared(*, gone: bool) -> None:
-    """Elements of a former Service at the same address must not stay beside those of the new one."""
+def test_changes_of_a_port_with_inherited_elements_need_a_resync(*, gone: bool) -> None:
+    """Elements of a previous Service at the same address must not outlive the new one."""
     table = RefusingTable()
     former = service_port(FAMILY, (1,), name="former", vip="10.97.0.1", local=True, external=True)
     other = service_port(FAMILY, (3,), name="other", vip="10.97.0.2")
     backend = started(table)
     backend.apply(backend.plan(Desired({former.name: former}, OPTIONS), backend.read()))
 
-    heir = service_port(FAMILY, (2,), name="heir", vip="10.97.0.1")
-    table.wrong, table.times = hairpin_of(heir), 1
+    successor = service_port(FAMILY, (2,), name="successor", vip="10.97.0.1")
+    table.wrong, table.times = hairpin_of(successor), 1
     backend = started(table)
-    outcome = backend.apply(backend.plan(Desired({heir.name: heir}, OPTIONS), backend.read()))
-    assert outcome.refused == {heir.name: "wrong"}
+    outcome = backend.apply(
+        backend.plan(Desired({successor.name: successor}, OPTIONS), backend.read())
+    )
+    assert outcome.refused == {successor.name: "wrong"}
     assert backend.plan_changes(Changes({other.name: other}), OPTIONS) is not None
-    wanted = {} if gone else {heir.name: heir}
-    assert backend.plan_changes(Changes({heir.name: wanted.get(heir.name)}), OPTIONS) is None
+    wanted = {} if gone else {successor.name: successor}
+    assert (
+        backend.plan_changes(Changes({successor.name: wanted.get(successor.name)}), OPTIONS) is None
+    )
     backend.apply(backend.plan(Desired(wanted, OPTIONS), backend.read()))
     assert canonical(table.kernel) == fresh(wanted)

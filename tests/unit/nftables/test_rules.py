@@ -1,4 +1,4 @@
-"""What the table does to packets, case by case; random ones are in tests/property."""
+"""What the rules do to packets, case by case; random packets are in tests/property."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def sticky(family: IPFamily, *numbers: int, local: bool = False) -> Bench:
     )
 
 
-def test_a_client_stays_whatever_chance_says(family: IPFamily) -> None:
+def test_a_client_keeps_its_endpoint(family: IPFamily) -> None:
     bench = sticky(family, 1, 2, 3)
     first = {n: bench.reach(bench.client(n), VIP[family], 80, chosen=n / 9) for n in range(1, 9)}
     assert set(first.values()) == {bench.pod(n) for n in (1, 2, 3)}
@@ -44,7 +44,7 @@ def test_a_client_stays_whatever_chance_says(family: IPFamily) -> None:
     assert {seconds for _, seconds in bench.node.memory.held.values()} == {60_000}
 
 
-def test_a_client_stays_through_every_frontend(family: IPFamily) -> None:
+def test_a_client_keeps_its_endpoint_through_every_frontend(family: IPFamily) -> None:
     bench = sticky(family, 1, 2, 3)
     client = bench.client(1)
     chosen = bench.reach(client, VIP[family], 80, chosen=0.5)
@@ -53,7 +53,7 @@ def test_a_client_stays_through_every_frontend(family: IPFamily) -> None:
     assert len(bench.node.memory.held) == 1
 
 
-def test_who_was_at_a_removed_endpoint_moves_and_stays_there(family: IPFamily) -> None:
+def test_clients_of_a_removed_endpoint_move_once(family: IPFamily) -> None:
     bench = sticky(family, 1, 2, 3)
     at = {n: bench.reach(bench.client(n), VIP[family], 80, chosen=n / 9) for n in range(1, 9)}
     bench.change(service_port(family, (1, 3, 4, 5), seconds=60, external=True))
@@ -66,7 +66,7 @@ def test_who_was_at_a_removed_endpoint_moves_and_stays_there(family: IPFamily) -
         assert bench.reach(bench.client(number), VIP[family], 80, chosen=0.0) == later
 
 
-def test_services_remember_separately(family: IPFamily) -> None:
+def test_services_remember_clients_separately(family: IPFamily) -> None:
     other = service_port(family, (3, 4), name="other", vip=f"{VIP[family]}1", seconds=60)
     bench = Bench(options(family), service_port(family, (1, 2), seconds=60), other)
     client = bench.client(1)
@@ -83,15 +83,15 @@ def test_local_lists_have_their_own_valid_endpoints(family: IPFamily) -> None:
     assert bench.reach(client, BALANCER[family], 80) == bench.pod(2)
 
 
-def test_a_full_memory_still_serves_evenly(family: IPFamily) -> None:
+def test_a_full_affinity_map_still_balances(family: IPFamily) -> None:
     bench = sticky(family, 1, 2, 3)
     bench.node.memory.limit = 0
     seen = [bench.reach(bench.client(1), VIP[family], 80, chosen=n / 3 + 0.1) for n in range(3)]
     assert seen == [bench.pod(n) for n in (1, 2, 3)]
 
 
-def test_an_owner_that_changes_takes_its_endpoints_along(family: IPFamily) -> None:
-    """Another cluster IP, the same node port: the list stays where it is, its owner does not."""
+def test_all_frontends_follow_a_new_affinity_key(family: IPFamily) -> None:
+    """With a new cluster IP, the node port keeps its list but gets a new affinity key."""
     bench = sticky(family, 1, 2)
     moved = service_port(family, (1, 2), vip=f"{VIP[family]}1", seconds=60, external=True)
     bench.change(moved)
@@ -114,14 +114,14 @@ def test_every_endpoint_has_its_share(family: IPFamily, count: int) -> None:
 
 
 def test_tiers_are_tried_twice(family: IPFamily) -> None:
-    """A packet between the tiers when its list becomes shorter finds it in the second round."""
+    """If a list moves to a tier that a packet has passed, the second pass finds it."""
     bench = Bench(options(family), service_port(family, (1, 2, 3)))
     rules = [expressions(rule) for rule in bench.kernel.table.rules["all"]]
     targets = [verdict_of(rule[0][1]) for rule in rules]
     assert targets == [(-3, "all-tiers")] * 2
 
 
-def test_tiers_come_and_go_with_the_lists_that_need_them(family: IPFamily) -> None:
+def test_tiers_exist_while_a_list_needs_them(family: IPFamily) -> None:
     bench = Bench(options(family), service_port(family, (1, 2, 3)))
 
     def tiers() -> set[str]:
@@ -141,7 +141,7 @@ def test_tiers_come_and_go_with_the_lists_that_need_them(family: IPFamily) -> No
 # --- Refusals --------------------------------------------------------------------------------
 
 
-def test_ports_that_a_cluster_ip_does_not_have_are_rejected(family: IPFamily) -> None:
+def test_unknown_ports_of_a_cluster_ip_are_rejected(family: IPFamily) -> None:
     bench = Bench(options(family), service_port(family))
     for source in (bench.client(1), bench.pod(1), NODE[family]):
         assert bench.reach(source, VIP[family], 81) == "reject"
@@ -149,14 +149,14 @@ def test_ports_that_a_cluster_ip_does_not_have_are_rejected(family: IPFamily) ->
     assert bench.reach(bench.client(1), VIP[family], 81) == "accept"
 
 
-def test_cluster_ips_that_nobody_has_are_dropped(family: IPFamily) -> None:
+def test_unassigned_cluster_ips_are_dropped(family: IPFamily) -> None:
     ranges = ("10.96.0.0/16", "fd00:10:96::/112")
     bench = Bench(options(family, service_cidrs=(ranges[family is IPFamily.IPV6],)))
     assert bench.reach(bench.client(1), VIP[family], 80) == "drop"
     assert bench.reach(bench.client(1), BALANCER[family], 80) == "accept"
 
 
-def test_source_ranges_guard_the_load_balancer_only(family: IPFamily) -> None:
+def test_source_ranges_restrict_the_load_balancer_only(family: IPFamily) -> None:
     six = family is IPFamily.IPV6
     ranges = (
         ("fd00:198::10/124", "fd00:198::8:0:0/96") if six else ("198.51.100.16/28", "10.9.0.0/16")
@@ -175,7 +175,7 @@ def test_source_ranges_guard_the_load_balancer_only(family: IPFamily) -> None:
 def test_admitting_the_node_admits_the_balancers_own_address(
     family: IPFamily, reached: str
 ) -> None:
-    """A node that has the balancer's address reaches it from that very address."""
+    """If the node has the load-balancer IP, its own packets have that IP as their source."""
     bits = family.bits - 8
     ranges = (f"{NODE[family]}/{bits}",)
     port = service_port(family, external=True, ranges=ranges)
@@ -195,7 +195,7 @@ def test_node_ports_are_refused_on_the_nodes_addresses_only(
     assert bench.reach(bench.client(1), bench.pod(9), NODE_PORT) == "accept"
 
 
-def test_node_ports_outside_the_ranges_are_nobodys(family: IPFamily) -> None:
+def test_node_ports_are_not_served_outside_the_ranges(family: IPFamily) -> None:
     ranges = ("192.168.60.0/24", "fd00:192:168:60::/64")
     bench = Bench(
         options(family, node_port_ranges=(ranges[family is IPFamily.IPV6],)),
@@ -225,7 +225,7 @@ def test_neighbours_do_not_reach_localhost() -> None:
 
 
 @pytest.mark.parametrize("bit", [0, 14, 31])
-def test_only_our_bit_of_the_mark_changes(family: IPFamily, bit: int) -> None:
+def test_only_the_masquerade_bit_of_the_mark_changes(family: IPFamily, bit: int) -> None:
     bench = Bench(options(family, masquerade_bit=bit), service_port(family))
     others = 0xFFFFFFFF ^ 1 << bit
     for mark in (0, others):
@@ -242,7 +242,7 @@ def test_only_our_bit_of_the_mark_changes(family: IPFamily, bit: int) -> None:
 @pytest.mark.parametrize(
     ("interface", "pod"), [("cni0", True), ("cni+", True), ("cni", False), ("veth+", False)]
 )
-def test_pods_are_told_by_interface(family: IPFamily, interface: str, *, pod: bool) -> None:
+def test_pods_are_recognised_by_interface(family: IPFamily, interface: str, *, pod: bool) -> None:
     settings = options(family, local_traffic=LocalTraffic(interface=interface))
     bench = Bench(settings, service_port(family))
     packet = Packet(bench.client(1), VIP[family], 80, interface="cni0")
@@ -250,10 +250,10 @@ def test_pods_are_told_by_interface(family: IPFamily, interface: str, *, pod: bo
     assert packet.masqueraded is not pod
 
 
-def test_without_endpoints_a_guarded_load_balancer_rejects_who_is_admitted(
+def test_a_restricted_load_balancer_without_endpoints_rejects_admitted_sources(
     family: IPFamily,
 ) -> None:
-    """Others are dropped, as in kube-proxy's nftables mode and unlike its iptables mode."""
+    """Other sources are dropped, as in kube-proxy's nftables mode, unlike its iptables mode."""
     ranges = ("10.9.0.0/16",) if family is IPFamily.IPV4 else ("fd00:9::/32",)
     port = service_port(family, external=True, ranges=ranges, verdict=Verdict.REJECT)
     bench = Bench(options(family), port)

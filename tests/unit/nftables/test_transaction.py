@@ -1,4 +1,4 @@
-"""Messages: their limits, and errors led back to what caused them."""
+"""Messages and their limits, and the objects that errors are about."""
 
 from struct import unpack_from
 
@@ -58,19 +58,19 @@ def test_a_check_has_no_end() -> None:
     assert len(batch(everything(), V4)) == len(data) + HEADERS
 
 
-def test_long_lists_are_divided() -> None:
-    tails = {n.to_bytes(12, "big"): element_comment("x" * 140) for n in range(2000)}
-    parts = list(messages(Plan(add={"rejected": tails}), "svcproxy"))
+def test_long_element_lists_are_split() -> None:
+    elements = {n.to_bytes(12, "big"): element_comment("x" * 140) for n in range(2000)}
+    parts = list(messages(Plan(add={"rejected": elements}), "svcproxy"))
     lengths = [
         unpack_from("=H", m.body, len(text(1, "svcproxy") + text(2, "rejected")))[0] for m in parts
     ]
     assert all(length < 65000 for length in lengths)
-    elements = [collect(member) for m in parts for _, member, _ in walk(collect(m.body)[3])]
-    assert len(elements) == len(tails)
+    found = [collect(member) for m in parts for _, member, _ in walk(collect(m.body)[3])]
+    assert len(found) == len(elements)
 
 
 def test_rules_come_before_elements() -> None:
-    """A rule with a map that has elements makes the kernel look at each of them."""
+    """For a rule that refers to a map, the kernel visits all elements of the map."""
     kinds = [message.kind for message in everything()]
     assert max(i for i, k in enumerate(kinds) if k == nft.NEW_RULE) < min(
         i for i, k in enumerate(kinds) if k == nft.NEW_ELEMENT
@@ -107,7 +107,7 @@ def test_addresses(address: str) -> None:
     assert address_key(address) == ip_address(address).packed
 
 
-def test_what_was_sent_is_found_in_what_is_dumped() -> None:
+def test_sent_attributes_match_dumped_ones() -> None:
     sent = text(1, "x") + nest(2, u32(1, 5))
     assert holds(u32(9, 1) + text(1, "x") + attribute(2, u32(3, 0) + u32(1, 5)), sent)
     assert not holds(text(1, "x"), sent)
@@ -120,19 +120,19 @@ def test_what_was_sent_is_found_in_what_is_dumped() -> None:
     assert not holds_each(b"\x01", one)
 
 
-def test_malformed_attributes_are_told() -> None:
+def test_malformed_attributes_are_reported() -> None:
     for data in (b"\x01", b"\x03\0\x01\0", b"\x09\0\x01\0xxxx"):
         with pytest.raises(MalformedError):
             list(walk(data))
 
 
-def test_tails_may_be_written_otherwise() -> None:
-    ours = element_data(b"abcd") + element_comment("x")
+def test_elements_may_be_encoded_differently() -> None:
+    sent = element_data(b"abcd") + element_comment("x")
     flagged = nest(2, attribute(1, b"abcd")) + element_comment("x")
-    assert same_content(flagged, ours)
-    assert not same_content(nest(2, attribute(1, b"abce")) + element_comment("x"), ours)
-    assert not same_content(element_data(b"abcd"), ours)
-    assert not same_content(b"\x01", ours)
+    assert same_content(flagged, sent)
+    assert not same_content(nest(2, attribute(1, b"abce")) + element_comment("x"), sent)
+    assert not same_content(element_data(b"abcd"), sent)
+    assert not same_content(b"\x01", sent)
 
 
 def test_comments_are_cut_at_the_kernels_limit() -> None:
