@@ -28,7 +28,7 @@ def state(alone: NetNS, programs: Iptables) -> tuple[object, ...]:
         sets.close()
         return seen
 
-    return (*alone.call(look), alone.call(lambda: programs.chain(FILTER, "KUBE-SVC-PROBE")))
+    return (*alone.call(look), alone.call(lambda: programs.list_chain(FILTER, "KUBE-SVC-PROBE")))
 
 
 def test_a_kernel_with_all_modules_will_do(alone: NetNS, family: IPFamily) -> None:

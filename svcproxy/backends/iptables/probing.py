@@ -35,7 +35,7 @@ class FeatureProbe:
         Raises:
             BackendError: the tables cannot be written.
         """
-        accepts, list_chain = self._programs.accepts, self._programs.chain
+        accepts, list_chain = self._programs.accepts, self._programs.list_chain
         hairpin, count = hairpin_match(self._programs.family), nfacct_match(INVALID_DROPPED)
         has_counters = _create_counters()
         if "-m bpf " in list_chain(NAT, POSTROUTING):

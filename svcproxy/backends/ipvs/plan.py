@@ -14,7 +14,7 @@ from svcproxy.backends.ipvs.values import (
     VirtualServer,
     VirtualServerKey,
 )
-from svcproxy.backends.xtables.core.restoretext import joined
+from svcproxy.backends.xtables.core.restoretext import join_lines
 from svcproxy.backends.xtables.core.rule_text import TABLES
 from svcproxy.backends.xtables.core.savefile import Saved
 from svcproxy.backends.xtables.core.tableplan import TablePlan
@@ -92,4 +92,4 @@ class Plan(msgspec.Struct):
 def restore_input(tables: Mapping[str, TablePlan]) -> str:
     """The restore input, or the empty text when no rule changes."""
     lines = [line for table in TABLES if tables.get(table) for line in tables[table].lines(table)]
-    return joined(lines)
+    return join_lines(lines)

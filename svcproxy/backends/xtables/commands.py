@@ -71,7 +71,7 @@ class Iptables:
         commands = [[self._save, "-t", table] for table in tables] or [[self._save]]
         return "".join(_run(command, None).stdout for command in commands)
 
-    def chain(self, table: str, chain: str) -> str:
+    def list_chain(self, table: str, chain: str) -> str:
         """Return the rules of one chain, which is cheap; empty if listing fails.
 
         The error for a chain that does not exist differs between versions and variants, so it is

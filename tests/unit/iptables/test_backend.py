@@ -41,8 +41,8 @@ class Programs:
             lines += [f"-A {chain} {rule}" for chain, rules in chains.items() for rule in rules]
         return "\n".join((*lines, ""))
 
-    def chain(self, _table: str, _chain: str) -> str:
-        self.calls.append("chain")
+    def list_chain(self, _table: str, _chain: str) -> str:
+        self.calls.append("list chain")
         return ""
 
     def restore(self, text: str) -> None:

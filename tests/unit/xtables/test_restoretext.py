@@ -2,14 +2,14 @@
 
 import pytest
 
-from svcproxy.backends.xtables.core.restoretext import RestoreRefused, joined, refusal
+from svcproxy.backends.xtables.core.restoretext import RestoreRefused, join_lines, refusal
 
 INPUT = "*filter\n-A A -j B\nCOMMIT\n*nat\n:C - [0:0]\n-A C -j D\nCOMMIT\n"
 
 
 def test_sound_lines_are_joined() -> None:
-    assert joined(["*nat", '-A X -m comment --comment "a b" -j Y', "COMMIT"]).count("\n") == 3
-    assert joined([]) == ""
+    assert join_lines(["*nat", '-A X -m comment --comment "a b" -j Y', "COMMIT"]).count("\n") == 3
+    assert join_lines([]) == ""
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_sound_lines_are_joined() -> None:
 )
 def test_an_unsound_line_is_refused_and_named(line: str) -> None:
     with pytest.raises(RestoreRefused) as caught:
-        joined(["*nat", "-A GOOD -j Y", line, "COMMIT"])
+        join_lines(["*nat", "-A GOOD -j Y", line, "COMMIT"])
     assert caught.value.lines == (line,)
     assert not caught.value.partial
     assert "\n" not in str(caught.value)

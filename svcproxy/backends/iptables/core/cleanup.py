@@ -13,7 +13,7 @@ from enum import StrEnum
 from svcproxy.backends.iptables.core import naming
 from svcproxy.backends.iptables.core.restore_inputs import CHUNK_CHAINS, deletion_inputs
 from svcproxy.backends.iptables.core.static import JUMPS, SHARED_CHAINS
-from svcproxy.backends.xtables.core.restoretext import joined
+from svcproxy.backends.xtables.core.restoretext import join_lines
 from svcproxy.backends.xtables.core.rule_text import FILTER, NAT, Rules
 from svcproxy.backends.xtables.core.savefile import Saved, unquoted
 from svcproxy.backends.xtables.core.tableplan import TablePlan
@@ -151,8 +151,8 @@ def removal_inputs(plan: TablePlan, table: str, *, in_chunks: bool) -> Iterator[
     if not plan:
         return
     if not in_chunks or len(plan.delete) <= 2 * CHUNK_CHAINS:
-        yield joined(plan.lines(table))
+        yield join_lines(plan.lines(table))
         return
     if plan.write or plan.remove:
-        yield joined(TablePlan(write=plan.write, remove=plan.remove).lines(table))
+        yield join_lines(TablePlan(write=plan.write, remove=plan.remove).lines(table))
     yield from deletion_inputs(plan.delete, table)

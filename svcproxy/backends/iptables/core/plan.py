@@ -8,7 +8,7 @@ from svcproxy.backends.iptables.core.dispatch import DispatchTree
 from svcproxy.backends.iptables.core.render import PortRules
 from svcproxy.backends.iptables.core.settings import IptablesSettings
 from svcproxy.backends.iptables.core.static import SHARED_CHAINS, static_chains
-from svcproxy.backends.xtables.core.restoretext import joined
+from svcproxy.backends.xtables.core.restoretext import join_lines
 from svcproxy.backends.xtables.core.rule_text import FILTER, NAT, TABLES, Rules
 from svcproxy.backends.xtables.core.savefile import Saved
 from svcproxy.backends.xtables.core.tableplan import TablePlan
@@ -64,7 +64,7 @@ class Plan(msgspec.Struct, frozen=True):
         for table in TABLES:
             if self.tables[table]:
                 lines += self.tables[table].lines(table)
-        return joined(lines)
+        return join_lines(lines)
 
 
 class DesiredRules:

@@ -10,7 +10,7 @@ input in between holds all changes that affect packets, in one transaction.
 from collections.abc import Iterator, Mapping, Sequence
 
 from svcproxy.backends.iptables.core.plan import Plan
-from svcproxy.backends.xtables.core.restoretext import joined
+from svcproxy.backends.xtables.core.restoretext import join_lines
 from svcproxy.backends.xtables.core.rule_text import NAT, Rules
 from svcproxy.backends.xtables.core.tableplan import TablePlan
 
@@ -55,7 +55,7 @@ def _chunks(chains: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 
 def _input(plan: TablePlan, table: str) -> str:
-    return joined(plan.lines(table))
+    return join_lines(plan.lines(table))
 
 
 def _targets_first(chains: Mapping[str, Rules]) -> Iterator[str]:

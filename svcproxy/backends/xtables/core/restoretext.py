@@ -30,7 +30,7 @@ class RestoreRefused(TransactionError):  # noqa: N818 - states what happened, no
         self.partial = partial
 
 
-def joined(lines: Sequence[str]) -> str:
+def join_lines(lines: Sequence[str]) -> str:
     """Join the lines of a restore input.
 
     Raises:
