@@ -224,7 +224,7 @@ CONFIG_BYTES = 1024 * 1024
 
 # Kernel: netlink, proc files, output of iptables-save
 
-NETLINK_PATIENCE_SECONDS = 30
+NETLINK_TIMEOUT_SECONDS = 30
 """Time to send a netlink request, and time to wait for the response."""
 
 NETLINK_EVENT_BUFFER_BYTES = 32 << 20

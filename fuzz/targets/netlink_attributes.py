@@ -1,4 +1,4 @@
-"""Netlink messages and attributes are taken apart or refused; comparing them never raises."""
+"""Netlink messages and attributes are parsed or rejected; comparing them never raises."""
 
 from svcproxy.netlink.core.attributes import (
     MalformedError,

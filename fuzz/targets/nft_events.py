@@ -1,4 +1,4 @@
-"""Events of nf_tables: no event that another process causes hides later events."""
+"""Events of nf_tables: after any event of another process, later events are still reported."""
 
 from struct import pack
 
@@ -32,7 +32,7 @@ SEEDS = (
 
 
 def check(data: bytes) -> None:
-    """Parse arbitrary datagrams, then a valid one, which must be reported."""
+    """Parse datagrams of other processes, then a good one, which must be reported."""
     source = Source(data)
     changes = EventParser(all_in_tables(("svcproxy",)), [_FAMILY])
     for piece in source.pieces(source.rest(), 4):

@@ -34,9 +34,9 @@ class NftablesWatcher:
     """A thread that listens to nf_tables events and reports changes by other processes.
 
     Our own changes are recognized by the netlink address they come from, not by the process: the
-    kernel names processes by their numbers in the initial pid namespace, which a container does not
-    know. The kernel drops these events before they reach our socket, so a large transaction of
-    ours costs no time and cannot overflow the buffer. Changes by a program that we run cannot be
+    kernel names processes by their numbers in the initial pid namespace, which are not visible in a
+    container. The kernel drops these events before they reach our socket, so a large transaction of
+    svcproxy costs no time and cannot overflow the buffer. Changes by a program that we run cannot be
     recognized like this; see ``own``.
 
     Args:

@@ -4,7 +4,7 @@ import errno
 import socket
 from collections.abc import Callable, Sequence
 
-from svcproxy.limits import NETLINK_PATIENCE_SECONDS
+from svcproxy.limits import NETLINK_TIMEOUT_SECONDS
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.connection import DUMP_ATTEMPTS, Connection
 from svcproxy.netlink.core.conntrack import (
@@ -139,6 +139,6 @@ def _explained(what: str, error: NetlinkError) -> ConntrackError:
     if isinstance(error, MalformedError):
         return ConntrackError(f"cannot {what}: the kernel's answer is malformed: {error}")
     if isinstance(error, TimedOutError):
-        return ConntrackError(f"cannot {what}: no answer within {NETLINK_PATIENCE_SECONDS} s")
+        return ConntrackError(f"cannot {what}: no answer within {NETLINK_TIMEOUT_SECONDS} s")
     hint = _HINTS.get(error.errno or 0)
     return ConntrackError(f"cannot {what}: {error} ({hint})" if hint else f"cannot {what}: {error}")

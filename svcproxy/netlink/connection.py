@@ -65,7 +65,7 @@ class Connection:
 
     Args:
         protocol: ``GENERIC``, ``ROUTE`` or ``NETFILTER``.
-        timeout_seconds: how long to wait for an answer; ``NETLINK_PATIENCE_SECONDS`` by default.
+        timeout_seconds: how long to wait for an answer; ``NETLINK_TIMEOUT_SECONDS`` by default.
         datagram_bytes: the longest datagram that is accepted.
         receive_buffer_bytes: how many bytes of answers the kernel may queue; 0 for its default.
         extended_errors: ask the kernel for error texts and offsets.

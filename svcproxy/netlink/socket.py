@@ -8,7 +8,7 @@ import sys
 from struct import Struct
 from typing import Self
 
-from svcproxy.limits import NETLINK_DATAGRAM_BYTES, NETLINK_PATIENCE_SECONDS
+from svcproxy.limits import NETLINK_DATAGRAM_BYTES, NETLINK_TIMEOUT_SECONDS
 from svcproxy.netlink.errors import (
     BufferOverrunError,
     MalformedError,
@@ -38,7 +38,7 @@ class NetlinkSocket:
 
     Args:
         protocol: ``ROUTE``, ``NETFILTER`` or ``GENERIC``.
-        timeout_seconds: how long to wait for an answer; ``NETLINK_PATIENCE_SECONDS`` by default.
+        timeout_seconds: how long to wait for an answer; ``NETLINK_TIMEOUT_SECONDS`` by default.
         receive_buffer_bytes: how many bytes of messages the kernel may queue; 0 for its default.
         datagram_bytes: the longest datagram that is accepted.
         extended_errors: ask the kernel for error texts and offsets (``NETLINK_EXT_ACK``).
@@ -60,7 +60,7 @@ class NetlinkSocket:
         extended_errors: bool = False,
     ) -> None:
         self._protocol = protocol
-        self._timeout = NETLINK_PATIENCE_SECONDS if timeout_seconds is None else timeout_seconds
+        self._timeout = NETLINK_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
         self._receive_buffer = receive_buffer_bytes
         self._extended_errors = extended_errors
         self._identity: tuple[int, int] | None = None

@@ -131,7 +131,7 @@ def untouched(net: Addresses, pod: str) -> list[Entry]:
         ("udp", f"{net.other_vip}:53", f"{pod}:5353"),
         ("udp", f"{net.other_vip}:30053", f"{pod}:5353"),
         ("udp", f"{net.vip}:54", f"{pod}:5353"),
-        ("udp", f"{net.foreign}:30053", f"{net.foreign}:30053"),
+        ("udp", f"{net.other_host}:30053", f"{net.other_host}:30053"),
         ("tcp", f"{net.vip}:53", f"{pod}:5353"),
         ("tcp", f"{net.node}:30053", f"{pod}:5353"),
         ("udp", f"{pod}:53", f"{pod}:53"),
@@ -281,10 +281,10 @@ def test_many_flows_are_deleted_in_batches(space: Space) -> None:
 def test_local_addresses_are_recognized(space: Space, net: Addresses) -> None:
     loopback = "127.0.0.53" if net is V4 else "::1"
     table = Table(net.family)
-    asked = [ip_address(a).packed for a in (net.node, loopback, net.vip, net.foreign)]
+    addresses = [ip_address(a).packed for a in (net.node, loopback, net.vip, net.other_host)]
 
     def verdicts() -> list[bool]:
-        return space.netns.call(lambda: [table.is_local(address) for address in asked])
+        return space.netns.call(lambda: [table.is_local(address) for address in addresses])
 
     # The kernel creates an IPv6 address's route shortly after the address (``addrconf_dad_start``).
     eventually(lambda: verdicts() == [True, True, False, False], "the node's own addresses")

@@ -1,4 +1,4 @@
-"""UDP clients that keep their port, through rules that take the place of the daemon's."""
+"""UDP clients that keep their source port; the test installs rules in place of the daemon."""
 
 from collections.abc import Iterator
 
@@ -21,26 +21,26 @@ def cluster() -> Iterator[Cluster]:
         yield made
 
 
-def lead(cluster: Cluster, net: Addresses, pod: str | None) -> None:
-    """Let port 80 of the VIP and node port 30080 lead to a pod, or nowhere."""
+def redirect(cluster: Cluster, net: Addresses, pod: str | None) -> None:
+    """Translate port 80 of the VIP and node port 30080 to a pod, or do not translate them."""
     node = cluster.nodes[0]
     tool = "ip6tables" if net is V6 else "iptables"
-    # This rule stays: without any of its kind the kernel stops tracking and translating.
+    # This rule stays: without any NAT rule the kernel stops tracking and translating.
     masquerade = f"-m conntrack --ctstate DNAT --ctorigdst {net.node} -j MASQUERADE"
     text = ["*nat", "-A PREROUTING -j RETURN", f"-A POSTROUTING {masquerade}"]
     if pod is not None:
-        goal = f"-j DNAT --to-destination {f'[{pod}]' if net is V6 else pod}:8080"
+        target = f"-j DNAT --to-destination {f'[{pod}]' if net is V6 else pod}:8080"
         for proto in ("tcp", "udp"):
             text[1:1] = [
-                f"-A PREROUTING -d {net.vip} -p {proto} --dport 80 {goal}",
-                f"-A PREROUTING -d {net.node} -p {proto} --dport 30080 {goal}",
+                f"-A PREROUTING -d {net.vip} -p {proto} --dport 80 {target}",
+                f"-A PREROUTING -d {net.node} -p {proto} --dport 30080 {target}",
             ]
     node.netns.run(f"{tool}-restore", stdin="\n".join([*text, "COMMIT", ""]))
 
 
-def forget(cluster: Cluster, net: Addresses) -> None:
-    """Begin without a Service and without known flows."""
-    lead(cluster, net, None)
+def reset(cluster: Cluster, net: Addresses) -> None:
+    """Start without a Service and without flows."""
+    redirect(cluster, net, None)
     cluster.nodes[0].netns.run("conntrack", "-F")
 
 
@@ -50,13 +50,13 @@ def web(net: Addresses, pod: str | None) -> dict[ServicePortName, ServicePort]:
 
 
 def ask(cluster: Cluster, place: str, port: int) -> str:
-    """Who answers a client that keeps its source port."""
+    """Return which server answers a client that keeps its source port."""
     outcome = cluster.client.traffic.connect("udp", place, port, source_port=7777, timeout=0.2)
     match outcome:
         case Answer():
             return outcome.server
         case Refused() | TimedOut():
-            return "nobody"
+            return "none"
     pytest.fail(f"{outcome}")
 
 
@@ -74,11 +74,11 @@ def sweep(cluster: Cluster, net: Addresses, *states: str | None) -> int:
 def test_a_client_with_a_fixed_port_reaches_the_new_endpoint(
     cluster: Cluster, net: Addresses
 ) -> None:
-    forget(cluster, net)
+    reset(cluster, net)
     a, b, _ = net.pods
-    lead(cluster, net, a)
+    redirect(cluster, net, a)
     assert [ask(cluster, *place) for place in places(net)] == ["pod1a", "pod1a"]
-    lead(cluster, net, b)
+    redirect(cluster, net, b)
     assert [ask(cluster, *place) for place in places(net)] == ["pod1a", "pod1a"]  # stale
     assert sweep(cluster, net, a, b) == 2
     assert [ask(cluster, *place) for place in places(net)] == ["pod1b", "pod1b"]
@@ -86,34 +86,32 @@ def test_a_client_with_a_fixed_port_reaches_the_new_endpoint(
 
 
 @both_families
-def test_a_client_that_began_before_the_service_reaches_it(
-    cluster: Cluster, net: Addresses
-) -> None:
-    forget(cluster, net)
-    assert [ask(cluster, *place) for place in places(net)] == ["nobody", "nobody"]
-    lead(cluster, net, net.pods[0])
-    assert [ask(cluster, *place) for place in places(net)] == ["nobody", "nobody"]  # stale
+def test_a_flow_that_began_before_the_service_reaches_it(cluster: Cluster, net: Addresses) -> None:
+    reset(cluster, net)
+    assert [ask(cluster, *place) for place in places(net)] == ["none", "none"]
+    redirect(cluster, net, net.pods[0])
+    assert [ask(cluster, *place) for place in places(net)] == ["none", "none"]  # stale
     assert sweep(cluster, net, None, net.pods[0]) == 2
     assert [ask(cluster, *place) for place in places(net)] == ["pod1a", "pod1a"]
 
 
 @both_families
 def test_a_service_scaled_to_zero_is_no_longer_answered(cluster: Cluster, net: Addresses) -> None:
-    forget(cluster, net)
-    lead(cluster, net, net.pods[0])
+    reset(cluster, net)
+    redirect(cluster, net, net.pods[0])
     assert [ask(cluster, *place) for place in places(net)] == ["pod1a", "pod1a"]
-    lead(cluster, net, None)
+    redirect(cluster, net, None)
     assert [ask(cluster, *place) for place in places(net)] == ["pod1a", "pod1a"]  # stale
     assert sweep(cluster, net, net.pods[0], None) == 2
-    assert [ask(cluster, *place) for place in places(net)] == ["nobody", "nobody"]
+    assert [ask(cluster, *place) for place in places(net)] == ["none", "none"]
 
 
 @both_families
 def test_an_established_tcp_connection_survives(cluster: Cluster, net: Addresses) -> None:
-    lead(cluster, net, net.pods[0])
+    redirect(cluster, net, net.pods[0])
     with cluster.client.traffic.hold("tcp", net.vip, 80) as held:
         assert isinstance(held.first, Answer)
-        lead(cluster, net, None)
+        redirect(cluster, net, None)
         assert sweep(cluster, net, net.pods[0], None) == 0
         outcome = held.check()
         assert isinstance(outcome, Answer)

@@ -61,7 +61,7 @@ def space() -> Iterator[NetNS]:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svcproxy.netlink.socket.NETLINK_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("svcproxy.netlink.socket.NETLINK_TIMEOUT_SECONDS", 0.05)
 
 
 class Peer:
@@ -114,7 +114,7 @@ def _refused(what: str) -> int:
 # --- No answer -----------------------------------------------------------------------------------
 
 
-def test_nftables_waits_no_longer_than_it_must(space: NetNS, peer: MakePeer) -> None:
+def test_nftables_requests_time_out(space: NetNS, peer: MakePeer) -> None:
     def work() -> None:
         connection = NftConnection(V4)
         port = connection.port_id
@@ -128,19 +128,19 @@ def test_nftables_waits_no_longer_than_it_must(space: NetNS, peer: MakePeer) -> 
     space.call(work)
 
 
-def test_requests_wait_no_longer_than_they_must(space: NetNS, peer: MakePeer) -> None:
-    asking: list[Callable[[Connection], object]] = [
+def test_requests_time_out(space: NetNS, peer: MakePeer) -> None:
+    requests: list[Callable[[Connection], object]] = [
         lambda c: c.ask(LINKS),
         lambda c: c.dump(LINKS),
         lambda c: c.execute([LINKS]),
     ]
 
     def work() -> None:
-        for ask in asking:
+        for request in requests:
             connection = Connection(ROUTE)
             peer(ROUTE).plays(connection.socket)
             with pytest.raises(OSError, match="timed out") as error:
-                ask(connection)
+                request(connection)
             assert error.value.errno == errno.ETIMEDOUT
             assert connection.dump(LINKS), "a fresh socket"
             connection.close()
@@ -148,7 +148,7 @@ def test_requests_wait_no_longer_than_they_must(space: NetNS, peer: MakePeer) ->
     space.call(work)
 
 
-def test_conntrack_waits_no_longer_than_it_must(
+def test_conntrack_requests_time_out(
     space: NetNS, peer: MakePeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_connection = conntrack_table._connection
@@ -192,7 +192,7 @@ def test_an_abandoned_dump_does_not_disturb_the_next(
 
 
 @pytest.mark.parametrize("operation", ["ask", "transact"])
-def test_nftables_recovers_from_a_time_without_descriptors(
+def test_nftables_recovers_when_descriptors_run_out(
     space: NetNS, peer: MakePeer, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     """A failure replaces the socket. If that fails too, the next request tries again."""
@@ -223,7 +223,7 @@ def test_nftables_recovers_from_a_time_without_descriptors(
 
 
 @pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED)
-def test_nftables_refuses_nonsense(space: NetNS, peer: MakePeer, answer: bytes) -> None:
+def test_nftables_rejects_malformed_answers(space: NetNS, peer: MakePeer, answer: bytes) -> None:
     def work() -> None:
         connection = NftConnection(V4)
         peer(NETFILTER, answer).plays(connection._nf_tables._socket)
@@ -238,7 +238,7 @@ def test_nftables_refuses_nonsense(space: NetNS, peer: MakePeer, answer: bytes) 
 
 
 @pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED)
-def test_requests_refuse_nonsense(space: NetNS, peer: MakePeer, answer: bytes) -> None:
+def test_requests_reject_malformed_answers(space: NetNS, peer: MakePeer, answer: bytes) -> None:
     def work() -> None:
         connection = Connection(ROUTE)
         peer(ROUTE, answer).plays(connection.socket)
@@ -272,7 +272,7 @@ def _flood(space: NetNS) -> None:
     space.run("nft", "-f", "-", stdin=f"add table ip svcproxy\n{commands}")
 
 
-def test_lost_nftables_events_lead_to_a_comparison(space: NetNS) -> None:
+def test_lost_nftables_events_trigger_a_resync(space: NetNS) -> None:
     reported: list[ExternalChange] = []
     before = _refused("enobufs")
     watcher = space.call(lambda: NftablesWatcher(reported.append))
@@ -284,7 +284,7 @@ def test_lost_nftables_events_lead_to_a_comparison(space: NetNS) -> None:
     assert _refused("enobufs") > before
 
 
-def test_lost_events_of_addresses_lead_to_a_comparison(space: NetNS) -> None:
+def test_lost_address_events_trigger_a_resync(space: NetNS) -> None:
     calls: list[bool] = []
     before = _refused("enobufs")
     watcher = space.call(lambda: AddressWatcher(lambda: calls.append(True)))
@@ -297,7 +297,9 @@ def test_lost_events_of_addresses_lead_to_a_comparison(space: NetNS) -> None:
     assert _refused("enobufs") > before
 
 
-def test_errors_that_do_not_fit_are_counted_and_the_first_ones_known(space: NetNS) -> None:
+def test_errors_that_overflow_the_buffer_are_counted_and_the_first_ones_reported(
+    space: NetNS,
+) -> None:
     """A transaction is refused, not undecided, if its errors overflow the buffer."""
 
     def work() -> None:

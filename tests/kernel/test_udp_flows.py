@@ -1,4 +1,4 @@
-"""UDP flows follow their Service, though connection tracking would keep them where they were."""
+"""UDP flows follow changes of their Service although connection tracking would keep them."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def _server(held: Held) -> str:
 
 
 def _follows(held: Held, server: str) -> None:
-    """The flow, one socket with one source port, is answered by this server soon."""
+    """Wait until this server answers the flow, which keeps its socket and source port."""
     eventually(lambda: _server(held) == server, f"answers from {server}", timeout=3.0)
 
 
@@ -44,7 +44,7 @@ def _everywhere(stage: Stage, family: int, pod: Host) -> tuple[Offer, list[tuple
 
 @pytest.mark.parametrize("source", ["client", "pod2a", "node1"])
 def test_flows_leave_a_removed_endpoint(stage: Stage, family: int, source: str) -> None:
-    """At every address of the Service."""
+    """Through every address of the Service."""
     first, second = stage.here
     offer, places = _everywhere(stage, family, first)
     traffic = stage.cluster.host(source).traffic
@@ -78,7 +78,9 @@ def test_flows_stay_with_an_endpoint_that_serves(stage: Stage, family: int) -> N
             flow.close()
 
 
-def test_flows_are_refused_without_endpoints_and_come_back(stage: Stage, family: int) -> None:
+def test_flows_are_refused_without_endpoints_and_served_with_new_ones(
+    stage: Stage, family: int
+) -> None:
     first, second = stage.here
     offer = stage.offer(family, [at(first, family)])
     with stage.client.traffic.hold("udp", offer.vip, 53) as flow:
@@ -89,8 +91,8 @@ def test_flows_are_refused_without_endpoints_and_come_back(stage: Stage, family:
         _follows(flow, "pod1b")
 
 
-def test_flows_older_than_their_service_are_served(stage: Stage, family: int) -> None:
-    """Sent into the void first, an entry without translation would keep them there."""
+def test_flows_older_than_their_service_reach_it(stage: Stage, family: int) -> None:
+    """Their first packets leave an untranslated entry that would keep them from the Service."""
     vip = stage.address(family)
     with stage.here[1].traffic.hold("udp", vip, 53, timeout=0.1) as flow:
         assert isinstance(flow.first, TimedOut)

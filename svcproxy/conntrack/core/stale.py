@@ -111,12 +111,12 @@ def queries(suspects: Iterable[Destination], *, by_address: bool) -> list[Destin
         suspects: the frontends that may have stale flows.
         by_address: query addresses too, not only ports.
     """
-    asked = {key if by_address else Destination(key.protocol, b"", key.port) for key in suspects}
-    ports = {(key.protocol, key.port) for key in asked if not key.address}
-    asked = {k for k in asked if not k.address or (k.protocol, k.port) not in ports}
-    if len(asked) > MAX_QUERIES:
-        asked = {Destination(key.protocol, b"", 0) for key in asked}
-    return sorted(asked)
+    found = {key if by_address else Destination(key.protocol, b"", key.port) for key in suspects}
+    ports = {(key.protocol, key.port) for key in found if not key.address}
+    found = {k for k in found if not k.address or (k.protocol, k.port) not in ports}
+    if len(found) > MAX_QUERIES:
+        found = {Destination(key.protocol, b"", 0) for key in found}
+    return sorted(found)
 
 
 def _frontends(ports: Iterable[ServicePort | None]) -> Iterator[tuple[Destination, Endpoints]]:

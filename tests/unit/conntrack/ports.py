@@ -1,4 +1,4 @@
-"""Service ports, changes and flows, written briefly."""
+"""Short constructors for Service ports, changes and flows."""
 
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
@@ -16,14 +16,14 @@ UDP, SCTP, TCP = Protocol.UDP, Protocol.SCTP, Protocol.TCP
 
 
 class Addresses(NamedTuple):
-    """One family's addresses: all texts that become ``address:port``."""
+    """Test addresses of one family."""
 
     family: IPFamily
     vip: str
     external: str
     other_vip: str
     node: str
-    foreign: str
+    other_host: str
     pods: tuple[str, str, str]
     client: str
 
@@ -96,7 +96,7 @@ def by_name(*ports: ServicePort) -> dict[ServicePortName, ServicePort]:
 def change(
     before: Mapping[ServicePortName, ServicePort], after: Mapping[ServicePortName, ServicePort]
 ) -> Changes:
-    """What a checkout between the two states finds."""
+    """The changes between two states."""
     names = [n for n in {**before, **after} if before.get(n) != after.get(n)]
     return Changes(
         ports={name: after.get(name) for name in names},
@@ -105,6 +105,6 @@ def change(
 
 
 def flow(destination: str, source: str = "", protocol: int = 17, handle: bytes = b"") -> Flow:
-    """A flow to ``destination`` that ``source`` answers; nothing is translated without one."""
+    """A flow to ``destination`` that ``source`` answers; untranslated without ``source``."""
     end = target(destination)
     return Flow(protocol, *end, target(source) if source else end, handle)

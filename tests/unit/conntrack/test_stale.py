@@ -29,12 +29,12 @@ def is_local(address: bytes) -> bool:
     return address == target(f"{NODE}:1").address
 
 
-def nobody_asks(address: bytes) -> bool:
-    pytest.fail(f"a system call for {address!r}")
+def no_look_up(address: bytes) -> bool:
+    pytest.fail(f"a look-up of {address!r}")
 
 
 def stale(before: Iterable[ServicePort], after: Iterable[ServicePort], *flows: Flow) -> list[Flow]:
-    """Which of the flows the change from one state to the other makes stale."""
+    """Return the flows that the change from one state to the other makes stale."""
     old, new = by_name(*before), by_name(*after)
     frontends = FrontendEndpoints()
     frontends.replace(old)
@@ -50,7 +50,7 @@ def to_every_frontend(source: str = "", protocol: int = 17) -> list[Flow]:
     return [flow(d, source, protocol) for d in (VIP, EXTERNAL, f"{NODE}:30053")]
 
 
-def test_only_flows_to_the_endpoint_that_left_are_stale() -> None:
+def test_only_flows_to_the_removed_endpoint_are_stale() -> None:
     gone, kept = to_every_frontend(B), to_every_frontend(A)
     assert stale([dns(A, B)], [dns(A)], *gone, *kept) == gone
 
@@ -69,12 +69,12 @@ def test_flows_that_began_untranslated_are_stale_with_the_first_endpoint(
     assert stale(before, [dns(A)], *direct, *to_every_frontend(A)) == direct
 
 
-def test_sctp_is_treated_alike_and_apart_from_udp() -> None:
+def test_sctp_flows_are_stale_like_udp_flows_but_separately() -> None:
     gone, udp = to_every_frontend(B, 132), to_every_frontend(B, 17)
     assert stale([dns(A, B, protocol=SCTP)], [dns(A, protocol=SCTP)], *gone, *udp) == gone
 
 
-def test_tcp_is_left_alone() -> None:
+def test_tcp_flows_are_never_stale() -> None:
     flows = to_every_frontend(B, 6)
     assert stale([dns(A, B, protocol=TCP)], [], *flows) == []
     assert stale([dns(A, B)], [], *flows) == []
@@ -98,38 +98,38 @@ def test_endpoints_of_either_policy_keep_their_flows() -> None:
     assert stale([before], [after], *flows) == [flow(VIP, C)]
 
 
-def test_a_frontend_that_is_taken_away_loses_its_flows_and_the_others_keep_theirs() -> None:
+def test_only_flows_of_a_removed_frontend_are_stale() -> None:
     before, after = (service_port("dns", f, [A]) for f in (EVERYWHERE, [VIP]))
     external, node_port = flow(EXTERNAL, A), flow(f"{NODE}:30053", A)
     assert stale([before], [after], flow(VIP, A), external, node_port) == [external, node_port]
 
 
 @pytest.mark.parametrize("names", [("old", "new"), ("new", "old")])
-def test_a_frontend_may_pass_to_another_service_in_one_change(names: tuple[str, str]) -> None:
+def test_a_frontend_may_move_to_another_service_in_one_change(names: tuple[str, str]) -> None:
     before = service_port(names[0], [VIP], [A, B])
     after = service_port(names[1], [VIP], [B, C])
     flows = [flow(VIP, source) for source in (A, B, C)]
     assert stale([before], [after], *flows) == [flow(VIP, A)]
 
 
-def test_a_vip_that_is_used_again_later_starts_clean() -> None:
-    late = flow(VIP, A)  # began between the two, by rules of the one before
+def test_a_reused_vip_has_no_flows_of_its_former_service() -> None:
+    late = flow(VIP, A)  # from the rules of the former Service
     assert stale([], [service_port("new", [VIP], [C])], late) == [late]
 
 
-def test_a_cluster_ip_with_the_number_of_a_node_port_is_not_taken_for_it() -> None:
+def test_a_cluster_ip_with_the_port_of_a_node_port_is_not_mistaken_for_it() -> None:
     other = service_port("other", ["10.96.0.11:30053", f"{NODE}:30053"], [C])
     flows = [flow("10.96.0.11:30053", C), flow(f"{NODE}:30053", C)]
     assert stale([dns(A), other], [dns(B), other], *flows) == []
 
 
-def test_flows_through_this_node_to_foreign_ports_are_none_of_ours() -> None:
-    foreign = [flow("198.51.100.1:30053"), flow("198.51.100.1:30053", "198.51.100.2:1")]
-    assert stale([], [dns(A)], *foreign) == []
-    assert stale([dns(A)], [], *foreign) == []
+def test_flows_through_this_node_to_other_hosts_are_never_stale() -> None:
+    passing = [flow("198.51.100.1:30053"), flow("198.51.100.1:30053", "198.51.100.2:1")]
+    assert stale([], [dns(A)], *passing) == []
+    assert stale([dns(A)], [], *passing) == []
 
 
-def test_what_took_the_place_of_an_address_is_a_node_port_if_there_is_one() -> None:
+def test_a_node_port_takes_over_a_removed_address() -> None:
     node_port = service_port("np", [NODE_PORT], [A])
     own = service_port("own", [f"{NODE}:30053"], [B])
     direct, old, right = (flow(f"{NODE}:30053", source) for source in ("", B, A))
@@ -141,7 +141,7 @@ def test_the_kernel_is_asked_about_addresses_only_where_it_decides() -> None:
     frontends.replace(by_name(dns(A, B)))
     suspects = frontends.update(change(by_name(dns(A, B)), by_name(dns(A))))
     flows = [flow(VIP, B), flow(VIP, A), flow("198.51.100.1:30053", A), flow("198.51.100.1:1", B)]
-    verdicts = [frontends.is_stale(f, suspects, nobody_asks) for f in flows]
+    verdicts = [frontends.is_stale(f, suspects, no_look_up) for f in flows]
     assert verdicts == [True, False, False, False]
 
 
@@ -162,7 +162,7 @@ def test_changes_that_mislead_no_flow_have_no_suspects() -> None:
     assert frontends.update(change(by_name(empty), by_name(local))) == set()
 
 
-def test_only_what_lost_something_is_suspected() -> None:
+def test_only_frontends_that_lost_endpoints_are_suspects() -> None:
     frontends = FrontendEndpoints()
     before = by_name(dns(A, B), service_port("web", ["10.96.0.12:80"], [A], protocol=TCP))
     assert frontends.replace(before) == {key(k) for k in EVERYWHERE}
@@ -172,17 +172,17 @@ def test_only_what_lost_something_is_suspected() -> None:
     assert frontends.replace({}) == set()
 
 
-def test_queries_ask_for_each_frontend() -> None:
+def test_there_is_a_query_for_each_frontend() -> None:
     suspects = [key(VIP), key(EXTERNAL), key(NODE_PORT), key("10.96.0.9:5060", SCTP)]
     assert queries(suspects, by_address=True) == sorted(suspects)
 
 
-def test_a_query_for_a_port_covers_the_addresses_with_it() -> None:
+def test_a_query_for_a_port_covers_all_addresses_with_this_port() -> None:
     suspects = [key(":53"), key(VIP), key(EXTERNAL), key(VIP, SCTP)]
     assert queries(suspects, by_address=True) == [key(":53"), key(VIP, SCTP)]
 
 
-def test_queries_without_addresses_ask_for_each_port_once() -> None:
+def test_queries_without_addresses_contain_each_port_once() -> None:
     suspects = [key("fd00::1:53"), key("fd00::2:53"), key("fd00::1:54"), key("fd00::1:53", SCTP)]
     expected = [key(":53"), key(":54"), key(":53", SCTP)]
     assert queries(suspects, by_address=False) == expected

@@ -1,4 +1,4 @@
-"""Whatever changes: exactly the flows that a change made wrong are deleted."""
+"""For any change, exactly the flows that it made stale are deleted."""
 
 import itertools
 from ipaddress import ip_address
@@ -13,7 +13,7 @@ from svcproxy.netlink.core.conntrack import Flow
 from tests.unit.conntrack.ports import by_name, change, flow, service_port, target
 
 LOCAL = "192.168.50.1"
-# Deliberately narrow: equal numbers of node ports and addresses, an external IP of the node.
+# Few values, so that they collide: equal ports of addresses and node ports, an IP of the node.
 FRONTENDS = ["10.96.0.1:3000", "10.96.0.2:3000", f"{LOCAL}:3000", ":3000", "10.96.0.1:53", ":53"]
 ENDPOINTS = ["10.244.0.1:53", "10.244.0.2:53", "10.244.0.2:54"]
 FLOWS = [
@@ -31,7 +31,7 @@ def is_local(address: bytes) -> bool:
 
 @st.composite
 def states(draw: st.DrawFn) -> State:
-    """Up to three Services that share the frontends out among them."""
+    """Up to three Services; each frontend belongs to one of them or to none."""
     owners = draw(st.lists(st.integers(-1, 2), min_size=len(FRONTENDS), max_size=len(FRONTENDS)))
     found = [
         service_port(
@@ -45,7 +45,7 @@ def states(draw: st.DrawFn) -> State:
 
 
 def owner(state: State, f: Flow) -> ServicePort | None:
-    """The Service that the flow's destination belongs to: its address, or else a node port."""
+    """Return the Service of the flow's destination: that of its address, else that of a node port."""
     addresses = [str(ip_address(f.address)), *([""] if is_local(f.address) else [])]
     for address in addresses:
         for port in state.values():
@@ -54,8 +54,8 @@ def owner(state: State, f: Flow) -> ServicePort | None:
     return None
 
 
-def right(state: State, f: Flow) -> bool:
-    """Whether a new flow would get what this one has."""
+def is_right(state: State, f: Flow) -> bool:
+    """Whether a new flow would be translated like this one."""
     found = owner(state, f)
     if found is None or not found.cluster_endpoints:
         return f.source == (f.address, f.port)
@@ -63,23 +63,23 @@ def right(state: State, f: Flow) -> bool:
 
 
 @given(st.lists(states(), min_size=2, max_size=5))
-def test_cleaning_deletes_exactly_what_a_change_made_wrong(history: list[State]) -> None:
+def test_cleaning_deletes_exactly_the_flows_that_a_change_made_stale(history: list[State]) -> None:
     frontends = FrontendEndpoints()
     frontends.replace(history[0])
     for before, after in itertools.pairwise(history):
-        table = [f for f in FLOWS if right(before, f) or owner(before, f) is None]
+        table = [f for f in FLOWS if is_right(before, f) or owner(before, f) is None]
         suspects = frontends.update(change(before, after))
         deleted = [f for f in table if frontends.is_stale(f, suspects, is_local)]
-        ours = [f for f in table if owner(before, f) or owner(after, f)]
-        assert deleted == [f for f in ours if not right(after, f)]
+        owned = [f for f in table if owner(before, f) or owner(after, f)]
+        assert deleted == [f for f in owned if not is_right(after, f)]
 
 
 @given(states())
-def test_cleaning_everything_deletes_what_is_wrong_at_a_frontend(state: State) -> None:
+def test_cleaning_all_deletes_the_stale_flows_of_all_frontends(state: State) -> None:
     frontends = FrontendEndpoints()
     suspects = frontends.replace(state)
     deleted = [f for f in FLOWS if frontends.is_stale(f, suspects, is_local)]
-    assert deleted == [f for f in FLOWS if owner(state, f) and not right(state, f)]
+    assert deleted == [f for f in FLOWS if owner(state, f) and not is_right(state, f)]
 
 
 @given(states(), states(), st.booleans())
@@ -87,10 +87,10 @@ def test_the_queries_cover_every_stale_flow(before: State, after: State, by_addr
     frontends = FrontendEndpoints()
     frontends.replace(before)
     suspects = frontends.update(change(before, after))
-    asked = queries(suspects, by_address=by_address)
+    found = queries(suspects, by_address=by_address)
     for f in FLOWS:
         if frontends.is_stale(f, suspects, is_local):
             assert any(
                 q.protocol == f.protocol and q.address in (b"", f.address) and q.port in (0, f.port)
-                for q in asked
+                for q in found
             )
