@@ -53,8 +53,8 @@ class _Progress:
 class NftablesBackend:
     """Programs one IP family with nftables, directly over netlink.
 
-    Planning is pure: it uses the desired state, the settings and what ``read`` and ``apply`` learnt
-    about the kernel. The kernel itself checks that a plan is still valid: each transaction names
+    Planning is pure: it uses the desired state, the settings, and what ``read`` and ``apply`` found
+    out about the kernel. The kernel itself checks that a plan is still valid: each transaction names
     the nf_tables generation that it is based on and is refused if that is outdated.
 
     Args:
@@ -72,6 +72,7 @@ class NftablesBackend:
         self._kernel: KernelTable | None = None
         self._planned_settings: Settings | None = None
         self._planner = Planner(settings)
+        self._sets: Mapping[str, SetSpec] = all_sets(settings, ())
         self._refused: frozenset[ServicePortName] = frozenset()
 
     @property
@@ -179,7 +180,7 @@ class NftablesBackend:
         progress = _Progress(frozenset() if plan.compared else self._planner.changed)
         while plan:
             try:
-                self._table.commit(plan, self._sets())
+                self._table.commit(plan, self._sets)
             except StaleGenerationError as error:
                 plan = self._compare_again(error, progress)
             except RefusedError as error:
@@ -232,7 +233,7 @@ class NftablesBackend:
         """Return the Service ports whose messages the kernel refused, with its reasons."""
         index = self._planner.port_index()
         found: dict[ServicePortName, str] = {}
-        for message, reason in self._table.refusals(plan, error, self._sets()):
+        for message, reason in self._table.refusals(plan, error, self._sets):
             for name in index.ports_of(message):
                 found.setdefault(name, reason)
         return found
@@ -254,9 +255,6 @@ class NftablesBackend:
             # A full comparison that the caller asked for has retried all refused ports.
             others = self._refused - progress.changed if progress.changed else frozenset()
             self._refused = others | progress.refused.keys() - inherited
-
-    def _sets(self) -> dict[str, SetSpec]:
-        return all_sets(self._planner.settings, ())
 
     def maintain(self, _should_yield: Callable[[], bool]) -> Maintenance:
         """Do nothing: nftables rules need no periodic work."""
