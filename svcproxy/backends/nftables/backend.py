@@ -54,8 +54,8 @@ class NftablesBackend:
     """Programs one IP family with nftables, directly over netlink.
 
     Planning is pure: it uses the desired state, the settings, and what ``read`` and ``apply`` found
-    out about the kernel. The kernel itself checks that a plan is still valid: each transaction names
-    the nf_tables generation that it is based on and is refused if that is outdated.
+    out about the kernel. The kernel itself checks that a plan is still valid: each transaction
+    names the nf_tables generation that it is based on, and is refused if that is outdated.
 
     Args:
         family: the IP family.

@@ -82,7 +82,7 @@ def test_an_error_names_the_element() -> None:
     plan = bench.planner.plan_changes(
         {p.name: p for p in (service_port(V4, name="b", vip="10.96.0.99"),)}
     )
-    (message,) = [m for m in messages(plan, "svcproxy") if "cluster-ips" in m.what]
+    (message,) = [m for m in messages(plan, "svcproxy") if "cluster-ips" in m.description]
     offset = HEADERS + message.body.index(address_key("10.96.0.99")) - 12
     said = explain(message, offset, SETS)
     assert said == "cannot add an element of cluster-ips: 10.96.0.99 . tcp . 80 (default/b:http)"
@@ -90,7 +90,7 @@ def test_an_error_names_the_element() -> None:
 
 
 def test_an_error_names_the_expression() -> None:
-    rule = next(m for m in everything() if m.what == "rule 1 of chain all3")
+    rule = next(m for m in everything() if m.description == "rule 1 of chain all3")
     offset = HEADERS + rule.body.index(b"numgen\0") - 8
     assert explain(rule, offset, SETS) == "cannot add rule 1 of chain all3, expression numgen"
     broken = rule._replace(body=rule.body[:-3])

@@ -1,8 +1,9 @@
 """Keeps the endpoints of a list at their numbers when the list changes.
 
-Lists are numbered without gaps, and every order balances alike. Sorting a list at each change would
-renumber half of its endpoints. Instead, an endpoint that stays keeps its number, a new one takes the
-number of one that is removed, and the last endpoints of a list that shrinks fill the gaps.
+Lists are numbered without gaps, and every order balances alike. Sorting a list at each change
+would renumber half of its endpoints. Instead, an endpoint that stays keeps its number, a new one
+takes the number of one that is removed, and the last endpoints of a list that shrinks fill the
+gaps.
 """
 
 from collections.abc import Sequence

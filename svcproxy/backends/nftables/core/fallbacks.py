@@ -1,4 +1,4 @@
-"""What stays programmed for Service ports that the kernel refused, until it accepts them."""
+"""Chooses the state that a refused Service port has in the kernel until the kernel accepts it."""
 
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
@@ -15,7 +15,7 @@ from svcproxy.netlink.core.nf_tables.ruleset import ElementsBySet
 
 
 class _Fallback(IntEnum):
-    """What is planned for a refused Service port; if that is refused too, the next one follows.
+    """The fallback of a refused Service port; if the kernel refuses it too, the next one is used.
 
     ``ACCEPTED``: the state that the kernel accepted last. ``INHERITED``: the elements that the
     kernel holds at the port's keys stay as they are; used after a restart, when no accepted state

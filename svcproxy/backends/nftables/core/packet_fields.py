@@ -89,7 +89,7 @@ class PacketFields:
         return (load, *cut, expressions.compare(_SCRATCH, packed[:length], equal=inside))
 
     def from_pods(self, local: LocalTraffic, *, inside: bool = True) -> Expressions:
-        """Match if the packet comes from a local pod, or if it does not if not ``inside``.
+        """Match packets of local pods, or all others if not ``inside``.
 
         Args:
             local: how local pods are recognised.

@@ -1,4 +1,4 @@
-"""What nftables rules depend on besides Service ports."""
+"""The settings of nftables mode: everything that its rules depend on besides Service ports."""
 
 from msgspec import structs
 
@@ -6,7 +6,9 @@ from svcproxy.backends.settings import Settings
 
 
 class NftablesSettings(Settings, frozen=True, gc=False):
-    """The settings with what only the nftables rules depend on; plain ``Settings`` do as well.
+    """``Settings`` with the values that only nftables rules depend on.
+
+    Plain ``Settings`` are accepted as well, where these values have their defaults.
 
     Attributes:
         service_cidrs: the ranges that cluster IPs are taken from. Packets to addresses in them

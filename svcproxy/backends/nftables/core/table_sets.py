@@ -65,9 +65,10 @@ BALANCES = tuple(
 
 
 class Tier(NamedTuple):
-    """All frontends with the same number of endpoints; they share a map and a chain.
+    """All frontends of a balance with the same number of endpoints and the same affinity time-out.
 
-    The text form is the name of both: ``all3``, ``local2``, ``node-port-all3-10800``.
+    They share a map and a chain. The text form is the name of both: ``all3``, ``local2``,
+    ``node-port-all3-10800``.
 
     Attributes:
         balance: the kind of load balancing.
@@ -88,7 +89,7 @@ _SOURCE_SET = re.compile(rf"{_SOURCES}([1-9]\d*)")
 
 
 def parse_tier(name: str) -> Tier | None:
-    """Return the tier that a map or chain belongs to; ``None`` if the name is not that of a tier."""
+    """Return the tier that a map or chain belongs to; ``None`` for other names."""
     found = _TIER.fullmatch(name)
     if found is None:
         return None

@@ -1,1 +1,1 @@
-"""nf_tables over netlink: sets, chains, rules and elements as values, encoded to and from messages."""
+"""nf_tables over netlink: sets, chains, rules and elements as values, and their messages."""

@@ -159,12 +159,12 @@ def stages(plan: Plan) -> Iterator[Plan]:
 
 
 class Message(NamedTuple):
-    """One message of a transaction; ``what`` describes its object in errors."""
+    """One message of a transaction; ``description`` names its object in errors."""
 
     kind: int
     flags: int
     body: bytes
-    what: str
+    description: str
 
 
 def messages(plan: Plan, table: str) -> Iterator[Message]:
@@ -220,8 +220,8 @@ def _chains(plan: Plan, table_name: bytes) -> Iterator[Message]:
     for chain in (*plan.chains, *plan.rewrite):
         for number, rule in enumerate(chain.rules):
             body = table_name + text(_CHAIN_OF, chain.name) + rule.attributes()
-            what = f"rule {number + 1} of chain {chain.name}"
-            yield Message(NEW_RULE, FLAG_CREATE | FLAG_APPEND, body, what)
+            description = f"rule {number + 1} of chain {chain.name}"
+            yield Message(NEW_RULE, FLAG_CREATE | FLAG_APPEND, body, description)
     for name in plan.delete_chains:
         yield Message(DELETE_CHAIN, 0, table_name + text(3, name), f"chain {name}")
 
@@ -330,7 +330,7 @@ def explain(message: Message, offset: int, sets: Mapping[str, SetSpec]) -> str:
             inner = _expression_at(message.body, offset - HEADERS)
     except MalformedError:
         inner = ""
-    return f"cannot {verb} {message.what}{inner}"
+    return f"cannot {verb} {message.description}{inner}"
 
 
 def _at(body: bytes, offset: int, kind: int) -> bytes | None:
