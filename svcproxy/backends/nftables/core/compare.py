@@ -37,16 +37,7 @@ def compare(
         observed: the table in the kernel.
     """
     if not observed.handle or _must_be_replaced(sets, chains, observed):
-        return Plan(
-            delete_table=bool(observed.handle),
-            make_table=True,
-            sets=list(sets.values()),
-            chains=list(chains.values()),
-            add={name: found for name, found in elements.items() if found},
-            # If another process makes the table meanwhile, the kernel refuses with EEXIST.
-            generation=observed.generation if observed.handle else 0,
-            compared=True,
-        )
+        return _replacement(sets, chains, elements, observed)
     plan = Plan(generation=observed.generation, compared=True)
     plan.sets = [spec for name, spec in sets.items() if name not in observed.sets]
     plan.delete_sets = sorted(observed.sets.keys() - sets.keys())
@@ -59,6 +50,24 @@ def compare(
     for name in sets.keys() - {table_sets.AFFINITY}:
         _compare_elements(plan, name, elements.get(name, {}), observed.elements.get(name, {}))
     return plan
+
+
+def _replacement(
+    sets: Mapping[str, SetSpec],
+    chains: Mapping[str, ChainSpec],
+    elements: ElementsBySet,
+    observed: TableDump,
+) -> Plan:
+    return Plan(
+        delete_table=bool(observed.handle),
+        make_table=True,
+        sets=list(sets.values()),
+        chains=list(chains.values()),
+        add={name: found for name, found in elements.items() if found},
+        # If another process makes the table meanwhile, the kernel refuses with EEXIST.
+        generation=observed.generation if observed.handle else 0,
+        compared=True,
+    )
 
 
 def _must_be_replaced(
