@@ -23,38 +23,6 @@ _DATAGRAM_BYTES = 4096
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.EAFNOSUPPORT})
 
 
-class Watermark:
-    """The generation up to which all changes are known to be svcproxy's own.
-
-    Another process may commit between our read and our write, and its change would be hidden by
-    ours. So a generation is trusted only if it is the one that was read, or follows it by at most
-    as many transactions as we committed.
-    """
-
-    def __init__(self) -> None:
-        self._known: int | None = None
-
-    def reading(self) -> None:
-        """Note that all rules are about to be read."""
-        self._known = generation()
-
-    def writing(self) -> None:
-        """Note that rules are about to be written; changes by others until now are unknown."""
-        if self._known is not None and generation() != self._known:
-            self._known = None
-
-    def written(self, commits: int) -> None:
-        """Note that at most ``commits`` transactions of ours followed ``writing``."""
-        now = generation()
-        if self._known is not None and now is not None:
-            self._known = now if now - self._known <= commits else None
-
-    @property
-    def untouched(self) -> bool:
-        """Whether only we have changed nf_tables since the last read."""
-        return self._known is not None and generation() == self._known
-
-
 def generation() -> int | None:
     """Return this network namespace's nf_tables generation; ``None`` if the kernel has none."""
     request = Request(nft.message_type(nft.GET_GENERATION), 0, nft.FAMILY_HEADER.pack(0, 0, 0))
