@@ -19,8 +19,8 @@ class LocalTraffic(msgspec.Struct, frozen=True, gc=False):
         return bool(self.source or self.interface)
 
     @property
-    def everybody(self) -> bool:
-        """Whether the range holds every address: then nobody is outside."""
+    def matches_all(self) -> bool:
+        """Whether every address counts as local, so that no traffic comes from outside."""
         return self.source.endswith("/0")
 
 

@@ -119,7 +119,7 @@ def _masquerade_cluster_ips(settings: IpvsSettings, sets: SetNames) -> Iterator[
     if settings.masquerade_all:
         yield _match(sets.cluster_ip, "dst,dst", naming.MARK_MASQ, note)
         return
-    if local and not local.everybody:
+    if local and not local.matches_all:
         outside = f"! -s {format_cidr(local.source)}" if local.source else f"! -i {local.interface}"
         yield _match(sets.cluster_ip, "dst,dst", naming.MARK_MASQ, note, outside)
         return

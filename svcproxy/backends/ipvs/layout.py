@@ -298,7 +298,7 @@ class _Layout:
         if local:
             source = f"-s {format_cidr(local.source)}" if local.source else f"-i {local.interface}"
             # iptables-save leaves out what matches everything.
-            rules.append(self._translate("" if local.everybody else source, target))
+            rules.append(self._translate("" if local.matches_all else source, target))
         from_node = "-m addrtype --src-type LOCAL"
         rules.append(f"{from_node} -j {naming.MARK_MASQ}")
         rules.append(self._translate("", target, from_node))

@@ -186,7 +186,9 @@ class _Renderer:
             source = f"-s {local.source}" if local.source else f"-i {local.interface}"
             note = comment(f"pod traffic for {self.text} external destinations")
             # iptables-save does not print a match that is always true.
-            rules.append(rule("" if local.everybody else source, note, f"-j {self.cluster_chain}"))
+            rules.append(
+                rule("" if local.matches_all else source, note, f"-j {self.cluster_chain}")
+            )
         from_node = "-m addrtype --src-type LOCAL"
         note = comment(f"masquerade LOCAL traffic for {self.text} external destinations")
         rules.append(f"{note} {from_node} {_MARK_MASQ}")

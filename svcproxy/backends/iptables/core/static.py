@@ -113,7 +113,7 @@ def _serves_localhost(settings: IptablesSettings) -> bool:
 
 def _masquerades_from_outside(settings: IptablesSettings) -> bool:
     local = settings.local_traffic
-    return settings.masquerade_all or (bool(local) and not local.everybody)
+    return settings.masquerade_all or (bool(local) and not local.matches_all)
 
 
 def cluster_ip_rules(settings: IptablesSettings) -> Rules:

@@ -139,7 +139,7 @@ class _Chains:
         """Match the packets to cluster IPs that are masqueraded; ``None`` if none are."""
         if self.settings.masquerade_all:
             return ()
-        if self.settings.local_traffic and not self.settings.local_traffic.everybody:
+        if self.settings.local_traffic and not self.settings.local_traffic.matches_all:
             return self.fields.from_pods(self.settings.local_traffic, inside=False)
         return None
 
