@@ -35,10 +35,11 @@ from svcproxy.runtime_tuning import collect_rarely, memory_manager, share_one_he
 from svcproxy.servers import Servers
 from svcproxy.state.desired import DesiredState
 from svcproxy.stop_signal import StopSignal
+from svcproxy.sync.after_sync import SyncHook
 from svcproxy.sync.core.schedule import Schedule
 from svcproxy.sync.fanout import Fanout
 from svcproxy.sync.hooks import flow_cleaner, health_checks, local_addresses
-from svcproxy.sync.loop import FamilyLoop, SyncHook
+from svcproxy.sync.loop import FamilyLoop
 from svcproxy.sync.report import Reporter
 
 _STOP_SECONDS = 1.0
@@ -294,7 +295,7 @@ def _loop(shared: _Shared, backend: AnyBackend, release_memory: SyncHook) -> Fam
         ),
         Reporter(family, shared.metrics, shared.health, shared.events),
         settings_for=NodeSettings(config, family),
-        followers=(*_hooks(shared, family), release_memory),
+        hooks=(*_hooks(shared, family), release_memory),
         kinds=shared.spec.kinds,
     )
 

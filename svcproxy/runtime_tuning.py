@@ -8,7 +8,7 @@ fifth of a cold start, and visits all of them now and then for as long as the da
 import ctypes
 import gc
 
-from svcproxy.sync.loop import SyncHook, SyncResult
+from svcproxy.sync.after_sync import SyncHook, SyncResult
 
 _WHILE_LOADING = (1_000_000, 50, 100)
 _AFTERWARDS = (10_000, 50, 100)

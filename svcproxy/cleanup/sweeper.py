@@ -9,7 +9,7 @@ from svcproxy import limits, threads
 from svcproxy.backends.mode_spec import ActiveMode
 from svcproxy.cleanup.result import CleanupResult, report
 from svcproxy.model.names import IPFamily
-from svcproxy.sync.loop import SyncHook, SyncResult
+from svcproxy.sync.after_sync import SyncHook, SyncResult
 
 log = structlog.get_logger()
 

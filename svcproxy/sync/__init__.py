@@ -1,6 +1,6 @@
-"""Driving the kernel towards the desired state: one thread per IP family.
+"""Syncing the kernel with the desired state, in one thread per IP family.
 
-Sources hand objects to a ``Fanout`` from threads of their own; it only stores them. Each
-family's ``FamilyLoop`` takes them over, owns that family's desired state and backend, and is
-the only one to touch either, so that none of them needs a lock.
+Sources pass objects to a ``Fanout`` from their own threads; it puts them into the inbox of each
+family. A ``FamilyLoop`` takes objects from its inbox. It owns the desired state and the backend of
+its family, and only its thread uses them, so that they need no locks.
 """

@@ -1,4 +1,4 @@
-"""The one Sink of the daemon: passes API objects on to every family's inbox."""
+"""The daemon's ``Sink``: it passes API objects to the inbox of each family."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class Fanout:
         self._node_seen = False
 
     def take(self, objects: Mapping[ObjectKey, ApiObject | None]) -> None:
-        """Pass on the present state of objects."""
+        """Pass on the current state of objects."""
         for kind, number in Counter(kind for kind, _ in objects).items():
             if kind is Kind.SERVICE:
                 self._metrics.service_changes.inc(number)
@@ -61,6 +61,6 @@ class Fanout:
         )
 
     def restarted(self, kind: Kind, reason: str) -> None:
-        """Count and log a watch that had to be restarted."""
+        """Count and log the restart of a watch."""
         self._metrics.watch_restarts.labels(kind).inc()
         log.info("watch.restarted", kind=kind, reason=reason)

@@ -1,4 +1,4 @@
-"""What is done after a successful sync: stale flows, health-check ports."""
+"""The hooks that run after a successful sync: conntrack clean-up and health-check node ports."""
 
 import time
 from collections.abc import Callable
@@ -13,20 +13,21 @@ from svcproxy.model.objects import Node
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.observe.metrics import Metrics
 from svcproxy.observe.service_health import ServiceHealthServers
-from svcproxy.sync.loop import SyncHook, SyncResult
+from svcproxy.sync.after_sync import SyncHook, SyncResult
 
 log = structlog.get_logger()
 
 
 def flow_cleaner(flows: StaleFlows, family: IPFamily, metrics: Metrics) -> SyncHook:
-    """Delete flows that the sync has made stale: only now does nothing make them anew.
+    """Return the hook that deletes stale conntrack entries.
 
-    The first time, all ports are looked at: flows may have gone stale while no proxy ran.
+    It runs after the sync, because the former rules would create the entries again. The first time
+    it checks all Service ports: entries may have become stale while no proxy ran.
     """
 
-    def clean(settled: SyncResult) -> None:
+    def clean(result: SyncResult) -> None:
         begin = time.monotonic()
-        deleted = flows.clean_all(settled.ports) if settled.first else flows.clean(settled.changes)
+        deleted = flows.clean_all(result.ports) if result.first else flows.clean(result.changes)
         metrics.conntrack_duration.labels(family).observe(time.monotonic() - begin)
         if deleted:
             metrics.conntrack_deleted.labels(family).inc(deleted)
@@ -38,17 +39,22 @@ def flow_cleaner(flows: StaleFlows, family: IPFamily, metrics: Metrics) -> SyncH
 def health_checks(
     servers: ServiceHealthServers, addresses: Callable[[Node | None], tuple[str, ...]]
 ) -> SyncHook:
-    """Open, close and renew the health-check node ports; ``addresses`` says where they listen."""
+    """Return the hook that opens, closes and updates health-check node ports.
+
+    Args:
+        servers: the servers of the family.
+        addresses: returns the addresses to listen on for a Node object.
+    """
     addresses_outdated = True
     unapplied: dict[ServicePortName, ServicePort | None] = {}
 
-    def apply(settled: SyncResult) -> None:
+    def apply(result: SyncResult) -> None:
         nonlocal addresses_outdated
-        # Changes are passed once: what an exception interrupts is applied after the next sync.
-        addresses_outdated |= settled.changes.node_changed
-        unapplied.update(settled.changes.ports)
+        # Each change is passed once: keep it until it is applied, also after an exception.
+        addresses_outdated |= result.changes.node_changed
+        unapplied.update(result.changes.ports)
         if addresses_outdated:
-            servers.set_addresses(addresses(settled.node))
+            servers.set_addresses(addresses(result.node))
             addresses_outdated = False
         servers.apply(unapplied)
         unapplied.clear()
@@ -57,7 +63,7 @@ def health_checks(
 
 
 def local_addresses(family: IPFamily, ranges: tuple[str, ...]) -> tuple[str, ...]:
-    """This machine's addresses within ``ranges`` (CIDRs), as the kernel lists them in /proc."""
+    """Return the node's addresses within ``ranges`` (CIDRs), as the kernel lists them in /proc."""
     networks = [ip_network(cidr) for cidr in ranges]
     found = _local_ipv6() if family is IPFamily.IPV6 else _local_ipv4()
     return tuple(sorted(a for a in found if any(ip_address(a) in n for n in networks)))
@@ -81,5 +87,5 @@ _LINK_LOCAL = "20"
 
 def _local_ipv6() -> set[str]:
     fields = map(str.split, Path("/proc/net/if_inet6").read_text().splitlines())
-    # Nobody can listen on a link-local address without saying on which link.
+    # Listening on a link-local address needs the index of its link.
     return {str(ip_address(bytes.fromhex(f[0]))) for f in fields if f[3] != _LINK_LOCAL}

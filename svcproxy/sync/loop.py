@@ -1,32 +1,24 @@
-"""The loop of one IP family: take what came in, and make the kernel agree."""
+"""The loop of one IP family: it takes changes from the inbox and programs the kernel."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Thread
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-import msgspec
 import structlog
 
 from svcproxy import limits, threads
-from svcproxy.backends.base import Backend, BackendError, Desired, ExternalChange, Outcome
+from svcproxy.backends.base import Backend, BackendError, ExternalChange
 from svcproxy.backends.settings import Settings
-from svcproxy.conntrack.table import ConntrackError
-from svcproxy.model.names import REQUIRED_KINDS, IPFamily, Kind, ServicePortName
-from svcproxy.model.objects import (
-    ApiObject,
-    EndpointSlice,
-    Node,
-    ObjectKey,
-    Service,
-    ServiceCIDR,
-)
-from svcproxy.model.serviceport import ServicePort
+from svcproxy.model.names import REQUIRED_KINDS, IPFamily, Kind
+from svcproxy.model.objects import Node
 from svcproxy.state.desired import Changes, DesiredState
-from svcproxy.sync.core.isolation import Isolation
-from svcproxy.sync.core.quarantine import Quarantine
+from svcproxy.sync.after_sync import SyncHook, SyncHooks
+from svcproxy.sync.core.held_ports import HeldPorts
 from svcproxy.sync.core.schedule import Schedule
 from svcproxy.sync.inbox import Batch, Inbox
+from svcproxy.sync.intake import Intake
+from svcproxy.sync.programmer import Programmed, Programmer
 from svcproxy.sync.report import Reporter, Times
 
 log = structlog.get_logger()
@@ -35,30 +27,39 @@ Observed = TypeVar("Observed")
 Plan = TypeVar("Plan")
 
 
-class SyncResult(msgspec.Struct, frozen=True):
-    """What a successful sync has brought into the kernel.
+class _Sync(NamedTuple):
+    """A sync that is to run.
 
-    ``changes`` are all since the last success; ``ports`` and ``node`` are the whole state;
-    ``first`` marks the first success of this process, before which nothing is known.
+    Attributes:
+        begin: when it began.
+        changes: the changes to plan.
+        full: whether to compare the whole kernel state.
+        resync_due: whether the schedule asked for a resync.
+        repairs: whether all that it writes repairs the kernel, because no input changed.
     """
 
+    begin: float
     changes: Changes
-    ports: Mapping[ServicePortName, ServicePort]
-    node: Node | None
-    first: bool
-
-
-SyncHook = Callable[[SyncResult], None]
-"""Something to do after each successful sync, in the loop's thread.
-
-It is called even if nothing changed, so that it can make up for an earlier failure of its own."""
+    full: bool
+    resync_due: bool
+    repairs: bool
 
 
 class FamilyLoop(Generic[Observed, Plan]):
     """Owns the desired state and the backend of one family, in a thread of its own.
 
-    Nothing is programmed before the first full list of all ``kinds`` has arrived: rules made from
-    half a list would cut off the other half.
+    Nothing is programmed before the first full list of all ``kinds``: rules made from an incomplete
+    list would cut off the Services that are missing.
+
+    Args:
+        backend: the backend of the family, after ``probe``.
+        state: the desired state of the family.
+        schedule: decides when to sync.
+        reporter: metrics, health and log of the family.
+        settings_for: computes the settings for a Node object.
+        hooks: what to call after each successful sync, in this order.
+        kinds: the kinds of objects whose lists must be complete before the first sync.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -69,27 +70,30 @@ class FamilyLoop(Generic[Observed, Plan]):
         reporter: Reporter,
         *,
         settings_for: Callable[[Node | None], Settings],
-        followers: Sequence[SyncHook] = (),
+        hooks: Sequence[SyncHook] = (),
         kinds: Iterable[Kind] = REQUIRED_KINDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inbox = Inbox(on_put=self._on_put, on_drain=reporter.taken)
         self._backend = backend
         self._state = state
-        self._settings_for = settings_for
-        self._settings = settings_for(state.node)
         self._schedule = schedule
         self._reporter = reporter
         self._clock = clock
         self._missing = set(kinds)
-        self._untaken: Batch | None = None
-        self._followers = followers
-        self._refused = Quarantine(schedule.FIRST_RETRY, schedule.period)
-        self._isolation = Isolation(schedule.period)
-        self._unsettled = Changes({})
-        self._first = True
-        self._spares = 0
-        self._doubt: ExternalChange | None = None
+        self._intake = Intake(state, reporter)
+        self._held = HeldPorts(schedule.FIRST_RETRY, schedule.period)
+        self._programmer = Programmer(
+            backend,
+            state,
+            settings_for=settings_for,
+            isolation=self._held.isolation,
+            reporter=reporter,
+            clock=clock,
+        )
+        self._hooks = SyncHooks(hooks, backend.family, reporter)
+        self._external_change: ExternalChange | None = None
+        self._skipped_resyncs = 0
         self._maintain_at: float | None = None
         self._thread: Thread | None = None
 
@@ -103,9 +107,9 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._thread = threads.spawn(self._run, f"sync-{self._backend.family}")
 
     def stop(self, seconds: float) -> None:
-        """End the thread; wait at most ``seconds`` for a sync that is under way.
+        """End the thread; wait at most ``seconds`` for a sync in progress.
 
-        A restore that is still running then completes or fails as a whole without us.
+        An iptables-restore that is still running then completes or fails as a whole on its own.
         """
         self.inbox.close()
         if self._thread is not None:
@@ -118,7 +122,7 @@ class FamilyLoop(Generic[Observed, Plan]):
     def _run(self) -> None:
         while not self.inbox.closed:
             threads.waiting()
-            if self._missing and self._untaken is None:
+            if self._missing and not self._intake.interrupted:
                 self.inbox.wait_for_lists()
             else:
                 self.inbox.wait(max(0.0, self._wake_at() - self._clock()))
@@ -126,217 +130,141 @@ class FamilyLoop(Generic[Observed, Plan]):
             self.step()
 
     def _wake_at(self) -> float:
-        """When there is something to do, even if nothing comes in."""
+        """Return when there is something to do even if the inbox stays empty."""
         due = self._schedule.due()
         if not self._schedule.requested:
-            due = min(due, self._refused.next_due, self._isolation.next_due)
+            due = min(due, self._held.next_due)
         return due if self._maintain_at is None else min(due, self._maintain_at)
 
     def step(self) -> None:
-        """Take in what has come, and sync if it is time; never raises."""
+        """Take what is in the inbox, and sync or maintain if it is time; never raises."""
         try:
             self._take(self.inbox.drain())
-            if self._clock() >= min(self._refused.next_due, self._isolation.next_due):
+            if self._clock() >= self._held.next_due:
                 self._schedule.request()
             if not self._missing and self._clock() >= self._schedule.due():
                 self._sync()
             if self._maintain_at is not None and self._clock() >= self._maintain_at:
                 self._maintain()
-        except Exception as error:  # noqa: BLE001 - the old rules still work; it is logged
+        except Exception as error:  # noqa: BLE001 - reported; the kernel keeps the last good state
             self._reporter.defect("sync", error)
-            self._failed(error, thorough=True)
+            self._failed(error, full=True)
 
     def _take(self, batch: Batch) -> None:
-        if self._untaken is not None:
-            batch = self._untaken.then(batch)
-        self._untaken = batch
-        self._store_all(batch.objects)
-        self._untaken = None
+        batch = self._intake.store(batch)
         if batch.external_change is not None:
-            self._suspect(batch.external_change)
+            self._request_resync(batch.external_change)
         if self._missing:
             self._missing -= batch.synced
             if not self._missing:
-                self._reporter.begun()
+                self._reporter.lists_complete()
         elif self._state.pending:
             self._schedule.request()
         elif batch.objects and not self._schedule.requested:
             self._reporter.idle()
 
-    def _store_all(self, objects: dict[ObjectKey, ApiObject | None]) -> None:
-        for key, obj in objects.items():
-            try:
-                _store(self._state, key, obj)
-            except MemoryError:  # says nothing about the object: the batch is taken in again
-                raise
-            except Exception as error:  # noqa: BLE001 - it affects only this object; it is logged
-                self._reporter.defect("object", error, kind=key[0], name=str(key[1]))
-
-    def _suspect(self, change: ExternalChange) -> None:
-        """Have the kernel compared, for somebody else has, or may have, changed it."""
+    def _request_resync(self, change: ExternalChange) -> None:
+        """Request a resync because another program changed the kernel, or may have."""
         self._schedule.request_resync(certain=change.certain)
-        self._doubt = change
+        self._external_change = change
 
     def _sync(self) -> None:
-        begin = self._clock()
-        due = self._schedule.is_resync_due(begin)
-        # The kernel is unchanged since our last write: skip the comparison.
-        again = begin >= self._isolation.next_due
-        thorough = again or (due and not self._spared())
-        changes = self._checkout(begin)
-        if not changes and not thorough:
+        sync = self._next_sync()
+        if not (sync.changes or sync.full):
             # Nothing changed, or it changed back.
-            self._schedule.succeeded(begin, resynced=due)
+            self._schedule.succeeded(sync.begin, resynced=sync.resync_due)
             self._reporter.idle()
             return
-        # Without changes of our own, whatever a comparison writes undoes changes of others.
-        compared_only = thorough and not (changes or again or self._first or self._schedule.failing)
         try:
-            outcome, planned, thorough = self._program(changes, thorough=thorough)
+            done = self._programmer.program(
+                sync.changes, full=sync.full, pending=self._hooks.pending
+            )
         except BackendError as error:
-            self._failed(error, thorough=thorough)
+            self._failed(error, full=sync.full)
             return
-        end = self._maintain_at = self._clock()
-        found = bool(outcome.operations)
-        self._schedule.succeeded(end, resynced=due or thorough, took=end - begin, found=found)
-        if compared_only and found and not (self._doubt and self._doubt.affects_inputs):
-            self._reporter.repaired(self._doubt)
-        if thorough:
-            self._doubt = None
-        self._hold(outcome, end, None if thorough else changes)
-        held = self._refused.names | self._isolation.names
-        in_force, waiting = self._unsettled.split(held)
-        settled = SyncResult(in_force, self._state.ports, self._state.node, self._first)
-        self._reporter.done(
-            outcome,
-            Times(begin, planned, end),
-            thorough=thorough,
-            triggered=settled.changes.triggered,
-        )
-        # If the report fails, the sync is repeated and the hooks get these changes then.
-        self._unsettled, self._first = waiting, False
-        self._follow(settled)
+        self._succeeded(sync, done)
+
+    def _next_sync(self) -> _Sync:
+        """Check out the changes, and decide whether to compare the whole kernel state."""
+        begin = self._clock()
+        resync_due = self._schedule.is_resync_due(begin)
+        retry_isolated = begin >= self._held.isolation.next_due
+        full = retry_isolated or (resync_due and not self._can_skip_resync())
+        changes = self._checkout(begin)
+        inputs_changed = changes or retry_isolated or self._hooks.first or self._schedule.failing
+        return _Sync(begin, changes, full, resync_due, repairs=full and not inputs_changed)
+
+    def _can_skip_resync(self) -> bool:
+        """Whether a cheap check says that a resync would find nothing.
+
+        After ``Backend.max_skipped_resyncs`` skipped ones, a resync runs all the same: the check
+        misses a change by another program at the very moment of a write by svcproxy.
+        """
+        if (
+            self._external_change
+            or self._hooks.first
+            or self._schedule.failing
+            or not self._backend.is_unchanged()
+        ):
+            self._skipped_resyncs = 0
+            return False
+        limit = self._backend.max_skipped_resyncs
+        self._skipped_resyncs = (self._skipped_resyncs + 1) % (limit + 1)
+        return self._skipped_resyncs > 0
 
     def _checkout(self, now: float) -> Changes:
-        """Return what changed, and the Service ports that are due for another attempt."""
+        """Return the changes to plan: what changed, and Service ports that are due for a retry."""
         changes = self._state.checkout()
+        self._hooks.add(changes)
         if changes.node_changed:
-            self._settings = self._settings_for(self._state.node)
-        self._unsettled = self._unsettled.then(changes)
+            self._programmer.update_settings()
         self._reporter.changes(changes, self._state.conflicts)
-        if self._refused.names:
-            self._refused.release(changes.ports)
-            # Only the isolation decides when to retry the ports that it leaves out (``admit``).
-            self._refused.release(self._isolation.names)
-            self._reporter.refused((), len(self._refused))
         for service, error in changes.defects.items():
             self._reporter.defect("service", error, service=str(service))
-        due = self._refused.due(now)
-        retried = {name: self._state.ports.get(name) for name in due}
-        return self._isolation.admit(changes.including(retried))
+        refused = len(self._held.refused)
+        admitted = self._held.admit(changes, self._state.ports, now)
+        if refused:
+            self._reporter.refused((), len(self._held.refused))
+        return admitted
 
-    def _hold(self, outcome: Outcome, now: float, tried: Changes | None) -> None:
-        """Hold back the ports that were refused; ``tried`` is ``None`` after a sync from scratch."""
-        if not (outcome.refused or self._refused.names):
-            return
-        news = self._refused.note(now, outcome.refused, None if tried is None else tried.ports)
-        self._reporter.refused(news, len(self._refused))
+    def _succeeded(self, sync: _Sync, done: Programmed) -> None:
+        end = self._maintain_at = self._clock()
+        outcome = done.outcome
+        wrote = bool(outcome.operations)
+        self._schedule.succeeded(
+            end, resynced=sync.resync_due or done.full, took=end - sync.begin, found=wrote
+        )
+        change = self._external_change
+        # If an input changed that is not an API object, the kernel's state was no fault.
+        if sync.repairs and wrote and not (change and change.affects_inputs):
+            self._reporter.repaired(change)
+        if done.full:
+            self._external_change = None
+        if outcome.refused or self._held.refused.names:
+            attempted = None if done.full else sync.changes.ports
+            new = self._held.note_refused(outcome.refused, attempted, end)
+            self._reporter.refused(new, len(self._held.refused))
+        result = self._hooks.prepare(self._state, self._held.names)
+        times = Times(sync.begin, done.planned, end)
+        # If the report fails, the sync is repeated, and the hooks get these changes then.
+        self._reporter.done(outcome, times, full=done.full, triggered=result.changes.triggered)
+        self._hooks.run(result)
 
     def _maintain(self) -> None:
-        """Let the backend do what only time calls for, if it knows what the kernel holds."""
+        """Let the backend do periodic work, unless it does not know the kernel's state."""
         self._maintain_at = None
         if self._schedule.failing:
             return
         try:
             result = self._backend.maintain(lambda: self.inbox.filled)
         except BackendError as error:
-            self._failed(error, thorough=False)
+            self._failed(error, full=False)
             return
         if result.found is not None:
-            self._suspect(result.found)
+            self._request_resync(result.found)
         if result.next_in is not None:
             self._maintain_at = self._clock() + result.next_in
 
-    def _follow(self, settled: SyncResult) -> None:
-        """Do what comes after a sync; its failure is not the sync's."""
-        for follower in self._followers:
-            try:
-                follower(settled)
-            except (OSError, ConntrackError) as error:
-                log.warning("after_sync.failed", family=self._backend.family, error=str(error))
-            except Exception as error:  # noqa: BLE001 - logged; the other followers go on
-                self._reporter.defect("after_sync", error)
-
-    def _spared(self) -> bool:
-        """Whether the kernel tells at no cost that a comparison would find nothing.
-
-        After ``Backend.max_skipped_resyncs`` of them a comparison is made all the same: a foreign change in the
-        very moment of our own would go unnoticed otherwise.
-        """
-        if self._doubt or self._first or self._schedule.failing or not self._backend.is_unchanged():
-            self._spares = 0
-            return False
-        self._spares = (self._spares + 1) % (self._backend.max_skipped_resyncs + 1)
-        return self._spares > 0
-
-    def _program(self, changes: Changes, *, thorough: bool) -> tuple[Outcome, float, bool]:
-        """Plan and apply; return the outcome, when the plan was ready, and how thorough it was."""
-        backend, plan = self._backend, None
-        if not thorough:
-            try:
-                plan = backend.plan_changes(changes, self._settings)
-            except BackendError:
-                raise
-            except Exception as error:  # noqa: BLE001 - logged; _plan_all finds the cause
-                self._reporter.defect("planning", error)
-        if plan is None:
-            thorough = True
-            plan = self._plan_all(backend.read())
-        planned = self._clock()
-        return backend.apply(plan), planned, thorough
-
-    def _plan_all(self, observed: Observed) -> Plan:
-        """Plan from scratch; leave out the Service ports for which planning fails."""
-        state, now = self._state, self._clock()
-
-        def plan(ports: Mapping[ServicePortName, ServicePort]) -> Plan:
-            return self._backend.plan(Desired(ports, self._settings, state.service_cidrs), observed)
-
-        try:
-            made = plan(self._isolation.admitted(state.ports, now))
-        except (BackendError, MemoryError):
-            raise
-        except Exception:
-            found = self._isolation.search(plan, state.ports, self._unsettled, now)
-            if found is None:
-                raise
-            for name, error in found.items():
-                self._reporter.defect("planning", error, service_port=str(name))
-            return plan(self._isolation.admitted(state.ports, now))
-        self._isolation.succeeded(now)
-        return made
-
-    def _failed(self, error: Exception, *, thorough: bool) -> None:
+    def _failed(self, error: Exception, *, full: bool) -> None:
         retry = self._schedule.failed(self._clock())
-        self._reporter.failed(error, thorough=thorough, retry=retry)
-
-
-def _store(state: DesiredState, key: ObjectKey, obj: ApiObject | None) -> None:
-    kind, name = key
-    match obj:
-        case Service():
-            state.update_service(obj)
-        case EndpointSlice():
-            state.update_slice(obj)
-        case Node():
-            state.update_node(obj)
-        case ServiceCIDR():
-            state.update_service_cidr(obj)
-        case None if kind is Kind.SERVICE:
-            state.delete_service(name)
-        case None if kind is Kind.ENDPOINT_SLICE:
-            state.delete_slice(name)
-        case None if kind is Kind.SERVICE_CIDR:
-            state.delete_service_cidr(name)
-        case None:
-            state.update_node(None)
+        self._reporter.failed(error, full=full, retry=retry)

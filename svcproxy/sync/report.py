@@ -1,4 +1,4 @@
-"""Telling people and Prometheus what the sync loops do."""
+"""Reporting what the sync loops do: metrics, health, logs and Events."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 
 class Times(NamedTuple):
-    """When a sync began, knew what to write, and had it in the kernel; monotonic seconds."""
+    """When a sync began, had a plan, and had applied it; in monotonic seconds."""
 
     begin: float
     planned: float
@@ -30,9 +30,9 @@ class Times(NamedTuple):
 
 
 class Reporter:
-    """Metrics, health and log lines of one family's loop.
+    """Metrics, health, log lines and Events of one family's loop.
 
-    Only ``queued`` and ``taken`` may be called from other threads than that loop's.
+    Only ``queued`` and ``taken`` may be called from threads other than the loop's.
     """
 
     def __init__(
@@ -50,29 +50,29 @@ class Reporter:
         }
         metrics.queue_age.labels(family).set_function(partial(health.waiting_seconds, family))
 
-    def begun(self) -> None:
-        """Note that the loop may program from now on, and is about to for the first time."""
+    def lists_complete(self) -> None:
+        """Note that the first lists are complete: the loop is about to program for the first time."""
         self._health.started(self._family)
         self.queued()
         self.taken()
 
     def queued(self) -> None:
-        """Note that a change waits for the kernel; safe from any thread."""
+        """Note that a change waits to be programmed; safe from any thread."""
         self._health.queued(self._family)
         self._series.last_queued().set(time.time())
 
     def taken(self) -> None:
-        """Note that what was queued is being worked on; safe from any thread."""
+        """Note that the loop has taken the queued changes; safe from any thread."""
         self._health.taken(self._family)
 
     def idle(self) -> None:
-        """Note that what was queued needs no sync."""
+        """Note that the queued changes need no sync."""
         self._metrics.service_changes_pending.set(0)
         self._metrics.endpoint_changes_pending.set(0)
         self._health.updated(self._family)
 
     def changes(self, changes: Changes, conflicts: int) -> None:
-        """Note what a checkout found; ``conflicts`` is how many there are in all."""
+        """Report what a checkout found; ``conflicts`` is the number of all present conflicts."""
         for name, port in changes.ports.items():
             for policy, waiting in self._without_local.items():
                 waiting.discard(name)
@@ -105,13 +105,13 @@ class Reporter:
             )
 
     def done(
-        self, outcome: Outcome, times: Times, *, thorough: bool, triggered: tuple[datetime, ...]
+        self, outcome: Outcome, times: Times, *, full: bool, triggered: tuple[datetime, ...]
     ) -> None:
         """Note a successful sync."""
         metrics, family, series = self._metrics, self._family, self._series
         seconds = times.end - times.begin
         series.duration.observe(seconds)
-        (series.full if thorough else series.partial).observe(seconds)
+        (series.full if full else series.partial).observe(seconds)
         series.last_synced().set(time.time())
         self._stages(times)
         for kind, count in outcome.sizes.items():
@@ -127,60 +127,62 @@ class Reporter:
         metrics.endpoint_changes_pending.set(0)
         self._programming_latency(triggered)
         self._health.updated(family)
-        self._line(outcome.operations, thorough=thorough, seconds=seconds)
+        self._line(outcome.operations, full=full, seconds=seconds)
 
     def _stages(self, times: Times) -> None:
-        """Tell the way of the oldest change; a comparison on its own has none."""
-        came = self._health.waiting_since(self._family)
-        if came is None:
+        """Observe the stages of the oldest change; a resync without changes has none."""
+        queued = self._health.waiting_since(self._family)
+        if queued is None:
             return
         stages = self._series.stages
-        stages["queued"].observe(max(0.0, times.begin - came))
+        stages["queued"].observe(max(0.0, times.begin - queued))
         stages["computed"].observe(times.planned - times.begin)
         stages["applied"].observe(times.end - times.planned)
-        stages["total"].observe(max(0.0, times.end - came))
+        stages["total"].observe(max(0.0, times.end - queued))
 
     def _programming_latency(self, triggered: tuple[datetime, ...]) -> None:
         now = time.time()
         for moment in triggered:
             changed = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-            if changed >= self._started:  # what happened before our time says nothing about us
+            if changed >= self._started:  # older changes waited for the start of svcproxy
                 latency = max(0.0, now - changed)
                 self._series.programming.observe(latency)
 
-    def _line(self, operations: Mapping[str, int], *, thorough: bool, seconds: float) -> None:
-        say = log.info if operations else log.debug
-        kind = "full" if thorough else "partial"
-        say("sync.done", family=self._family, kind=kind, ms=round(seconds * 1000, 1), **operations)
+    def _line(self, operations: Mapping[str, int], *, full: bool, seconds: float) -> None:
+        write = log.info if operations else log.debug
+        kind = "full" if full else "partial"
+        write(
+            "sync.done", family=self._family, kind=kind, ms=round(seconds * 1000, 1), **operations
+        )
 
     def repaired(self, change: ExternalChange | None) -> None:
-        """Note that the sync undid what others had done to the kernel, and who, if that is known."""
+        """Report that a sync repaired what other programs changed, and which one if it is known."""
         self._series.repairs.inc()
-        culprit = {}
+        program = {}
         if change is not None and change.process:
-            culprit = {"process": change.process, "pid": change.pid}
-        log.warning("kernel.repaired", family=self._family, **culprit)
+            program = {"process": change.process, "pid": change.pid}
+        log.warning("kernel.repaired", family=self._family, **program)
 
     def defect(self, where: str, error: Exception, **about: str) -> None:
         """Log an unexpected exception, and count it as a defect of svcproxy itself.
 
         Args:
-            where: the activity, one of ``DEFECT_PLACES`` in ``observe/metrics.py``.
+            where: the activity; one of ``DEFECT_PLACES`` in ``observe/metrics.py``.
             error: the exception.
             about: the object concerned, for the log.
         """
         self._metrics.defects.labels(where).inc()
         log.error("sync.defect", family=self._family, where=where, **about, exc_info=error)
 
-    def refused(self, news: Sequence[tuple[ServicePortName, str]], held: int) -> None:
+    def refused(self, new: Sequence[tuple[ServicePortName, str]], held: int) -> None:
         """Report Service ports that the kernel refused.
 
         Args:
-            news: those that have not been reported yet, with the reason.
-            held: how many are held back now.
+            new: those that have not been reported yet, with the reason.
+            held: the number of all ports that are held back now.
         """
         self._series.refused.set(held)
-        for name, reason in news:
+        for name, reason in new:
             log.warning(
                 "service_port.refused",
                 family=self._family,
@@ -188,7 +190,7 @@ class Reporter:
                 reason=reason,
                 effect="it stays as it was and is retried; all others are programmed",
             )
-            # One Event stands for all nodes: the same object is likely refused on many.
+            # One Event is sent for all nodes, because many nodes likely refuse the same object.
             self._events.service(
                 name.service,
                 "ServicePortRefused",
@@ -196,27 +198,32 @@ class Reporter:
                 " there the port stays as it was and is retried",
             )
 
-    def failed(self, error: Exception, *, thorough: bool, retry: float) -> None:
-        """Note a failed sync; the next attempt is in ``retry`` seconds.
+    def failed(self, error: Exception, *, full: bool, retry: float) -> None:
+        """Report a failed sync.
 
         kube-proxy's failure metrics count failures of iptables-restore and of nftables transactions
-        only: not a kernel that cannot be read, and no defects of svcproxy.
+        only: neither failures to read the kernel's state, nor defects of svcproxy.
+
+        Args:
+            error: the reason.
+            full: whether it was to compare the whole kernel state.
+            retry: seconds until the next attempt.
         """
         series = self._series
-        series.failures["full" if thorough else "partial"].inc()
+        series.failures["full" if full else "partial"].inc()
         if isinstance(error, TransactionError):
             series.restore_failures.inc()
             series.transaction_failures.inc()
-            if not thorough:
+            if not full:
                 series.partial_restore_failures.inc()
         log.error("sync.failed", family=self._family, error=str(error), retry_in_s=retry)
 
 
 class _Series:
-    """The series of one family, looked up once: that costs as much as counting.
+    """The metric series of one family, looked up once, because a look-up costs as much as counting.
 
-    Counters and histograms begin at 0, so that a first failure is an increase and not only the
-    begin of a series. The times of what has not happened yet are left out.
+    Counters and histograms start at 0, so that a first failure shows as an increase. Timestamps have
+    no series until the event has happened.
     """
 
     def __init__(self, metrics: Metrics, family: IPFamily) -> None:
@@ -241,7 +248,7 @@ class _Series:
         self.failures = {
             kind: metrics.sync_failures.labels(family, kind) for kind in ("full", "partial")
         }
-        # Each is shown in its own mode only.
+        # Each is exported in some modes only.
         self.restore_failures = metrics.iptables_restore_failures.labels(family)
         self.partial_restore_failures = metrics.iptables_partial_restore_failures.labels(family)
         self.transaction_failures = metrics.nftables_sync_failures.labels(family)

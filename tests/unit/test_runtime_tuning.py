@@ -9,7 +9,7 @@ import pytest
 
 from svcproxy.runtime_tuning import collect_rarely, memory_manager
 from svcproxy.state.desired import Changes
-from svcproxy.sync.loop import SyncResult
+from svcproxy.sync.after_sync import SyncResult
 
 
 @pytest.fixture(autouse=True)

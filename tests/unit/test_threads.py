@@ -10,7 +10,7 @@ from svcproxy.backends.mode_spec import ActiveMode
 from svcproxy.cleanup.sweeper import Sweeper
 from svcproxy.config import ProxyMode
 from svcproxy.model.names import IPFamily
-from svcproxy.sync.loop import SyncResult
+from svcproxy.sync.after_sync import SyncResult
 from testbed.waiting import eventually
 from tests.unit.sync.test_loop import Stage, service
 
@@ -80,8 +80,8 @@ def test_the_sweeper(deaths: list[str], monkeypatch: pytest.MonkeyPatch) -> None
     stage.put(service("a"))
     stage.synced()
     stage.step()
-    settled: SyncResult = stage.settled[0]
-    sweeper.hook(IPFamily.IPV4)(settled)
+    result: SyncResult = stage.results[0]
+    sweeper.hook(IPFamily.IPV4)(result)
     eventually(lambda: deaths)
     assert "cleanup" in deaths[0]
 

@@ -1,8 +1,7 @@
-"""Finds the Service ports for which planning fails, so that all others can be programmed.
+"""Finding the Service ports for which planning fails, so that all others can be programmed.
 
-Planning is svcproxy's own code, so an exception in it is a defect, most likely triggered by a single
-object. Without isolation such an object would stop its whole family for ever.
-Pure: no clock, no log.
+An exception in planning is a defect of svcproxy that a single object most likely triggers. Without
+isolation, this object would stop all syncs of its family.
 """
 
 from collections.abc import Callable, KeysView, Mapping, Sequence
@@ -137,9 +136,9 @@ class Isolation:
             found = isolate(plan, ports, set(ports), kept)
         if not found:
             return None
-        news = self._held.note(now, {name: repr(e)[:200] for name, e in found.items()}, None)
+        unreported = self._held.note(now, {name: repr(e)[:200] for name, e in found.items()}, None)
         self._kept = {name: kept[name] for name in found if name in kept}
-        return {name: found[name] for name, _ in news}
+        return {name: found[name] for name, _ in unreported}
 
     def succeeded(self, now: float) -> None:
         """Note that a plan from scratch with those that were due has succeeded."""

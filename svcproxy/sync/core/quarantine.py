@@ -1,4 +1,4 @@
-"""Which Service ports are held back, and when each is retried. Pure: the caller has the clock."""
+"""Which Service ports are held back, and when each is retried. The caller supplies the time."""
 
 import math
 from collections.abc import Iterable, KeysView, Mapping
@@ -19,9 +19,13 @@ class _Held(msgspec.Struct):
 class Quarantine:
     """Service ports that failed on their own while all others were programmed.
 
-    Each is retried on its own: ``first`` seconds after its first failure, then after twice as long
-    each time, up to ``longest``. It leaves the quarantine when an attempt succeeds, when the
-    Service port changes, and when it is deleted. All times are seconds of one monotonic clock.
+    Each is retried on its own: ``first`` seconds after its first failure, then after waits that
+    double up to ``longest``. A port leaves the quarantine when an attempt succeeds, when it changes,
+    and when it is deleted. All times are seconds of one monotonic clock.
+
+    Args:
+        first: seconds until the first retry.
+        longest: the longest wait in seconds.
     """
 
     def __init__(self, first: float, longest: float) -> None:
@@ -40,11 +44,11 @@ class Quarantine:
 
     @property
     def next_due(self) -> float:
-        """When the first of them is due; infinity if none is held back."""
+        """When the first retry is due; infinity if no port is held back."""
         return self._next_due
 
     def due(self, now: float) -> list[ServicePortName]:
-        """Return those whose retry is due ``now``."""
+        """Return the Service ports whose retry is due ``now``."""
         if now < self._next_due:
             return []
         return [name for name, held in self._held.items() if held.retry_at <= now]
@@ -54,7 +58,7 @@ class Quarantine:
         if self._held:
             for name in names:
                 self._held.pop(name, None)
-            self._renew()
+            self._update_next_due()
 
     def note(
         self,
@@ -70,23 +74,23 @@ class Quarantine:
             attempted: the Service ports that the sync included; ``None`` for all.
 
         Returns:
-            The new ones, and those with a new reason: these have not been reported yet.
+            The new ports, and those with a new reason: these have not been reported yet.
         """
         if not (refused or self._held):
             return []
-        done = self._held.keys() if attempted is None else attempted
-        for name in [name for name in done if name not in refused]:
+        succeeded = self._held.keys() if attempted is None else attempted
+        for name in [name for name in succeeded if name not in refused]:
             self._held.pop(name, None)
-        news = []
+        unreported = []
         for name, reason in refused.items():
             known = self._held.get(name)
             if known is None or known.reason != reason:
-                news.append((name, reason))
+                unreported.append((name, reason))
             attempts = 1 if known is None else known.attempts + 1
             wait = min(self._first * 2.0 ** min(attempts - 1, 16), self._longest)
             self._held[name] = _Held(reason, attempts, now + wait)
-        self._renew()
-        return news
+        self._update_next_due()
+        return unreported
 
-    def _renew(self) -> None:
+    def _update_next_due(self) -> None:
         self._next_due = min((held.retry_at for held in self._held.values()), default=math.inf)

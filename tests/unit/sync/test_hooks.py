@@ -9,8 +9,8 @@ from svcproxy.model.objects import Node
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.observe.service_health import ServiceHealthServers
 from svcproxy.state.desired import Changes
+from svcproxy.sync.after_sync import SyncResult
 from svcproxy.sync.hooks import health_checks
-from svcproxy.sync.loop import SyncResult
 
 WEB = ServicePortName("shop", "web", "http", Protocol.TCP)
 API = ServicePortName("shop", "api", "http", Protocol.TCP)

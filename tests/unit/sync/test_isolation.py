@@ -1,4 +1,4 @@
-"""One Service for which svcproxy itself fails costs itself only."""
+"""An unexpected exception for one Service affects no other Service."""
 
 import random
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from tests.unit.sync.test_loop import Content, DictBackend, Stage, service
 
 
 class Brittle(DictBackend):
-    """A backend that cannot plan some addresses."""
+    """A backend whose planning raises for some addresses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,17 +44,14 @@ class Brittle(DictBackend):
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """structlog's own renderer shows all variables of a traceback, which takes seconds."""
+    """Capture logs: structlog's own renderer shows all variables of a traceback, which is slow."""
     with capture_logs():
         yield
 
 
 @pytest.fixture
 def stage() -> Stage:
-    made = Stage()
-    made.backend = made.loop._backend = Brittle()
-    made.backend.pass_time = made.spend
-    return made
+    return Stage(Brittle())
 
 
 def brittle(stage: Stage) -> Brittle:
@@ -68,7 +65,7 @@ def run(stage: Stage, *services: Service) -> None:
     stage.step()
 
 
-def test_at_the_start_all_others_are_served(stage: Stage) -> None:
+def test_at_the_start_all_other_services_are_programmed(stage: Stage) -> None:
     brittle(stage).poison = {"10.96.0.7", "10.96.0.150"}
     run(stage, *[service(f"s{n}", n) for n in range(1, 200)])
     assert len(stage.backend.kernel) == 197
@@ -76,11 +73,11 @@ def test_at_the_start_all_others_are_served(stage: Stage) -> None:
     assert brittle(stage).plans < 50
 
 
-def test_a_change_that_brings_out_a_defect_leaves_the_last_good_state(stage: Stage) -> None:
+def test_a_change_for_which_planning_fails_leaves_the_last_good_state(stage: Stage) -> None:
     run(stage, service("a"), service("b", 2))
     brittle(stage).poison = {"10.96.0.66"}
-    before = stage.settled[-1].ports
-    stage.settled.clear()
+    before = stage.results[-1].ports
+    stage.results.clear()
     with capture_logs() as logs:
         stage.put(service("b", 66), service("c", 3))
         stage.step(2.0)
@@ -92,12 +89,12 @@ def test_a_change_that_brings_out_a_defect_leaves_the_last_good_state(stage: Sta
     }
     told = [log for log in logs if log.get("service_port") == "ns/b:http"]
     assert len(told) == 1
-    assert all("ns/b:http" not in map(str, s.changes.ports) for s in stage.settled)
+    assert all("ns/b:http" not in map(str, s.changes.ports) for s in stage.results)
     assert stage.health.livez().status == 200
     assert before
 
 
-def test_a_service_that_changes_again_and_again_costs_no_further_plans(stage: Stage) -> None:
+def test_further_changes_of_an_isolated_service_need_no_plans(stage: Stage) -> None:
     run(stage, service("a"), service("b", 2))
     brittle(stage).poison = {f"10.96.0.{n}" for n in range(60, 90)}
     stage.put(service("b", 60))
@@ -109,24 +106,24 @@ def test_a_service_that_changes_again_and_again_costs_no_further_plans(stage: St
     assert brittle(stage).plans == plans
 
 
-def test_it_is_tried_again_and_programmed_when_it_works(stage: Stage) -> None:
+def test_an_isolated_service_is_retried_and_programmed(stage: Stage) -> None:
     run(stage, service("a"), service("b", 2))
     brittle(stage).poison = {"10.96.0.66"}
     stage.put(service("b", 66))
     stage.step(2.0)
-    assert len(stage.loop._isolation.names) == 1
+    assert len(stage.loop._held.isolation.names) == 1
     stage.step(31.0)
     stage.step(31.0)
-    assert len(stage.loop._isolation.names) == 1
+    assert len(stage.loop._held.isolation.names) == 1
     brittle(stage).poison = set()
-    stage.settled.clear()
+    stage.results.clear()
     for _ in range(4):
         stage.step(31.0)
-    assert not stage.loop._isolation.names
-    assert any("ns/b:http" in map(str, s.changes.ports) for s in stage.settled)
+    assert not stage.loop._held.isolation.names
+    assert any("ns/b:http" in map(str, s.changes.ports) for s in stage.results)
 
 
-def test_a_deletion_is_programmed_at_once(stage: Stage) -> None:
+def test_a_deletion_is_programmed_immediately(stage: Stage) -> None:
     run(stage, service("a"), service("b", 2))
     brittle(stage).poison = {"10.96.0.66"}
     stage.put(service("b", 66))
@@ -134,10 +131,10 @@ def test_a_deletion_is_programmed_at_once(stage: Stage) -> None:
     stage.remove("b")
     assert stage.step(2.0) == ["apply"]
     assert set(stage.backend.kernel) == {"ns/a:http"}
-    assert not stage.loop._isolation.names
+    assert not stage.loop._held.isolation.names
 
 
-def test_halving_finds_any_few() -> None:
+def test_bisection_finds_any_few_ports() -> None:
     state = DesiredState(Stage().loop.family, "node1")
     for number in range(1, 250):
         state.update_service(service(f"s{number}", number))
@@ -155,7 +152,7 @@ def test_halving_finds_any_few() -> None:
         assert found.keys() == bad
 
 
-def test_one_service_that_cannot_be_computed_stays_as_it_was(
+def test_a_service_that_cannot_be_computed_keeps_its_state(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(stage, service("a"), service("b", 2))
@@ -172,7 +169,7 @@ def test_one_service_that_cannot_be_computed_stays_as_it_was(
     assert stage.value("svcproxy_defects_total", {"where": "service"}) == 1
 
 
-def test_one_object_that_cannot_be_stored_costs_no_other(
+def test_an_object_that_cannot_be_stored_affects_no_other(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(stage, service("a"))
@@ -192,7 +189,7 @@ def test_one_object_that_cannot_be_stored_costs_no_other(
 
 
 @pytest.mark.parametrize("method", ["update_service", "_compute_ports", "_claims_of"])
-def test_what_was_not_taken_in_for_lack_of_memory_is_taken_in_later(
+def test_objects_are_stored_later_if_memory_ran_out(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     run(stage, service("a"))
@@ -214,19 +211,21 @@ def test_what_was_not_taken_in_for_lack_of_memory_is_taken_in_later(
     assert stage.value("svcproxy_defects_total", {"where": "service"}) == 0
 
 
-def test_a_port_that_planning_leaves_out_is_not_retried_as_a_refused_one(stage: Stage) -> None:
+def test_an_isolated_port_is_not_retried_as_a_refused_one(stage: Stage) -> None:
     run(stage, service("a"), service("b", 2))
     brittle(stage).poison = {"10.96.0.66"}
     stage.put(service("b", 66))
     stage.step(2.0)
-    (name,) = stage.loop._isolation.names
-    stage.loop._refused.note(stage.now, {name: "ENOSPC"}, None)  # what is kept of it is refused
+    (name,) = stage.loop._held.isolation.names
+    stage.loop._held.refused.note(
+        stage.now, {name: "ENOSPC"}, None
+    )  # the kernel refuses the kept state
     stage.step(1.1)
-    assert not stage.loop._refused.names
+    assert not stage.loop._held.refused.names
     assert stage.loop._wake_at() > stage.now
 
 
-def test_an_address_that_was_given_up_is_served_after_memory_ran_out(
+def test_a_released_address_is_served_after_memory_ran_out(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older = structs.replace(service("b", 2), external_ips=("192.0.2.1",), created=1.0)
@@ -246,7 +245,7 @@ def test_an_address_that_was_given_up_is_served_after_memory_ran_out(
     assert [f.address for f in port.frontends] == ["10.96.0.3", "192.0.2.1"]
 
 
-def test_the_first_lists_are_taken_in_after_memory_ran_out(
+def test_the_first_lists_are_stored_after_memory_ran_out(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*_: object) -> None:
@@ -259,7 +258,7 @@ def test_the_first_lists_are_taken_in_after_memory_ran_out(
     assert set(stage.backend.kernel) == {"ns/a:http", "ns/b:http"}
 
 
-def test_a_defect_that_no_port_explains_is_not_searched_for(
+def test_an_exception_without_any_ports_is_not_searched_for(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(stage, *[service(f"s{n}", n) for n in range(1, 200)])

@@ -1,4 +1,4 @@
-"""The loop of one family, stepped by hand, on a backend that keeps its rules in a dict."""
+"""The loop of one family, stepped manually, with a dict as the kernel."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,8 +21,9 @@ from svcproxy.model.objects import EndpointSlice, Node, Service, ServicePortSpec
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.metrics import Metrics
 from svcproxy.state.desired import Changes, DesiredState
+from svcproxy.sync.after_sync import SyncResult
 from svcproxy.sync.core.schedule import Schedule
-from svcproxy.sync.loop import FamilyLoop, SyncResult
+from svcproxy.sync.loop import FamilyLoop
 from svcproxy.sync.report import Reporter
 from tests.fakes.sink import key_of
 
@@ -31,7 +32,7 @@ STAGES = ("queued", "computed", "applied", "total")
 
 
 class DictBackend:
-    """A kernel of one dict: Service port names and how many frontends they have."""
+    """A backend whose kernel is a dict: the number of frontends of each Service port."""
 
     family = IPFamily.IPV4
     max_skipped_resyncs = 9
@@ -40,7 +41,7 @@ class DictBackend:
         self.kernel: Content = {}
         self.steps: list[str] = []
         self.broken = False
-        self.is_unchanged_now = False
+        self.unchanged = False
         self.takes: dict[str, float] = {}
         self.pauses: list[Maintenance] = []
         self.should_yield: Callable[[], bool] = lambda: False
@@ -51,7 +52,7 @@ class DictBackend:
         pass
 
     def is_unchanged(self) -> bool:
-        return self.is_unchanged_now
+        return self.unchanged
 
     def read(self) -> Content:
         self._step("read")
@@ -87,7 +88,7 @@ class DictBackend:
 
     def _step(self, name: str) -> None:
         if self.broken:
-            raise TransactionError("the kernel says no")
+            raise TransactionError("the kernel refused")
         self.steps.append(name)
 
 
@@ -97,17 +98,17 @@ def _settings(node: Node | None) -> Settings:
 
 
 class Stage:
-    """A loop, its backend, and a clock that moves when told to."""
+    """A loop, its backend, and a clock that only tests move."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: DictBackend | None = None) -> None:
         self.now = 1000.0
-        self.backend = DictBackend()
+        self.backend = backend or DictBackend()
         self.backend.pass_time = self.spend
         self.metrics = Metrics()
         self.health = HealthState(
             sync_period=30.0, clock=lambda: self.now, wall=lambda: self.now, needs_node=False
         )
-        self.settled: list[SyncResult] = []
+        self.results: list[SyncResult] = []
         checked: Backend[Content, Content] = self.backend
         self.loop = FamilyLoop(
             checked,
@@ -115,7 +116,7 @@ class Stage:
             Schedule(1.0, 30.0),
             Reporter(IPFamily.IPV4, self.metrics, self.health, LogOnly()),
             settings_for=_settings,
-            followers=(self.settled.append,),
+            hooks=(self.results.append,),
             clock=lambda: self.now,
         )
 
@@ -138,7 +139,7 @@ class Stage:
             self.loop.inbox.synced(kind)
 
     def step(self, later: float = 0.0) -> list[str]:
-        """Let time pass, step, and tell what the backend was asked to do."""
+        """Let time pass, step, and return the backend methods that were called."""
         self.now += later
         self.backend.steps.clear()
         self.loop.step()
@@ -184,7 +185,7 @@ def test_a_change_is_applied_without_reading(running: Stage) -> None:
     assert set(running.backend.kernel) == {"ns/a:http", "ns/b:http"}
 
 
-def test_changes_within_the_minimum_interval_go_together(running: Stage) -> None:
+def test_changes_within_the_minimum_interval_share_a_sync(running: Stage) -> None:
     running.put(service("b", 2))
     assert running.step(0.5) == []
     running.put(service("c", 3))
@@ -192,7 +193,7 @@ def test_changes_within_the_minimum_interval_go_together(running: Stage) -> None
     assert len(running.backend.kernel) == 3
 
 
-def test_what_changed_back_costs_nothing(running: Stage) -> None:
+def test_a_change_that_was_undone_needs_no_sync(running: Stage) -> None:
     running.put(service("b", 2))
     running.step(0.1)
     running.remove("b")
@@ -200,30 +201,30 @@ def test_what_changed_back_costs_nothing(running: Stage) -> None:
     assert running.health.healthz().status == 200
 
 
-def test_objects_of_no_concern_cost_nothing(running: Stage) -> None:
+def test_objects_of_the_other_family_need_no_sync(running: Stage) -> None:
     name = NamespacedName("ns", "other-family")
     running.put(EndpointSlice(name, NamespacedName("ns", "a"), IPFamily.IPV6, (), ()))
     assert running.step(5.0) == []
     running.now += 100.0
-    assert running.health.healthz().status == 200, "nothing is left queued"
+    assert running.health.healthz().status == 200, "no change is waiting"
 
 
-def test_after_a_failure_everything_is_compared_and_nothing_is_lost(running: Stage) -> None:
+def test_a_failed_sync_is_retried_by_a_resync_with_all_changes(running: Stage) -> None:
     running.backend.broken = True
     running.put(service("b", 2))
     assert running.step(5.0) == []
-    running.settled.clear()
+    running.results.clear()
     running.backend.broken = False
     running.put(service("c", 3))
     assert running.step(0.5) == [], "the first retry is after one second"
     assert running.step(0.6) == ["read", "apply"]
     assert len(running.backend.kernel) == 3
-    assert {str(n) for n in running.settled[0].changes.ports} == {"ns/b:http", "ns/c:http"}
+    assert {str(n) for n in running.results[0].changes.ports} == {"ns/b:http", "ns/c:http"}
     labels = {"ip_family": "IPv4"}
     assert running.value("kubeproxy_sync_proxy_rules_iptables_restore_failures_total", labels) == 1
 
 
-def test_a_kernel_that_keeps_refusing_makes_the_proxy_unhealthy(running: Stage) -> None:
+def test_repeated_failures_make_the_proxy_unhealthy(running: Stage) -> None:
     running.backend.broken = True
     running.put(service("b", 2))
     for _ in range(30):
@@ -234,8 +235,8 @@ def test_a_kernel_that_keeps_refusing_makes_the_proxy_unhealthy(running: Stage) 
     assert running.health.livez().status == 200
 
 
-def test_the_way_of_a_change_is_told_by_stages(running: Stage) -> None:
-    running.settled.clear()
+def test_the_latency_of_a_change_is_measured_by_stages(running: Stage) -> None:
+    running.results.clear()
     before = {stage: running.stage_sum(stage) for stage in STAGES}
     running.put(service("b", 2))
     running.now += 0.25
@@ -248,13 +249,13 @@ def test_the_way_of_a_change_is_told_by_stages(running: Stage) -> None:
     assert running.value(count, {"ip_family": "IPv4", "stage": "total"}) == 2, "one for each sync"
 
 
-def test_a_comparison_for_its_own_sake_is_no_change(running: Stage) -> None:
+def test_a_resync_without_changes_has_no_latency(running: Stage) -> None:
     before = running.stage_sum("total")
     assert running.step(31.0) == ["read", "apply"]
     assert running.stage_sum("total") == before
 
 
-def test_the_age_of_what_waits(running: Stage) -> None:
+def test_the_age_of_the_oldest_waiting_change(running: Stage) -> None:
     age = ("svcproxy_queue_age_seconds", {"ip_family": "IPv4"})
     assert running.value(*age) == 0
     running.backend.broken = True
@@ -270,8 +271,8 @@ def test_the_age_of_what_waits(running: Stage) -> None:
     assert running.value(*failures) == 1
 
 
-def test_the_kernel_is_compared_every_period(running: Stage) -> None:
-    running.backend.kernel = {"foreign edit": 1}
+def test_a_resync_runs_every_period_and_repairs(running: Stage) -> None:
+    running.backend.kernel = {"external change": 1}
     assert running.step(29.0) == []
     assert running.step(1.1) == ["read", "apply"]
     assert running.backend.kernel == {"ns/a:http": 1}
@@ -279,90 +280,94 @@ def test_the_kernel_is_compared_every_period(running: Stage) -> None:
     assert running.value("svcproxy_drift_repairs_total", labels) == 1
 
 
-def test_a_kernel_that_is_surely_untouched_is_compared_every_tenth_time(running: Stage) -> None:
-    running.backend.is_unchanged_now = True
+def test_nine_of_ten_resyncs_of_an_unchanged_kernel_are_skipped(running: Stage) -> None:
+    running.backend.unchanged = True
     steps = [bool(running.step(30.1)) for _ in range(20)]
     assert steps == ([False] * 9 + [True]) * 2
-    running.backend.is_unchanged_now = False
+    running.backend.unchanged = False
     assert running.step(30.1)
 
 
-def test_changes_are_no_reason_to_compare_a_kernel_that_is_surely_untouched(
+def test_resyncs_of_an_unchanged_kernel_are_skipped_among_changes_too(
     running: Stage,
 ) -> None:
-    running.backend.is_unchanged_now = True
-    compared = []
+    running.backend.unchanged = True
+    resynced = []
     for number in range(20):
         running.put(service("b", 2 + number))
-        compared.append(running.step(30.1) == ["read", "apply"])
-    assert compared == ([False] * 9 + [True]) * 2
+        resynced.append(running.step(30.1) == ["read", "apply"])
+    assert resynced == ([False] * 9 + [True]) * 2
     assert len(running.backend.kernel) == 2
 
 
-def test_an_untouched_kernel_is_no_excuse_after_a_failure(running: Stage) -> None:
+def test_a_resync_after_a_failure_is_never_skipped(running: Stage) -> None:
     running.backend.broken = True
     running.put(service("b", 2))
     running.step(5.0)
     running.remove("b")
     running.backend.broken = False
-    running.backend.is_unchanged_now = True
+    running.backend.unchanged = True
     assert running.step(2.0) == ["read", "apply"]
 
 
-def test_a_foreign_change_that_is_told_of_is_repaired_at_once(running: Stage) -> None:
-    running.backend.is_unchanged_now = True
-    running.backend.kernel = {"foreign edit": 1}
+def test_a_reported_external_change_is_repaired_immediately(running: Stage) -> None:
+    running.backend.unchanged = True
+    running.backend.kernel = {"external change": 1}
     running.loop.inbox.request_resync(ExternalChange("nft", 1))
     assert running.step(1.1) == ["read", "apply"]
     assert running.backend.kernel == {"ns/a:http": 1}
 
 
-@pytest.mark.parametrize(("outside", "repairs"), [(False, 1), (True, 0)])
-def test_following_the_nodes_addresses_is_no_repair(
-    running: Stage, repairs: int, *, outside: bool
+@pytest.mark.parametrize(("affects_inputs", "repairs"), [(False, 1), (True, 0)])
+def test_applying_a_changed_input_is_no_repair(
+    running: Stage, repairs: int, *, affects_inputs: bool
 ) -> None:
     running.backend.kernel = {"another address": 1}
-    running.loop.inbox.request_resync(ExternalChange("somebody", 0, affects_inputs=outside))
+    running.loop.inbox.request_resync(
+        ExternalChange("another program", 0, affects_inputs=affects_inputs)
+    )
     assert running.step(1.1) == ["read", "apply"]
     assert running.value("svcproxy_drift_repairs_total", {"ip_family": "IPv4"}) == repairs
 
 
-def test_settings_that_depend_on_the_node_compare_everything(running: Stage) -> None:
+def test_changed_settings_lead_to_a_resync(running: Stage) -> None:
     running.put(Node("node1", pod_cidrs=("10.244.1.0/24",)))
     assert running.step(5.0) == ["read", "apply"]
 
 
-def test_followers_learn_what_a_port_meant_before(running: Stage) -> None:
-    assert running.settled[0].first
-    running.settled.clear()
+def test_hooks_get_the_former_state_of_changed_ports(running: Stage) -> None:
+    assert running.results[0].first
+    running.results.clear()
     running.remove("a")
     running.step(5.0)
-    (settled,) = running.settled
-    assert not settled.first
-    (name,) = settled.changes.ports
-    assert settled.changes.ports[name] is None
-    assert settled.changes.previous[name].frontends[0].address == "10.96.0.1"
+    (result,) = running.results
+    assert not result.first
+    (name,) = result.changes.ports
+    assert result.changes.ports[name] is None
+    assert result.changes.previous[name].frontends[0].address == "10.96.0.1"
 
 
-def test_a_follower_that_fails_does_not_fail_the_sync(running: Stage) -> None:
+def test_a_failing_hook_does_not_fail_the_sync(running: Stage) -> None:
     def fail(_: SyncResult) -> None:
         raise OSError("no such table")
 
-    running.loop._followers = (fail, running.settled.append)
-    running.settled.clear()
+    running.loop._hooks._hooks = (fail, running.results.append)
+    running.results.clear()
     running.put(service("b", 2))
     assert running.step(5.0) == ["apply"]
-    assert running.settled
+    assert running.results
 
 
-def test_a_defect_does_not_end_the_loop(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_survives_an_unexpected_exception(
+    running: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def defect(*_: object) -> Content:
         raise KeyError("a defect")
 
     with monkeypatch.context() as patch:
         patch.setattr(running.backend, "plan_changes", defect)
         running.put(service("b", 2))
-        assert running.step(5.0) == ["read", "apply"], "from scratch it works"
+        assert running.step(5.0) == ["read", "apply"], "a full sync succeeds"
     assert len(running.backend.kernel) == 2
     running.put(service("c", 3))
     assert running.step(2.0) == ["apply"]
@@ -371,7 +376,9 @@ def test_a_defect_does_not_end_the_loop(running: Stage, monkeypatch: pytest.Monk
 RESTORES = "kubeproxy_sync_proxy_rules_iptables_restore_failures_total"
 
 
-def test_a_defect_is_no_failure_to_restore(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_exception_is_no_restore_failure(
+    running: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def defect(*_: object) -> Outcome:
         raise KeyError("a defect")
 
@@ -384,7 +391,7 @@ def test_a_defect_is_no_failure_to_restore(running: Stage, monkeypatch: pytest.M
     assert running.value("svcproxy_sync_failures_total", failures) == 1
 
 
-def test_a_kernel_that_cannot_be_read_is_no_failure_to_restore(
+def test_a_failed_read_is_no_restore_failure(
     running: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreadable() -> Content:
@@ -398,7 +405,7 @@ def test_a_kernel_that_cannot_be_read_is_no_failure_to_restore(
     assert running.value("svcproxy_sync_failures_total", failures) == 1
 
 
-def test_merged_changes_keep_what_was_before_the_first(running: Stage) -> None:
+def test_merged_changes_keep_the_state_before_the_first(running: Stage) -> None:
     state = DesiredState(IPFamily.IPV4, "node1")
     state.update_service(service("a"))
     created = state.checkout()
@@ -407,12 +414,12 @@ def test_merged_changes_keep_what_was_before_the_first(running: Stage) -> None:
     state.delete_service(NamespacedName("ns", "a"))
     gone = state.checkout()
     (name,) = created.ports
-    assert created.then(moved).previous == {}, "before both it did not exist"
+    assert created.then(moved).previous == {}, "the port did not exist before both"
     assert moved.then(gone).previous[name].frontends[0].address == "10.96.0.1"
     assert moved.then(gone).ports == {name: None}
 
 
-def test_the_backend_is_called_again_when_its_time_has_come(running: Stage) -> None:
+def test_maintenance_runs_after_the_delay_that_the_backend_asked_for(running: Stage) -> None:
     running.backend.pauses = [Maintenance(5.0), Maintenance(5.0)]
     running.put(service("b", 2))
     running.step(later=1.0)
@@ -424,10 +431,10 @@ def test_the_backend_is_called_again_when_its_time_has_come(running: Stage) -> N
     running.step(later=5.1)
     assert running.backend.maintained == maintained + 2
     running.step(later=10.0)
-    assert running.backend.maintained == maintained + 2, "it did not ask for more"
+    assert running.backend.maintained == maintained + 2, "it asked for no further call"
 
 
-def test_a_backend_that_failed_is_not_called_for_passing_time(running: Stage) -> None:
+def test_there_is_no_maintenance_while_syncs_fail(running: Stage) -> None:
     running.backend.pauses = [Maintenance(1.5)]
     running.put(service("b", 2))
     running.step(later=1.0)
@@ -436,16 +443,16 @@ def test_a_backend_that_failed_is_not_called_for_passing_time(running: Stage) ->
     running.put(service("c", 3))
     running.step(later=1.0)
     running.step(later=0.6)
-    assert running.backend.maintained == maintained, "nobody knows what the kernel holds"
+    assert running.backend.maintained == maintained, "the state of the kernel is unknown"
     running.backend.broken = False
     running.step(later=1.1)
     assert running.backend.maintained == maintained + 1
 
 
-def test_what_a_backend_comes_upon_is_compared_soon_and_counts_as_a_repair(
+def test_a_change_that_maintenance_finds_leads_to_a_resync_and_counts_as_a_repair(
     running: Stage,
 ) -> None:
-    running.backend.is_unchanged_now = True
+    running.backend.unchanged = True
     running.backend.pauses = [
         Maintenance(3.0),
         Maintenance(0.0, ExternalChange("", 0, certain=False)),
@@ -460,8 +467,8 @@ def test_what_a_backend_comes_upon_is_compared_soon_and_counts_as_a_repair(
     assert running.value("svcproxy_drift_repairs_total", {"ip_family": "IPv4"}) == 1
 
 
-def test_a_backend_that_comes_upon_something_is_asked_again_at_once(running: Stage) -> None:
-    """It may have something else to do before the comparison, which may have to wait."""
+def test_maintenance_continues_after_it_found_a_change(running: Stage) -> None:
+    """The backend may have other work to do before the resync, which may have to wait."""
     running.backend.pauses = [
         Maintenance(3.0),
         Maintenance(0.0, ExternalChange("", 0, certain=False)),
@@ -476,7 +483,7 @@ def test_a_backend_that_comes_upon_something_is_asked_again_at_once(running: Sta
     assert running.backend.maintained == maintained + 3
 
 
-def test_a_backend_is_told_when_something_has_come(running: Stage) -> None:
+def test_maintenance_should_yield_while_changes_wait(running: Stage) -> None:
     running.put(service("b", 2))
     running.step(later=1.0)
     assert not running.backend.should_yield()
@@ -491,12 +498,12 @@ def test_a_backend_is_told_when_something_has_come(running: Stage) -> None:
 def test_hooks_get_the_changes_of_a_sync_whose_report_failed(
     running: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running.settled.clear()
+    running.results.clear()
     running.put(service("b", 2))
     with monkeypatch.context() as patch:
         patch.setattr(running.health, "updated", lambda _: 1 / 0)
         running.step(5.0)
-    assert running.settled == []
+    assert running.results == []
     running.step(5.0)
-    (settled,) = running.settled
-    assert {name.service.name for name in settled.changes.ports} == {"b"}
+    (result,) = running.results
+    assert {name.service.name for name in result.changes.ports} == {"b"}

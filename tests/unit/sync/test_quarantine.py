@@ -8,7 +8,7 @@ from svcproxy.sync.core.quarantine import Quarantine
 A, B = (ServicePortName("ns", name, "http", Protocol.TCP) for name in "ab")
 
 
-def test_attempts_back_off_up_to_the_longest() -> None:
+def test_retries_back_off_up_to_the_longest_wait() -> None:
     held = Quarantine(1.0, 30.0)
     now, waits = 100.0, []
     for _ in range(7):
@@ -20,14 +20,14 @@ def test_attempts_back_off_up_to_the_longest() -> None:
     assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
 
 
-def test_each_is_news_once_for_each_reason() -> None:
+def test_each_port_is_reported_once_for_each_reason() -> None:
     held = Quarantine(1.0, 30.0)
     assert held.note(0.0, {A: "no"}, [A, B]) == [(A, "no")]
     assert held.note(1.0, {A: "no"}, [A]) == []
     assert held.note(1.0, {A: "still no", B: "no"}, None) == [(A, "still no"), (B, "no")]
 
 
-def test_what_was_not_tried_stays_held_back() -> None:
+def test_a_port_that_was_not_attempted_stays_held_back() -> None:
     held = Quarantine(1.0, 30.0)
     held.note(0.0, {A: "no"}, [A])
     held.note(0.5, {}, [B])
@@ -37,14 +37,14 @@ def test_what_was_not_tried_stays_held_back() -> None:
     assert held.next_due == math.inf
 
 
-def test_a_sync_from_scratch_tries_all() -> None:
+def test_a_full_sync_attempts_all() -> None:
     held = Quarantine(1.0, 30.0)
     held.note(0.0, {A: "no", B: "no"}, [A, B])
     held.note(1.0, {B: "no"}, None)
     assert list(held.names) == [B]
 
 
-def test_a_change_begins_anew() -> None:
+def test_a_change_resets_the_back_off() -> None:
     held = Quarantine(1.0, 30.0)
     for now in range(5):
         held.note(float(now), {A: "no"}, [A])

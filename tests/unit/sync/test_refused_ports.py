@@ -1,4 +1,4 @@
-"""What the kernel refuses of one Service port delays that one and no other."""
+"""A Service port that the kernel refuses delays no other Service port."""
 
 import pytest
 from structlog.testing import capture_logs
@@ -11,7 +11,7 @@ HELD = ("svcproxy_refused_service_ports", LABELS)
 
 
 class PickyBackend(DictBackend):
-    """A kernel that refuses some names and leaves them as they were."""
+    """A backend whose kernel refuses some names and keeps their former state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,10 +41,8 @@ KEYS = {str(name): name for name in STATE.checkout().ports}
 
 @pytest.fixture
 def stage() -> Stage:
-    """A stage with a picky kernel, after its first sync of Service ``a``."""
-    made = Stage()
-    made.backend = made.loop._backend = PickyBackend()
-    made.backend.pass_time = made.spend
+    """A stage after the first sync of Service ``a``, whose kernel can refuse ports."""
+    made = Stage(PickyBackend())
     made.put(service("a"))
     made.synced()
     made.step()
@@ -56,7 +54,7 @@ def picky(stage: Stage) -> PickyBackend:
     return stage.backend
 
 
-def test_the_others_go_on_at_full_speed(stage: Stage) -> None:
+def test_other_ports_are_programmed_without_delay(stage: Stage) -> None:
     picky(stage).refusing = {"ns/b:http"}
     stage.put(service("b", 2), service("c", 3))
     assert stage.step(1.1) == ["apply"]
@@ -68,7 +66,7 @@ def test_the_others_go_on_at_full_speed(stage: Stage) -> None:
     assert stage.health.livez().status == 200
 
 
-def test_it_is_retried_with_back_off_and_reported_once(stage: Stage) -> None:
+def test_a_refused_port_is_retried_with_back_off_and_reported_once(stage: Stage) -> None:
     picky(stage).refusing = {"ns/b:http"}
     stage.put(service("b", 2))
     with capture_logs() as logs:
@@ -100,18 +98,18 @@ def test_the_loop_sleeps_until_the_retry_is_due(stage: Stage) -> None:
     assert stage.loop._wake_at() > stage.now + 20.0
 
 
-def test_followers_learn_of_it_when_the_kernel_has_it(stage: Stage) -> None:
-    stage.settled.clear()
+def test_hooks_get_a_refused_port_when_the_kernel_has_it(stage: Stage) -> None:
+    stage.results.clear()
     picky(stage).refusing = {"ns/a:http"}
     stage.put(service("c", 3))
     stage.remove("a")
     stage.step(1.1)
-    assert {str(n) for n in stage.settled[-1].changes.ports} == {"ns/c:http"}
+    assert {str(n) for n in stage.results[-1].changes.ports} == {"ns/c:http"}
     picky(stage).refusing.clear()
     stage.step(1.1)
-    (name,) = stage.settled[-1].changes.ports
+    (name,) = stage.results[-1].changes.ports
     assert str(name) == "ns/a:http"
-    assert stage.settled[-1].changes.previous[name].frontends[0].address == "10.96.0.1"
+    assert stage.results[-1].changes.previous[name].frontends[0].address == "10.96.0.1"
 
 
 def test_a_change_or_a_deletion_ends_the_back_off(stage: Stage) -> None:
@@ -125,7 +123,7 @@ def test_a_change_or_a_deletion_ends_the_back_off(stage: Stage) -> None:
     assert stage.step(10.0) == []
 
 
-def test_a_failure_of_the_whole_sync_does_not_make_the_loop_spin(stage: Stage) -> None:
+def test_the_loop_does_not_spin_after_a_failed_sync(stage: Stage) -> None:
     picky(stage).refusing = {"ns/b:http"}
     stage.put(service("b", 2))
     stage.step(1.1)
