@@ -86,7 +86,7 @@ def _fuzzed(target: catalogue.Target, seconds: int, options: argparse.Namespace)
 
 
 def _in_child(target: catalogue.Target, job: engines.Run, output: Path) -> int:
-    """Fork, so that importing and instrumenting is done once for all targets."""
+    """Fork, so that modules are imported and instrumented once for all targets."""
     child = os.fork()
     if child == 0:
         with output.open("wb") as file:

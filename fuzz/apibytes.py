@@ -1,4 +1,4 @@
-"""Hostile API objects, made from the bytes of a fuzzer: text as an API server could send it.
+"""Hostile API objects, made from a fuzzer's bytes: text that an API server could send.
 
 Strings and brackets are balanced, as API servers check that. Everything else can be wrong.
 """
@@ -68,13 +68,13 @@ class Source:
         return int.from_bytes(self.take(size), "big") % below
 
     def take(self, size: int) -> bytes:
-        """Take so many bytes."""
+        """Return the next ``size`` bytes."""
         piece = self._data[self._position : self._position + size]
         self._position += size
         return piece.ljust(size, b"\0")
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
-        """Split bytes at places that the fuzzer chooses."""
+        """Split bytes at positions that the fuzzer chooses."""
         while data:
             size = 1 + self.number(1 << (1 + self.number(14)))
             yield data[:size]
@@ -82,7 +82,7 @@ class Source:
 
 
 def hostile(source: Source, name: bytes) -> bytes:
-    """Make one object with a name, metadata that can be read or not, and anything else."""
+    """Return one object with a name, metadata that may be malformed, and arbitrary fields."""
     metadata = b'"name":"%s","namespace":"default","resourceVersion":"15"' % name
     parts = [b'"kind":"Service"', b'"apiVersion":"v1"'][: source.number(3)]
     spoiled = b",".join(_member(source) for _ in range(source.number(4)))
@@ -126,9 +126,9 @@ def _value(source: Source, levels: int) -> bytes:
 
 
 def _string(source: Source) -> bytes:
-    """Make a string of any bytes but those that would end it, or the line."""
+    """Return a string of any bytes except those that end the string or the line."""
     text = source.take(source.number(40)).replace(b"\n", b"n")
     if source.number(2):
         return b'"%s"' % text.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
-    # Broken escapes, but never an odd backslash in front of the closing quote
+    # Invalid escapes, but never an odd backslash before the closing quote
     return b'"%s"' % text.replace(b'"', b"").replace(b"\\", b"\\u").rstrip(b"\\")

@@ -1,4 +1,4 @@
-"""Finds the targets, their seeds and their corpus; imports nothing of svcproxy by itself.
+"""Finds the targets, their seeds and their corpus; imports no module of svcproxy.
 
 A target is imported when it is asked for, because Atheris instruments modules while they are
 imported.
@@ -28,7 +28,7 @@ class Target:
     seeds: tuple[bytes, ...]
 
     def inputs(self) -> Iterator[tuple[str, bytes]]:
-        """Give every known input with a label: the seeds, then the files of the corpus."""
+        """Yield every known input with a label: the seeds, then the files of the corpus."""
         for index, seed in enumerate(self.seeds):
             yield f"seed-{index}", seed
         folder = CORPUS / self.name

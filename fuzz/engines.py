@@ -38,7 +38,7 @@ _FAILED = 70
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of one target is given.
+    """The options of one run of a target.
 
     Attributes:
         seconds: how long to go on.
@@ -54,7 +54,7 @@ class Run:
 
 
 def instrumented() -> AbstractContextManager[Any]:
-    """Instrument what is imported inside this context, if the engine needs that."""
+    """Instrument modules that are imported in this context, if the engine needs it."""
     if atheris is None:
         return nullcontext()
     context: AbstractContextManager[Any] = atheris.instrument_imports(include=["svcproxy"])
@@ -62,7 +62,7 @@ def instrumented() -> AbstractContextManager[Any]:
 
 
 def run(target: Target, job: Run) -> NoReturn:
-    """Fuzz a target and end the process, whatever happens: it is a fork of the runner."""
+    """Fuzz a target, then end the process, which is a fork of the runner."""
     status = _FAILED
     try:
         if atheris is not None:
@@ -106,7 +106,7 @@ def _with_atheris(target: Target, job: Run) -> None:
 
 
 def _with_hypothesis(target: Target, job: Run) -> None:
-    """Try Hypothesis's bytes, and the known inputs with pieces exchanged, until time is over."""
+    """Try bytes from Hypothesis, and known inputs with exchanged pieces, until the time is over."""
     from hypothesis import HealthCheck, given, settings  # noqa: PLC0415 - not used beside Atheris
     from hypothesis import seed as seeded  # noqa: PLC0415
     from hypothesis import strategies as st  # noqa: PLC0415
@@ -143,7 +143,7 @@ def _with_hypothesis(target: Target, job: Run) -> None:
 
 
 def _checked(check: Callable[[bytes], None], found: Path, data: bytes) -> None:
-    """Keep the input of a finding. libFuzzer itself keeps only those that take too much."""
+    """Store the input of a finding; libFuzzer itself stores only those that exceed its limits."""
     try:
         check(data)
     except BaseException:

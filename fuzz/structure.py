@@ -1,4 +1,4 @@
-"""Structured inputs from raw bytes, so that a fuzzer reaches what stands behind a parser."""
+"""Structured inputs from raw bytes, so that a fuzzer reaches the code behind a parser."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -7,7 +7,7 @@ _T = TypeVar("_T")
 
 
 class Source:
-    """Reads decisions from bytes; when they are used up, every further one is the simplest.
+    """Reads decisions from bytes; when these are used up, each further decision is the simplest one.
 
     Args:
         data: the bytes of the fuzzer.

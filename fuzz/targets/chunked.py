@@ -1,4 +1,4 @@
-"""HTTP's chunked transfer coding: any bytes, and real chunks, in any pieces."""
+"""HTTP's chunked transfer coding: any bytes, and valid chunks, in any pieces."""
 
 from collections.abc import Iterable
 
@@ -16,7 +16,7 @@ SEEDS: tuple[bytes, ...] = (
 
 
 def check(data: bytes) -> None:
-    """Decode; pieces must make no difference, and what was sent must come out."""
+    """Decode; the result must not depend on the pieces, and valid chunks must decode to the body."""
     source = Source(data)
     assert _decode([data]) == _decode(source.pieces(data))
     chunks = [source.take(source.number(300)) for _ in range(source.number(10))]
@@ -26,10 +26,10 @@ def check(data: bytes) -> None:
 
 
 def _decode(pieces: Iterable[bytes]) -> tuple[bytes, bool, bool]:
-    """Give what came before the first error, whether the end came, and whether there was one."""
+    """Return the data before the first error, whether the body ended, and whether there was an error."""
     dechunker, found = Dechunker(), b""
     for piece in pieces:
-        # Byte by byte up to an error: what the failing call has already taken is not given.
+        # Byte by byte, because a call that fails returns no data.
         try:
             found += dechunker.feed(piece)
         except MalformedChunksError:

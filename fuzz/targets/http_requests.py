@@ -1,4 +1,4 @@
-"""Requests to our HTTP ports, in any pieces.
+"""Requests to svcproxy's HTTP ports, in any pieces.
 
 Each gets a valid answer or none, memory is bounded, and a client beside it is answered at once.
 """
@@ -28,7 +28,7 @@ SEEDS: tuple[bytes, ...] = (
     b"\1" + b"\x05\x06\x07\x08" * 40,
 )
 
-# What requests are made of; the generator joins them in any order
+# Parts of requests; the generator joins them in any order
 _PARTS = (
     b"GET / HTTP/1.1\r\n",
     b"HEAD /x?y=z HTTP/1.1\r\n",
@@ -66,7 +66,7 @@ _MOST_HELD = max(_BOUNDS.line + _BOUNDS.header_bytes, _BOUNDS.body) + _CHUNK
 
 
 def check(data: bytes) -> None:
-    """Send one input as a client, to a connection alone and beside a good client."""
+    """Send one input as the only client, and beside a well-behaved client."""
     source = Source(data)
     keep_alive = True
     if source.number(256) % 2:

@@ -1,4 +1,4 @@
-"""What the kernel lists of ipsets: a malformed answer hides no entry of another one."""
+"""Dumps of ipsets: a malformed message hides no entry of another message."""
 
 from svcproxy.backends.ipvs import ipset_messages as messages
 from svcproxy.backends.ipvs.operations import AddEntries, CreateSet
@@ -31,7 +31,7 @@ SEEDS = (*_GOOD.values(), *_HEADERS, b"\x02\x00\x00\x00\xff\xff\x07\x80", b"\x02
 
 
 def check(data: bytes) -> None:
-    """Decode the input among good answers, as a whole and spliced into one of them."""
+    """Decode the input between valid messages, and spliced into one of them."""
     bodies = [data, *_spliced(data)]
     for kind, good in _GOOD.items():
         entry = _ENTRIES[kind]

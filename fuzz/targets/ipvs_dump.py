@@ -1,4 +1,4 @@
-"""What the kernel lists of IPVS and of addresses: a malformed answer hides no other one."""
+"""Dumps of IPVS and of addresses: a malformed message hides no other message."""
 
 import contextlib
 
@@ -38,11 +38,11 @@ SEEDS = (
 
 
 def check(data: bytes) -> None:
-    """Decode the input among good answers, as a whole and spliced into one of them."""
+    """Decode the input between valid messages, and spliced into one of them."""
     for body in (data, *_spliced(data)):
         for family in IPFamily:
             _decode(body, family)
-    with contextlib.suppress(MalformedError):  # the connection is given up, and the dump read again
+    with contextlib.suppress(MalformedError):  # the socket is closed, and the dump repeated
         for message in split(data):
             assert message.error is not None
 

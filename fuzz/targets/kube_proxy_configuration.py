@@ -14,7 +14,7 @@ SEEDS = (
 
 
 def check(data: bytes) -> None:
-    """Decode one file; every complaint is one line."""
+    """Decode one file; every message is one line."""
     document = decode(data, "config.yaml")
     for line in (*document.problems, *document.warnings):
         assert "\n" not in line, line

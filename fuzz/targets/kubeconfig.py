@@ -20,7 +20,7 @@ SEEDS = (
 
 
 def check(data: bytes) -> None:
-    """Load the bytes and look at everything that credentials are made of."""
+    """Load the bytes and read every field of the credentials."""
     with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
         file.write(data)
         file.flush()

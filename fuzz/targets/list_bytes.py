@@ -1,4 +1,4 @@
-"""A list of Services with one hostile object among good ones, as its bytes arrive."""
+"""A list of Services with one hostile object among valid ones, as its bytes arrive."""
 
 import zlib
 
@@ -28,7 +28,7 @@ _PAGE = b'{"kind":"ServiceList","apiVersion":"v1","metadata":{"resourceVersion":
 
 
 def check(data: bytes) -> None:
-    """Take the list apart; the good objects must come out as without the hostile one."""
+    """Decode the list; the valid objects must be the same as without the hostile one."""
     source = Source(data)
     items = list(_GOOD)
     items.insert(source.number(4), hostile(source, b"bad"))
@@ -39,7 +39,7 @@ def check(data: bytes) -> None:
 
 
 def anything(data: bytes) -> None:
-    """Take any bytes at all as a list: an error or a list, but no exception."""
+    """Decode arbitrary bytes as a list: a list or an error, but no exception."""
     reflector = Reflector(Kind.SERVICE, watch_list=False)
     reflector.next_request()
     reflector.list_page(data)

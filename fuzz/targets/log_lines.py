@@ -1,4 +1,4 @@
-"""Log lines with any values: one line each, bounded, without control characters, JSON parseable."""
+"""Log lines with any values: one bounded line each, without control characters, valid JSON."""
 
 import json
 from typing import Any

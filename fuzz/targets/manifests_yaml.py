@@ -1,4 +1,4 @@
-"""A manifest file is read or refused in one line, and the objects of another file stay."""
+"""A manifest file is read or refused in one line, and does not affect another file."""
 
 from svcproxy.kube.core.validation import LABELS, SUBDOMAINS
 from svcproxy.kube.manifest_files import ManifestError, read_manifest
@@ -18,7 +18,7 @@ _GOOD = SEEDS[0]
 
 
 def check(data: bytes) -> None:
-    """Read the bytes as YAML and as JSON, alone and behind an object that is good."""
+    """Read the bytes as YAML and as JSON, alone and after a valid object."""
     for origin in ("a.yaml", "a.json"):
         _read(origin, data)
     behind = _read("a.yaml", _GOOD + b"---\n" + data)

@@ -1,4 +1,4 @@
-"""Whatever stands in an object, it is refused, or all its texts are what the API server allows."""
+"""An object is refused, or all of its texts are valid for the API server."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def _decoded(kind: Kind, obj: Any) -> Any:
 
 
 def _texts(value: Any) -> list[str]:
-    """All texts of a parsed object but annotations, which are free text."""
+    """All texts of a parsed object except annotations, which are free text."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""``/proc/net/ip_vs``: foreign and malformed lines hide none of our virtual servers."""
+"""``/proc/net/ip_vs``: lines of other programs and malformed lines hide none of svcproxy's virtual servers."""
 
 from svcproxy.backends.base import Desired
 from svcproxy.backends.ipvs import procfile
@@ -31,7 +31,7 @@ SEEDS = (
 
 
 def check(data: bytes) -> None:
-    """Read a listing in which the input stands between two of our virtual servers."""
+    """Read a listing with the input between two of svcproxy's virtual servers."""
     for line in procfile.LINES.findall(data):
         _look_at(*line)
     for family in IPFamily:

@@ -1,4 +1,4 @@
-"""A watch of Services with one hostile event among good ones, as its bytes arrive."""
+"""A watch of Services with one hostile event among valid ones, as its bytes arrive."""
 
 from fuzz.apibytes import Source, hostile
 from svcproxy.kube.core.lines import LineSplitter
@@ -38,7 +38,7 @@ _TYPES = (b"ADDED", b"MODIFIED", b"DELETED")
 
 
 def check(data: bytes) -> None:
-    """Follow the watch; the good objects must come out as without the hostile one."""
+    """Process the watch; the valid objects must be the same as without the hostile event."""
     source = Source(data)
     initial = source.number(2) == 1
     type_ = _TYPES[source.number(3)]
@@ -81,7 +81,7 @@ def _told(effect: Effect) -> object:
 
 
 def _anything(data: bytes) -> None:
-    """Take any bytes at all as a watch: an error or events, but no exception."""
+    """Process arbitrary bytes as a watch: events or an error, but no exception."""
     reflector = Reflector(Kind.SERVICE)
     reflector.next_request()
     reflector.watch_lines(LineSplitter(1000).feed(data))

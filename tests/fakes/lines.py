@@ -1,4 +1,4 @@
-"""What a server sends, as bytes: pages, events, bookmarks and failures."""
+"""Responses of an API server as bytes: pages, events, bookmarks and failures."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""API objects as the API server sends them, with the fields that matter to be overridden."""
+"""API objects as the API server sends them, with fields that tests can override."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Parsing objects the way that the API's go: JSON, wire, model."""
+"""Parses objects as those of the API are parsed: JSON, wire types, model."""
 
 import json
 

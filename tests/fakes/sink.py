@@ -1,4 +1,4 @@
-"""A sink that remembers everything and lets tests wait for something to become true."""
+"""A sink that records all calls, on which tests can wait for a condition."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from svcproxy.model.objects import ApiObject, Node, ObjectKey, Problem, Service
 
 
 class RecordingSink:
-    """Holds the present objects and the history of all calls."""
+    """Holds the current objects and the history of all calls."""
 
     def __init__(self) -> None:
         self.objects: dict[ObjectKey, ApiObject] = {}
@@ -52,7 +52,7 @@ class RecordingSink:
             self._changed.notify_all()
 
     def names(self, kind: Kind = Kind.SERVICE) -> set[str]:
-        """Give the names of the present objects of a kind, without namespaces."""
+        """Return the names of the current objects of a kind, without namespaces."""
         return {name.name for object_kind, name in self.objects if object_kind is kind}
 
     def service(self, name: str, namespace: str = "default") -> Service | None:
@@ -61,7 +61,7 @@ class RecordingSink:
         return found
 
     def wait(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
-        """Wait until the condition holds; it is looked at after every call to the sink.
+        """Wait until the condition holds; it is checked after every call to the sink.
 
         Raises:
             AssertionError: it does not hold in time.
@@ -81,14 +81,14 @@ class RecordingSink:
 
 
 def key_of(obj: ApiObject) -> ObjectKey:
-    """Give the kind and name of an object."""
+    """Return the kind and name of an object."""
     if isinstance(obj, Node):
         return Kind.NODE, NamespacedName("", obj.name)
     return Kind(type(obj).__name__), obj.name
 
 
 def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """Wait until something holds that no sink is told of.
+    """Wait until a condition holds that does not depend on a sink.
 
     Raises:
         AssertionError: it does not hold in time.

@@ -36,7 +36,7 @@ def tls_server() -> Iterator[FakeApiServer]:
 
 @pytest.fixture
 def follow(server: FakeApiServer) -> Iterator[Follow]:
-    """Start sources that follow the server into sinks; they are stopped at the end."""
+    """Start sources that deliver the server's objects to sinks; they are stopped at the end."""
     sources: list[KubernetesSource] = []
 
     def start(
@@ -65,7 +65,7 @@ def kubeconfig(server: FakeApiServer, folder: Path, user: dict[str, Any]) -> Cli
 
 
 def plugin(folder: Path, *, token_from: Path, command: str | None = None) -> dict[str, Any]:
-    """Write a credential plugin that gives what a file says, and its place in a kubeconfig."""
+    """Write a credential plugin that prints a file, and a kubeconfig that uses it."""
     script = folder / "plugin"
     script.write_text(
         f"#!{sys.executable}\n"

@@ -1,4 +1,4 @@
-"""Abusive clients of our HTTP servers: memory, log and probes. The servers run in a process."""
+"""Abusive clients of svcproxy's HTTP servers: memory, log and probes. The servers run in a process."""
 
 import http.client
 import json
@@ -37,7 +37,7 @@ signal.pause()
 """
 MB = 1 << 20
 READINESS_PROBE = 5.0
-"""The time-out of the readiness probe in deploy/daemonset.yaml."""
+"""The timeout of the readiness probe in deploy/daemonset.yaml."""
 
 
 class Victim:
@@ -66,7 +66,7 @@ class Victim:
 
     @property
     def peak(self) -> int:
-        """The most memory that it has had, in bytes."""
+        """The peak memory of the process, in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line) * 1024
 
@@ -122,7 +122,7 @@ def test_unfinished_requests_with_6_mb_of_headers(victim: Victim, number: int) -
     assert victim.stderr.read_bytes() == b""
 
 
-def test_a_length_of_5000_digits_is_counted_and_not_logged(victim: Victim) -> None:
+def test_a_content_length_of_5000_digits_is_counted_and_not_logged(victim: Victim) -> None:
     request = b"PUT /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"
     for _ in range(100):
         with stranger(victim.metrics) as client:
@@ -132,7 +132,7 @@ def test_a_length_of_5000_digits_is_counted_and_not_logged(victim: Victim) -> No
     assert victim.stderr.read_bytes() == b""
 
 
-def test_one_address_does_not_push_out_another(victim: Victim) -> None:
+def test_one_client_address_does_not_use_up_all_connections(victim: Victim) -> None:
     with (
         ExitStack() as stack,
         closing(http.client.HTTPConnection("127.0.0.1", victim.health, timeout=10)) as kept,
@@ -152,7 +152,7 @@ def test_one_address_does_not_push_out_another(victim: Victim) -> None:
 
 
 def test_probes_do_not_wait_for_slow_pages(victim: Victim) -> None:
-    """A profile of 30 s takes one worker, scrapes the others; a probe has 10 s."""
+    """A profile of 30 s occupies one worker, scrapes the others; a probe has 10 s."""
 
     def profiling() -> bool:
         page = victim.get(victim.metrics, "/debug/pprof/profile?seconds=0")[1]
@@ -174,7 +174,7 @@ def test_probes_do_not_wait_for_slow_pages(victim: Victim) -> None:
             thread.join()
 
 
-def test_pipelined_requests_do_not_hold_up_others(victim: Victim) -> None:
+def test_pipelined_requests_do_not_delay_other_clients(victim: Victim) -> None:
     with stranger(victim.health) as client:
         client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
         assert victim.get(victim.health, "/livez")[0] == 200

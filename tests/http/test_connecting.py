@@ -1,4 +1,4 @@
-"""What a kubeconfig says of the server: its certificates, its name, a proxy on the way to it."""
+"""The kubeconfig's settings for the server: certificates, TLS name, proxy."""
 
 import base64
 import json
@@ -39,7 +39,7 @@ def encoded(path: Path) -> str:
 
 
 def with_cluster(settings: ClientSettings, **changes: Any) -> ClientSettings:
-    """Change the cluster of a kubeconfig; nothing takes a field away."""
+    """Change the cluster of a kubeconfig; ``None`` removes a field."""
     path = Path(settings.kubeconfig)
     config = json.loads(path.read_text())
     cluster = config["clusters"][0]["cluster"]
@@ -97,7 +97,7 @@ def test_certificates_inside_the_kubeconfig(
     client = encoded(TLS / "client.pem")
     user = {"client-certificate-data": client, "client-key-data": client}
     settings = kubeconfig(tls_server, tmp_path, user)
-    # Data go before a file.
+    # Data take precedence over a file.
     with_cluster(
         settings,
         certificate_authority=CLIENT,
@@ -109,7 +109,7 @@ def test_certificates_inside_the_kubeconfig(
     sink.wait(lambda: sink.names() == set())
 
 
-def test_a_new_ca_certificate_counts_for_the_next_connection(
+def test_a_new_ca_certificate_is_used_for_the_next_connection(
     tls_server: FakeApiServer, follow: Follow, tmp_path: Path
 ) -> None:
     shutil.copy(CLIENT, tmp_path / "ca.pem")
@@ -123,7 +123,7 @@ def test_a_new_ca_certificate_counts_for_the_next_connection(
     sink.wait_synced()
 
 
-def test_the_certificate_may_have_another_name(
+def test_tls_server_name_is_checked_instead_of_the_host(
     tls_server: FakeApiServer, follow: Follow, tmp_path: Path
 ) -> None:
     settings = kubeconfig(tls_server, tmp_path, {})
@@ -133,7 +133,7 @@ def test_the_certificate_may_have_another_name(
 
 
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
-def test_a_server_can_be_trusted_blindly(
+def test_insecure_skip_tls_verify(
     tls_server: FakeApiServer, follow: Follow, tmp_path: Path
 ) -> None:
     settings = kubeconfig(tls_server, tmp_path, {})
@@ -141,7 +141,7 @@ def test_a_server_can_be_trusted_blindly(
     assert follow(settings).names() == {"web"}
 
 
-def test_a_name_and_a_password(server: FakeApiServer, follow: Follow, tmp_path: Path) -> None:
+def test_basic_authentication(server: FakeApiServer, follow: Follow, tmp_path: Path) -> None:
     user = {"username": "jo", "password": "s:e"}
     path = server.write_kubeconfig(tmp_path / "kubeconfig", user=user)
     follow(ClientSettings(kubeconfig=str(path)))
@@ -150,7 +150,7 @@ def test_a_name_and_a_password(server: FakeApiServer, follow: Follow, tmp_path: 
 
 
 @pytest.mark.parametrize("named_in", ["kubeconfig", "environment"])
-def test_a_proxy_on_the_way(
+def test_an_http_proxy(
     tls_server: FakeApiServer,
     follow: Follow,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""Every way of proving who we are, against a server that looks."""
+"""Every kind of credentials, against a server that checks them."""
 
 import ssl
 import threading
@@ -22,7 +22,7 @@ def test_a_token_in_the_kubeconfig(
     assert follow(kubeconfig(tls_server, tmp_path, {"token": "secret"})).names() == {"web"}
 
 
-def test_a_kubeconfig_of_the_fake_server_is_enough(
+def test_the_kubeconfig_of_the_fake_server_works(
     server: FakeApiServer, follow: Follow, tmp_path: Path
 ) -> None:
     server.behaviour.token = "secret"
@@ -30,7 +30,7 @@ def test_a_kubeconfig_of_the_fake_server_is_enough(
     follow(ClientSettings(kubeconfig=str(path)))
 
 
-def test_a_token_replaced_in_the_kubeconfig_is_found_after_a_401(
+def test_a_new_token_in_the_kubeconfig_is_used_after_a_401(
     server: FakeApiServer, follow: Follow, tmp_path: Path
 ) -> None:
     server.behaviour.token = "old"
@@ -47,7 +47,7 @@ def test_a_token_replaced_in_the_kubeconfig_is_found_after_a_401(
     assert sink.deletes == []
 
 
-def test_a_token_file_is_read_at_every_request(
+def test_a_token_file_is_read_for_every_request(
     server: FakeApiServer, follow: Follow, tmp_path: Path
 ) -> None:
     token = tmp_path / "token"
@@ -66,7 +66,7 @@ def test_a_token_file_is_read_at_every_request(
     assert sent == {"Bearer second"}
 
 
-def test_a_token_file_that_vanishes_for_a_while_is_waited_for(
+def test_requests_resume_when_a_missing_token_file_is_back(
     server: FakeApiServer, follow: Follow, tmp_path: Path
 ) -> None:
     token = tmp_path / "token"
@@ -83,7 +83,7 @@ def test_a_token_file_that_vanishes_for_a_while_is_waited_for(
     sink.wait(lambda: sink.names() == {"web"})
 
 
-def test_a_token_file_goes_before_a_token(
+def test_a_token_file_takes_precedence_over_a_token(
     server: FakeApiServer, follow: Follow, tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text("right")
@@ -102,7 +102,7 @@ def test_a_client_certificate(tls_server: FakeApiServer, follow: Follow, tmp_pat
     assert follow(kubeconfig(tls_server, tmp_path, user)).names() == {"web"}
 
 
-def test_stop_is_quick_over_tls_too(tls_server: FakeApiServer, tmp_path: Path) -> None:
+def test_stop_is_quick_with_tls(tls_server: FakeApiServer, tmp_path: Path) -> None:
     source = KubernetesSource(kubeconfig(tls_server, tmp_path, {}), "node-1")
     sink = RecordingSink()
     source.start(sink)
@@ -111,7 +111,7 @@ def test_stop_is_quick_over_tls_too(tls_server: FakeApiServer, tmp_path: Path) -
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("watch-")]
 
 
-def test_a_server_that_is_not_the_right_one_is_not_followed(
+def test_a_server_with_the_wrong_certificate_is_refused(
     tls_server: FakeApiServer, follow: Follow, tmp_path: Path
 ) -> None:
     settings = kubeconfig(tls_server, tmp_path, {})
@@ -132,7 +132,7 @@ def test_master_overrides_the_server_of_the_kubeconfig(
     follow(ClientSettings(kubeconfig=str(path), master=server.url + "/"))
 
 
-def test_a_credential_plugin_is_asked_and_asked_again(
+def test_a_credential_plugin_is_run_again_after_a_401(
     server: FakeApiServer, follow: Follow, tmp_path: Path
 ) -> None:
     token = tmp_path / "token"

@@ -23,7 +23,7 @@ FAST = EventLimits(first_pause=0.001)
 
 @dataclass
 class Api:
-    """An API server that knows one Service and takes Events."""
+    """An API server that has one Service and accepts Events."""
 
     url: str = ""
     uid: str | None = UID
@@ -169,7 +169,7 @@ def test_an_event_about_the_node(api: Api, make: Make) -> None:
 
 
 @pytest.mark.parametrize("uid", ["", None])
-def test_without_a_uid_the_event_is_sent_all_the_same(
+def test_an_event_is_sent_without_a_uid_if_the_lookup_fails(
     api: Api, make: Make, uid: str | None
 ) -> None:
     api.uid = uid
@@ -192,7 +192,7 @@ def test_the_same_event_is_sent_once_in_five_minutes(api: Api, make: Make) -> No
     wait_for(lambda: len(api.paths) == 4)
 
 
-def test_what_is_remembered_is_bounded(api: Api, make: Make) -> None:
+def test_the_number_of_remembered_events_is_bounded(api: Api, make: Make) -> None:
     recorder = make(limits=EventLimits(remembered=2))
     for note in ("1", "2", "3", "3", "1"):
         recorder.service(WEB, "R", note)
@@ -200,7 +200,7 @@ def test_what_is_remembered_is_bounded(api: Api, make: Make) -> None:
     assert [e["note"] for e in api.events] == ["1", "2", "3", "1"]
 
 
-def test_nodes_that_say_the_same_use_the_same_name(api: Api, make: Make) -> None:
+def test_equal_events_of_two_nodes_have_the_same_name(api: Api, make: Make) -> None:
     for node in ("n1", "n2"):
         make(node, EventLimits(fold_seconds=1e6)).service(WEB, "R", "note")
     make("n3").service(WEB, "R", "another note")
@@ -209,7 +209,7 @@ def test_nodes_that_say_the_same_use_the_same_name(api: Api, make: Make) -> None
     assert len(set(names)) == 2
 
 
-def test_a_copy_that_is_refused_counts_as_sent(api: Api, make: Make) -> None:
+def test_a_conflict_counts_as_sent(api: Api, make: Make) -> None:
     api.answers = [409]
     recorder = make()
     recorder.service(WEB, "R", "note")
@@ -223,7 +223,7 @@ def test_a_copy_that_is_refused_counts_as_sent(api: Api, make: Make) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 429, 500, 503])
-def test_passing_failures_are_retried(api: Api, make: Make, status: int) -> None:
+def test_temporary_failures_are_retried(api: Api, make: Make, status: int) -> None:
     api.answers = [status, status]
     make().service(WEB, "R", "note")
     wait_for(lambda: api.events)
@@ -254,7 +254,7 @@ def test_new_credentials_are_used_after_a_401(api: Api, make: Make, tmp_path: Pa
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 422])
-def test_a_refusal_is_final(api: Api, make: Make, status: int) -> None:
+def test_a_permanent_refusal_is_not_retried(api: Api, make: Make, status: int) -> None:
     api.answers = [status]
     recorder = make()
     with capture_logs() as lines:
@@ -266,7 +266,7 @@ def test_a_refusal_is_final(api: Api, make: Make, status: int) -> None:
     assert [(e["log_level"], e["error"]) for e in lines] == [("debug", f"HTTP {status}")]
 
 
-def test_what_could_not_be_sent_may_be_said_again(api: Api, make: Make) -> None:
+def test_a_dropped_event_may_be_recorded_again(api: Api, make: Make) -> None:
     api.answers = [403]
     recorder = make()
     recorder.service(WEB, "R", "note")
@@ -275,7 +275,7 @@ def test_what_could_not_be_sent_may_be_said_again(api: Api, make: Make) -> None:
     wait_for(lambda: api.events)
 
 
-def test_the_api_server_cannot_be_reached(make: Make) -> None:
+def test_an_unreachable_api_server_drops_the_event(make: Make) -> None:
     settings = ClientSettings(master="http://127.0.0.1:1")
     recorder = make(settings=settings)
     with capture_logs() as lines:
@@ -284,13 +284,13 @@ def test_the_api_server_cannot_be_reached(make: Make) -> None:
     assert {line["log_level"] for line in lines} == {"debug"}
 
 
-def test_settings_of_no_use_fail_nobody(make: Make, tmp_path: Path) -> None:
+def test_unusable_settings_only_drop_the_event(make: Make, tmp_path: Path) -> None:
     recorder = make(settings=ClientSettings(kubeconfig=str(tmp_path / "none")))
     recorder.node("Starting", "")
     wait_for(lambda: recorder.dropped == 1)
 
 
-def test_when_too_many_wait_the_oldest_are_dropped(api: Api, make: Make) -> None:
+def test_a_full_queue_drops_the_oldest_event(api: Api, make: Make) -> None:
     api.open_gate.clear()
     recorder = make(limits=EventLimits(queue=3))
     recorder.service(WEB, "R", "first")
@@ -314,7 +314,7 @@ def test_the_rate_is_limited(api: Api, make: Make) -> None:
     assert time.monotonic() - begun >= 0.28
 
 
-def test_texts_are_cut_to_what_the_api_takes(api: Api, make: Make) -> None:
+def test_texts_are_truncated_to_the_limits_of_the_api(api: Api, make: Make) -> None:
     make("n" * 253).node("R" * 200, "ü" * 600, action="A" * 200)
     wait_for(lambda: api.events)
     event = api.events[0]
@@ -323,7 +323,7 @@ def test_texts_are_cut_to_what_the_api_takes(api: Api, make: Make) -> None:
     assert len(event["metadata"]["name"]) == 253
 
 
-def test_stop_ends_a_request_under_way(api: Api, make: Make) -> None:
+def test_stop_aborts_a_request_in_flight(api: Api, make: Make) -> None:
     api.open_gate.clear()
     recorder = make()
     recorder.service(WEB, "R", "note")
@@ -336,7 +336,7 @@ def test_stop_ends_a_request_under_way(api: Api, make: Make) -> None:
     recorder.stop()
 
 
-def test_stop_ends_waiting_for_a_better_time(api: Api, make: Make) -> None:
+def test_stop_ends_a_backoff_wait(api: Api, make: Make) -> None:
     recorder = make(limits=EventLimits(burst=1, interval=60))
     recorder.service(WEB, "R", "1")
     recorder.service(WEB, "R", "2")
@@ -351,7 +351,7 @@ def test_stop_without_any_event(make: Make) -> None:
     make().stop()
 
 
-def test_without_an_api_server_events_are_log_lines() -> None:
+def test_without_an_api_server_events_are_logged() -> None:
     recorder: EventRecorder = LogOnly()
     with capture_logs() as lines:
         recorder.service(WEB, "R", "note", action="Listen")

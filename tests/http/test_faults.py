@@ -1,4 +1,4 @@
-"""What happens to the connection changes nothing but the time at which news arrives."""
+"""Connection failures delay updates, and have no other effect."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ def following_threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("watch-")]
 
 
-def test_a_cut_watch_goes_on_where_it_was(server: FakeApiServer, follow: Follow) -> None:
+def test_an_interrupted_watch_resumes(server: FakeApiServer, follow: Follow) -> None:
     server.put(objects.service("web"))
     sink = follow()
     server.cut()
@@ -32,7 +32,7 @@ def test_a_cut_watch_goes_on_where_it_was(server: FakeApiServer, follow: Follow)
 
 @pytest.mark.parametrize("watch_list", [True, False])
 @pytest.mark.parametrize("gone_as_event", [True, False])
-def test_what_was_deleted_behind_a_compaction_is_found_out(
+def test_a_deletion_missed_by_a_compaction_is_detected(
     server: FakeApiServer, follow: Follow, *, watch_list: bool, gone_as_event: bool
 ) -> None:
     server.behaviour.gone_as_event = gone_as_event
@@ -46,14 +46,14 @@ def test_what_was_deleted_behind_a_compaction_is_found_out(
     server.compact()
     server.restore()
     sink.wait(lambda: sink.names() == {"kept", "changed", "new"})
-    # The first new list repeats what has not changed; nobody downstream minds.
+    # The first relist delivers unchanged objects again, which has no effect.
     names = sorted(str(obj.name) for obj in sink.updates)
     assert names == ["default/changed", "default/kept", "default/new"]
     assert (Kind.SERVICE, "gone") in sink.restarts
     assert len(sink.syncs) == 3
 
 
-def test_a_page_token_that_expires_means_a_whole_list(
+def test_an_expired_continue_token_falls_back_to_a_full_list(
     server: FakeApiServer, follow: Follow
 ) -> None:
     server.put_many([objects.service(f"s{number}") for number in range(6)])
@@ -68,7 +68,7 @@ def test_a_page_token_that_expires_means_a_whole_list(
     ]
 
 
-def test_a_silent_connection_is_given_up(server: FakeApiServer, follow: Follow) -> None:
+def test_a_silent_watch_is_restarted(server: FakeApiServer, follow: Follow) -> None:
     server.put(objects.service("web"))
     sink = follow(ClientSettings(master=server.url, idle_seconds=0.3))
     server.behaviour.stall = True
@@ -89,7 +89,7 @@ def test_bookmarks_keep_a_quiet_connection_alive(server: FakeApiServer, follow: 
     assert server.count("Service", "watch") == watches
 
 
-def test_an_initial_stream_becomes_as_patient_as_a_watch(
+def test_after_the_initial_events_the_read_timeout_is_that_of_a_watch(
     server: FakeApiServer, follow: Follow
 ) -> None:
     server.put_many([objects.service("web"), objects.endpoint_slice()])
@@ -99,7 +99,9 @@ def test_an_initial_stream_becomes_as_patient_as_a_watch(
     assert server.count("Service", "watch") == 1
 
 
-def test_an_initial_stream_without_end_is_given_up(server: FakeApiServer, follow: Follow) -> None:
+def test_an_initial_stream_without_end_falls_back_to_a_list(
+    server: FakeApiServer, follow: Follow
+) -> None:
     server.behaviour.ignore_watch_list = True
     server.put(objects.service("web"))
     sink = follow(ClientSettings(master=server.url, initial_seconds=0.2))
@@ -107,7 +109,7 @@ def test_an_initial_stream_without_end_is_given_up(server: FakeApiServer, follow
     assert server.count("Service", "list") == 1
 
 
-def test_a_server_that_ends_every_watch_at_once_is_not_overrun(
+def test_watches_that_end_immediately_are_restarted_with_backoff(
     server: FakeApiServer, follow: Follow
 ) -> None:
     server.behaviour.watch_seconds = 0.001
@@ -116,7 +118,7 @@ def test_a_server_that_ends_every_watch_at_once_is_not_overrun(
     assert server.count("Service", "watch") < 20
 
 
-def test_an_outage_deletes_nothing_and_its_end_is_noticed(
+def test_an_outage_deletes_nothing_and_updates_resume_afterwards(
     server: FakeApiServer, follow: Follow
 ) -> None:
     server.put(objects.service("web"))
@@ -131,7 +133,7 @@ def test_an_outage_deletes_nothing_and_its_end_is_noticed(
     assert len(sink.updates) == 2
 
 
-def test_a_server_that_comes_later_is_found(server: FakeApiServer, follow: Follow) -> None:
+def test_a_server_that_starts_later_is_used(server: FakeApiServer, follow: Follow) -> None:
     server.put(objects.service("web"))
     server.outage()
     sink = follow(synced=False)
@@ -140,7 +142,7 @@ def test_a_server_that_comes_later_is_found(server: FakeApiServer, follow: Follo
     assert sink.names() == {"web"}
 
 
-def test_failing_servers_are_asked_again(server: FakeApiServer, follow: Follow) -> None:
+def test_requests_to_failing_servers_are_retried(server: FakeApiServer, follow: Follow) -> None:
     server.put(objects.service("web"))
     server.behaviour.status = 503
     sink = follow(synced=False)
@@ -151,7 +153,7 @@ def test_failing_servers_are_asked_again(server: FakeApiServer, follow: Follow) 
     assert sink.names() == {"web"}
 
 
-def test_watches_that_end_in_time_are_no_trouble(server: FakeApiServer, follow: Follow) -> None:
+def test_watches_that_end_regularly_are_not_logged(server: FakeApiServer, follow: Follow) -> None:
     server.behaviour.watch_seconds = 0.1
     server.put_many([objects.service("web"), objects.endpoint_slice()])
     with structlog.testing.capture_logs() as logs:
@@ -163,7 +165,7 @@ def test_watches_that_end_in_time_are_no_trouble(server: FakeApiServer, follow: 
     assert [entry for entry in logs if entry["log_level"] == "warning"] == []
 
 
-def test_a_failing_sink_gets_everything_again(server: FakeApiServer, follow: Follow) -> None:
+def test_a_failing_sink_receives_everything_again(server: FakeApiServer, follow: Follow) -> None:
     server.put(objects.service("web"))
     sink = follow()
     with structlog.testing.capture_logs() as logs:
@@ -175,7 +177,7 @@ def test_a_failing_sink_gets_everything_again(server: FakeApiServer, follow: Fol
 
 
 @pytest.mark.parametrize("fault", ["stall", "outage", "slow"])
-def test_stop_is_quick_whatever_the_server_does(server: FakeApiServer, fault: str) -> None:
+def test_stop_is_quick_in_every_state_of_the_server(server: FakeApiServer, fault: str) -> None:
     source = KubernetesSource(ClientSettings(master=server.url), "node-1")
     if fault == "stall":
         server.behaviour.stall = True

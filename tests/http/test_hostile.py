@@ -56,7 +56,7 @@ def test_a_hostile_field_that_is_not_read_has_no_effect(
 
 @pytest.mark.parametrize("watch_list", [True, False])
 @pytest.mark.parametrize("label", [rb'"\ud800"', b'"\xff"', b"[" * 2000 + b"]" * 2000, b'"\x01"'])
-def test_a_hostile_field_that_is_read_costs_only_its_object(
+def test_a_hostile_field_that_is_read_affects_only_its_object(
     server: FakeApiServer, follow: Follow, label: bytes, *, watch_list: bool
 ) -> None:
     bad = objects.service("bad")
@@ -92,7 +92,7 @@ def test_a_hostile_field_that_is_read_costs_only_its_object(
     ],
 )
 @pytest.mark.parametrize("watch_list", [True, False])
-def test_an_answer_that_is_no_list_of_services_is_not_believed(
+def test_an_answer_of_another_kind_is_not_taken_for_a_list(
     server: FakeApiServer, follow: Follow, answer: bytes, *, watch_list: bool
 ) -> None:
     server.put(objects.service("web"))
@@ -107,7 +107,7 @@ def test_an_answer_that_is_no_list_of_services_is_not_believed(
 
 
 @pytest.mark.parametrize("watch_list", [True, False])
-def test_an_empty_list_gets_a_second_look(
+def test_an_empty_list_is_requested_again(
     server: FakeApiServer, follow: Follow, *, watch_list: bool
 ) -> None:
     server.put(objects.service("web"))
@@ -127,7 +127,7 @@ def test_an_empty_list_gets_a_second_look(
     assert sink.deletes == []
 
 
-def test_a_second_empty_list_is_believed(server: FakeApiServer, follow: Follow) -> None:
+def test_a_second_empty_list_is_accepted(server: FakeApiServer, follow: Follow) -> None:
     server.put(objects.service("web"))
     sink = follow(ClientSettings(master=server.url, empty_list_retry_seconds=0.05))
     server.outage()
@@ -149,7 +149,7 @@ def test_a_first_empty_list_does_not_count_as_synced(
 
 
 @pytest.mark.parametrize("watch_list", [True, False])
-def test_a_resource_version_that_comes_again_with_other_content_is_delivered(
+def test_a_reused_resource_version_with_other_content_is_delivered(
     server: FakeApiServer, follow: Follow, *, watch_list: bool
 ) -> None:
     server.put(objects.service("web"))
@@ -169,7 +169,7 @@ def test_a_resource_version_that_comes_again_with_other_content_is_delivered(
 
 
 @pytest.mark.parametrize("watch_list", [True, False])
-def test_a_watch_event_that_is_too_long_costs_only_its_object(
+def test_an_oversized_watch_event_affects_only_its_object(
     server: FakeApiServer, follow: Follow, monkeypatch: pytest.MonkeyPatch, *, watch_list: bool
 ) -> None:
     monkeypatch.setattr(limits, "WATCH_LINE_BYTES", 50_000)
@@ -192,7 +192,7 @@ def test_a_watch_event_that_is_too_long_costs_only_its_object(
     assert "longer than 50000 bytes" in sink.problems[0].reason
     assert REFUSALS.totals()["watch", "line_bytes"] == before + 2
     assert server.count("Service", "watch") == watches
-    if watch_list:  # in a stream of initial events as well: the last good state stays
+    if watch_list:  # in a stream of initial events as well: the last valid state stays
         server.outage()
         server.store.advance()
         server.restore()
@@ -203,7 +203,7 @@ def test_a_watch_event_that_is_too_long_costs_only_its_object(
     sink.wait(lambda: "long" not in sink.names())
 
 
-def test_a_gzip_bomb_is_not_unpacked(
+def test_a_gzip_bomb_is_not_decompressed(
     server: FakeApiServer, follow: Follow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "LIST_PAGE_BYTES", 1 << 20)
@@ -222,7 +222,7 @@ def test_a_gzip_bomb_is_not_unpacked(
     assert REFUSALS.totals()["api_response", "body_bytes"] > before
 
 
-def test_pages_that_are_too_large_are_asked_for_in_smaller_ones(
+def test_oversized_pages_are_requested_with_fewer_objects(
     server: FakeApiServer, follow: Follow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "LIST_PAGE_BYTES", 50_000)
@@ -238,7 +238,7 @@ def test_pages_that_are_too_large_are_asked_for_in_smaller_ones(
     assert sizes[:3] == [16, 8, 4]
 
 
-def test_a_list_that_trickles_is_given_up(
+def test_a_list_that_arrives_too_slowly_is_abandoned(
     server: FakeApiServer, follow: Follow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "LIST_SECONDS", 0.2)
@@ -253,7 +253,9 @@ def test_a_list_that_trickles_is_given_up(
     assert sink.names() == {"web"}
 
 
-def test_a_head_that_trickles_is_given_up(follow: Follow, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_head_that_arrives_too_slowly_is_abandoned(
+    follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "RESPONSE_HEAD_SECONDS", 0.2)
     before = REFUSALS.totals()["api_response", "head_seconds"]
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -1,4 +1,4 @@
-"""What fails again and again leaves nothing to the garbage collector, which seldom looks."""
+"""Repeated failures create no reference cycles: the garbage collector runs rarely."""
 
 import gc
 import socket

@@ -1,4 +1,4 @@
-"""ServiceCIDRs are followed where the API server has them, and nobody waits for them elsewhere."""
+"""ServiceCIDRs are watched if the API server has them, and do not delay syncing otherwise."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def start(server: FakeApiServer, follow: Follow) -> RecordingSink:
     return sink
 
 
-def test_they_come_change_and_go(server: FakeApiServer, follow: Follow) -> None:
+def test_service_cidrs_are_added_changed_and_removed(server: FakeApiServer, follow: Follow) -> None:
     server.put(objects.service_cidr("kubernetes", "10.96.0.0/16"))
     sink = start(server, follow)
     assert ranges(sink) == [("10.96.0.0/16",)]
@@ -36,7 +36,7 @@ def test_they_come_change_and_go(server: FakeApiServer, follow: Follow) -> None:
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])
-def test_a_server_that_does_not_give_them_holds_nothing_up(
+def test_a_server_without_service_cidrs_does_not_delay_syncing(
     server: FakeApiServer, follow: Follow, status: int
 ) -> None:
     server.behaviour.refused["ServiceCIDR"] = status
@@ -44,14 +44,14 @@ def test_a_server_that_does_not_give_them_holds_nothing_up(
     sink = start(server, follow)
     assert sink.names() == {"web"}
     assert sorted(sink.syncs) == sorted(Kind), "each is synced once"
-    # An upgrade of the server brings them.
+    # The server is upgraded and has them now.
     server.put(objects.service_cidr())
     server.behaviour.refused.clear()
     sink.wait(lambda: ranges(sink) == [("10.96.0.0/16",)])
     assert len(sink.syncs) == len(Kind)
 
 
-def test_a_server_that_answers_nothing_holds_nothing_up_for_long(
+def test_a_request_without_an_answer_delays_syncing_only_briefly(
     server: FakeApiServer, follow: Follow
 ) -> None:
     server.behaviour.stall = True
@@ -60,7 +60,7 @@ def test_a_server_that_answers_nothing_holds_nothing_up_for_long(
     sink.wait(lambda: sink.syncs == [Kind.SERVICE_CIDR])
 
 
-def test_what_was_listed_stays_when_the_server_loses_it(
+def test_listed_service_cidrs_stay_when_the_server_loses_the_resource(
     server: FakeApiServer, follow: Follow
 ) -> None:
     server.put(objects.service_cidr())
@@ -72,7 +72,9 @@ def test_what_was_listed_stays_when_the_server_loses_it(
     assert ranges(sink) == [("10.96.0.0/16",)]
 
 
-def test_who_does_not_want_them_does_not_ask(server: FakeApiServer, follow: Follow) -> None:
+def test_service_cidrs_are_not_requested_if_not_needed(
+    server: FakeApiServer, follow: Follow
+) -> None:
     sink = follow()
     assert set(sink.syncs) == REQUIRED_KINDS
     assert server.count("ServiceCIDR", "watch") == 0

@@ -1,4 +1,4 @@
-"""A thread that talks to the API server either lives or ends the process."""
+"""A thread that fails to handle an error ends the process."""
 
 import subprocess
 import sys
@@ -94,7 +94,7 @@ def test_a_restarted_watch_is_logged_once(server: FakeApiServer) -> None:
     assert sum(log["event"] == "watch.restarted" for log in logs) == restarts()
 
 
-def test_a_sink_that_failed_to_note_the_first_list_learns_of_it_again(
+def test_a_failed_synced_call_is_repeated(
     server: FakeApiServer,
 ) -> None:
     class Forgetful(RecordingSink):

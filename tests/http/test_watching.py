@@ -1,4 +1,4 @@
-"""What a healthy API server tells arrives, whichever dialect it speaks."""
+"""All objects of a healthy API server arrive, whichever list protocol it supports."""
 
 import threading
 
@@ -17,7 +17,7 @@ from tests.http.conftest import Follow
 
 @pytest.fixture(params=["stream", "list", "refuses streams", "ignores streams"])
 def dialect(request: pytest.FixtureRequest, server: FakeApiServer) -> dict[str, bool]:
-    """Give the source's options for each way of getting the first state."""
+    """Return the source's options for each way of getting the initial state."""
     if request.param == "refuses streams":
         server.behaviour.watch_list = False
     if request.param == "ignores streams":
@@ -26,7 +26,7 @@ def dialect(request: pytest.FixtureRequest, server: FakeApiServer) -> dict[str, 
     return {"watch_list": request.param != "list"}
 
 
-def test_everything_is_there_when_synced_and_changes_follow(
+def test_all_objects_are_delivered_before_synced_and_changes_after(
     server: FakeApiServer, follow: Follow, dialect: dict[str, bool]
 ) -> None:
     server.put(objects.service("web"))
@@ -49,7 +49,7 @@ def test_an_empty_cluster_is_synced(follow: Follow, dialect: dict[str, bool]) ->
     assert follow(**dialect).objects == {}
 
 
-def test_long_lists_come_in_pages(server: FakeApiServer, follow: Follow) -> None:
+def test_long_lists_are_requested_in_pages(server: FakeApiServer, follow: Follow) -> None:
     server.put_many([objects.service(f"s{number:02}") for number in range(25)])
     sink = follow(watch_list=False, page_size=10)
     assert len(sink.names()) == 25
@@ -57,9 +57,7 @@ def test_long_lists_come_in_pages(server: FakeApiServer, follow: Follow) -> None
     assert server.count("Service", "watch") <= 1
 
 
-def test_big_lists_come_compressed_and_watches_do_not(
-    server: FakeApiServer, follow: Follow
-) -> None:
+def test_lists_are_compressed_and_watches_are_not(server: FakeApiServer, follow: Follow) -> None:
     server.put_many(
         [
             objects.endpoint_slice(f"s{number}", addresses=tuple(f"10.0.0.{i}" for i in range(99)))
@@ -72,7 +70,7 @@ def test_big_lists_come_compressed_and_watches_do_not(
     assert encodings <= {("list", "gzip"), ("watch", "identity")}
 
 
-def test_what_kube_proxy_leaves_out_is_not_asked_for(server: FakeApiServer, follow: Follow) -> None:
+def test_the_selectors_are_those_of_kube_proxy(server: FakeApiServer, follow: Follow) -> None:
     other = objects.service("other-proxy")
     other["metadata"]["labels"] = {"service.kubernetes.io/service-proxy-name": "x"}
     headless = objects.endpoint_slice("headless")
@@ -94,7 +92,7 @@ def test_what_kube_proxy_leaves_out_is_not_asked_for(server: FakeApiServer, foll
 
 
 @pytest.mark.parametrize("watch_list", [True, False])
-def test_an_old_server_without_the_field_selector_is_asked_without(
+def test_an_unsupported_field_selector_is_dropped(
     server: FakeApiServer, follow: Follow, *, watch_list: bool
 ) -> None:
     server.behaviour.field_selectors = False
@@ -103,7 +101,7 @@ def test_an_old_server_without_the_field_selector_is_asked_without(
     assert follow(watch_list=watch_list).names() == {"web"}
 
 
-def test_a_service_that_is_given_to_another_proxy_is_deleted(
+def test_a_service_assigned_to_another_proxy_is_deleted(
     server: FakeApiServer, follow: Follow
 ) -> None:
     server.put(objects.service("web"))
@@ -114,7 +112,9 @@ def test_a_service_that_is_given_to_another_proxy_is_deleted(
     sink.wait(lambda: sink.names() == set())
 
 
-def test_a_service_that_turns_external_is_deleted(server: FakeApiServer, follow: Follow) -> None:
+def test_a_service_that_becomes_an_external_name_is_deleted(
+    server: FakeApiServer, follow: Follow
+) -> None:
     server.put(objects.service("web"))
     sink = follow()
     server.put(objects.service("web", type="ExternalName"))
@@ -122,7 +122,7 @@ def test_a_service_that_turns_external_is_deleted(server: FakeApiServer, follow:
 
 
 @pytest.mark.parametrize("watch_list", [True, False])
-def test_a_malformed_object_is_told_once_and_its_repair_is_seen(
+def test_a_malformed_object_is_reported_once_and_its_repair_is_delivered(
     server: FakeApiServer, follow: Follow, *, watch_list: bool
 ) -> None:
     server.put(objects.service("good"))
@@ -144,7 +144,7 @@ def test_a_malformed_object_is_told_once_and_its_repair_is_seen(
     assert sink.deletes == []
 
 
-def test_stop_is_quick_in_the_middle_of_quiet_watches(server: FakeApiServer) -> None:
+def test_stop_is_quick_during_idle_watches(server: FakeApiServer) -> None:
     source = KubernetesSource(ClientSettings(master=server.url), "node-1")
     sink = RecordingSink()
     source.start(sink)
@@ -161,7 +161,7 @@ def test_stop_before_start_and_twice_is_harmless(server: FakeApiServer) -> None:
     source.stop()
 
 
-def test_every_request_is_told_to_who_counts(server: FakeApiServer, follow: Follow) -> None:
+def test_every_request_is_reported_for_metrics(server: FakeApiServer, follow: Follow) -> None:
     told: list[tuple[str, str, str, float]] = []
     settings = ClientSettings(
         master=server.url, backoff_seconds=0.05, on_request=lambda *request: told.append(request)

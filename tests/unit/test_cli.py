@@ -67,7 +67,7 @@ def test_value_after_equals_sign_or_space() -> None:
 
 
 @pytest.mark.parametrize("argv", [["-v", "3"], ["-v=3"], ["-v3"], ["--v=3"], ["--v", "3"]])
-def test_every_spelling_of_v(argv: list[str]) -> None:
+def test_every_spelling_of_verbosity(argv: list[str]) -> None:
     assert parse(argv, POD).verbosity == 3
 
 
@@ -85,7 +85,7 @@ def test_boolean_flags(argv: list[str], value: bool) -> None:  # noqa: FBT001 - 
     assert parse(argv, POD).masquerade_all is value
 
 
-def test_underscores_are_dashes_in_names_only() -> None:
+def test_underscores_are_accepted_in_names_only() -> None:
     assert parse(["--hostname_override=a_b"], POD).hostname_override == "a_b"
 
 
@@ -103,7 +103,7 @@ def test_empty_bind_address_disables() -> None:
     assert parse(["--metrics-bind-address", ""], POD).metrics_bind_address is None
 
 
-def test_our_own_flags() -> None:
+def test_svcproxys_own_flags() -> None:
     config = parse(["--svcproxy-iptables-variant=nft", "--manifests=/m"], {})
     assert (config.iptables_variant, config.manifests) == ("nft", "/m")
 
@@ -125,13 +125,13 @@ def test_typical_kube_proxy_arguments() -> None:
     )
 
 
-def test_an_unknown_flag_names_the_nearest() -> None:
+def test_an_unknown_flag_suggests_the_nearest() -> None:
     assert usage("--proxy-mod=x") == "unknown flag --proxy-mod; did you mean --proxy-mode?"
     assert usage("-kubeconfig", "x") == "unknown flag -kubeconfig; did you mean --kubeconfig?"
     assert usage("--qqqqq") == "unknown flag --qqqqq; see --help"
 
 
-def test_all_that_is_wrong_is_told_at_once(
+def test_all_mistakes_are_reported_together(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["--proxy-mod", "x", "--qqqqq", "--v=much", "--oom-score-adj=9999"]
@@ -144,7 +144,7 @@ def test_all_that_is_wrong_is_told_at_once(
     ]
 
 
-def test_prefixes_are_no_flags() -> None:
+def test_abbreviated_flags_are_refused() -> None:
     assert usage("--hostname=x").startswith("unknown flag --hostname;")
 
 
@@ -156,7 +156,7 @@ def test_a_missing_value() -> None:
     assert "expected one argument" in usage("--kubeconfig")
 
 
-def test_no_source_names_the_three_ways() -> None:
+def test_without_a_source_the_error_names_all_three() -> None:
     for environ in ({}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}):
         with pytest.raises(ConfigError) as caught:
             parse([], environ)
@@ -165,7 +165,7 @@ def test_no_source_names_the_three_ways() -> None:
     assert parse(["--master=http://10.0.0.1"], {}).master == "http://10.0.0.1"
 
 
-def test_flags_that_stand_alone_are_the_boolean_ones() -> None:
+def test_only_boolean_flags_need_no_value() -> None:
     of_fields = {
         name: isinstance(getattr(Config(), flag.setting.fields[0]), bool)
         for name, flag in FLAGS.items()
@@ -176,7 +176,7 @@ def test_flags_that_stand_alone_are_the_boolean_ones() -> None:
     }
 
 
-def test_defaults_shown_read_back_to_the_defaults() -> None:
+def test_the_shown_defaults_parse_to_the_defaults() -> None:
     shown = [f"--{name}={text}" for name in FLAGS if (text := default_of(FLAGS[name]))]
     assert len(shown) > 40
     assert read(shown, POD) == Loaded(Config())
@@ -189,7 +189,7 @@ def test_main_runs_the_daemon(daemon: FakeDaemon) -> None:
 
 
 @pytest.mark.parametrize("error", [StartupError, SourceError, BindError, ConfigError])
-def test_what_ends_the_start_is_one_line(
+def test_startup_errors_are_one_line(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], error: type[Exception]
 ) -> None:
     daemon.result = error("no iptables; install it")
@@ -197,13 +197,13 @@ def test_what_ends_the_start_is_one_line(
     assert capsys.readouterr() == ("", "svcproxy: no iptables; install it\n")
 
 
-def test_a_fault_of_ours_keeps_its_traceback(daemon: FakeDaemon) -> None:
+def test_unexpected_errors_keep_their_traceback(daemon: FakeDaemon) -> None:
     daemon.result = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
         main(["--manifests=/m"])
 
 
-def test_wrong_values_end_with_1_and_a_line_each(
+def test_invalid_values_exit_with_1_and_one_line_each(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--v=x", "--proxy-mode=userspace"]) == 1
@@ -213,12 +213,12 @@ def test_wrong_values_end_with_1_and_a_line_each(
     assert daemon.configs == []
 
 
-def test_wrong_usage_ends_with_2(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors_exit_with_2(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--hostname", "n1"]) == 2
     assert capsys.readouterr().err.startswith("svcproxy: unknown flag --hostname; did you mean")
 
 
-def test_the_daemon_is_told_the_warnings(daemon: FakeDaemon) -> None:
+def test_warnings_are_passed_to_the_daemon(daemon: FakeDaemon) -> None:
     argv = ["--manifests=/m", "--source-vip=10.0.0.1", "--healthz-port=10256", "--profiling"]
     assert main([*argv, "--vmodule=proxier=4", "--profiling=false"]) == 0
     assert daemon.warnings == (
@@ -234,7 +234,7 @@ def test_version(capsys: pytest.CaptureFixture[str], flag: str) -> None:
     assert capsys.readouterr().out == f"svcproxy {svcproxy.__version__}\n"
 
 
-def test_a_version_to_report_is_no_question() -> None:
+def test_a_version_to_report_is_accepted_without_effect() -> None:
     assert parse(["--version=v1.36.2"], POD) == parse(["--version=false"], POD) == Config()
     assert "--version='x'" in usage("--version=x")
 
@@ -242,7 +242,7 @@ def test_a_version_to_report_is_no_question() -> None:
 def test_the_file_that_kubeadm_writes_starts_the_daemon(
     daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the very command line that kubeadm's DaemonSet has."""
+    """With the command line of kubeadm's DaemonSet."""
     assert main([f"--config={KUBEADM}", "--hostname-override=Node-1"]) == 0
     assert daemon.warnings == ()
     assert daemon.file == KUBEADM.read_bytes()
@@ -257,14 +257,16 @@ def test_the_file_that_kubeadm_writes_starts_the_daemon(
     ]
 
 
-def test_a_file_that_is_not_there(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_configuration_file(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--config=/nowhere/config.conf"]) == 1
     assert capsys.readouterr().err == (
         "svcproxy: --config=/nowhere/config.conf: No such file or directory; name a file to read\n"
     )
 
 
-def test_problems_of_a_file_are_told_like_those_of_flags(
+def test_problems_of_a_file_are_reported_like_those_of_flags(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "config.conf"
@@ -276,7 +278,7 @@ def test_problems_of_a_file_are_told_like_those_of_flags(
     assert daemon.configs == []
 
 
-def test_settings_are_written_and_read_back(daemon: FakeDaemon, tmp_path: Path) -> None:
+def test_written_settings_read_back(daemon: FakeDaemon, tmp_path: Path) -> None:
     path = tmp_path / "written.yaml"
     flags = ["--proxy-mode=nftables", "--iptables-sync-period=20s", "--cluster-cidr=fd00::/64"]
     assert main([*flags, f"--write-config-to={path}"]) == 0
@@ -296,12 +298,12 @@ def test_settings_that_cannot_be_written(
 
 
 @pytest.mark.parametrize("flag", ["--cleanup", "--init-only"])
-def test_what_follows_no_services_needs_no_source(daemon: FakeDaemon, flag: str) -> None:
+def test_runs_without_services_need_no_source(daemon: FakeDaemon, flag: str) -> None:
     assert main([flag]) == 0
     assert len(daemon.configs) == 1
 
 
-def test_help_tells_every_flag_in_short_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_every_flag_in_short_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"--{name}" in shown for name in FLAGS)
@@ -319,7 +321,7 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_the_daemon_does_without_rich_and_leaves_it_to_others() -> None:
+def test_the_daemon_does_not_import_rich_and_others_still_can() -> None:
     script = (
         "import sys; from svcproxy.cli import load_daemon; load_daemon()\n"
         "assert 'structlog' in sys.modules and 'rich' not in sys.modules\n"
@@ -346,14 +348,14 @@ def test_the_module_runs_as_a_program() -> None:
     assert done.stderr == "svcproxy: unknown flag --no-such-flag; see --help\n"
 
 
-def test_complaints_survive_a_closed_stderr() -> None:
+def test_errors_survive_a_closed_stderr() -> None:
     done = subprocess.run(
         ["/bin/sh", "-c", f"{sys.executable} -m svcproxy --nope 2>&-"], check=False
     )
     assert done.returncode == 2
 
 
-def test_complaints_survive_a_reader_that_went_away() -> None:
+def test_errors_survive_a_closed_pipe() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([sys.executable, "-m", "svcproxy", "--nope"], check=False, stderr=writing)

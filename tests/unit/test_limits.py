@@ -1,4 +1,4 @@
-"""The table in docs/limits.md says what svcproxy/limits.py says."""
+"""The tables in docs/limits.md agree with svcproxy/limits.py."""
 
 import re
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_every_row_has_the_value_of_its_constant() -> None:
         assert value == constants()[row.constant], row
 
 
-def test_every_row_says_what_it_bounds_and_what_happens() -> None:
+def test_every_row_has_a_description_and_an_effect() -> None:
     assert all(row.bounds and row.at_the_limit for row in rows())
 
 

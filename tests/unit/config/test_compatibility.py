@@ -1,4 +1,4 @@
-"""The flags and fields against the tables in docs/compatibility.md, and against kube-proxy's own."""
+"""Compares flags and fields with the tables in docs/compatibility.md and with kube-proxy's."""
 
 import re
 
@@ -12,12 +12,12 @@ from tests.unit.config.test_file import FILES
 FLAG_ROWS = rows("Flags", columns=3)
 FIELD_ROWS = rows("Configuration fields", columns=3)
 _VERDICT = re.compile(r"same\b|better: \S|not applicable, because \S")
-# What argparse or the decoder answers by itself
+# Flags and fields that argparse and the decoder handle themselves
 _FLAGS_TOO, _FIELDS_TOO = {"--help", "--version"}, {"apiVersion", "kind"}
 _OURS = {name for name in FLAGS if name.startswith("svcproxy-")} | {"manifests"}
 
 
-def test_every_flag_is_in_the_table_and_the_reverse() -> None:
+def test_the_table_lists_exactly_the_flags() -> None:
     named = [name for name, _, _ in FLAG_ROWS]
     assert len(set(named)) == len(named)
     assert set(named) == {f"--{name}" for name in FLAGS} | _FLAGS_TOO
@@ -28,13 +28,13 @@ def test_the_defaults_in_the_table_are_those_of_the_flags() -> None:
     assert shown == {f"--{name}": default_of(flag) for name, flag in FLAGS.items()}
 
 
-def test_every_field_is_in_the_table_and_the_reverse() -> None:
+def test_the_table_lists_exactly_the_fields() -> None:
     named = [path for path, _, _ in FIELD_ROWS]
     assert len(set(named)) == len(named)
     assert set(named) == set(FIELDS) | _FIELDS_TOO
 
 
-def test_the_flags_that_fields_resemble() -> None:
+def test_fields_and_flags_in_a_row_set_the_same() -> None:
     for path, flag, _ in FIELD_ROWS:
         if flag:
             (field,) = FIELDS[path].setting.fields
@@ -47,16 +47,16 @@ def test_every_row_has_a_verdict(row: tuple[str, str, str]) -> None:
     assert name.removeprefix("--") in _OURS or _VERDICT.match(verdict)
 
 
-def test_what_fills_nothing_is_not_called_the_same() -> None:
-    """But for deprecated flags, which act by another one, and a field without meaning there."""
+def test_settings_without_effect_are_not_called_the_same() -> None:
+    """Except deprecated flags, which set another one, and a field without effect in kube-proxy."""
     inert = {f"--{name}" for name, flag in FLAGS.items() if not flag.setting.fields}
     inert |= {path for path, field in FIELDS.items() if not field.setting.fields}
     same = {name for name, _, verdict in (*FLAG_ROWS, *FIELD_ROWS) if verdict.startswith("same")}
     assert inert & same == {"--healthz-port", "portRange"}
 
 
-def test_the_flags_of_kube_proxy_are_all_there() -> None:
-    """The file holds what ``kube-proxy --help`` of 1.36.2 lists, and the deprecated two it hides."""
+def test_all_flags_of_kube_proxy_exist() -> None:
+    """The file lists the flags of ``kube-proxy --help`` (1.36.2) and two hidden deprecated ones."""
     theirs = set((FILES / "kube-proxy-flags.txt").read_text(encoding="utf-8").split())
     windows = {name for name, flag in FLAGS.items() if "Windows" in flag.setting.warn}
     assert set(FLAGS) - _OURS - windows == theirs - {"help", "version"}

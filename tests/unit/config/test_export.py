@@ -13,7 +13,7 @@ def back(config: Config) -> Config:
 
 
 @pytest.mark.parametrize("text", ["", EVERYTHING, "bindAddress: '::'", "mode: nftables"])
-def test_what_is_written_reads_back(text: str) -> None:
+def test_an_exported_configuration_reads_back(text: str) -> None:
     config = load(text).config
     assert back(config) == config
 
@@ -26,11 +26,11 @@ def test_strings_stay_strings(name: str) -> None:
     assert back(Config(hostname_override=name.lower())).hostname_override == name.lower()
 
 
-def test_what_kube_proxy_writes_of_the_same_settings() -> None:
-    """The one file is what kube-proxy 1.36.2 makes of the other with ``--write-config-to``."""
+def test_the_export_equals_kube_proxys() -> None:
+    """One file is kube-proxy 1.36.2's output for the other with ``--write-config-to``."""
     ours = as_document(from_file({}, (FILES / "kubeadm.yaml").read_bytes(), "conf").config)
     theirs = yaml.safe_load((FILES / "kubeadm-completed.yaml").read_bytes())
-    # Empty values that it leaves out or writes as null; periods of other modes, which it forgets
+    # Empty values that it omits or writes as null, and periods of other modes, which it drops
     assert differences(ours, theirs) == {
         ("featureGates", "{}", "None"),
         ("ipvs.excludeCIDRs", "[]", "None"),
@@ -55,15 +55,15 @@ def differences(ours: object, theirs: object, path: str = "") -> set[tuple[str, 
     return set() if ours == theirs else {(path, str(ours), str(theirs))}
 
 
-def test_zero_where_kube_proxy_takes_zero_for_nothing() -> None:
-    """A nanosecond is as good as none, and kube-proxy does not put a second in its place."""
+def test_zero_durations_are_exported_as_a_nanosecond() -> None:
+    """kube-proxy replaces 0 with its default of a second, but keeps a nanosecond."""
     config = Config(iptables_min_sync_period=0.0, ipvs_min_sync_period=0.0)
     document = as_document(config)
     assert document["iptables"]["minSyncPeriod"] == "1ns"
     assert document["ipvs"]["minSyncPeriod"] == "0s"
 
 
-def test_settings_of_our_own_are_left_out() -> None:
+def test_svcproxys_own_settings_are_not_exported() -> None:
     ours = Config(
         manifests="/m",
         master="https://m",

@@ -1,4 +1,4 @@
-"""The configuration file: what kube-proxy 1.36.2 was seen to do with each of these, we do, too."""
+"""The configuration file: svcproxy handles each case as kube-proxy 1.36.2 did when tried."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from svcproxy.config.precedence import from_file
 
 FILES = Path(__file__).parent / "files"
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
-# The file holds a pod range and both families of it, so that nothing gives cause for doubt
+# The file has pod CIDRs of both families, which avoids warnings
 RANGES = "clusterCIDR: 10.244.0.0/16,fd00:10::/48\n"
 BARE = Config(cluster_cidrs=("10.244.0.0/16", "fd00:10::/48"), ipvs_min_sync_period=0.0)
 
@@ -31,7 +31,7 @@ def problems(text: str, **settings: str) -> tuple[str, ...]:
 
 
 def changed(config: Config) -> dict[str, object]:
-    """The fields that differ from those of a file that says nothing."""
+    """The fields that differ from those of a file without settings."""
     names = Config.__slots__
     return {
         name: getattr(config, name)
@@ -40,7 +40,7 @@ def changed(config: Config) -> dict[str, object]:
     }
 
 
-def test_a_file_that_says_nothing() -> None:
+def test_a_file_without_settings_has_the_defaults() -> None:
     assert load("") == Loaded(BARE)
 
 
@@ -110,7 +110,7 @@ configSyncPeriod: 1m
 """
 
 
-def test_every_field_that_means_something() -> None:
+def test_every_field_with_effect() -> None:
     loaded = load(EVERYTHING)
     assert changed(loaded.config) == {
         "feature_gates": (("AllowServiceExternalIPs", False),),
@@ -162,7 +162,7 @@ def test_every_field_that_means_something() -> None:
     }
 
 
-def test_what_means_nothing_here_is_told() -> None:
+def test_fields_without_effect_are_warnings() -> None:
     loaded = load(
         """
 enableProfiling: true
@@ -187,7 +187,7 @@ logging: {vmodule: [{filePattern: proxier, verbosity: 4}]}
 
 
 @pytest.mark.parametrize("path", sorted(FIELDS))
-def test_null_leaves_a_default_in_place(path: str) -> None:
+def test_null_keeps_the_default(path: str) -> None:
     head, *rest = reversed(path.split("."))
     text = f"{head}: null"
     for parent in rest:
@@ -202,7 +202,7 @@ def test_null_leaves_a_default_in_place(path: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["iptables: null", "ipvs:", "logging: {options: ~}"])
-def test_null_leaves_fields_of_its_own_alone(text: str) -> None:
+def test_null_keeps_the_defaults_of_nested_fields(text: str) -> None:
     assert load(text) == Loaded(BARE)
 
 
@@ -234,7 +234,7 @@ def test_null_leaves_fields_of_its_own_alone(text: str) -> None:
         ("x: &a {masqueradeBit: 3}\niptables: {masqueradeBit: 4, <<: [*a]}", "masquerade_bit", 4),
     ],
 )
-def test_values_are_read_as_kube_proxy_reads_them(text: str, field: str, value: object) -> None:
+def test_values_are_read_as_by_kube_proxy(text: str, field: str, value: object) -> None:
     assert getattr(load(text).config, field) == value
 
 
@@ -279,13 +279,15 @@ def test_values_are_read_as_kube_proxy_reads_them(text: str, field: str, value: 
         ("detectLocalMode: BridgeInterface", "detectLocalMode=", "needs conf: detectLocal.bridge"),
     ],
 )
-def test_bad_values_are_told_by_the_path_of_the_field(text: str, path: str, reason: str) -> None:
+def test_invalid_values_are_reported_with_the_path_of_the_field(
+    text: str, path: str, reason: str
+) -> None:
     (problem,) = problems(text)
     assert problem.startswith(f"conf: {path}")
     assert reason in problem
 
 
-def test_all_problems_of_file_and_flags_are_told_at_once() -> None:
+def test_all_problems_of_file_and_flags_are_reported_together() -> None:
     found = problems(
         "mode: x\nconntrack: {min: '5', maxPerCore: -1}\niptables: 5",
         v="much",
@@ -311,12 +313,12 @@ def test_all_problems_of_file_and_flags_are_told_at_once() -> None:
         ("---\nmode: x", "conf: only the first of its YAML documents counts"),
     ],
 )
-def test_where_kube_proxy_is_lenient_there_is_a_warning(text: str, warning: str) -> None:
+def test_mistakes_that_kube_proxy_tolerates_are_warnings(text: str, warning: str) -> None:
     (found,) = load(text).warnings
     assert found.startswith(warning)
 
 
-def test_of_twins_the_last_one_counts() -> None:
+def test_the_last_of_repeated_fields_counts() -> None:
     assert load("oomScoreAdj: 1\noomScoreAdj: 2").config.oom_score_adj == 2
 
 
@@ -336,7 +338,7 @@ def test_of_twins_the_last_one_counts() -> None:
         (HEAD.replace("KubeProxyConfiguration", "[a]"), "kind=(a list): must be KubeProxy"),
     ],
 )
-def test_what_is_no_configuration_at_all(text: str, reason: str) -> None:
+def test_files_that_are_not_configurations(text: str, reason: str) -> None:
     with pytest.raises(ConfigError) as caught:
         from_file({}, text.encode(), "conf")
     (problem,) = caught.value.problems
@@ -345,13 +347,13 @@ def test_what_is_no_configuration_at_all(text: str, reason: str) -> None:
     assert "\n" not in problem
 
 
-def test_json_is_a_configuration_too() -> None:
+def test_a_json_configuration() -> None:
     text = '{"apiVersion": "kubeproxy.config.k8s.io/v1alpha1",\n\t"kind":\t"KubeProxyConfiguration", "clusterCIDR":"fd00::/64", "mode":"nftables"}'
     assert from_file({}, text.encode(), "conf").config.proxy_mode is ProxyMode.NFTABLES
 
 
 @given(st.binary() | st.text().map(str.encode))
-def test_any_bytes_are_a_configuration_or_a_complaint(data: bytes) -> None:
+def test_any_bytes_are_a_configuration_or_an_error(data: bytes) -> None:
     document = decode(data, "conf")
     assert document.problems  # none of them holds apiVersion and kind
     assert all("\n" not in problem for problem in document.problems)
@@ -369,7 +371,7 @@ def test_any_bytes_are_a_configuration_or_a_complaint(data: bytes) -> None:
         ("bindAddress: 192.0.2.1", Bind("0.0.0.0", 10256), Bind("127.0.0.1", 10249)),
     ],
 )
-def test_where_servers_listen_follows_the_family_of_bindaddress(
+def test_bind_addresses_default_to_the_family_of_bindaddress(
     text: str, healthz: Bind, metrics: Bind
 ) -> None:
     config = load(text).config
@@ -385,15 +387,15 @@ def test_where_servers_listen_follows_the_family_of_bindaddress(
         ("detectLocal: {bridgeInterface: a b}", "detectLocal.bridgeInterface"),
     ],
 )
-def test_what_is_not_used_may_be_wrong(text: str, name: str) -> None:
+def test_unused_settings_may_be_invalid(text: str, name: str) -> None:
     loaded = load(text)
     (warning,) = loaded.warnings
     assert warning.startswith(f"conf: {name}=")
     assert loaded.config == BARE
 
 
-def test_every_field_is_tried_in_here() -> None:
-    """All that kube-proxy knows, from the file that kubeadm writes, and what that leaves out."""
+def test_every_field_is_covered() -> None:
+    """All fields of kube-proxy: those of kubeadm's file, and those that it omits."""
     in_kubeadm = set(decode_paths((FILES / "kubeadm.yaml").read_text(encoding="utf-8")))
     assert set(FIELDS) - in_kubeadm == {
         *("featureGates", "logging.format", "logging.vmodule", "windowsRunAsService"),

@@ -34,7 +34,7 @@ def problems(**settings: str) -> tuple[str, ...]:
     return caught.value.problems
 
 
-# What `kube-proxy --help` of 1.36.2 prints behind its flags; those without a default are left out
+# The defaults in `kube-proxy --help` of 1.36.2
 KUBE_PROXY_DEFAULTS = {
     "config-sync-period": "15m0s",
     "conntrack-max-per-core": "32768",
@@ -58,11 +58,11 @@ KUBE_PROXY_DEFAULTS = {
     "oom-score-adj": "-999",
 }
 OUR_DEFAULTS = {
-    # kube-proxy takes the mode and the detector that are written out here where the flag is empty
+    # Empty in kube-proxy, which then uses these
     "proxy-mode": "iptables",
     "detect-local-mode": "ClusterCIDR",
     "svcproxy-iptables-variant": "auto",
-    # The empty values of their types, which kube-proxy does not print
+    # Zero values, which kube-proxy does not print
     "v": "0",
     "log-text-info-buffer-size": "0",
     "log-json-info-buffer-size": "0",
@@ -86,7 +86,7 @@ def test_defaults_are_those_of_kube_proxy() -> None:
     }
 
 
-# A value for each flag that is not its default
+# A value other than the default for each flag
 OTHER_VALUES = {
     "proxy-mode": ("nftables", ProxyMode.NFTABLES),
     "kubeconfig": ("/etc/kubeconfig", "/etc/kubeconfig"),
@@ -147,12 +147,12 @@ OTHER_VALUES = {
 }
 
 
-# nftables mode has a default of its own for this one
+# nftables mode has another default for this flag
 MORE = {"proxy-mode": {"nodeport-addresses": "0.0.0.0/0"}}
 
 
 @pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if flag.setting.fields])
-def test_a_flag_reaches_its_fields_and_no_others(name: str) -> None:
+def test_a_flag_sets_its_fields_and_no_others(name: str) -> None:
     text, value = OTHER_VALUES[name]
     fields = FLAGS[name].setting.fields
     before = from_settings(MORE.get(name, {})).config
@@ -191,11 +191,11 @@ def test_the_gate_for_external_ips(text: str, allowed: bool) -> None:  # noqa: F
     [
         (ProxyMode.IPTABLES, (2.0, 1.0, 3, True)),
         (ProxyMode.NFTABLES, (20.0, 10.0, 30, False)),
-        # IPVS masquerades by the rules of iptables, so it takes those settings, as in kube-proxy
+        # As in kube-proxy, IPVS mode masquerades with iptables rules and uses those settings
         (ProxyMode.IPVS, (200.0, 100.0, 3, True)),
     ],
 )
-def test_settings_of_the_present_mode(
+def test_settings_of_the_current_mode(
     mode: ProxyMode, present: tuple[float, float, int, bool]
 ) -> None:
     chosen = Config(
@@ -221,7 +221,7 @@ def test_settings_of_the_present_mode(
 @pytest.mark.parametrize(
     ("settings", "bind"),
     [
-        # An address without a port takes the port of the old flag, one with a port does not
+        # The deprecated flag sets the port of an address without a port only
         ({"healthz-port": "1234"}, "0.0.0.0:10256"),
         ({"healthz-port": "1234", "healthz-bind-address": "10.0.0.1"}, "10.0.0.1:1234"),
         ({"healthz-port": "1234", "healthz-bind-address": "10.0.0.1:1"}, "10.0.0.1:1"),
@@ -236,7 +236,7 @@ def test_deprecated_ports(settings: dict[str, str], bind: str) -> None:
     assert warning.endswith("deprecated; use --healthz-bind-address")
 
 
-def test_a_bad_port_is_told_once() -> None:
+def test_an_invalid_port_is_reported_once() -> None:
     assert problems(metrics_port="65536") == (
         "--metrics-port=65536: not a whole number from 0 to 65535",
     )
@@ -253,7 +253,7 @@ def test_a_bad_port_is_told_once() -> None:
         ({"pod_interface_name_prefix": "a b"}, "pod-interface-name-prefix"),
     ],
 )
-def test_what_is_not_used_may_be_wrong(settings: dict[str, str], name: str) -> None:
+def test_unused_settings_may_be_invalid(settings: dict[str, str], name: str) -> None:
     loaded = load(**settings)
     (warning,) = loaded.warnings
     assert warning.startswith(f"--{name}=")
@@ -272,7 +272,7 @@ def test_cluster_cidr_by_family() -> None:
 @pytest.mark.parametrize(
     ("settings", "warning"),
     [
-        # Only what has both families tells that the cluster has
+        # The cluster counts as dual-stack only if a list has both families
         ({"cluster_cidr": "10.0.0.0/8"}, ""),
         ({"nodeport_addresses": "10.0.0.0/8"}, ""),
         ({"nodeport_addresses": "primary", "cluster_cidr": "10.0.0.0/8,fd00::/64"}, ""),
@@ -298,13 +298,15 @@ def test_cluster_cidr_by_family() -> None:
         ),
     ],
 )
-def test_ranges_that_miss_a_family_of_the_cluster(settings: dict[str, str], warning: str) -> None:
+def test_ranges_without_a_family_of_the_cluster_are_a_warning(
+    settings: dict[str, str], warning: str
+) -> None:
     warnings = load(**settings).warnings
     assert len(warnings) == bool(warning)
     assert all(found.startswith(warning) for found in warnings)
 
 
-def test_nftables_mode_keeps_node_ports_to_primary_addresses() -> None:
+def test_nftables_mode_defaults_to_node_ports_at_primary_addresses() -> None:
     assert config(proxy_mode="nftables").nodeport_primary
     asked = config(proxy_mode="nftables", nodeport_addresses="0.0.0.0/0,::/0")
     assert asked.nodeport_addresses == ("0.0.0.0/0", "::/0")
@@ -329,7 +331,7 @@ def test_nodeport_addresses_by_family() -> None:
     assert primary.nodeport_cidrs(IPFamily.IPV4) == ()
 
 
-def test_all_problems_are_told_at_once_one_line_each() -> None:
+def test_all_problems_are_reported_with_one_line_each() -> None:
     found = problems(
         proxy_mode="userspace", iptables_sync_period="5", v="-1", master="http://x", manifests="/m"
     )
@@ -376,7 +378,7 @@ def test_all_problems_are_told_at_once_one_line_each() -> None:
         ("show-hidden-metrics-for-version", "1.34", "only 1.35 is possible"),
     ],
 )
-def test_bad_values(name: str, text: str, reason: str) -> None:
+def test_invalid_values(name: str, text: str, reason: str) -> None:
     (problem,) = problems(**{name: text})
     assert reason in problem
     assert name in problem
@@ -395,7 +397,7 @@ def test_an_unknown_gate_is_a_warning_as_with_kube_proxy(text: str, remedy: str)
     assert warning.endswith(remedy)
 
 
-def test_a_sync_period_below_the_default_shortest_one_is_told_too() -> None:
+def test_a_sync_period_below_the_default_minimum_is_an_error() -> None:
     (problem,) = problems(iptables_sync_period="500ms")
     assert problem == (
         "--iptables-min-sync-period=1s: longer than --iptables-sync-period=500ms; "

@@ -39,7 +39,7 @@ from svcproxy.config.parsing import (
         ("9223372036854775807ns", 9223372036.854775807),
     ],
 )
-def test_durations_are_read_as_go_reads_them(text: str, seconds: float) -> None:
+def test_durations_are_parsed_as_by_go(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
@@ -50,7 +50,7 @@ def test_durations_are_read_as_go_reads_them(text: str, seconds: float) -> None:
         *("9223372036854775808ns", "300000000h", "-", "+", "1s-1s", "infinity", "nan"),
     ],
 )
-def test_what_go_does_not_read_is_no_duration(text: str) -> None:
+def test_invalid_durations(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
         parse_duration(text)
 
@@ -73,12 +73,12 @@ def test_what_go_does_not_read_is_no_duration(text: str) -> None:
         (900.0, "15m0s"),
     ],
 )
-def test_durations_are_written_as_go_writes_them(seconds: float, text: str) -> None:
+def test_durations_are_formatted_as_by_go(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
 @given(st.integers(min_value=-(10**15), max_value=10**15))
-def test_a_written_duration_reads_back(nanoseconds: int) -> None:
+def test_a_formatted_duration_is_parsed_to_itself(nanoseconds: int) -> None:
     seconds = nanoseconds / 10**9
     assert parse_duration(format_duration(seconds)) == seconds
 
@@ -127,7 +127,7 @@ def test_an_empty_bind_address_disables() -> None:
         ("10.0.0.1:\u0661", "not an IP address and port"),
     ],
 )
-def test_bad_bind_addresses(text: str, reason: str) -> None:
+def test_invalid_bind_addresses(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_bind(text, 10249)
 
@@ -139,7 +139,7 @@ def test_cidrs_become_canonical() -> None:
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1", "10.0.0.0/33", "x/8", "10.0.0.0/8,", ",", "/", "a b"])
-def test_bad_cidrs(text: str) -> None:
+def test_invalid_cidrs(text: str) -> None:
     with pytest.raises(ValueError, match="is not a CIDR; write for example"):
         parse_cidrs(text)
 
@@ -155,7 +155,7 @@ def test_false(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "yes", "tRUE", "2"])
-def test_neither_true_nor_false(text: str) -> None:
+def test_invalid_booleans(text: str) -> None:
     with pytest.raises(ValueError, match="write true or false"):
         parse_bool(text)
 
@@ -167,7 +167,7 @@ def test_neither_true_nor_false(text: str) -> None:
         *(("0x1F", 31), ("-0X1f", -31), ("0b11", 3), ("0o17", 15), ("017", 15), ("0_17", 15)),
     ],
 )
-def test_whole_numbers_are_read_as_go_reads_them(text: str, value: int) -> None:
+def test_integers_are_parsed_as_by_go(text: str, value: int) -> None:
     assert parse_integer(-1000, 1000)(text) == value
 
 
@@ -190,6 +190,6 @@ def test_whole_numbers_are_read_as_go_reads_them(text: str, value: int) -> None:
         "9" * 5000,
     ],
 )
-def test_what_go_does_not_read_is_no_whole_number(text: str) -> None:
+def test_invalid_integers(text: str) -> None:
     with pytest.raises(ValueError, match="not a whole number from 0 to 9"):
         parse_integer(0, 9)(text)

@@ -1,4 +1,4 @@
-"""Flags and a configuration file together: which of them counts, as in kube-proxy."""
+"""Flags combined with a configuration file: which of them apply, as in kube-proxy."""
 
 import pytest
 
@@ -21,12 +21,12 @@ from tests.unit.config.test_file import BARE, changed, load
             {"svcproxy_ipvs_graceful_termination_limit": "1m"},
             {"ipvs_graceful_termination_limit": 60.0},
         ),
-        # As $(NODE_NAME) leaves it where there is no such variable
+        # As $(NODE_NAME) of an unset variable
         ({"hostname_override": ""}, {}),
         ({"machine_id_file": "/etc/machine-id"}, {}),
     ],
 )
-def test_flags_that_count_with_a_file(settings: dict[str, str], change: dict[str, object]) -> None:
+def test_flags_that_apply_with_a_file(settings: dict[str, str], change: dict[str, object]) -> None:
     file = "hostnameOverride: n1\nlogging: {verbosity: 1}\n"
     loaded = load(file, **settings)
     assert changed(loaded.config) == {"hostname_override": "n1", "verbosity": 1, **change}
@@ -47,13 +47,13 @@ def test_flags_that_count_with_a_file(settings: dict[str, str], change: dict[str
         ("metrics_port", "0", "metricsBindAddress"),
     ],
 )
-def test_flags_that_a_file_takes_the_place_of(name: str, text: str, path: str) -> None:
+def test_flags_that_a_file_overrides(name: str, text: str, path: str) -> None:
     loaded = load("", **{name: text})
     reason = f"ignored, because of --config; set {path} in conf instead"
     assert loaded == Loaded(BARE, (f"--{name.replace('_', '-')}={text}: {reason}",))
 
 
-def test_manifests_take_the_place_of_the_way_to_the_api() -> None:
+def test_manifests_override_the_kubeconfig_of_the_file() -> None:
     loaded = load("clientConnection: {kubeconfig: /k}", manifests="/m")
     assert changed(loaded.config) == {"manifests": "/m"}
     assert loaded.warnings == (

@@ -51,7 +51,7 @@ def test_any_spelling_of_ipv6_becomes_the_one_of_ipaddress(address: ipaddress.IP
 
 
 @given(st.text(max_size=20))
-def test_text_is_canonical_or_refused(text: str) -> None:
+def test_any_text_is_canonicalised_or_refused(text: str) -> None:
     try:
         canonical = canonical_ip(text)
     except ValueError:
@@ -86,6 +86,6 @@ def test_invalid_networks_are_refused_and_quoted(text: str) -> None:
     assert repr(text) in str(caught.value)
 
 
-def test_the_family_is_told_from_the_text() -> None:
+def test_the_family_is_derived_from_the_text() -> None:
     assert is_ipv6("fd00::1")
     assert not is_ipv6("10.0.0.0/8")

@@ -1,4 +1,4 @@
-"""Which proxy leads to a server, and which servers need none."""
+"""The choice of a proxy for an API server."""
 
 import pytest
 
@@ -20,7 +20,7 @@ ENVIRONMENT = {"https": "http://secure:3128", "http": "http://plain:3128"}
         (URL, "", {"http": "http://plain:3128"}, ""),
     ],
 )
-def test_the_nearest_word_counts(
+def test_the_configured_proxy_takes_precedence(
     url: str, configured: str, environment: dict[str, str], chosen: str
 ) -> None:
     assert choose_proxy(url, configured, environment) == chosen
@@ -44,6 +44,6 @@ def test_the_nearest_word_counts(
         ("https://[fd00::1]:6443", "fd00::/8", True),
     ],
 )
-def test_some_servers_are_reached_without_one(url: str, exemptions: str, *, exempt: bool) -> None:
+def test_no_proxy_exempts_servers(url: str, exemptions: str, *, exempt: bool) -> None:
     chosen = choose_proxy(url, "http://mine:1", {"no": exemptions})
     assert (chosen == "") == exempt

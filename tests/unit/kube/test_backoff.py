@@ -1,7 +1,7 @@
 from svcproxy.kube.core.backoff import Backoff
 
 
-def test_waits_double_up_to_the_longest_and_are_drawn_from_nothing_up() -> None:
+def test_waits_are_random_below_a_limit_that_doubles() -> None:
     drawn: list[tuple[float, float]] = []
 
     def uniform(low: float, high: float) -> float:

@@ -7,7 +7,7 @@ from svcproxy.kube.core.body import Body
 
 
 @pytest.mark.parametrize("encoding", ["", "identity", "gzip", "GZIP"])
-def test_a_body_comes_out_whole(encoding: str) -> None:
+def test_a_body_is_decompressed_completely(encoding: str) -> None:
     text = b"hello " * 1000
     sent = gzip.compress(text) if encoding.lower() == "gzip" else text
     body = Body(encoding, len(text))
@@ -16,14 +16,14 @@ def test_a_body_comes_out_whole(encoding: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["", "gzip"])
-def test_one_byte_too_many_is_noticed(encoding: str) -> None:
+def test_one_byte_over_the_limit_is_detected(encoding: str) -> None:
     text = b"x" * 1001
     body = Body(encoding, 1000)
     assert not body.feed(gzip.compress(text) if encoding else text)
     assert body.read() == b"x" * 1000
 
 
-def test_a_bomb_is_unpacked_up_to_the_limit_only() -> None:
+def test_a_gzip_bomb_is_decompressed_up_to_the_limit_only() -> None:
     packer = zlib.compressobj(9, wbits=31)
     bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(100)) + packer.flush()
     body = Body("gzip", 1 << 16)
@@ -32,7 +32,7 @@ def test_a_bomb_is_unpacked_up_to_the_limit_only() -> None:
 
 
 @pytest.mark.parametrize("sent", [b"<html>", gzip.compress(b"a")[:-4], gzip.compress(b"a") * 2])
-def test_what_is_not_one_gzip_stream_is_an_error(sent: bytes) -> None:
+def test_a_body_that_is_not_one_gzip_stream_is_an_error(sent: bytes) -> None:
     body = Body("gzip", 1000)
 
     def unpack() -> bytes:
@@ -44,6 +44,6 @@ def test_what_is_not_one_gzip_stream_is_an_error(sent: bytes) -> None:
         unpack()
 
 
-def test_no_other_encoding_is_accepted() -> None:
+def test_other_encodings_are_refused() -> None:
     with pytest.raises(ValueError, match="br"):
         Body("br", 1000)

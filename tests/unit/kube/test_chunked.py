@@ -9,7 +9,7 @@ from svcproxy.kube.core.chunked import Dechunker, MalformedChunksError
 
 
 class Sock:
-    """As much of a socket as a response reads from."""
+    """The part of a socket that a response uses."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -30,7 +30,7 @@ CHUNK = st.tuples(
 
 
 @given(st.lists(CHUNK), st.sampled_from([b"", b"Checksum: 1\r\n"]), st.data())
-def test_what_comes_in_any_pieces_gives_what_the_library_gives(
+def test_any_split_decodes_like_the_standard_library(
     chunks: list[tuple[bytes, bytes, bool]], trailer: bytes, data: st.DataObject
 ) -> None:
     body = b"".join(
@@ -52,13 +52,13 @@ def test_what_comes_in_any_pieces_gives_what_the_library_gives(
     [b"\r\n", b"x\r\n", b"-1\r\n", b"0x1\r\na", b"1\r\nab\r\n", b"1" * 70000],
     ids=["nothing", "no number", "negative", "prefix", "too long a chunk", "endless line"],
 )
-def test_what_is_in_no_chunks_is_refused(body: bytes) -> None:
+def test_malformed_chunks_are_refused(body: bytes) -> None:
     with pytest.raises(MalformedChunksError):
         Dechunker().feed(body)
 
 
 def test_a_trailer_without_end_is_refused() -> None:
-    """Nothing comes of it that a reader waiting for data would return with."""
+    """An endless trailer yields no data, so a reader would wait forever."""
     dechunker = Dechunker()
     assert dechunker.feed(b"1\r\na\r\n0\r\n" + b"X: y\r\n" * 1000) == b"a"
     with pytest.raises(MalformedChunksError, match="trailer does not end"):

@@ -1,4 +1,4 @@
-"""What is wrong with files is said in one line that names the remedy."""
+"""Mistakes in credential files are reported in one line that names the remedy."""
 
 import copy
 import json
@@ -44,20 +44,20 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "kubeconfig"
 
 
-def test_a_good_one_is_loaded(path: Path) -> None:
+def test_a_valid_kubeconfig_is_loaded(path: Path) -> None:
     server = load_api_server(written(path))
     assert server.url == "https://10.0.0.1:6443"
     assert server.authorization() == "Bearer secret"
     assert server.verify
 
 
-def test_the_home_folder_is_found(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_expanded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(path)
     monkeypatch.setenv("HOME", str(path.parent))
     load_api_server(ClientSettings(kubeconfig="~/kubeconfig"))
 
 
-def test_another_context_can_be_asked_for(path: Path) -> None:
+def test_another_context_can_be_selected(path: Path) -> None:
     contexts = [*CONFIG["contexts"], {"name": "y", "context": {"cluster": "c"}}]
     settings = written(path, contexts=contexts)
     settings = ClientSettings(kubeconfig=settings.kubeconfig, context="y")
@@ -78,7 +78,9 @@ def test_another_context_can_be_asked_for(path: Path) -> None:
         ("{current-context: x, contexts: [7]}", "has no entry 'x' in contexts"),
     ],
 )
-def test_what_is_no_kubeconfig(path: Path, text: str | None, words: str) -> None:
+def test_files_that_are_not_kubeconfigs_are_refused(
+    path: Path, text: str | None, words: str
+) -> None:
     if text is not None:
         path.write_text(text)
     message = refusal(ClientSettings(kubeconfig=str(path)))
@@ -86,7 +88,7 @@ def test_what_is_no_kubeconfig(path: Path, text: str | None, words: str) -> None
     assert words in message
 
 
-def test_a_folder_is_no_kubeconfig(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     assert "cannot be read (Is a directory)" in refusal(ClientSettings(kubeconfig=str(tmp_path)))
 
 
@@ -145,7 +147,9 @@ def test_a_folder_is_no_kubeconfig(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_inside(path: Path, changes: dict[str, Any], words: str) -> None:
+def test_mistakes_in_a_kubeconfig_are_reported(
+    path: Path, changes: dict[str, Any], words: str
+) -> None:
     assert words in refusal(written(path, **changes))
 
 
@@ -156,7 +160,7 @@ def test_a_token_file_without_a_token(path: Path, content: str) -> None:
     assert f"token file {token} " in refusal(written(path, user={"tokenFile": "token"}))
 
 
-def test_outside_of_pods_there_is_no_service_account(
+def test_outside_a_pod_there_is_no_service_account(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)

@@ -43,7 +43,9 @@ def test_objects_are_parsed_and_passed_on(sink: RecordingSink, delivery: Deliver
     assert sink.deletes == [(Kind.SERVICE, WEB)]
 
 
-def test_what_stops_being_ours_is_deleted(sink: RecordingSink, delivery: Delivery) -> None:
+def test_an_object_that_is_no_longer_to_be_proxied_is_deleted(
+    sink: RecordingSink, delivery: Delivery
+) -> None:
     delivery.changed(WEB, GOOD)
     delivery.flush()
     delivery.changed(WEB, HEADLESS)
@@ -51,7 +53,7 @@ def test_what_stops_being_ours_is_deleted(sink: RecordingSink, delivery: Deliver
     assert sink.objects == {}
 
 
-def test_what_is_delivered_is_not_delivered_again(sink: RecordingSink, delivery: Delivery) -> None:
+def test_objects_are_delivered_once(sink: RecordingSink, delivery: Delivery) -> None:
     delivery.changed(WEB, GOOD)
     sink.fail_next_update = ZeroDivisionError("oops")
     with pytest.raises(ZeroDivisionError):
@@ -60,7 +62,7 @@ def test_what_is_delivered_is_not_delivered_again(sink: RecordingSink, delivery:
     assert sink.updates == []
 
 
-def test_a_problem_is_told_once_and_the_last_good_state_stays(
+def test_a_problem_is_reported_once_and_the_last_valid_state_stays(
     sink: RecordingSink, delivery: Delivery
 ) -> None:
     delivery.changed(WEB, GOOD)
@@ -73,7 +75,7 @@ def test_a_problem_is_told_once_and_the_last_good_state_stays(
 
 
 @pytest.mark.parametrize("cure", ["good", "gone", "headless", "worse"])
-def test_a_problem_is_told_again_after_something_else(
+def test_a_problem_is_reported_again_after_another_state(
     cure: str, sink: RecordingSink, delivery: Delivery
 ) -> None:
     delivery.changed(WEB, BAD)
@@ -86,14 +88,14 @@ def test_a_problem_is_told_again_after_something_else(
     assert len(sink.problems) == (3 if cure == "worse" else 2)
 
 
-def test_nameless_problems_are_told(sink: RecordingSink, delivery: Delivery) -> None:
+def test_problems_of_nameless_objects_are_reported(sink: RecordingSink, delivery: Delivery) -> None:
     delivery.malformed(None, "metadata", "expected object, got int")
     assert [str(problem) for problem in sink.problems] == [
         "Service: metadata: expected object, got int"
     ]
 
 
-def test_a_defect_of_the_parser_costs_one_object(
+def test_a_defect_in_the_parser_affects_one_object(
     sink: RecordingSink, delivery: Delivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def defective(_obj: object, _annotations: object) -> None:
@@ -104,7 +106,7 @@ def test_a_defect_of_the_parser_costs_one_object(
     assert sink.problems[0].reason == "internal error: ZeroDivisionError: oops"
 
 
-def test_running_out_of_memory_is_no_problem_of_the_object(
+def test_running_out_of_memory_is_not_reported_as_a_problem_of_the_object(
     delivery: Delivery, sink: RecordingSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(_obj: object, _annotations: object) -> None:

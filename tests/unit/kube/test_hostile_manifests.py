@@ -1,4 +1,4 @@
-"""Files that hurt: each costs itself, in one line, and never the other files of the folder."""
+"""Hostile files: each is refused in one line and affects no other file of the folder."""
 
 import errno
 import os
@@ -64,7 +64,7 @@ def test_hostile_content_is_refused_in_one_line(name: str) -> None:
     assert caught.value.limit == limit
 
 
-def test_hostile_files_leave_the_others_alone(folder: tuple[Path, RecordingSink]) -> None:
+def test_hostile_files_do_not_affect_others(folder: tuple[Path, RecordingSink]) -> None:
     path, sink = folder
     before = REFUSALS.totals()["manifests", "yaml_depth"]
     for name, (data, _, _) in HOSTILE.items():
@@ -81,7 +81,7 @@ def test_hostile_files_leave_the_others_alone(folder: tuple[Path, RecordingSink]
     assert REFUSALS.totals()["manifests", "yaml_depth"] > before
 
 
-def test_large_files_keep_their_last_good_objects(
+def test_oversized_files_keep_their_last_valid_objects(
     folder: tuple[Path, RecordingSink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, sink = folder
@@ -110,14 +110,14 @@ def test_a_folder_has_limits(
     sink.wait(lambda: sink.names() == {"first", "other"})
     (path / "a.yaml").write_text(GOOD.replace("NAME", "added"))
     sink.wait(lambda: sink.problems)
-    # The one that is beyond the limit now is the last by name, and keeps what it had.
+    # The last file by name exceeds the limit now, and keeps its objects.
     sink.wait(lambda: sink.names() == {"added", "first", "other"})
     assert sink.problems[0].origin == "n.yaml"
     assert "is not read: the folder exceeds" in sink.problems[0].reason
     assert REFUSALS.totals()["manifests", limit] == before + 1
 
 
-def test_names_that_are_no_names_do_not_reach_the_report() -> None:
+def test_invalid_names_are_not_reported_verbatim() -> None:
     text = 'kind: Service\nmetadata: {name: "x\\"\\n-A INPUT -j DROP"}\nspec: {clusterIP: 10.0.0.1}'
     (problem,) = read_manifest("a.yaml", text.encode()).problems
     assert problem.name is None
@@ -125,7 +125,7 @@ def test_names_that_are_no_names_do_not_reach_the_report() -> None:
     assert "is not a DNS label" in problem.reason
 
 
-def test_ordinary_aliases_and_merges_are_read() -> None:
+def test_ordinary_aliases_and_merges_are_accepted() -> None:
     text = (
         "x: &p {port: 80}\nkind: Service\nmetadata: {name: a}\n"
         "spec: {clusterIP: 10.0.0.1, ports: [{<<: *p, name: a}, {<<: *p, name: b}]}\n"
@@ -135,7 +135,7 @@ def test_ordinary_aliases_and_merges_are_read() -> None:
     assert len(manifest.objects) == 1
 
 
-def test_anchors_may_be_given_twice() -> None:
+def test_anchors_may_be_defined_twice() -> None:
     check_yaml(b"a: &x [1]\nb: &x [2, 3]\nc: *x\n---\nd: &x 1\ne: *x\n")
 
 
@@ -148,7 +148,7 @@ def test_values_behind_aliases_are_counted_at_each_use(monkeypatch: pytest.Monke
     assert (caught.value.line, caught.value.limit) == (3, "yaml_nodes")
 
 
-def test_a_file_that_is_too_large_takes_no_room_from_the_others(
+def test_an_oversized_file_does_not_count_towards_the_folder_limit(
     folder: tuple[Path, RecordingSink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, sink = folder
@@ -161,7 +161,7 @@ def test_a_file_that_is_too_large_takes_no_room_from_the_others(
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
-def test_a_file_that_could_not_be_read_for_a_moment_is_read_later(
+def test_a_temporarily_unreadable_file_is_read_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def failing(*_: object, **_named: object) -> bytes:
@@ -179,7 +179,7 @@ def test_a_file_that_could_not_be_read_for_a_moment_is_read_later(
     assert sink.names() == {"first"}
 
 
-def test_the_values_of_json_are_counted() -> None:
+def test_values_in_json_are_counted() -> None:
     """30 MB of empty lists took 1.5 GB of memory and 74 s."""
     data = b'{"kind": "List", "items": [' + b"[]," * limits.YAML_NODES + b"1]}"
     with pytest.raises(ManifestError, match="more than 1000000 values") as caught:

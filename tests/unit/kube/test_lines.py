@@ -7,7 +7,7 @@ from svcproxy.kube.core.lines import LineSplitter, LongLine
 
 
 @given(st.lists(st.binary(max_size=12)), st.data())
-def test_lines_are_the_same_in_any_pieces(parts: list[bytes], data: st.DataObject) -> None:
+def test_lines_do_not_depend_on_the_chunks(parts: list[bytes], data: st.DataObject) -> None:
     stream = b"\n".join(parts) + b"\n"
     splitter, lines = LineSplitter(8), []
     while stream:
@@ -24,7 +24,7 @@ def test_lines_are_the_same_in_any_pieces(parts: list[bytes], data: st.DataObjec
             assert whole.startswith(line.head)
 
 
-def test_a_long_line_is_told_at_once_and_its_rest_is_skipped() -> None:
+def test_an_oversized_line_is_returned_immediately_and_its_rest_is_skipped() -> None:
     splitter = LineSplitter(10)
     assert splitter.feed(b"a\n" + b"x" * 8) == [b"a"]
     assert splitter.feed(b"yyy") == [LongLine(b"xxxxxxxxyyy")]
@@ -45,7 +45,7 @@ def test_the_time_for_a_line_is_linear() -> None:
     assert min(seconds(5120) for _ in range(2)) < 24 * max(seconds(640), 0.01)
 
 
-def test_empty_lines_are_left_out() -> None:
+def test_empty_lines_are_skipped() -> None:
     splitter = LineSplitter(10)
     assert splitter.feed(b"\n\n\r\na\n \n\n") == [b"a"]
     assert splitter.feed(b" ") == []

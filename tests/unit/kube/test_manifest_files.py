@@ -29,7 +29,7 @@ def names(text: str, origin: str = "a.yaml") -> list[str]:
     return [f"{kind} {name}" for kind, name in read_manifest(origin, text.encode()).objects]
 
 
-def test_a_service_goes_the_way_of_the_apis() -> None:
+def test_manifests_are_parsed_like_objects_of_the_api() -> None:
     manifest = read_manifest("a.yaml", service().encode())
     assert manifest.problems == ()
     obj = manifest.objects[Kind.SERVICE, NamespacedName("default", "web")]
@@ -38,7 +38,7 @@ def test_a_service_goes_the_way_of_the_apis() -> None:
     assert obj.created == 60.0
 
 
-def test_documents_and_lists_are_taken_apart() -> None:
+def test_documents_and_lists_are_split() -> None:
     text = f"""\
 ---
 ---
@@ -61,13 +61,13 @@ metadata: {{name: n}}
     ]  # fmt: skip
 
 
-def test_json_is_read_too() -> None:
+def test_json_manifests() -> None:
     text = '{"kind": "ServiceList", "items": [{"metadata": {"name": "a"}}]}'
     manifest = read_manifest("a.json", text.encode())
     assert manifest.objects == {(Kind.SERVICE, NamespacedName("default", "a")): None}
 
 
-def test_every_kind_has_its_type() -> None:
+def test_every_kind_is_parsed_to_its_type() -> None:
     text = """\
 {kind: EndpointSlice, metadata: {name: c, labels: {kubernetes.io/service-name: a}},
  addressType: IPv4}
@@ -92,7 +92,7 @@ def test_every_kind_has_its_type() -> None:
         "{kind: List, items: null}",
     ],
 )
-def test_what_is_not_for_us_is_ignored(text: str) -> None:
+def test_other_kinds_are_ignored(text: str) -> None:
     assert problems(text) == []
     assert names(text) == []
 
@@ -141,18 +141,18 @@ def test_what_is_not_for_us_is_ignored(text: str) -> None:
         ),
     ],
 )
-def test_problems_are_told_with_their_line(text: str, problem: str) -> None:
+def test_problems_have_line_numbers(text: str, problem: str) -> None:
     assert problems(text) == [problem]
 
 
-def test_a_problem_in_json_is_told_without_line() -> None:
+def test_problems_in_json_have_no_line_number() -> None:
     text = '{"kind": "Service", "metadata": {"name": "a"}, "spec": {"clusterIP": "x"}}'
     assert problems(text, "a.json") == [
         "a.json Service default/a: spec.clusterIP: 'x' is not an IP address"
     ]
 
 
-def test_a_bad_object_is_known_by_name_and_its_neighbours_are_good() -> None:
+def test_a_malformed_object_is_reported_by_name_and_affects_no_other() -> None:
     manifest = read_manifest("a.yaml", f"{service('a', 0)}---\n{service('b')}".encode())
     assert manifest.failed == {(Kind.SERVICE, NamespacedName("default", "a"))}
     assert list(manifest.objects) == [(Kind.SERVICE, NamespacedName("default", "b"))]
@@ -174,7 +174,7 @@ def test_a_bad_object_is_known_by_name_and_its_neighbours_are_good() -> None:
         ("a.json", b"", "a.json:1: not valid JSON: "),
     ],
 )
-def test_broken_files_are_refused_whole(origin: str, data: bytes, problem: str) -> None:
+def test_malformed_files_are_refused(origin: str, data: bytes, problem: str) -> None:
     with pytest.raises(ManifestError) as caught:
         read_manifest(origin, data)
     assert str(caught.value).startswith(problem)

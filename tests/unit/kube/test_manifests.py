@@ -23,7 +23,7 @@ def service(name: str, port: object = 80) -> str:
 
 
 class Folder:
-    """A folder of manifests with a source that follows it into a sink."""
+    """A folder of manifests, and a source that delivers it to a sink."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,7 +88,7 @@ def test_changes_arrive(folder: Folder) -> None:
     ]  # fmt: skip
 
 
-def test_what_changes_between_the_first_look_and_the_watch_is_seen(folder: Folder) -> None:
+def test_a_change_between_the_first_scan_and_the_watch_is_detected(folder: Folder) -> None:
     sink = folder.start()
     for number in range(5):
         folder.write(f"{number}.yaml", service(f"s{number}"))
@@ -124,7 +124,7 @@ def test_a_file_that_is_being_written_keeps_its_objects(folder: Folder) -> None:
     assert sink.deletes == []
 
 
-def test_a_bad_object_keeps_its_last_good_state_and_spares_its_neighbours(folder: Folder) -> None:
+def test_a_malformed_object_keeps_its_last_valid_state_and_affects_no_other(folder: Folder) -> None:
     folder.write("a.yaml", service("a"), service("b"), service("c"))
     sink = folder.start()
     folder.write("a.yaml", service("a", 0), service("b", 81))
@@ -135,7 +135,7 @@ def test_a_bad_object_keeps_its_last_good_state_and_spares_its_neighbours(folder
     sink.wait(lambda: sink.names() == {"b"})
 
 
-def test_a_nameless_object_may_be_any_of_those_missing(folder: Folder) -> None:
+def test_a_nameless_malformed_object_keeps_all_missing_ones(folder: Folder) -> None:
     folder.write("a.yaml", service("a"), service("b"))
     sink = folder.start()
     folder.write("a.yaml", service("a", 81), service("", 80))
@@ -155,7 +155,7 @@ def test_the_first_file_by_name_counts(folder: Folder) -> None:
     assert sink.deletes == []
 
 
-def test_only_our_node_counts(folder: Folder) -> None:
+def test_only_this_nodes_node_object_is_delivered(folder: Folder) -> None:
     folder.write("a.yaml", "kind: Node\nmetadata: {name: node-2}\n")
     sink = folder.start()
     assert sink.objects == {}
@@ -165,14 +165,14 @@ def test_only_our_node_counts(folder: Folder) -> None:
     sink.wait(lambda: sink.deletes == [(Kind.NODE, NamespacedName("", "node-1"))])
 
 
-def test_a_service_that_turns_headless_is_deleted(folder: Folder) -> None:
+def test_a_service_that_becomes_headless_is_deleted(folder: Folder) -> None:
     folder.write("a.yaml", service("a"))
     sink = folder.start()
     folder.write("a.yaml", service("a").replace("10.0.0.1", "None"))
     sink.wait(lambda: sink.names() == set())
 
 
-def test_a_mounted_config_map_is_followed(folder: Folder) -> None:
+def test_updates_of_a_mounted_config_map_are_detected(folder: Folder) -> None:
     """The kubelet writes a new folder and moves the ``..data`` link (AtomicWriter)."""
 
     def publish(version: str, text: str) -> None:
@@ -191,7 +191,7 @@ def test_a_mounted_config_map_is_followed(folder: Folder) -> None:
     assert sink.deletes == []
 
 
-def test_a_link_to_nothing_is_no_file(folder: Folder) -> None:
+def test_a_dangling_link_is_ignored(folder: Folder) -> None:
     (folder.path / "a.yaml").symlink_to("nowhere")
     assert folder.start().problems == []
 
@@ -213,7 +213,7 @@ def test_a_file_that_cannot_be_read_keeps_its_objects(
     assert sink.names() == {"a"}
 
 
-def test_a_rescan_finds_what_no_event_tells(folder: Folder, tmp_path: Path) -> None:
+def test_a_rescan_detects_changes_without_events(folder: Folder, tmp_path: Path) -> None:
     outside = tmp_path / "outside.yaml"
     outside.write_text(service("a"))
     (folder.path / "a.yaml").symlink_to(outside)
@@ -223,7 +223,7 @@ def test_a_rescan_finds_what_no_event_tells(folder: Folder, tmp_path: Path) -> N
     sink.wait(lambda: folder.port("a") == 81)
 
 
-def test_a_folder_that_vanishes_deletes_nothing_and_may_come_back(folder: Folder) -> None:
+def test_a_missing_folder_deletes_nothing_and_is_used_when_it_is_back(folder: Folder) -> None:
     folder.write("a.yaml", service("a"))
     folder.source = ManifestSource(folder.path, "node-1", rescan_seconds=0.1)
     with structlog.testing.capture_logs() as logs:
@@ -236,7 +236,7 @@ def test_a_folder_that_vanishes_deletes_nothing_and_may_come_back(folder: Folder
     assert sink.deletes == []
 
 
-def test_a_folder_that_is_replaced_is_watched_anew(folder: Folder) -> None:
+def test_a_replaced_folder_is_watched(folder: Folder) -> None:
     folder.write("a.yaml", service("a"))
     folder.source = ManifestSource(folder.path, "node-1", rescan_seconds=1.0)
     sink = folder.start()
@@ -257,7 +257,7 @@ def test_the_thread_survives_a_failing_sink(folder: Folder) -> None:
     assert any(entry["event"] == "manifests.failed" for entry in logs)
 
 
-def test_stop_ends_the_thread_at_once(folder: Folder) -> None:
+def test_stop_ends_the_thread_immediately(folder: Folder) -> None:
     folder.start()
     folder.source.stop()
     assert not any(thread.name == "manifests" for thread in threading.enumerate())
@@ -267,7 +267,7 @@ def test_stop_ends_the_thread_at_once(folder: Folder) -> None:
     ("make", "words"),
     [(None, "does not exist: create it"), ("file", "is not a folder: create it")],
 )
-def test_a_useless_folder_is_refused(tmp_path: Path, make: str | None, words: str) -> None:
+def test_an_unusable_folder_is_refused(tmp_path: Path, make: str | None, words: str) -> None:
     path = tmp_path / "x"
     if make:
         path.write_text("")

@@ -27,9 +27,7 @@ _values = st.recursive(
     ),
     value=_values,
 )  # fmt: skip
-def test_whatever_stands_in_a_field_is_parsed_or_refused(
-    kind: Kind, field: str, value: object
-) -> None:
+def test_any_field_value_is_parsed_or_refused(kind: Kind, field: str, value: object) -> None:
     makers: dict[Kind, Callable[[], Obj]] = {
         Kind.SERVICE: objects.service,
         Kind.ENDPOINT_SLICE: objects.endpoint_slice,

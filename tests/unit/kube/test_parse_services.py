@@ -16,7 +16,7 @@ def parsed_service(**spec: Any) -> Service:
 
 
 class TestService:
-    def test_a_plain_one(self) -> None:
+    def test_a_plain_object(self) -> None:
         assert parsed_service() == Service(
             name=NamespacedName("default", "web"),
             ports=(ServicePortSpec("http", Protocol.TCP, 80, 0),),
@@ -33,21 +33,21 @@ class TestService:
             {"clusterIP": None, "clusterIPs": ["None"]},
         ],
     )
-    def test_what_has_no_virtual_address_is_skipped(self, spec: Obj) -> None:
+    def test_services_without_a_cluster_ip_are_skipped(self, spec: Obj) -> None:
         assert parsed(objects.service(**spec)) is None
 
-    def test_another_proxys_service_is_skipped(self) -> None:
+    def test_a_service_of_another_proxy_is_skipped(self) -> None:
         obj = objects.service()
         obj["metadata"]["labels"] = {"service.kubernetes.io/service-proxy-name": ""}
         assert parsed(obj) is None
 
-    def test_the_headless_label_says_nothing_about_services(self) -> None:
+    def test_the_headless_label_does_not_matter_for_services(self) -> None:
         # kube-proxy asks only for EndpointSlices without it (cmd/kube-proxy/app/server.go).
         obj = objects.service()
         obj["metadata"]["labels"] = {"service.kubernetes.io/headless": ""}
         assert parsed(obj) is not None
 
-    def test_skipped_ones_are_skipped_before_they_are_checked(self) -> None:
+    def test_skipped_services_are_not_validated(self) -> None:
         assert parsed(objects.service(type="ExternalName", ports=[{"port": 0}])) is None
 
     def test_cluster_ips_fall_back_to_the_single_one(self) -> None:
@@ -69,7 +69,7 @@ class TestService:
     @pytest.mark.parametrize(
         ("type_", "node_port"), [("ClusterIP", 0), ("NodePort", 30080), ("LoadBalancer", 30080)]
     )
-    def test_node_ports_count_for_types_that_have_them(self, type_: str, node_port: int) -> None:
+    def test_node_ports_are_read_for_types_that_have_them(self, type_: str, node_port: int) -> None:
         ports = [{"port": 80, "nodePort": 30080}]
         assert parsed_service(type=type_, ports=ports).ports[0].node_port == node_port
 
@@ -83,7 +83,7 @@ class TestService:
             ("LoadBalancer", [], True),
         ],
     )
-    def test_external_policy_counts_for_what_is_reached_from_outside(
+    def test_external_policy_applies_to_externally_reachable_services(
         self, type_: str, external_ips: list[str], *, local: bool
     ) -> None:
         spec = {"type": type_, "externalIPs": external_ips, "externalTrafficPolicy": "Local"}
@@ -114,7 +114,7 @@ class TestService:
         service = parsed_service(sessionAffinity=affinity, sessionAffinityConfig=config)
         assert service.affinity_seconds == seconds
 
-    def test_only_ingress_ips_in_vip_mode_count(self) -> None:
+    def test_only_ingress_ips_in_vip_mode_are_read(self) -> None:
         obj = objects.service(type="LoadBalancer")
         obj["status"]["loadBalancer"]["ingress"] = [
             {"ip": "192.0.2.1"},
@@ -128,7 +128,7 @@ class TestService:
         assert isinstance(service, Service)
         assert service.load_balancer_ips == ("192.0.2.1", "192.0.2.2", "2001:db8::1")
 
-    def test_lists_that_old_servers_did_not_check(self) -> None:
+    def test_lists_that_old_servers_did_not_validate(self) -> None:
         service = parsed_service(
             externalIPs=["", " ", " 192.0.2.1"],
             loadBalancerSourceRanges=[" 10.0.0.0/8\t", "", "fd00::1/64 "],
@@ -205,14 +205,14 @@ class TestService:
             ),
         ],
     )
-    def test_what_is_malformed_is_refused(self, spec: Obj, problem: str) -> None:
+    def test_malformed_fields_are_refused(self, spec: Obj, problem: str) -> None:
         assert problem_of(objects.service(**spec)) == problem
 
-    def test_names_are_needed(self) -> None:
+    def test_names_are_required(self) -> None:
         assert problem_of(objects.service(namespace=None)) == "metadata.namespace: is missing"
         assert problem_of(objects.service(name="")) == "metadata.name: is missing"
 
-    def test_a_bad_ingress_ip_is_refused(self) -> None:
+    def test_a_malformed_ingress_ip_is_refused(self) -> None:
         obj = objects.service()
         obj["status"]["loadBalancer"]["ingress"] = [{"ip": "x"}]
         expected = "status.loadBalancer.ingress[0].ip: 'x' is not an IP address"

@@ -23,7 +23,7 @@ def parsed_node(**top: Any) -> Node:
 
 
 class TestEndpointSlice:
-    def test_a_plain_one(self) -> None:
+    def test_a_plain_object(self) -> None:
         assert parsed_slice(addresses=("10.0.0.1",)) == EndpointSlice(
             name=NamespacedName("default", "web-1"),
             service=NamespacedName("default", "web"),
@@ -32,18 +32,18 @@ class TestEndpointSlice:
             endpoints=(SliceEndpoint("10.0.0.1"),),
         )
 
-    def test_slices_without_service_of_names_or_headless_are_skipped(self) -> None:
+    def test_slices_without_a_service_or_with_host_names_or_headless_are_skipped(self) -> None:
         assert parsed(objects.endpoint_slice(service_name="")) is None
         assert parsed(objects.endpoint_slice(addressType="FQDN", addresses=("a.b",))) is None
         headless = objects.endpoint_slice()
         headless["metadata"]["labels"]["service.kubernetes.io/headless"] = ""
         assert parsed(headless) is None
 
-    def test_nulls_mean_nothing(self) -> None:
+    def test_nulls_are_like_absent_fields(self) -> None:
         empty = parsed_slice(ports=None, endpoints=None)
         assert (empty.ports, empty.endpoints) == ((), ())
 
-    def test_ports_without_number_are_left_out(self) -> None:
+    def test_ports_without_a_number_are_skipped(self) -> None:
         ports = [{"name": "a"}, {"port": 0}, {"port": None}, {"port": 53, "protocol": "UDP"}]
         assert parsed_slice(ports=ports).ports == (SlicePort("", Protocol.UDP, 53),)
 
@@ -129,12 +129,12 @@ class TestEndpointSlice:
             ),
         ],
     )
-    def test_what_is_malformed_is_refused(self, top: Obj, problem: str) -> None:
+    def test_malformed_fields_are_refused(self, top: Obj, problem: str) -> None:
         assert problem_of(objects.endpoint_slice(**top)) == problem
 
 
 class TestNode:
-    def test_a_whole_one(self) -> None:
+    def test_a_node_with_all_fields(self) -> None:
         obj = objects.node(
             spec={
                 "podCIDR": "10.1.0.0/24",
@@ -159,20 +159,20 @@ class TestNode:
             taints=("a", "b"),
         )
 
-    def test_a_bare_one(self) -> None:
+    def test_a_node_without_optional_fields(self) -> None:
         assert parsed_node() == Node(name="node-1")
 
     def test_pod_cidrs_fall_back_to_the_single_one(self) -> None:
         assert parsed_node(spec={"podCIDR": "10.1.0.0/24"}).pod_cidrs == ("10.1.0.0/24",)
 
-    def test_deletion_is_seen(self) -> None:
+    def test_the_deletion_timestamp_is_read(self) -> None:
         obj = objects.node()
         obj["metadata"]["deletionTimestamp"] = "2024-05-01T10:00:00Z"
         node = parsed(obj)
         assert isinstance(node, Node)
         assert node.deleting
 
-    def test_what_is_malformed_is_refused(self) -> None:
+    def test_malformed_fields_are_refused(self) -> None:
         bad = objects.node(spec={"podCIDR": "x"})
         assert problem_of(bad) == "spec.podCIDR: 'x' is not a CIDR such as 10.0.0.0/8"
         bad = objects.node(status={"addresses": [{"type": "InternalIP", "address": "x"}]})

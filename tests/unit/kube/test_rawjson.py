@@ -34,7 +34,7 @@ def pruned(value: object, depth: int) -> object:
 
 @FEW
 @given(value=VALUES, depth=st.integers(1, 4), ascii_only=st.booleans())
-def test_pruning_replaces_what_is_too_deep_and_nothing_else(
+def test_pruning_replaces_only_values_that_are_too_deep(
     *, value: object, depth: int, ascii_only: bool
 ) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only).encode()
@@ -46,7 +46,9 @@ def test_pruning_replaces_what_is_too_deep_and_nothing_else(
 
 @FEW
 @given(st.dictionaries(st.text(max_size=5), VALUES, max_size=5), st.sampled_from([None, 1]))
-def test_members_are_those_of_the_object(value: dict[str, object], indent: int | None) -> None:
+def test_members_equal_those_of_the_json_module(
+    value: dict[str, object], indent: int | None
+) -> None:
     found = rawjson.members(json.dumps(value, indent=indent).encode())
     decoded = {json.loads(b'"%s"' % key): json.loads(text) for key, text in found.items()}
     assert decoded == value
@@ -54,14 +56,14 @@ def test_members_are_those_of_the_object(value: dict[str, object], indent: int |
 
 @FEW
 @given(st.lists(VALUES, max_size=5), st.sampled_from([None, 1]))
-def test_elements_are_those_of_the_array(value: list[object], indent: int | None) -> None:
+def test_elements_equal_those_of_the_json_module(value: list[object], indent: int | None) -> None:
     found = rawjson.elements(json.dumps(value, indent=indent).encode())
     assert [json.loads(text) for text in found] == value
 
 
 @FEW
 @given(text=st.text(st.characters(categories=["L", "Cs"])), escaped=st.booleans())
-def test_repair_leaves_only_what_is_valid(*, text: str, escaped: bool) -> None:
+def test_repaired_text_is_valid(*, text: str, escaped: bool) -> None:
     encoded = json.dumps(text, ensure_ascii=escaped).encode(errors="surrogatepass")
     repaired = json.loads(rawjson.repair(encoded))
     repaired.encode()  # no surrogate is left
@@ -89,14 +91,14 @@ def test_lone_surrogates_and_invalid_utf8_become_the_replacement_character(
 @pytest.mark.parametrize(
     "text", [b"", b"[", b"{", b'{"a"', b'{"a":', b'{"a":1', b'{"a":1 2}', b"[1"]
 )
-def test_a_text_that_breaks_off_is_refused(text: bytes) -> None:
+def test_truncated_text_is_refused(text: bytes) -> None:
     with pytest.raises(BrokenJsonError):
         rawjson.members(text)
     with pytest.raises(BrokenJsonError):
         rawjson.elements(text)
 
 
-def test_what_stands_before_a_break_can_be_read() -> None:
+def test_members_before_a_truncation_are_readable() -> None:
     found = rawjson.members(b'{"type":"ADDED","object":{"kind":"Service","metadata', partial=True)
     assert found == {b"type": b'"ADDED"', b"object": b'{"kind":"Service","metadata'}
 

@@ -21,8 +21,8 @@ from tests.fakes.lines import bookmark, error, event, item, page, status
 SERVICES = Selectors(labels="!other", fields="spec.clusterIP!=None", optional=True)
 
 
-def told(effects: list[Effect]) -> list[str]:
-    """Give effects in short: ``+a`` changed, ``-a`` removed, ``!a`` malformed, ``=2`` listed."""
+def summary(effects: list[Effect]) -> list[str]:
+    """Summarise effects: ``+a`` changed, ``-a`` removed, ``!a`` malformed, ``=2`` listed."""
     short = []
     for effect in effects:
         match effect:
@@ -61,7 +61,7 @@ def watching(*names: str) -> Reflector:
     reflector.next_request()
     reflector.list_page(page(*(item(name, 1) for name in names)))
     reflector.next_request()
-    if not names:  # an empty list is believed the second time
+    if not names:  # an empty list is accepted the second time
         reflector.list_page(page())
         reflector.next_request()
     return reflector
@@ -81,23 +81,25 @@ class TestInitialStream:
             "resourceVersionMatch": "NotOlderThan",
         }
 
-    def test_a_bookmark_completes_it_and_the_watch_goes_on_in_the_same_response(self) -> None:
+    def test_a_bookmark_completes_the_list_and_the_watch_continues_in_the_same_response(
+        self,
+    ) -> None:
         reflector = Reflector(Kind.SERVICE)
         reflector.next_request()
         output = reflector.watch_lines([event("ADDED", item("a", 3)), event("ADDED", item("b", 4))])
-        assert (told(output.effects), output.step) == (["+a", "+b"], Step.CONTINUE)
+        assert (summary(output.effects), output.step) == (["+a", "+b"], Step.CONTINUE)
         output = reflector.watch_lines([bookmark(10, end=True)])
-        assert (told(output.effects), output.step) == (["=2"], Step.CONTINUE)
+        assert (summary(output.effects), output.step) == (["=2"], Step.CONTINUE)
         output = reflector.watch_lines(
             [event("MODIFIED", item("a", 11)), event("DELETED", item("b", 12))]
         )
-        assert told(output.effects) == ["+a", "-b"]
+        assert summary(output.effects) == ["+a", "-b"]
         assert reflector.response_ended(Cause.CLOSED).step is Step.RETRY_NOW
         request = reflector.next_request()
         assert not request.initial
         assert dict(request.query)["resourceVersion"] == "12"
 
-    def test_a_new_stream_removes_what_it_lacks_and_repeats_what_the_last_one_did_not_have(
+    def test_a_new_stream_removes_missing_objects_and_delivers_changed_ones(
         self,
     ) -> None:
         reflector = streaming("a", "b", "c")
@@ -106,15 +108,18 @@ class TestInitialStream:
         output = reflector.watch_lines(
             [event("ADDED", item("a", 1)), event("ADDED", item("b", 20))]
         )
-        assert told(output.effects) == ["+a", "+b"]
+        assert summary(output.effects) == ["+a", "+b"]
         output = reflector.watch_lines([bookmark(21, end=True)])
-        assert told(output.effects) == ["-c", "=2"]
+        assert summary(output.effects) == ["-c", "=2"]
         reflector.watch_lines([event("MODIFIED", item("b", 22)), error(410)])
         reflector.next_request()
         lines = [event("ADDED", item("a", 1)), event("ADDED", item("b", 22))]
-        assert told(reflector.watch_lines([*lines, bookmark(23, end=True)]).effects) == ["+b", "=2"]
+        assert summary(reflector.watch_lines([*lines, bookmark(23, end=True)]).effects) == [
+            "+b",
+            "=2",
+        ]
 
-    def test_a_stream_that_is_cut_removes_nothing_and_begins_anew(self) -> None:
+    def test_an_interrupted_stream_removes_nothing_and_is_requested_again(self) -> None:
         reflector = streaming("a", "b")
         reflector.watch_lines([error(410)])
         reflector.next_request()
@@ -124,9 +129,9 @@ class TestInitialStream:
         assert output.warning == "reset by peer"
         assert reflector.next_request().initial
         output = reflector.watch_lines([event("ADDED", item("b", 1)), bookmark(30, end=True)])
-        assert sorted(told(output.effects)) == ["+b", "-a", "-c", "=1"]
+        assert sorted(summary(output.effects)) == ["+b", "-a", "-c", "=1"]
 
-    def test_a_deletion_before_the_end_counts(self) -> None:
+    def test_a_deletion_before_the_end_of_initial_events_is_applied(self) -> None:
         reflector = Reflector(Kind.SERVICE)
         reflector.next_request()
         kept = event("ADDED", item("kept", 1))
@@ -138,10 +143,10 @@ class TestInitialStream:
                 bookmark(3, end=True),
             ]
         )
-        assert told(output.effects) == ["+kept", "+a", "-a", "=1"]
+        assert summary(output.effects) == ["+kept", "+a", "-a", "=1"]
 
     @pytest.mark.parametrize("code", [400, 422])
-    def test_a_server_that_refuses_it_is_listed(self, code: int) -> None:
+    def test_a_server_that_refuses_streaming_is_listed(self, code: int) -> None:
         reflector = Reflector(Kind.SERVICE, SERVICES)
         reflector.next_request()
         output = reflector.error_response(code, status(code, "sendInitialEvents is forbidden"))
@@ -153,21 +158,21 @@ class TestInitialStream:
         }
 
     @pytest.mark.parametrize("cause", [Cause.IDLE, Cause.CLOSED])
-    def test_a_server_that_ignores_it_is_listed(self, cause: Cause) -> None:
+    def test_a_server_that_ignores_streaming_is_listed(self, cause: Cause) -> None:
         reflector = Reflector(Kind.SERVICE)
         reflector.next_request()
         reflector.watch_lines([event("ADDED", item("a", 1))])
         assert reflector.response_ended(cause).step is Step.RETRY_NOW
         assert "limit" in query(reflector)
-        assert told(reflector.list_page(page(item("a", 1))).effects) == ["=1"]
+        assert summary(reflector.list_page(page(item("a", 1))).effects) == ["=1"]
 
-    def test_a_plain_bookmark_gives_away_that_it_is_ignored(self) -> None:
+    def test_a_plain_bookmark_shows_that_streaming_is_ignored(self) -> None:
         reflector = Reflector(Kind.SERVICE)
         reflector.next_request()
         assert reflector.watch_lines([bookmark(5)]).step is Step.RETRY_NOW
         assert "limit" in query(reflector)
 
-    def test_other_refusals_do_not_end_its_use(self) -> None:
+    def test_other_errors_do_not_disable_streaming(self) -> None:
         reflector = Reflector(Kind.SERVICE)
         for code in (401, 403, 404, 429, 500):
             reflector.next_request()
@@ -176,26 +181,26 @@ class TestInitialStream:
 
 
 class TestList:
-    def test_pages_are_followed_to_the_end(self) -> None:
+    def test_all_pages_are_requested(self) -> None:
         reflector = listing(page_size=2)
         assert query(reflector) == {"limit": "2"}
         output = reflector.list_page(page(item("a", 1), item("b", 2), token="next"))
-        assert (told(output.effects), output.step) == (["+a", "+b"], Step.CONTINUE)
+        assert (summary(output.effects), output.step) == (["+a", "+b"], Step.CONTINUE)
         assert query(reflector) == {"limit": "2", "continue": "next"}
         output = reflector.list_page(page(item("c", 3), version=10))
-        assert told(output.effects) == ["+c", "=3"]
+        assert summary(output.effects) == ["+c", "=3"]
         assert query(reflector)["resourceVersion"] == "10"
 
-    def test_a_page_that_fails_is_asked_for_again(self) -> None:
+    def test_a_failed_page_is_requested_again(self) -> None:
         reflector = listing()
         reflector.next_request()
         reflector.list_page(page(item("a", 1), token="next"))
         reflector.next_request()
         assert reflector.response_ended(Cause.CUT).step is Step.BACK_OFF
         assert query(reflector)["continue"] == "next"
-        assert told(reflector.list_page(page(item("b", 2))).effects) == ["+b", "=2"]
+        assert summary(reflector.list_page(page(item("b", 2))).effects) == ["+b", "=2"]
 
-    def test_an_expired_token_means_one_whole_list(self) -> None:
+    def test_an_expired_token_leads_to_one_unpaged_list(self) -> None:
         reflector = listing()
         reflector.next_request()
         reflector.list_page(page(item("a", 1), item("b", 1), token="next"))
@@ -204,18 +209,18 @@ class TestList:
         assert (output.step, output.restarted) == (Step.RETRY_NOW, "")
         assert query(reflector) == {}
         output = reflector.list_page(page(item("b", 1), item("c", 1)))
-        assert told(output.effects) == ["+c", "-a", "=2"]
+        assert summary(output.effects) == ["+c", "-a", "=2"]
         reflector.watch_lines([error(410)])
         assert query(reflector) == {"limit": "500"}
 
-    def test_a_body_that_is_no_list_is_an_error(self) -> None:
+    def test_a_body_that_is_not_a_list_is_an_error(self) -> None:
         reflector = listing()
         reflector.next_request()
         output = reflector.list_page(b"<html>")
         assert (output.effects, output.step) == ([], Step.BACK_OFF)
         assert "unreadable list" in output.warning
 
-    def test_an_unknown_field_selector_is_given_up(self) -> None:
+    def test_an_unsupported_field_selector_is_dropped(self) -> None:
         reflector = Reflector(Kind.SERVICE, SERVICES, watch_list=False)
         reflector.next_request()
         output = reflector.error_response(
@@ -233,7 +238,7 @@ class TestList:
         assert request.initial
         assert "fieldSelector" not in dict(request.query)
 
-    def test_a_needed_field_selector_is_never_given_up(self) -> None:
+    def test_a_required_field_selector_is_kept(self) -> None:
         reflector = Reflector(Kind.NODE, Selectors(fields="metadata.name=me"), watch_list=False)
         reflector.next_request()
         assert reflector.error_response(400, b"").step is Step.BACK_OFF
@@ -241,7 +246,7 @@ class TestList:
 
 
 class TestWatch:
-    def test_bookmarks_carry_the_version_on(self) -> None:
+    def test_bookmarks_advance_the_version(self) -> None:
         reflector = watching("a")
         assert reflector.watch_lines([bookmark(40), b"", b"  "]).effects == []
         assert query(reflector)["resourceVersion"] == "40"
@@ -256,7 +261,7 @@ class TestWatch:
             (Cause.CUT, Step.BACK_OFF, "cut"),
         ],
     )
-    def test_a_lost_watch_goes_on_where_it_was(
+    def test_an_interrupted_watch_resumes_at_its_version(
         self, cause: Cause, step: Step, restarted: str
     ) -> None:
         reflector = watching("a")
@@ -264,10 +269,10 @@ class TestWatch:
         output = reflector.response_ended(cause)
         assert (output.effects, output.step, output.restarted) == ([], step, restarted)
         assert query(reflector)["resourceVersion"] == "11"
-        assert told(reflector.watch_lines([event("ADDED", item("b", 11))]).effects) == []
+        assert summary(reflector.watch_lines([event("ADDED", item("b", 11))]).effects) == []
 
     @pytest.mark.parametrize("as_event", [True, False])
-    def test_gone_means_a_new_list_at_once(self, *, as_event: bool) -> None:
+    def test_gone_leads_to_a_new_list_immediately(self, *, as_event: bool) -> None:
         reflector = watching("a", "b")
         output = (
             reflector.watch_lines([error(410, "too old"), event("ADDED", item("x", 12))])
@@ -278,11 +283,11 @@ class TestWatch:
         assert (output.restarted, output.warning) == ("gone", "HTTP 410: too old")
         assert query(reflector) == {"limit": "500"}
         output = reflector.list_page(page(item("b", 2), item("c", 3)))
-        assert told(output.effects) == ["+b", "+c", "-a", "=2"]
+        assert summary(output.effects) == ["+b", "+c", "-a", "=2"]
 
     @pytest.mark.parametrize("code", [401, 403, 429, 500, 503])
     @pytest.mark.parametrize("as_event", [True, False])
-    def test_temporary_trouble_keeps_the_place(self, code: int, *, as_event: bool) -> None:
+    def test_temporary_errors_keep_the_version(self, code: int, *, as_event: bool) -> None:
         reflector = watching("a")
         output = (
             reflector.watch_lines([error(code)])
@@ -292,7 +297,7 @@ class TestWatch:
         assert (output.step, output.restarted) == (Step.BACK_OFF, "refused")
         assert query(reflector)["resourceVersion"] == "10"
 
-    def test_a_server_that_went_back_in_time_is_listed_anew(self) -> None:
+    def test_a_server_with_older_data_is_listed_again(self) -> None:
         reflector = watching("a")
         message = "Too large resource version: 10, current: 5"
         assert reflector.error_response(504, status(504, message)).step is Step.BACK_OFF
@@ -301,57 +306,57 @@ class TestWatch:
     @pytest.mark.parametrize(
         "line", [b"<html>", b'{"type": "NEWS", "object": {}}', b'{"type": 3}', b"{"]
     )
-    def test_what_is_no_event_ends_the_stream(self, line: bytes) -> None:
+    def test_a_line_that_is_not_an_event_ends_the_watch(self, line: bytes) -> None:
         reflector = watching("a")
         output = reflector.watch_lines([line, event("ADDED", item("b", 11))])
         assert (output.effects, output.step) == ([], Step.BACK_OFF)
         assert output.restarted == "unreadable"
         assert query(reflector)["resourceVersion"] == "10"
 
-    def test_a_deletion_of_something_unknown_is_passed_on(self) -> None:
-        assert told(watching().watch_lines([event("DELETED", item("x", 11))]).effects) == ["-x"]
+    def test_a_deletion_of_an_unknown_object_is_delivered(self) -> None:
+        assert summary(watching().watch_lines([event("DELETED", item("x", 11))]).effects) == ["-x"]
 
-    def test_after_forget_everything_is_delivered_again(self) -> None:
+    def test_start_over_delivers_everything_again(self) -> None:
         reflector = watching("a", "b")
         reflector.start_over()
         assert query(reflector) == {"limit": "500"}
-        assert told(reflector.list_page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
+        assert summary(reflector.list_page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
 
-    def test_after_forget_what_the_last_output_removed_is_removed_again(self) -> None:
+    def test_start_over_repeats_the_last_removals(self) -> None:
         reflector = watching("a", "b", "c")
         reflector.watch_lines([event("DELETED", item("c", 11))])
-        assert told(reflector.watch_lines([event("DELETED", item("b", 12))]).effects) == ["-b"]
-        reflector.start_over()  # the consumer took the first output, and failed to take the second
+        assert summary(reflector.watch_lines([event("DELETED", item("b", 12))]).effects) == ["-b"]
+        reflector.start_over()  # the consumer processed the first output, but not the second
         reflector.next_request()
-        assert told(reflector.list_page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
+        assert summary(reflector.list_page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
         reflector.start_over()
         reflector.next_request()
-        assert told(reflector.list_page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
+        assert summary(reflector.list_page(page(item("a", 1))).effects) == ["+a", "-b", "=1"]
 
 
 class TestMalformed:
-    def test_a_bad_item_costs_only_itself(self) -> None:
+    def test_a_malformed_item_affects_no_other(self) -> None:
         reflector = listing()
         reflector.next_request()
         bad = item("bad", 2, spec={"ports": "none"})
         output = reflector.list_page(page(item("a", 1), bad, item("c", 3)))
-        assert told(output.effects) == ["+a", "!bad", "+c", "=3"]
+        assert summary(output.effects) == ["+a", "!bad", "+c", "=3"]
         assert output.effects[1] == Malformed(
             NamespacedName("default", "bad"), "spec.ports", "expected array, got str"
         )
 
-    def test_an_object_that_turns_bad_is_not_removed(self) -> None:
+    def test_an_object_that_becomes_malformed_is_not_removed(self) -> None:
         reflector = watching("a")
         bad = item("a", 11, spec={"ports": "none"})
-        assert told(reflector.watch_lines([event("MODIFIED", bad)]).effects) == ["!a"]
+        assert summary(reflector.watch_lines([event("MODIFIED", bad)]).effects) == ["!a"]
         assert query(reflector)["resourceVersion"] == "11"
         reflector.watch_lines([error(410)])
         reflector.next_request()
-        assert told(reflector.list_page(page(bad)).effects) == ["!a", "=1"]
+        assert summary(reflector.list_page(page(bad)).effects) == ["!a", "=1"]
 
-    def test_without_a_name_it_is_told_all_the_same(self) -> None:
+    def test_a_nameless_object_is_reported(self) -> None:
         output = watching().watch_lines([event("ADDED", {"metadata": 3}), event("ADDED", {})])
-        assert told(output.effects) == ["!?", "!?"]
+        assert summary(output.effects) == ["!?", "!?"]
         assert output.step is Step.CONTINUE
         assert watching().watch_lines([event("DELETED", {"metadata": 3})]).effects == []
 
@@ -364,15 +369,15 @@ class TestMalformed:
             assert output.effects == [Malformed(name, "kind", "'Pod' is not Service")]
             assert query(reflector)["resourceVersion"] == "11"
 
-    def test_broken_json_costs_its_object_only_and_carries_the_version_on(self) -> None:
+    def test_malformed_json_affects_its_object_only_and_advances_the_version(self) -> None:
         reflector = watching("a")
         broken = b'{"type":"MODIFIED","object":{"metadata":{"name":"a","namespace":"default",'
         broken += b'"resourceVersion":"11"},"spec":{"ports":[}}'
         output = reflector.watch_lines([broken, event("ADDED", item("b", 12))])
-        assert (told(output.effects), output.step) == (["!a", "+b"], Step.CONTINUE)
+        assert (summary(output.effects), output.step) == (["!a", "+b"], Step.CONTINUE)
         assert query(reflector)["resourceVersion"] == "12"
 
-    def test_the_version_is_read_from_metadata_that_is_wrong_elsewhere(self) -> None:
+    def test_the_version_is_read_from_otherwise_malformed_metadata(self) -> None:
         reflector = watching()
         reflector.watch_lines([event("ADDED", {"metadata": {"name": 3, "resourceVersion": "17"}})])
         assert query(reflector)["resourceVersion"] == "17"
@@ -387,22 +392,24 @@ class TestLongLines:
         output = reflector.watch_lines(
             [LongLine(self.HEAD % b"MODIFIED"), event("ADDED", item("b", 12))]
         )
-        assert (told(output.effects), output.step) == (["!a", "+b"], Step.CONTINUE)
+        assert (summary(output.effects), output.step) == (["!a", "+b"], Step.CONTINUE)
         assert query(reflector)["resourceVersion"] == "12"
 
-    def test_in_a_list_it_does_not_count_as_deleted(self) -> None:
+    def test_in_a_list_it_is_not_removed(self) -> None:
         reflector = streaming("a", "b")
         reflector.watch_lines([error(410)])
         reflector.next_request()
         output = reflector.watch_lines([LongLine(self.HEAD % b"ADDED"), bookmark(30, end=True)])
-        assert told(output.effects) == ["!a", "-b", "=1"]
+        assert summary(output.effects) == ["!a", "-b", "=1"]
 
-    def test_a_deletion_needs_no_more_than_the_name(self) -> None:
-        assert told(watching("a").watch_lines([LongLine(self.HEAD % b"DELETED")]).effects) == ["-a"]
+    def test_the_name_suffices_for_a_deletion(self) -> None:
+        assert summary(watching("a").watch_lines([LongLine(self.HEAD % b"DELETED")]).effects) == [
+            "-a"
+        ]
 
-    def test_without_a_name_it_is_told_all_the_same(self) -> None:
+    def test_a_nameless_object_is_reported(self) -> None:
         output = watching("a").watch_lines([LongLine(b"x" * 4096)])
-        assert (told(output.effects), output.step) == (["!?"], Step.CONTINUE)
+        assert (summary(output.effects), output.step) == (["!?"], Step.CONTINUE)
 
 
 class TestNotBelieved:
@@ -416,7 +423,7 @@ class TestNotBelieved:
             (page().replace(b'"items"', b'"x"'), "items: is missing"),
         ],
     )
-    def test_what_is_no_list_of_the_kind(self, body: bytes, trouble: str) -> None:
+    def test_answers_of_another_kind_are_refused(self, body: bytes, trouble: str) -> None:
         reflector = watching("a")
         reflector.watch_lines([error(410)])
         reflector.next_request()
@@ -426,26 +433,26 @@ class TestNotBelieved:
         assert query(reflector) == {"limit": "500"}
 
     @pytest.mark.parametrize("kind", list(Kind))
-    def test_lists_of_every_kind_are_known(self, kind: Kind) -> None:
+    def test_lists_of_every_kind_are_accepted(self, kind: Kind) -> None:
         reflector = Reflector(kind, watch_list=False)
         reflector.next_request()
-        assert told(reflector.list_page(page(item("a", 1), kind=kind)).effects) == ["+a", "=1"]
+        assert summary(reflector.list_page(page(item("a", 1), kind=kind)).effects) == ["+a", "=1"]
 
-    def test_a_token_that_does_not_change(self) -> None:
+    def test_a_repeated_continue_token_is_an_error(self) -> None:
         reflector = listing()
         reflector.next_request()
         reflector.list_page(page(item("a", 1), token="t"))
         reflector.next_request()
         assert reflector.list_page(page(item("a", 1), token="t")).step is Step.BACK_OFF
 
-    def test_an_end_of_initial_events_without_version(self) -> None:
+    def test_the_end_of_initial_events_needs_a_version(self) -> None:
         reflector = Reflector(Kind.SERVICE)
         reflector.next_request()
         end = bookmark(10, end=True).replace(b'"10"', b'""')
         output = reflector.watch_lines([event("ADDED", item("a", 1)), end])
-        assert (told(output.effects), output.step) == (["+a"], Step.BACK_OFF)
+        assert (summary(output.effects), output.step) == (["+a"], Step.BACK_OFF)
 
-    def test_the_same_unreadable_line_twice_means_a_list(self) -> None:
+    def test_the_same_unreadable_line_twice_leads_to_a_list(self) -> None:
         reflector = watching("a")
         reflector.watch_lines([b"<html>"])
         assert query(reflector)["resourceVersion"] == "10"
@@ -455,15 +462,15 @@ class TestNotBelieved:
 
 class TestSecondLook:
     @pytest.mark.parametrize("kind", [Kind.SERVICE, Kind.ENDPOINT_SLICE])
-    def test_a_first_empty_list_is_believed_the_second_time(self, kind: Kind) -> None:
+    def test_a_first_empty_list_is_accepted_the_second_time(self, kind: Kind) -> None:
         reflector = Reflector(kind)
         reflector.next_request()
         output = reflector.watch_lines([bookmark(10, end=True)])
         assert (output.effects, output.step) == ([], Step.CONFIRM_EMPTY)
         request = reflector.next_request()
-        assert not request.watch  # a paged list without resourceVersion is a consistent one
+        assert not request.watch  # a paged list without resourceVersion is a consistent read
         assert dict(request.query) == {"limit": "500"}
-        assert told(reflector.list_page(page(kind=kind)).effects) == ["=0"]
+        assert summary(reflector.list_page(page(kind=kind)).effects) == ["=0"]
 
     def test_a_new_list_that_is_empty_removes_nothing_the_first_time(self) -> None:
         reflector = watching("a", "b")
@@ -472,13 +479,13 @@ class TestSecondLook:
         output = reflector.list_page(page())
         assert (output.effects, output.step) == ([], Step.CONFIRM_EMPTY)
         reflector.next_request()
-        assert told(reflector.list_page(page(item("a", 1), version=20)).effects) == [
+        assert summary(reflector.list_page(page(item("a", 1), version=20)).effects) == [
             "+a",
             "-b",
             "=1",
         ]
 
-    def test_what_was_empty_before_may_be_so_again(self) -> None:
+    def test_an_accepted_empty_list_may_repeat(self) -> None:
         reflector = listing()
         for _ in range(2):
             reflector.next_request()
@@ -486,12 +493,12 @@ class TestSecondLook:
         reflector.next_request()
         reflector.watch_lines([error(410)])
         reflector.next_request()
-        assert told(reflector.list_page(page()).effects) == ["=0"]
+        assert summary(reflector.list_page(page()).effects) == ["=0"]
 
-    def test_nodes_may_be_missing(self) -> None:
+    def test_a_list_of_nodes_may_be_empty(self) -> None:
         reflector = Reflector(Kind.NODE, watch_list=False)
         reflector.next_request()
-        assert told(reflector.list_page(page(kind="Node")).effects) == ["=0"]
+        assert summary(reflector.list_page(page(kind="Node")).effects) == ["=0"]
 
 
 class TestLargePages:
@@ -508,7 +515,7 @@ class TestLargePages:
         output = reflector.page_too_large("too large")
         assert (output.step, output.warning) == (Step.BACK_OFF, "too large")
 
-    def test_a_whole_list_may_be_larger(self) -> None:
+    def test_an_unpaged_list_has_a_larger_limit(self) -> None:
         reflector = listing()
         reflector.next_request()
         reflector.list_page(page(item("a", 1), token="next"))
@@ -520,8 +527,8 @@ class TestLargePages:
 
 
 @pytest.mark.parametrize("kind", ["ADDED", "DELETED", "BOOKMARK"])
-def test_a_version_that_is_too_long_to_ask_for_is_not_asked_for(kind: str) -> None:
-    """A server may cut the connection instead of answering, and would do so for ever."""
+def test_an_oversized_version_is_not_sent(kind: str) -> None:
+    """A server may close the connection instead of answering, again and again."""
     reflector = watching("a")
     long = item("a", 10**limits.VERSION_CHARACTERS)
     reflector.watch_lines([event(kind, long)])
@@ -530,7 +537,7 @@ def test_a_version_that_is_too_long_to_ask_for_is_not_asked_for(kind: str) -> No
     assert query(reflector)["resourceVersion"] == "12"
 
 
-def test_a_list_with_a_version_or_token_that_is_too_long_is_refused() -> None:
+def test_a_list_with_an_oversized_version_or_token_is_refused() -> None:
     reflector = listing()
     reflector.next_request()
     long = reflector.list_page(page(item("a", 1), version=10**limits.VERSION_CHARACTERS))
@@ -541,7 +548,7 @@ def test_a_list_with_a_version_or_token_that_is_too_long_is_refused() -> None:
     assert "continue" not in query(reflector)
 
 
-def test_initial_events_that_end_with_a_version_that_is_too_long_are_listed_instead() -> None:
+def test_initial_events_with_an_oversized_version_fall_back_to_a_list() -> None:
     reflector = Reflector(Kind.SERVICE)
     reflector.next_request()
     end = bookmark(10**limits.VERSION_CHARACTERS, end=True)

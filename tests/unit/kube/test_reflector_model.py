@@ -9,7 +9,7 @@ from tests.fakes.lines import bookmark, error, event, item, page
 
 
 class FollowsTheServer(RuleBasedStateMachine):
-    """Whatever happens to the connection, after a complete answer both sides hold the same."""
+    """After a complete answer both sides hold the same objects, whatever happened before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class FollowsTheServer(RuleBasedStateMachine):
             return
         if not request.watch:
             begin = int(sent.get("continue", 0))
-            # Pages of changed states are as bad as a server can get: nothing may be lost anyway.
+            # Pages may show different states of the server; no object may be lost.
             if begin and not self.current:
                 self.reflector.error_response(410, b"")
                 return

@@ -1,4 +1,4 @@
-"""What may stand in an object: the API server's own rules, and limits on what is many."""
+"""Validation of objects: the API server's rules, and limits."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ HOSTILE = ['x"', "x\n", "x\\", "x y", "x;", "\u0445", "x\u202e", "\ud800", "x\x0
 
 
 @pytest.mark.parametrize("names", [LABELS, SUBDOMAINS, LABEL_VALUES, TAINT_KEYS])
-def test_no_rule_lets_through_what_could_end_a_text(names: dict[str, str]) -> None:
+def test_no_valid_name_contains_quotes_or_control_characters(names: dict[str, str]) -> None:
     for text in HOSTILE:
         with pytest.raises(ValueError, match="is not a") as caught:
             names[text]
@@ -36,7 +36,9 @@ def test_no_rule_lets_through_what_could_end_a_text(names: dict[str, str]) -> No
         (TAINT_KEYS, ["a", "node.kubernetes.io/A_b"], ["", "/a", "a/", "a/b/c", "A.b/" + "c" * 64]),
     ],
 )
-def test_rules(names: dict[str, str], good: list[str], bad: list[str]) -> None:
+def test_the_rules_accept_valid_and_refuse_invalid_names(
+    names: dict[str, str], good: list[str], bad: list[str]
+) -> None:
     for name in good:
         assert names[name] == name
     for name in bad:
@@ -108,7 +110,7 @@ SPECIAL = ["127.0.0.1", "0.0.0.0", "169.254.169.254", "224.0.0.1", "::ffff:127.0
 
 
 @pytest.mark.parametrize("address", SPECIAL)
-def test_addresses_of_the_node_itself_are_no_endpoints(address: str) -> None:
+def test_addresses_of_the_node_itself_are_refused_as_endpoints(address: str) -> None:
     obj = objects.endpoint_slice()
     obj["endpoints"] = [{"addresses": [address]}]
     assert problem_of(obj).endswith("is unspecified, loopback or link-local")
@@ -116,7 +118,7 @@ def test_addresses_of_the_node_itself_are_no_endpoints(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["::", "::1", "fe80::1", "ff02::1", "febf::", "ff12::1"])
-def test_ipv6_addresses_of_the_node_itself_are_no_endpoints(address: str) -> None:
+def test_ipv6_addresses_of_the_node_itself_are_refused_as_endpoints(address: str) -> None:
     obj = objects.endpoint_slice(addressType="IPv6")
     obj["endpoints"] = [{"addresses": [address]}]
     assert problem_of(obj).endswith("is unspecified, loopback or link-local")
@@ -127,7 +129,7 @@ def test_ipv6_addresses_of_the_node_itself_are_no_endpoints(address: str) -> Non
     [("IPv4", "128.0.0.1"), ("IPv4", "0.0.0.1"), ("IPv4", "224.0.1.1"), ("IPv6", "fec0::1"),
      ("IPv6", "ff05::1"), ("IPv6", "::2"), ("IPv6", "::10")],
 )  # fmt: skip
-def test_other_addresses_are_taken_as_by_the_api_server(kind: str, address: str) -> None:
+def test_other_addresses_are_accepted_as_by_the_api_server(kind: str, address: str) -> None:
     obj = objects.endpoint_slice(addressType=kind)
     obj["endpoints"] = [{"addresses": [address]}]
     slice_ = parsed(obj)
@@ -135,7 +137,7 @@ def test_other_addresses_are_taken_as_by_the_api_server(kind: str, address: str)
     assert slice_.endpoints[0].address == address
 
 
-def test_load_balancer_addresses_may_be_any_as_for_the_api_server() -> None:
+def test_any_load_balancer_address_is_accepted_as_by_the_api_server() -> None:
     obj = objects.service(type="LoadBalancer")
     obj["status"]["loadBalancer"]["ingress"] = [{"ip": "169.254.1.1"}]
     service = parsed(obj)
@@ -191,7 +193,7 @@ def test_short_lists_are_bounded(field: str) -> None:
         assert problem is None or "1001 entries exceed 1000" in problem
 
 
-def test_long_texts_cost_no_more_than_a_message() -> None:
+def test_long_texts_are_cut_in_messages() -> None:
     for obj in (
         objects.service(clusterIPs=["0" * 10**6 + "1.2.3.4"]),
         objects.service(ports=[{"name": "a" * 10**6, "port": 1}]),
@@ -201,7 +203,7 @@ def test_long_texts_cost_no_more_than_a_message() -> None:
         assert len(problem_of(obj)) < 400
 
 
-def test_values_of_annotations_are_cut() -> None:
+def test_annotation_values_are_cut() -> None:
     obj = objects.service()
     obj["metadata"]["annotations"] = {"svcproxy.io/ipvs-scheduler": "r" * 10**6}
     service = parsed(obj, frozenset({"svcproxy.io/ipvs-scheduler"}))
@@ -216,7 +218,7 @@ def put(obj: Any, place: tuple[str | int, ...], value: object) -> None:
 
 
 def refused(obj: Obj, limit: str) -> str | None:
-    """Parse an object as the daemon does; the problem, which has been counted, or ``None``."""
+    """Parse an object as the daemon does; return the counted problem, or ``None``."""
     before = REFUSALS.totals()["object", limit]
     try:
         parse_safely(wire.convert_object(Kind(obj["kind"]), obj))
@@ -260,7 +262,7 @@ def with_list(field: str, count: int) -> Obj:
         "ff05::7",
     ],
 )
-def test_a_cluster_ip_never_cuts_the_node_off_from_itself(address: str) -> None:
+def test_a_loopback_cluster_ip_is_refused(address: str) -> None:
     obj = objects.service(clusterIP=address, clusterIPs=[address])
     assert problem_of(obj) == (
         f"spec.clusterIPs[0]: {address!r} is unspecified, loopback, multicast or broadcast"

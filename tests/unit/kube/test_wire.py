@@ -8,7 +8,7 @@ from svcproxy.kube.core.wire import ParseError
 from svcproxy.model.names import Kind
 
 
-def test_a_wrong_type_is_told_by_its_path() -> None:
+def test_a_wrong_type_is_reported_with_its_path() -> None:
     raw = json.dumps({"spec": {"ports": [{"port": 80}, {"port": "http"}]}}).encode()
     with pytest.raises(ParseError) as caught:
         decoding.decode_object(Kind.SERVICE, raw)
@@ -17,7 +17,7 @@ def test_a_wrong_type_is_told_by_its_path() -> None:
     assert str(caught.value) == "spec.ports[1].port: expected int, got str"
 
 
-def test_converted_documents_are_refused_in_the_same_words() -> None:
+def test_manifests_get_the_same_error_messages_as_json() -> None:
     document = {"spec": {"ports": [{"port": "http"}]}}
     with pytest.raises(ParseError) as caught:
         wire.convert_object(Kind.SERVICE, document)
@@ -26,13 +26,13 @@ def test_converted_documents_are_refused_in_the_same_words() -> None:
 
 
 @pytest.mark.parametrize("raw", [b"[]", b"7", b'"x"', b"null", b"{", b"", b"\xff"])
-def test_what_is_no_object_at_all_is_a_parse_error(raw: bytes) -> None:
+def test_a_value_that_is_not_an_object_is_a_parse_error(raw: bytes) -> None:
     with pytest.raises(ParseError):
         decoding.decode_object(Kind.ENDPOINT_SLICE, raw)
     assert decoding.decode_identity(raw).name is None
 
 
-def test_null_is_taken_wherever_go_takes_it() -> None:
+def test_null_is_accepted_where_go_accepts_it() -> None:
     raw = b"""{"metadata": {"name": "a", "labels": null, "annotations": null}, "ports": null,
         "endpoints": [{"addresses": null, "conditions": null, "nodeName": null, "hints": null}]}"""
     obj = decoding.decode_object(Kind.ENDPOINT_SLICE, raw)

@@ -1,4 +1,4 @@
-"""Addresses that one Service names in several fields have one frontend, which knows its roles."""
+"""An address that a Service lists in several roles has one frontend."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def _frontends(external: tuple[str, ...], balancer: tuple[str, ...]) -> tuple[Fr
         ((VIP, OUTSIDE), (OUTSIDE, VIP), (FrontendKind.EXTERNAL_IP, True)),
     ],
 )
-def test_the_first_role_names_the_frontend_and_none_is_lost(
+def test_the_first_role_is_the_kind_and_others_are_kept(
     external: tuple[str, ...],
     balancer: tuple[str, ...],
     expected: tuple[FrontendKind, bool],

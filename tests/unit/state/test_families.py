@@ -14,7 +14,7 @@ def state() -> DesiredState:
     return DesiredState(IPFamily.IPV4, "node1")
 
 
-def test_ranges_of_the_family_come_change_and_go(state: DesiredState) -> None:
+def test_ranges_of_the_family_are_added_changed_and_removed(state: DesiredState) -> None:
     state.update_service_cidr(cidr("kubernetes", "10.96.0.0/16", "fd00:10:96::/112"))
     assert state.pending
     assert state.checkout() == Changes({}, service_cidrs_changed=True)
@@ -31,18 +31,18 @@ def test_ranges_of_the_family_come_change_and_go(state: DesiredState) -> None:
     assert not state.checkout()
 
 
-def test_ranges_of_the_other_family_are_no_change(state: DesiredState) -> None:
+def test_ranges_of_the_other_family_are_ignored(state: DesiredState) -> None:
     state.update_service_cidr(cidr("kubernetes", "fd00:10:96::/112"))
     assert not state.pending
 
 
-def test_what_changed_back_is_no_change(state: DesiredState) -> None:
+def test_a_reverted_change_is_not_reported(state: DesiredState) -> None:
     state.update_service_cidr(cidr("kubernetes", "10.96.0.0/16"))
     state.delete_service_cidr(NamespacedName("", "kubernetes"))
     assert not state.checkout()
 
 
-def test_a_service_that_leaves_the_family_is_gone(state: DesiredState) -> None:
+def test_a_service_that_leaves_the_family_is_removed(state: DesiredState) -> None:
     def service(*addresses: str) -> Service:
         ports = (ServicePortSpec("http", Protocol.TCP, 80, 0),)
         return Service(NamespacedName("ns", "web"), ports, addresses)
@@ -55,7 +55,7 @@ def test_a_service_that_leaves_the_family_is_gone(state: DesiredState) -> None:
     assert state.checkout().ports == {name: None}
 
 
-def test_changes_add_up() -> None:
+def test_changes_are_combined() -> None:
     cidrs = Changes({}, service_cidrs_changed=True)
     assert cidrs.then(Changes({}, node_changed=True)) == Changes(
         {}, node_changed=True, service_cidrs_changed=True

@@ -1,4 +1,4 @@
-"""One Service cannot ask for millions of targets, however many slices it has."""
+"""The number of targets of a Service is bounded, across all of its slices."""
 
 from itertools import permutations
 
@@ -53,7 +53,7 @@ def test_targets_are_bounded_across_slices() -> None:
     assert not state.checkout().truncated, "it has been reported"
 
 
-def test_a_large_service_is_served_whole() -> None:
+def test_a_large_service_within_the_limit_is_served_completely() -> None:
     state = DesiredState(IPFamily.IPV4, "node1")
     state.update_service(service(ports=2, addresses=3))
     for number in range(5):
@@ -79,7 +79,7 @@ def test_which_endpoints_serve_does_not_depend_on_the_order(
     assert len(found.pop()) == 10
 
 
-def test_ports_that_the_service_lacks_cost_nothing() -> None:
+def test_slice_ports_that_the_service_lacks_do_not_count() -> None:
     state = DesiredState(IPFamily.IPV4, "node1")
     state.update_service(service())
     state.update_slice(piece(0, endpoints=100, ports=2000))

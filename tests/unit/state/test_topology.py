@@ -1,4 +1,4 @@
-"""Which endpoints serve: the rules of kube-proxy 1.36, case by case."""
+"""The selection of endpoints: the rules of kube-proxy 1.36, case by case."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def addresses(found: EndpointLists) -> tuple[str, str]:
         ([endpoint("a", "leaving"), endpoint("b")], "b", ""),
         ([endpoint("a", "leaving"), endpoint("b", "unready")], "a", ""),
         ([endpoint("a", "gone"), endpoint("b", "unready")], "", ""),
-        # Both lists fall back for themselves.
+        # Both lists fall back independently.
         ([endpoint("a"), endpoint("b", "local", "leaving")], "a", "b"),
         ([endpoint("a", "leaving"), endpoint("b", "local", "leaving")], "a b", "b"),
         ([], "", ""),
@@ -59,12 +59,12 @@ def test_readiness_and_termination(candidates: list[Candidate], cluster: str, lo
     [
         ([endpoint("a", zones="zone-a"), endpoint("b", zones="zone-b")], "a"),
         ([endpoint("a", zones="zone-a zone-b"), endpoint("b", zones="zone-b")], "a"),
-        # One endpoint without a hint, or no hint for our zone: hints are not used.
+        # One endpoint without a hint, or no hint for this zone: hints are ignored.
         ([endpoint("a", zones="zone-a"), endpoint("b")], "a b"),
         ([endpoint("a", zones="zone-b"), endpoint("b", zones="zone-c")], "a b"),
-        # Endpoints that are not ready do not count for that.
+        # The hints of endpoints that are not ready do not count.
         ([endpoint("a", zones="zone-a"), endpoint("b", "unready")], "a"),
-        # The node goes before the zone, and falls back to it.
+        # Node hints take precedence over zone hints, and fall back to them.
         (
             [
                 endpoint("a", zones="zone-a", nodes="node2"),
@@ -79,7 +79,7 @@ def test_readiness_and_termination(candidates: list[Candidate], cluster: str, lo
             ],
             "a",
         ),
-        # Without anything ready, topology does not matter.
+        # If no endpoint is ready, hints are ignored.
         ([endpoint("a", "leaving", zones="zone-b"), endpoint("b", "leaving")], "a b"),
     ],
 )
@@ -94,7 +94,7 @@ def test_a_node_without_a_zone_ignores_zones() -> None:
     assert addresses(found)[0] == "a b"
 
 
-def test_hints_do_not_touch_the_local_list() -> None:
+def test_hints_do_not_affect_the_local_list() -> None:
     found = lists(endpoint("a", zones="zone-a"), endpoint("b", "local", zones="zone-b"))
     assert addresses(found) == ("a", "b")
 
@@ -108,13 +108,15 @@ def test_hints_do_not_touch_the_local_list() -> None:
         ([endpoint("a", "leaving")], True),
     ],
 )
-def test_whether_there_is_any_endpoint(candidates: list[Candidate], *, anywhere: bool) -> None:
+def test_anywhere_is_true_if_any_node_has_an_endpoint(
+    candidates: list[Candidate], *, anywhere: bool
+) -> None:
     for uses in ({"uses_cluster": True}, {"uses_local": True}):
         flags = {"uses_cluster": False, "uses_local": False, **uses}
         assert categorize(candidates, HERE, **flags).anywhere is anywhere
 
 
-def test_lists_that_nobody_uses_are_empty() -> None:
+def test_unused_lists_are_empty() -> None:
     both = [endpoint("a"), endpoint("b", "local")]
     only_local = categorize(both, HERE, uses_cluster=False, uses_local=True)
     assert addresses(only_local) == ("", "b")
