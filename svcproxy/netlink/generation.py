@@ -1,8 +1,8 @@
-"""The nf_tables generation: detects whether any process changed nf_tables.
+"""The nf_tables generation: a cheap way to detect that another process changed nf_tables.
 
 Every nf_tables transaction in a network namespace, including those of iptables' nft variant,
-increments one number (``NFT_MSG_GETGEN``, Linux 4.10). Reading it takes some 20 µs; reading and
-comparing 10,000 Services' rules takes a second.
+increments it (``NFT_MSG_GETGEN``, Linux 4.10). The query takes some 20 µs; reading the rules of
+10,000 Services takes a second.
 """
 
 import errno
