@@ -96,7 +96,6 @@ class NfTables:
         """
         data = batch(messages, self.family, generation, end=not check)
         try:
-            self._drain()
             self._send(data)
             refused = self._refused(messages)
         except NetlinkError as error:
@@ -136,15 +135,6 @@ class NfTables:
         if overrun is not None and not found:
             raise overrun
         return found
-
-    def _drain(self) -> None:
-        """Drop answers left over from an earlier conversation."""
-        while True:
-            try:
-                if self._socket.receive_queued() is None:
-                    return
-            except BufferOverrunError:
-                pass
 
     def generation(self) -> int:
         """Return the current generation; every transaction of any process increments it.
