@@ -5,10 +5,11 @@ from struct import pack
 
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core import conntrack
-from svcproxy.netlink.core.attributes import MalformedError, attribute
+from svcproxy.netlink.core.attributes import attribute
 from svcproxy.netlink.core.conntrack import AddressPort, Flow
 from svcproxy.netlink.core.messages import messages
 from svcproxy.netlink.core.routes import is_local_route
+from svcproxy.netlink.errors import MalformedError
 
 
 def _entry(family: int, length: int, more: bytes = b"") -> bytes:

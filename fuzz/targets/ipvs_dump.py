@@ -6,9 +6,9 @@ from svcproxy.backends.ipvs import link_messages, messages
 from svcproxy.backends.ipvs.operations import AddRealServer, AddVirtualServer
 from svcproxy.backends.ipvs.values import RealServerKey, VirtualServer, VirtualServerKey
 from svcproxy.model.names import IPFamily, Protocol
-from svcproxy.netlink.core.attributes import MalformedError
-from svcproxy.netlink.core.messages import Message
+from svcproxy.netlink.core.messages import NetlinkMessage
 from svcproxy.netlink.core.messages import messages as split
+from svcproxy.netlink.errors import MalformedError
 
 _KEYS = {
     IPFamily.IPV4: VirtualServerKey(Protocol.TCP, "10.0.0.1", 80),
@@ -59,7 +59,7 @@ def _decode(body: bytes, family: IPFamily) -> None:
     assert links[0].name == links[-1].name == "kube-ipvs0"
     link_messages.arrange(links, bound, "kube-ipvs0")
     follower = link_messages.Follower("kube-ipvs0")
-    follower.concerns(Message(kind, 0, 0, body) for kind in (16, 17, 20, 21))
+    follower.concerns(NetlinkMessage(kind, 0, 0, body) for kind in (16, 17, 20, 21))
 
 
 def _spliced(data: bytes) -> list[bytes]:

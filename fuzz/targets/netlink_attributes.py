@@ -1,7 +1,6 @@
 """Netlink messages and attributes are parsed or rejected; comparing them never raises."""
 
 from svcproxy.netlink.core.attributes import (
-    MalformedError,
     attribute,
     collect,
     holds,
@@ -11,6 +10,7 @@ from svcproxy.netlink.core.attributes import (
     walk,
 )
 from svcproxy.netlink.core.messages import messages
+from svcproxy.netlink.errors import MalformedError
 
 _GOOD = nest(1, attribute(2, b"abcd"))
 

@@ -14,13 +14,14 @@ from svcproxy.backends.nftables.core.table_objects import all_sets
 from svcproxy.backends.settings import Settings
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
-from svcproxy.netlink.core.attributes import MalformedError, collect, string
+from svcproxy.netlink.core.attributes import collect, string
 from svcproxy.netlink.core.messages import error_number, extended_error, split
 from svcproxy.netlink.core.nf_tables import dump
 from svcproxy.netlink.core.nf_tables.dump import TableDump
 from svcproxy.netlink.core.nf_tables.protocol import NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE
 from svcproxy.netlink.core.nf_tables.transaction import Message, explain, messages
+from svcproxy.netlink.errors import MalformedError
 
 _SETTINGS = Settings(family=IPFamily.IPV4)
 

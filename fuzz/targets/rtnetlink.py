@@ -11,8 +11,9 @@ from svcproxy.backends.ipvs.link_messages import (
     decode_links,
 )
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.core.attributes import MalformedError, attribute
+from svcproxy.netlink.core.attributes import attribute
 from svcproxy.netlink.core.messages import messages
+from svcproxy.netlink.errors import MalformedError
 
 _DUMMY = "kube-ipvs0"
 _LINK = pack("=BxHiII", 0, 1, 7, 0, 0) + attribute(3, _DUMMY.encode() + b"\0")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from svcproxy.limits import NETLINK_TIMEOUT_SECONDS
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.connection import DUMP_ATTEMPTS, Connection
+from svcproxy.netlink.client import DUMP_ATTEMPTS, NetlinkClient
 from svcproxy.netlink.core.conntrack import (
     Destination,
     Flow,
@@ -87,9 +87,9 @@ class Table:
             if flow is not None and wanted(flow):
                 found.append(flow)
 
-        with _connection(NETFILTER) as connection:
+        with _client(NETFILTER) as client:
             request = dump_request(self.family, query if self.filtering else None)
-            connection.dump_each(request, take)
+            client.dump_each(request, take)
         return found
 
     def delete(self, flows: Sequence[Flow]) -> int:
@@ -100,8 +100,8 @@ class Table:
         """
         what = "delete connection tracking entries"
         try:
-            with _connection(NETFILTER) as connection:
-                refusals = connection.execute(delete_request(self.family, f) for f in flows)
+            with _client(NETFILTER) as client:
+                refusals = client.execute(delete_request(self.family, f) for f in flows)
         except NetlinkError as error:
             raise _explained(what, error) from error
         failures = [r.number for r in refusals if r.number != errno.ENOENT]
@@ -116,8 +116,8 @@ class Table:
             ConntrackError: the route could not be looked up.
         """
         try:
-            with _connection(ROUTE) as connection:
-                return is_local_route(connection.ask(route_request(self.family, address)))
+            with _client(ROUTE) as client:
+                return is_local_route(client.get(route_request(self.family, address)))
         except RequestRefusedError:
             return False  # there is no route
         except NetlinkError as error:
@@ -131,8 +131,8 @@ def _matches(query: Destination, flow: Flow) -> bool:
     )
 
 
-def _connection(protocol: int) -> Connection:
-    return Connection(protocol, datagram_bytes=_DATAGRAM_BYTES, receive_buffer_bytes=0)
+def _client(protocol: int) -> NetlinkClient:
+    return NetlinkClient(protocol, datagram_bytes=_DATAGRAM_BYTES, receive_buffer_bytes=0)
 
 
 def _explained(what: str, error: NetlinkError) -> ConntrackError:

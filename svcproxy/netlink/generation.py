@@ -8,9 +8,9 @@ increments it (``NFT_MSG_GETGEN``, Linux 4.10). The query takes some 20 µs; rea
 import errno
 
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.connection import Connection
+from svcproxy.netlink.client import NetlinkClient
 from svcproxy.netlink.core.attributes import text
-from svcproxy.netlink.core.messages import FLAG_CREATE, Request
+from svcproxy.netlink.core.messages import FLAG_CREATE, NetlinkRequest
 from svcproxy.netlink.core.nf_tables import dump
 from svcproxy.netlink.core.nf_tables import protocol as nft
 from svcproxy.netlink.core.nf_tables.transaction import Message
@@ -25,15 +25,17 @@ _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.EAFNOSUPPORT})
 
 def generation() -> int | None:
     """Return this network namespace's nf_tables generation; ``None`` if the kernel has none."""
-    request = Request(nft.message_type(nft.GET_GENERATION), 0, nft.FAMILY_HEADER.pack(0, 0, 0))
+    request = NetlinkRequest(
+        nft.message_type(nft.GET_GENERATION), 0, nft.FAMILY_HEADER.pack(0, 0, 0)
+    )
     try:
-        with Connection(
+        with NetlinkClient(
             NETFILTER,
             timeout_seconds=_TIMEOUT_SECONDS,
             datagram_bytes=_DATAGRAM_BYTES,
             receive_buffer_bytes=0,
-        ) as connection:
-            return dump.generation(connection.ask(request).body[nft.FAMILY_HEADER.size :])
+        ) as client:
+            return dump.generation(client.get(request).body[nft.FAMILY_HEADER.size :])
     except NetlinkError:
         return None
 

@@ -6,9 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.connection import Connection
+from svcproxy.netlink.client import NetlinkClient
 from svcproxy.netlink.core.families import FAMILY_NUMBERS
-from svcproxy.netlink.core.messages import ERROR, Request, error_number, extended_error, split
+from svcproxy.netlink.core.messages import (
+    ERROR,
+    NetlinkRequest,
+    error_number,
+    extended_error,
+    split,
+)
 from svcproxy.netlink.core.nf_tables import protocol as nft
 from svcproxy.netlink.core.nf_tables.dump import generation
 from svcproxy.netlink.core.nf_tables.transaction import Message, batch
@@ -65,8 +71,8 @@ class NfTables:
 
     def __init__(self, family: IPFamily) -> None:
         self.family = family
-        self._connection = Connection(NETFILTER, extended_errors=True)
-        self._socket = self._connection.socket
+        self._client = NetlinkClient(NETFILTER, extended_errors=True)
+        self._socket = self._client.socket
         self._header = nft.FAMILY_HEADER.pack(FAMILY_NUMBERS[family], 0, 0)
         self._send_buffer = 0
         self.port_id = self._socket.port_id
@@ -76,7 +82,7 @@ class NfTables:
 
     def close(self) -> None:
         """Close the socket."""
-        self._connection.close()
+        self._client.close()
 
     def transact(
         self, messages: Sequence[Message], generation: int = 0, *, check: bool = False
@@ -142,8 +148,8 @@ class NfTables:
         Raises:
             NetlinkError: the kernel did not return it.
         """
-        answer = self._connection.ask(
-            Request(nft.message_type(nft.GET_GENERATION), 0, self._header)
+        answer = self._client.get(
+            NetlinkRequest(nft.message_type(nft.GET_GENERATION), 0, self._header)
         )
         return generation(answer.body[nft.FAMILY_HEADER.size :])
 
@@ -153,9 +159,9 @@ class NfTables:
         Raises:
             NetlinkError: the kernel refused or did not answer.
         """
-        request = Request(nft.message_type(kind), 0, self._header + attributes)
+        request = NetlinkRequest(nft.message_type(kind), 0, self._header + attributes)
         try:
-            return self._connection.ask(request).body[nft.FAMILY_HEADER.size :]
+            return self._client.get(request).body[nft.FAMILY_HEADER.size :]
         except RequestRefusedError as error:
             if error.errno == errno.ENOENT:
                 return None
@@ -168,9 +174,9 @@ class NfTables:
             InterruptedDumpError: a transaction during the dump made it inconsistent.
             NetlinkError: the kernel refused or did not answer.
         """
-        request = Request(nft.message_type(kind), 0, self._header + attributes)
+        request = NetlinkRequest(nft.message_type(kind), 0, self._header + attributes)
         found: list[bytes] = []
-        self._connection.dump_each(request, found.append, nft.FAMILY_HEADER.size)
+        self._client.dump_each(request, found.append, nft.FAMILY_HEADER.size)
         return found
 
 

@@ -7,7 +7,7 @@ they are deleted.
 import errno
 from collections.abc import Iterable
 
-from svcproxy.netlink.connection import Connection
+from svcproxy.netlink.client import NetlinkClient
 from svcproxy.netlink.core.nfacct import create_request, decode_packets, get_request
 from svcproxy.netlink.errors import RequestRefusedError
 from svcproxy.netlink.socket import NETFILTER
@@ -19,10 +19,10 @@ def ensure(names: Iterable[str]) -> None:
     Raises:
         NetlinkError: the kernel does not support nfacct, or refuses access.
     """
-    with Connection(NETFILTER) as connection:
+    with NetlinkClient(NETFILTER) as client:
         for name in names:
             # One by one: without CAP_NET_ADMIN the kernel answers a whole batch only once.
-            for refusal in connection.execute([create_request(name)]):
+            for refusal in client.execute([create_request(name)]):
                 if refusal.number != errno.EEXIST:
                     raise RequestRefusedError(refusal.number)
 
@@ -34,10 +34,10 @@ def packets(names: Iterable[str]) -> dict[str, int]:
         NetlinkError: the kernel does not support nfacct, or refuses access.
     """
     found = {}
-    with Connection(NETFILTER) as connection:
+    with NetlinkClient(NETFILTER) as client:
         for name in names:
             try:
-                found[name] = decode_packets(connection.ask(get_request(name)).body)
+                found[name] = decode_packets(client.get(get_request(name)).body)
             except RequestRefusedError as error:
                 if error.errno != errno.ENOENT:
                     raise

@@ -11,11 +11,12 @@ from svcproxy.conntrack.cleaner import StaleFlows
 from svcproxy.conntrack.table import Table
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
-from svcproxy.netlink.connection import NETFILTER, Connection
+from svcproxy.netlink.client import NetlinkClient
 from svcproxy.netlink.core import conntrack
 from svcproxy.netlink.core.attributes import attribute, nest
 from svcproxy.netlink.core.conntrack import Destination, Flow
-from svcproxy.netlink.core.messages import FLAG_CREATE, Request
+from svcproxy.netlink.core.messages import FLAG_CREATE, NetlinkRequest
+from svcproxy.netlink.socket import NETFILTER
 from svcproxy.state.desired import Changes
 from testbed import netns
 from testbed.cluster import PREFIX
@@ -78,9 +79,9 @@ class Space:
         return sorted(_entry(flow) for flow in found)
 
 
-def _send(requests: list[Request]) -> None:
-    with Connection(NETFILTER) as connection:
-        assert connection.execute(requests) == []
+def _send(requests: list[NetlinkRequest]) -> None:
+    with NetlinkClient(NETFILTER) as client:
+        assert client.execute(requests) == []
 
 
 def _unfiltered(family: IPFamily) -> Table:

@@ -17,15 +17,14 @@ import pytest
 from svcproxy.backends.base import BackendError, ExternalChange
 from svcproxy.backends.ipvs.address_watcher import AddressWatcher
 from svcproxy.backends.nf_tables_watcher import LOST, NftablesWatcher
-from svcproxy.backends.nftables.connection import Connection as NftConnection
-from svcproxy.backends.nftables.connection import RefusedError
+from svcproxy.backends.nftables.client import NftablesClient, RefusedError
 from svcproxy.conntrack import table as conntrack_table
 from svcproxy.conntrack.table import ConntrackError, Table
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.connection import Connection
+from svcproxy.netlink.client import NetlinkClient
 from svcproxy.netlink.core.attributes import text
 from svcproxy.netlink.core.conntrack import Destination
-from svcproxy.netlink.core.messages import Request
+from svcproxy.netlink.core.messages import NetlinkRequest
 from svcproxy.netlink.core.nf_tables.protocol import DELETE_SET, TABLE_OF
 from svcproxy.netlink.core.nf_tables.transaction import Message
 from svcproxy.netlink.errors import TimedOutError
@@ -38,7 +37,7 @@ from testbed.waiting import eventually
 pytestmark = pytest.mark.kernel
 
 V4 = IPFamily.IPV4
-LINKS = Request(18, 0, bytes(16))
+LINKS = NetlinkRequest(18, 0, bytes(16))
 """RTM_GETLINK."""
 _SNDBUFFORCE, _RCVBUFFORCE = 32, 33
 
@@ -116,34 +115,34 @@ def _refused(what: str) -> int:
 
 def test_nftables_requests_time_out(space: NetNS, peer: MakePeer) -> None:
     def work() -> None:
-        connection = NftConnection(V4)
-        port = connection.port_id
-        peer(NETFILTER).plays(connection._nf_tables._socket)
+        client = NftablesClient(V4)
+        port = client.port_id
+        peer(NETFILTER).plays(client._nf_tables._socket)
         with pytest.raises(BackendError, match="timed out"):
-            connection.generation()
-        assert connection.generation() >= 0, "a fresh socket"
-        assert connection._nf_tables._socket.port_id == port, "the watcher ignores events by it"
-        connection.close()
+            client.generation()
+        assert client.generation() >= 0, "a fresh socket"
+        assert client._nf_tables._socket.port_id == port, "the watcher ignores events by it"
+        client.close()
 
     space.call(work)
 
 
 def test_requests_time_out(space: NetNS, peer: MakePeer) -> None:
-    requests: list[Callable[[Connection], object]] = [
-        lambda c: c.ask(LINKS),
+    requests: list[Callable[[NetlinkClient], object]] = [
+        lambda c: c.get(LINKS),
         lambda c: c.dump(LINKS),
         lambda c: c.execute([LINKS]),
     ]
 
     def work() -> None:
         for request in requests:
-            connection = Connection(ROUTE)
-            peer(ROUTE).plays(connection.socket)
+            client = NetlinkClient(ROUTE)
+            peer(ROUTE).plays(client.socket)
             with pytest.raises(OSError, match="timed out") as error:
-                request(connection)
+                request(client)
             assert error.value.errno == errno.ETIMEDOUT
-            assert connection.dump(LINKS), "a fresh socket"
-            connection.close()
+            assert client.dump(LINKS), "a fresh socket"
+            client.close()
 
     space.call(work)
 
@@ -151,21 +150,21 @@ def test_requests_time_out(space: NetNS, peer: MakePeer) -> None:
 def test_conntrack_requests_time_out(
     space: NetNS, peer: MakePeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_connection = conntrack_table._connection
+    open_client = conntrack_table._client
 
-    def mute(protocol: int) -> Connection:
-        made = open_connection(protocol)
+    def mute(protocol: int) -> NetlinkClient:
+        made = open_client(protocol)
         peer(protocol).plays(made.socket)
         return made
 
     def work() -> None:
-        monkeypatch.setattr(conntrack_table, "_connection", mute)
+        monkeypatch.setattr(conntrack_table, "_client", mute)
         table = Table(V4)
         with pytest.raises(ConntrackError, match="no answer within"):
             table.find(Destination(17, b"\1\2\3\4", 53), lambda _: True)
         with pytest.raises(ConntrackError, match="no answer within"):
             table.is_local(b"\1\2\3\4")
-        monkeypatch.setattr(conntrack_table, "_connection", open_connection)
+        monkeypatch.setattr(conntrack_table, "_client", open_client)
         assert table.is_local(b"\x7f\0\0\1")
 
     space.call(work)
@@ -180,13 +179,13 @@ def test_an_abandoned_dump_does_not_disturb_the_next(
         raise TimedOutError
 
     def work() -> None:
-        connection = NftConnection(V4)
+        client = NftablesClient(V4)
         with monkeypatch.context() as patched:
             patched.setattr(NetlinkSocket, "receive", late)
             with pytest.raises(BackendError, match="timed out"):
-                connection.dump(1)
-        assert connection.dump(1) == [], "no tables here"
-        connection.close()
+                client.dump(1)
+        assert client.dump(1) == [], "no tables here"
+        client.close()
 
     space.call(work)
 
@@ -201,20 +200,20 @@ def test_nftables_recovers_when_descriptors_run_out(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def work() -> None:
-        connection = NftConnection(V4)
-        port = connection.port_id
-        peer(NETFILTER).plays(connection._nf_tables._socket)
+        client = NftablesClient(V4)
+        port = client.port_id
+        peer(NETFILTER).plays(client._nf_tables._socket)
         todo = [Message(DELETE_SET, 0, text(TABLE_OF, "none") + text(2, "s"), "set s")]
         with monkeypatch.context() as patched:
             patched.setattr("socket.socket", starved)
             for _ in range(2):
                 with pytest.raises(BackendError, match="Too many open files"):
-                    connection.generation()
+                    client.generation()
         with pytest.raises(BackendError, match="Bad file descriptor"):
-            connection.generation() if operation == "ask" else connection.transact(todo)
-        assert connection.generation() >= 0
-        assert connection._nf_tables._socket.port_id == port
-        connection.close()
+            client.generation() if operation == "ask" else client.transact(todo)
+        assert client.generation() >= 0
+        assert client._nf_tables._socket.port_id == port
+        client.close()
 
     space.call(work)
 
@@ -225,14 +224,14 @@ def test_nftables_recovers_when_descriptors_run_out(
 @pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED)
 def test_nftables_rejects_malformed_answers(space: NetNS, peer: MakePeer, answer: bytes) -> None:
     def work() -> None:
-        connection = NftConnection(V4)
-        peer(NETFILTER, answer).plays(connection._nf_tables._socket)
+        client = NftablesClient(V4)
+        peer(NETFILTER, answer).plays(client._nf_tables._socket)
         before = _refused("malformed")
         with pytest.raises(BackendError, match=r"bytes|half"):
-            connection.dump(1)
+            client.dump(1)
         assert _refused("malformed") == before + 1
-        assert connection.generation() >= 0
-        connection.close()
+        assert client.generation() >= 0
+        client.close()
 
     space.call(work)
 
@@ -240,25 +239,25 @@ def test_nftables_rejects_malformed_answers(space: NetNS, peer: MakePeer, answer
 @pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED)
 def test_requests_reject_malformed_answers(space: NetNS, peer: MakePeer, answer: bytes) -> None:
     def work() -> None:
-        connection = Connection(ROUTE)
-        peer(ROUTE, answer).plays(connection.socket)
+        client = NetlinkClient(ROUTE)
+        peer(ROUTE, answer).plays(client.socket)
         before = _refused("malformed")
         with pytest.raises(OSError, match=r"bytes|half") as error:
-            connection.dump(LINKS)
+            client.dump(LINKS)
         assert error.value.errno == errno.EBADMSG
         assert _refused("malformed") == before + 1
-        assert connection.dump(LINKS)
-        connection.close()
+        assert client.dump(LINKS)
+        client.close()
 
     space.call(work)
 
 
 def test_other_processes_cannot_answer_for_the_kernel(space: NetNS, peer: MakePeer) -> None:
     def work() -> None:
-        connection, other = NftConnection(V4), peer(NETFILTER)
+        client, other = NftablesClient(V4), peer(NETFILTER)
         with pytest.raises(ConnectionRefusedError):
-            other.socket.sendto(bytes(16), (connection.port_id, 0))
-        connection.close()
+            other.socket.sendto(bytes(16), (client.port_id, 0))
+        client.close()
 
     space.call(work)
 
@@ -303,21 +302,21 @@ def test_errors_that_overflow_the_buffer_are_counted_and_the_first_ones_reported
     """A transaction is refused, not undecided, if its errors overflow the buffer."""
 
     def work() -> None:
-        connection = NftConnection(V4)
+        client = NftablesClient(V4)
         before = _refused("enobufs")
         todo = [
             Message(DELETE_SET, 0, text(TABLE_OF, "none") + text(2, f"s{n}"), f"set s{n}")
             for n in range(100)
         ]
         with pytest.raises(RefusedError) as whole:
-            connection.transact(todo)
+            client.transact(todo)
         assert len(whole.value.refusals) == 100
-        raw = connection._nf_tables._socket._socket
+        raw = client._nf_tables._socket._socket
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         with pytest.raises(RefusedError) as part:
-            connection.transact(todo)
+            client.transact(todo)
         assert 0 < len(part.value.refusals) < 100
         assert _refused("enobufs") == before + 1
-        connection.close()
+        client.close()
 
     space.call(work)

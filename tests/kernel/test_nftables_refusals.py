@@ -79,7 +79,7 @@ class Applied:
 
     def _count(self) -> None:
         table = self.backend._table
-        transact, read = table._connection.transact, table.read
+        transact, read = table._client.transact, table.read
 
         def counted(*arguments: Any, **named: Any) -> None:
             self.transactions += 1
@@ -89,7 +89,7 @@ class Applied:
             self.reads += 1
             return read()
 
-        table._connection.transact = counted  # type: ignore[method-assign]
+        table._client.transact = counted  # type: ignore[method-assign]
         table.read = counted_read  # type: ignore[method-assign]
 
     def compare(self, *ports: ServicePort) -> Outcome:

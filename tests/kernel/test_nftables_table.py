@@ -12,7 +12,7 @@ import pytest
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired
 from svcproxy.backends.nftables import backend as backend_module
 from svcproxy.backends.nftables.backend import NftablesBackend
-from svcproxy.backends.nftables.connection import Connection, RefusedError
+from svcproxy.backends.nftables.client import NftablesClient, RefusedError
 from svcproxy.backends.nftables.core.table_objects import all_sets
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import Endpoint, ServicePort, Verdict
@@ -237,7 +237,7 @@ def test_a_table_owned_by_another_process_is_reported(
     programmed: Programmed, family: IPFamily
 ) -> None:
     owned = text(TABLE_OF, "svcproxy") + u32(2, OWNED)
-    other = programmed.space.call(lambda: Connection(family))
+    other = programmed.space.call(lambda: NftablesClient(family))
     other.transact([Message(NEW_TABLE, FLAG_CREATE, owned, "a table of its own")])
     with pytest.raises(BackendError, match=rf"owned by .* {other.port_id} .*: end that process"):
         programmed.compare(*one_of_each(family))
@@ -278,7 +278,7 @@ class Messages:
 
     def __init__(self, backend: NftablesBackend, monkeypatch: pytest.MonkeyPatch) -> None:
         self._counts = {"transactions": 0, "requests": 0}
-        connection = backend._table._connection
+        connection = backend._table._client
         for method, kind in (
             ("transact", "transactions"),
             ("generation", "requests"),
@@ -358,7 +358,7 @@ def test_an_incremental_change_reads_no_table(
     def fail(*_: Any) -> None:
         raise AssertionError("a dump")
 
-    monkeypatch.setattr("svcproxy.backends.nftables.connection.Connection.dump", fail)
+    monkeypatch.setattr("svcproxy.backends.nftables.client.NftablesClient.dump", fail)
     programmed.nft("add table ip other")  # a new generation
     assert programmed.change(service_port(family, (1, 2, 5), external=True, local=True))
 

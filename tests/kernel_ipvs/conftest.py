@@ -12,7 +12,7 @@ from svcproxy.backends.ipvs.ipset import Sets
 from svcproxy.backends.ipvs.links import Links
 from svcproxy.backends.ipvs.operations import DestroySet
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.core.messages import Request
+from svcproxy.netlink.core.messages import NetlinkRequest
 from testbed import netns
 from testbed.netns import NetNS
 
@@ -61,7 +61,7 @@ def namespace(_shared: NetNS) -> Iterator[NetNS]:
 
 def _empty() -> None:
     ipvs, sets, links = Ipvs(IPFamily.IPV4), Sets(IPFamily.IPV4), Links(IPFamily.IPV4)
-    assert ipvs._connection.execute([Request(ipvs._kind, 0, _FLUSH)]) == []
+    assert ipvs._client.execute([NetlinkRequest(ipvs._kind, 0, _FLUSH)]) == []
     assert sets.execute([DestroySet(name) for name in sets.headers()]) == []
     links.remove()
     for opened in (ipvs, sets, links):

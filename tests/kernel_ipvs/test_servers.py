@@ -265,7 +265,7 @@ def test_answers_to_what_was_given_up_are_not_taken_for_others(
     ipvs: Ipvs, address: Address
 ) -> None:
     key, real = VirtualServerKey(Protocol.TCP, address(1), 80), RealServerKey(address(2), 80)
-    under = ipvs._connection
+    under = ipvs._client
     given_up = messages.request(ipvs._kind, SetRealServer(key, real, 1))
     asked: list[Callable[[], object]] = [
         lambda: ipvs.execute([AddVirtualServer(key, RR)]),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from svcproxy.backends.base import Desired
 from svcproxy.backends.nftables.backend import NftablesBackend
-from svcproxy.backends.nftables.connection import RefusedError, StaleGenerationError
+from svcproxy.backends.nftables.client import RefusedError, StaleGenerationError
 from svcproxy.backends.nftables.core.plan import Planner
 from svcproxy.backends.nftables.core.settings import NftablesSettings
 from svcproxy.model.names import IPFamily, ServicePortName

@@ -8,10 +8,11 @@ from svcproxy.backends.base import BackendError
 from svcproxy.backends.ipvs import link_messages
 from svcproxy.backends.ipvs.failing import failed
 from svcproxy.backends.ipvs.values import DUMMY_INTERFACE
-from svcproxy.netlink.connection import ROUTE, Connection
-from svcproxy.netlink.core.attributes import MalformedError
+from svcproxy.netlink.client import NetlinkClient
 from svcproxy.netlink.core.messages import messages
+from svcproxy.netlink.errors import MalformedError
 from svcproxy.netlink.listener import Listener, listening_socket
+from svcproxy.netlink.socket import ROUTE
 from svcproxy.refusals import REFUSALS
 
 log = structlog.get_logger()
@@ -56,11 +57,11 @@ class AddressWatcher:
         self._listener.stop()
 
     def _look_around(self) -> None:
-        connection = Connection(ROUTE)
+        client = NetlinkClient(ROUTE)
         try:
-            links = connection.dump(link_messages.links_request())
+            links = client.dump(link_messages.links_request())
         finally:
-            connection.close()
+            client.close()
         self._follower.know(link_messages.decode_links(links))
 
     def _read(self) -> None:

@@ -19,8 +19,9 @@ from svcproxy.backends.ipvs.values import (
 )
 from svcproxy.limits import IP_VS_LISTING_BYTES
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.connection import GENERIC, Connection, Refusal
-from svcproxy.netlink.core.messages import Message, Request
+from svcproxy.netlink.client import NetlinkClient, RefusedRequest
+from svcproxy.netlink.core.messages import NetlinkMessage, NetlinkRequest
+from svcproxy.netlink.socket import GENERIC
 from svcproxy.refusals import REFUSALS
 
 _PIECE = 1 << 14
@@ -37,24 +38,24 @@ class Ipvs:
     def __init__(self, family: IPFamily) -> None:
         self.family = family
         try:
-            self._connection = Connection(GENERIC)
+            self._client = NetlinkClient(GENERIC)
         except OSError as error:
             raise failed("open a generic netlink socket", error) from error
         try:
-            answer = self._connection.ask(messages.family_request())
+            answer = self._client.get(messages.family_request())
         except OSError as error:
-            self._connection.close()
+            self._client.close()
             raise failed("find IPVS (is the kernel module ip_vs loaded?)", error) from error
         self._kind = messages.decode_family(answer.body)
 
     def close(self) -> None:
         """Close the socket."""
-        self._connection.close()
+        self._client.close()
 
     @property
     def sent(self) -> int:
         """How many messages have been sent."""
-        return self._connection.sent
+        return self._client.sent
 
     def execute(self, operations: Sequence[ServerOperation]) -> list[Failure]:
         """Carry out operations in their order; one that fails stops none of the others.
@@ -78,9 +79,9 @@ class Ipvs:
         ]
         return failures
 
-    def _execute(self, operations: Sequence[ServerOperation]) -> list[Refusal]:
+    def _execute(self, operations: Sequence[ServerOperation]) -> list[RefusedRequest]:
         try:
-            return self._connection.execute(
+            return self._client.execute(
                 messages.request(self._kind, operation) for operation in operations
             )
         except OSError as error:
@@ -112,7 +113,7 @@ class Ipvs:
             BackendError: the kernel would not tell.
         """
         try:
-            answer = self._connection.ask(messages.virtual_server_request(self._kind, key))
+            answer = self._client.get(messages.virtual_server_request(self._kind, key))
         except OSError as error:
             if error.errno == ESRCH:
                 return None
@@ -148,7 +149,7 @@ class Ipvs:
         """
         requests = [messages.set_timeouts_request(self._kind, timeouts)]
         try:
-            for refusal in self._connection.execute(requests):
+            for refusal in self._client.execute(requests):
                 raise OSError(refusal.number, os.strerror(refusal.number))  # noqa: TRY301
         except OSError as error:
             raise failed(f"set IPVS time-outs to {timeouts}", error) from error
@@ -161,15 +162,15 @@ class Ipvs:
         """
         return messages.decode_info(self._ask("ask", messages.info_request(self._kind)).body)
 
-    def _ask(self, what: str, request: Request) -> Message:
+    def _ask(self, what: str, request: NetlinkRequest) -> NetlinkMessage:
         try:
-            return self._connection.ask(request)
+            return self._client.get(request)
         except OSError as error:
             raise failed(what, error) from error
 
-    def _dump(self, what: str, request: Request) -> list[bytes]:
+    def _dump(self, what: str, request: NetlinkRequest) -> list[bytes]:
         try:
-            return self._connection.dump(request)
+            return self._client.dump(request)
         except OSError as error:
             raise failed(what, error) from error
 

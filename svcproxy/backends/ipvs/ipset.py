@@ -17,8 +17,9 @@ from svcproxy.backends.ipvs.operations import (
 )
 from svcproxy.backends.ipvs.values import SetEntry, SetKind
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.connection import NETFILTER, Connection
-from svcproxy.netlink.core.messages import Request
+from svcproxy.netlink.client import NetlinkClient
+from svcproxy.netlink.core.messages import NetlinkRequest
+from svcproxy.netlink.socket import NETFILTER
 
 
 class Sets:
@@ -31,18 +32,18 @@ class Sets:
     def __init__(self, family: IPFamily) -> None:
         self.family = family
         try:
-            self._connection = Connection(NETFILTER)
+            self._client = NetlinkClient(NETFILTER)
         except OSError as error:
             raise failed("open a netfilter netlink socket", error) from error
 
     def close(self) -> None:
         """Close the socket."""
-        self._connection.close()
+        self._client.close()
 
     @property
     def sent(self) -> int:
         """How many messages have been sent."""
-        return self._connection.sent
+        return self._client.sent
 
     def execute(self, operations: Sequence[SetOperation]) -> list[Failure]:
         """Carry out operations in their order; one that fails stops none of the others.
@@ -66,7 +67,7 @@ class Sets:
         """Send; add what was refused to ``failures``, and return what was not looked at."""
         rest: list[AddEntries | RemoveEntries] = []
         try:
-            refusals = self._connection.execute([piece.request for piece in pieces])
+            refusals = self._client.execute([piece.request for piece in pieces])
         except OSError as error:
             raise failed(f"send {len(pieces)} messages to ipset", error) from error
         for refusal in refusals:
@@ -100,7 +101,7 @@ class Sets:
         """
         request = messages.entries_request(self.family, name)
         try:
-            bodies = self._connection.dump(request)
+            bodies = self._client.dump(request)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return set()
@@ -113,14 +114,14 @@ class Sets:
 
     def _has(self, kind: str) -> bool:
         try:
-            self._connection.ask(messages.type_request(self.family, kind))
+            self._client.get(messages.type_request(self.family, kind))
         except OSError:
             return False
         return True
 
-    def _dump(self, what: str, request: Request) -> list[bytes]:
+    def _dump(self, what: str, request: NetlinkRequest) -> list[bytes]:
         try:
-            return self._connection.dump(request)
+            return self._client.dump(request)
         except OSError as error:
             raise failed(what, error) from error
 

@@ -23,8 +23,9 @@ from svcproxy.backends.ipvs.operations import (
 from svcproxy.backends.ipvs.values import SetEntry, SetKind
 from svcproxy.model.names import IPFamily, Protocol
 from svcproxy.netlink.core.addresses import packed, text
-from svcproxy.netlink.core.attributes import MalformedError, attribute, collect, nest, string, walk
-from svcproxy.netlink.core.messages import HEADER, Request
+from svcproxy.netlink.core.attributes import attribute, collect, nest, string, walk
+from svcproxy.netlink.core.messages import HEADER, NetlinkRequest
+from svcproxy.netlink.errors import MalformedError
 
 MAX_ENTRIES = 1000
 """In one message; the list that holds them has room for 65,535 bytes, see ``_MAX_BYTES``."""
@@ -99,7 +100,7 @@ class Piece(NamedTuple):
     """A request and the operation that it carries out, or the part of one that it does."""
 
     operation: SetOperation
-    request: Request
+    request: NetlinkRequest
 
 
 def module_of(kind: str) -> str:
@@ -160,17 +161,17 @@ def explanation(operation: SetOperation, number: int) -> str:
     return reason
 
 
-def headers_request(family: IPFamily) -> Request:
+def headers_request(family: IPFamily) -> NetlinkRequest:
     """List all sets of both families without their entries."""
     return _request(_LIST, family, attribute(_FLAGS | _BIG, _U32.pack(_ONLY_HEADERS)))
 
 
-def entries_request(family: IPFamily, name: str) -> Request:
+def entries_request(family: IPFamily, name: str) -> NetlinkRequest:
     """List one set with its entries; ENOENT if there is none."""
     return _request(_LIST, family, _name(_NAME, name))
 
 
-def type_request(family: IPFamily, kind: str) -> Request:
+def type_request(family: IPFamily, kind: str) -> NetlinkRequest:
     """Ask for a set type; the kernel then tries to load its module."""
     number = 0 if kind == "bitmap:port" else _FAMILIES[family]
     return _request(_TYPE, family, _name(_TYPE_NAME, kind) + attribute(_FAMILY, bytes([number])))
@@ -220,10 +221,10 @@ def _kind(given: dict[int, bytes], data: dict[int, bytes], family: IPFamily) -> 
     return SetKind(name, _number(data, _MAXIMUM))
 
 
-def _request(command: int, family: IPFamily, attributes: bytes) -> Request:
+def _request(command: int, family: IPFamily, attributes: bytes) -> NetlinkRequest:
     # Without NLM_F_EXCL, what is there or gone already is no error.
     header = _FAMILY_HEADER.pack(_FAMILIES[family], 0, 0) + attribute(_PROTOCOL, bytes([_VERSION]))
-    return Request(_SUBSYSTEM << 8 | command, 0, header + attributes)
+    return NetlinkRequest(_SUBSYSTEM << 8 | command, 0, header + attributes)
 
 
 def _name(kind: int, name: str) -> bytes:

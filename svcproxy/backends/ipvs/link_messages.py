@@ -14,8 +14,14 @@ from svcproxy.backends.ipvs.messages import UNREADABLE
 from svcproxy.backends.ipvs.values import Addresses
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.addresses import packed, text
-from svcproxy.netlink.core.attributes import MalformedError, attribute, collect, nest, string
-from svcproxy.netlink.core.messages import FLAG_CREATE, FLAG_EXCLUSIVE, Message, Request
+from svcproxy.netlink.core.attributes import attribute, collect, nest, string
+from svcproxy.netlink.core.messages import (
+    FLAG_CREATE,
+    FLAG_EXCLUSIVE,
+    NetlinkMessage,
+    NetlinkRequest,
+)
+from svcproxy.netlink.errors import MalformedError
 
 LINK_GROUP, IPV4_GROUP, IPV6_GROUP = 1, 5, 9
 """RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR: who is told of changes."""
@@ -52,41 +58,41 @@ class BoundAddress(NamedTuple):
     link_local: bool
 
 
-def create_dummy(name: str) -> Request:
+def create_dummy(name: str) -> NetlinkRequest:
     """Make a dummy interface; EEXIST if there is an interface of the name."""
     info = nest(_LINK_INFO, attribute(_INFO_KIND, b"dummy"))
     body = _LINK.pack(0, 0, 0, 0, 0) + attribute(_NAME, name.encode() + b"\0") + info
-    return Request(_NEW_LINK, FLAG_CREATE | FLAG_EXCLUSIVE, body)
+    return NetlinkRequest(_NEW_LINK, FLAG_CREATE | FLAG_EXCLUSIVE, body)
 
 
-def delete_link(name: str) -> Request:
+def delete_link(name: str) -> NetlinkRequest:
     """Remove an interface with its addresses; ENODEV if there is none."""
     body = _LINK.pack(0, 0, 0, 0, 0) + attribute(_NAME, name.encode() + b"\0")
-    return Request(_DELETE_LINK, 0, body)
+    return NetlinkRequest(_DELETE_LINK, 0, body)
 
 
-def links_request() -> Request:
+def links_request() -> NetlinkRequest:
     """List the interfaces."""
-    return Request(_GET_LINK, 0, _LINK.pack(0, 0, 0, 0, 0))
+    return NetlinkRequest(_GET_LINK, 0, _LINK.pack(0, 0, 0, 0, 0))
 
 
-def addresses_request(family: IPFamily) -> Request:
+def addresses_request(family: IPFamily) -> NetlinkRequest:
     """List the addresses of a family on all interfaces."""
-    return Request(_GET_ADDRESS, 0, _ADDRESS.pack(_FAMILIES[family], 0, 0, 0, 0))
+    return NetlinkRequest(_GET_ADDRESS, 0, _ADDRESS.pack(_FAMILIES[family], 0, 0, 0, 0))
 
 
-def bind(link: int, address: str) -> Request:
+def bind(link: int, address: str) -> NetlinkRequest:
     """Give an interface an address; EEXIST if it has it.
 
     IPv6 does not wait for others to claim the address, as it would on an interface with
     neighbours: it is many nodes' own.
     """
-    return Request(_NEW_ADDRESS, FLAG_CREATE | FLAG_EXCLUSIVE, _address(link, address))
+    return NetlinkRequest(_NEW_ADDRESS, FLAG_CREATE | FLAG_EXCLUSIVE, _address(link, address))
 
 
-def unbind(link: int, address: str) -> Request:
+def unbind(link: int, address: str) -> NetlinkRequest:
     """Take an address from an interface; EADDRNOTAVAIL if it does not have it."""
-    return Request(_DELETE_ADDRESS, 0, _address(link, address))
+    return NetlinkRequest(_DELETE_ADDRESS, 0, _address(link, address))
 
 
 def decode_links(bodies: Iterable[bytes]) -> Iterator[Link]:
@@ -154,7 +160,7 @@ class Follower:
         """Take in which interfaces there are."""
         self._ignored = {link.number for link in links if link.name == self._name}
 
-    def concerns(self, messages: Iterable[Message]) -> bool:
+    def concerns(self, messages: Iterable[NetlinkMessage]) -> bool:
         """Take in events in their order; whether one of them is about an address that counts."""
         found = False
         for message in messages:
@@ -164,7 +170,7 @@ class Follower:
                 found = True  # whatever it was, a comparison finds out
         return found
 
-    def _concerned(self, message: Message) -> bool:
+    def _concerned(self, message: NetlinkMessage) -> bool:
         if message.kind == _NEW_LINK:
             # A deleted one stays ignored until its index is another's: events about its
             # addresses may come after its own.

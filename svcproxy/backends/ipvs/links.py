@@ -14,9 +14,10 @@ from svcproxy.backends.ipvs.link_messages import Link
 from svcproxy.backends.ipvs.operations import AddressOperation, BindAddresses, Failure
 from svcproxy.backends.ipvs.values import DUMMY_INTERFACE, Addresses
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.connection import ROUTE, Connection
-from svcproxy.netlink.core.attributes import MalformedError
-from svcproxy.netlink.core.messages import Request
+from svcproxy.netlink.client import NetlinkClient
+from svcproxy.netlink.core.messages import NetlinkRequest
+from svcproxy.netlink.errors import MalformedError
+from svcproxy.netlink.socket import ROUTE
 
 _SIOCGIFCONF = 0x8912
 _IFCONF = Struct("@iP")
@@ -34,18 +35,18 @@ class Links:
         self.family = family
         self._index = 0
         try:
-            self._connection = Connection(ROUTE)
+            self._client = NetlinkClient(ROUTE)
         except OSError as error:
             raise failed("open a route netlink socket", error) from error
 
     def close(self) -> None:
         """Close the socket."""
-        self._connection.close()
+        self._client.close()
 
     @property
     def sent(self) -> int:
         """How many messages have been sent."""
-        return self._connection.sent
+        return self._client.sent
 
     def read(self) -> Addresses:
         """Read all addresses of the family, and make ``kube-ipvs0`` if it is not there.
@@ -104,7 +105,7 @@ class Links:
             (operation, address) for operation in operations for address in operation.addresses
         ]
         try:
-            refusals = self._connection.execute(self._request(*step) for step in steps)
+            refusals = self._client.execute(self._request(*step) for step in steps)
         except OSError as error:
             raise failed(f"change addresses of {DUMMY_INTERFACE}", error) from error
         failures = []
@@ -117,7 +118,7 @@ class Links:
                 failures.append(Failure(single, refusal.number, reason))
         return failures
 
-    def _request(self, operation: AddressOperation, address: str) -> Request:
+    def _request(self, operation: AddressOperation, address: str) -> NetlinkRequest:
         encode = messages.bind if isinstance(operation, BindAddresses) else messages.unbind
         return encode(self._index, address)
 
@@ -132,9 +133,9 @@ class Links:
     def _create(self) -> None:
         self._do(messages.create_dummy(DUMMY_INTERFACE), "make", errno.EEXIST)
 
-    def _do(self, request: Request, what: str, tolerated: int) -> int:
+    def _do(self, request: NetlinkRequest, what: str, tolerated: int) -> int:
         try:
-            for refusal in self._connection.execute([request]):
+            for refusal in self._client.execute([request]):
                 if refusal.number == tolerated:
                     return refusal.number
                 raise OSError(refusal.number, os.strerror(refusal.number))  # noqa: TRY301
@@ -146,8 +147,8 @@ class Links:
     def _links(self) -> list[Link]:
         return list(messages.decode_links(self._dump("list links", messages.links_request())))
 
-    def _dump(self, what: str, request: Request) -> list[bytes]:
+    def _dump(self, what: str, request: NetlinkRequest) -> list[bytes]:
         try:
-            return self._connection.dump(request)
+            return self._client.dump(request)
         except OSError as error:
             raise failed(what, error) from error

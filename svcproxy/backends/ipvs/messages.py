@@ -31,7 +31,7 @@ from svcproxy.backends.ipvs.values import (
 from svcproxy.model.names import IPFamily, Protocol
 from svcproxy.netlink.core.addresses import packed, text
 from svcproxy.netlink.core.attributes import attribute, collect, nest, string
-from svcproxy.netlink.core.messages import Request
+from svcproxy.netlink.core.messages import NetlinkRequest
 
 CONTROLLER = 0x10
 """The message type that generic netlink's families are looked up with."""
@@ -88,10 +88,10 @@ class Info(NamedTuple):
     connections: int
 
 
-def family_request() -> Request:
+def family_request() -> NetlinkRequest:
     """Ask which message type IPVS has got; ENOENT says that it is not loaded."""
     body = _command(_GET_FAMILY) + attribute(_CONTROL_NAME, FAMILY_NAME)
-    return Request(CONTROLLER, 0, body)
+    return NetlinkRequest(CONTROLLER, 0, body)
 
 
 def decode_family(body: bytes) -> int:
@@ -99,7 +99,7 @@ def decode_family(body: bytes) -> int:
     return int(_U16.unpack(_attributes(body)[_CONTROL_ID])[0])
 
 
-def request(kind: int, operation: ServerOperation) -> Request:
+def request(kind: int, operation: ServerOperation) -> NetlinkRequest:
     """Encode an operation; ``kind`` is the message type of IPVS."""
     command = _command(_COMMANDS[type(operation)])
     match operation:
@@ -116,7 +116,7 @@ def request(kind: int, operation: ServerOperation) -> Request:
             body = nest(_SERVICE, _identity(operation.virtual)) + nest(_DESTINATION, destination)
         case _:
             assert_never(operation)
-    return Request(kind, 0, command + body)
+    return NetlinkRequest(kind, 0, command + body)
 
 
 def correction(operation: ServerOperation, number: int) -> ServerOperation | None:
@@ -146,27 +146,27 @@ def explanation(operation: ServerOperation, number: int) -> str:
     return ""
 
 
-def virtual_servers_request(kind: int) -> Request:
+def virtual_servers_request(kind: int) -> NetlinkRequest:
     """List the virtual servers of all families."""
-    return Request(kind, 0, _command(_GET_SERVICE))
+    return NetlinkRequest(kind, 0, _command(_GET_SERVICE))
 
 
-def virtual_server_request(kind: int, key: VirtualServerKey) -> Request:
+def virtual_server_request(kind: int, key: VirtualServerKey) -> NetlinkRequest:
     """Ask for one virtual server; ESRCH says that there is none."""
-    return Request(kind, 0, _command(_GET_SERVICE) + nest(_SERVICE, _identity(key)))
+    return NetlinkRequest(kind, 0, _command(_GET_SERVICE) + nest(_SERVICE, _identity(key)))
 
 
-def real_servers_request(kind: int, key: VirtualServerKey) -> Request:
+def real_servers_request(kind: int, key: VirtualServerKey) -> NetlinkRequest:
     """List the real servers of one virtual server; of one that is gone there are none."""
-    return Request(kind, 0, _command(_GET_DESTINATION) + nest(_SERVICE, _identity(key)))
+    return NetlinkRequest(kind, 0, _command(_GET_DESTINATION) + nest(_SERVICE, _identity(key)))
 
 
-def timeouts_request(kind: int) -> Request:
+def timeouts_request(kind: int) -> NetlinkRequest:
     """Ask for the time-outs."""
-    return Request(kind, 0, _command(_GET_CONFIG))
+    return NetlinkRequest(kind, 0, _command(_GET_CONFIG))
 
 
-def set_timeouts_request(kind: int, timeouts: Timeouts) -> Request:
+def set_timeouts_request(kind: int, timeouts: Timeouts) -> NetlinkRequest:
     """Set those time-outs that are not 0."""
     kinds = (_TIMEOUT_TCP, _TIMEOUT_TCP_FIN, _TIMEOUT_UDP)
     given = (
@@ -174,12 +174,12 @@ def set_timeouts_request(kind: int, timeouts: Timeouts) -> Request:
         for k, seconds in zip(kinds, timeouts, strict=True)
         if seconds
     )
-    return Request(kind, 0, _command(_SET_CONFIG) + b"".join(given))
+    return NetlinkRequest(kind, 0, _command(_SET_CONFIG) + b"".join(given))
 
 
-def info_request(kind: int) -> Request:
+def info_request(kind: int) -> NetlinkRequest:
     """Ask for the version and the size of the connection table."""
-    return Request(kind, 0, _command(_GET_INFO))
+    return NetlinkRequest(kind, 0, _command(_GET_INFO))
 
 
 def decode_virtual_servers(

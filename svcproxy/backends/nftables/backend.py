@@ -8,7 +8,7 @@ import structlog
 
 from svcproxy import sysctl
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Maintenance, Outcome
-from svcproxy.backends.nftables.connection import RefusedError, StaleGenerationError
+from svcproxy.backends.nftables.client import RefusedError, StaleGenerationError
 from svcproxy.backends.nftables.core.plan import KernelState, Planner
 from svcproxy.backends.nftables.core.settings import extend_settings
 from svcproxy.backends.nftables.core.table_objects import all_chains, all_sets

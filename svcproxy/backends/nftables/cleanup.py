@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Mapping
 
-from svcproxy.backends.nftables.connection import RefusedError
+from svcproxy.backends.nftables.client import RefusedError
 from svcproxy.backends.nftables.table import KernelTable
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE

@@ -6,14 +6,14 @@ from threading import Lock
 from weakref import WeakValueDictionary
 
 from svcproxy.backends.base import BackendError
-from svcproxy.backends.nftables.connection import (
-    Connection,
+from svcproxy.backends.nftables.client import (
+    NftablesClient,
     RefusedError,
     StaleGenerationError,
 )
 from svcproxy.backends.nftables.core.table_sets import AFFINITY
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.core.attributes import MalformedError, text
+from svcproxy.netlink.core.attributes import text
 from svcproxy.netlink.core.nf_tables import dump
 from svcproxy.netlink.core.nf_tables import protocol as nft
 from svcproxy.netlink.core.nf_tables.dump import TableDump
@@ -26,7 +26,7 @@ from svcproxy.netlink.core.nf_tables.transaction import (
     split,
     stages,
 )
-from svcproxy.netlink.errors import InterruptedDumpError
+from svcproxy.netlink.errors import InterruptedDumpError, MalformedError
 from svcproxy.netlink.nf_tables import RefusedMessage
 
 _READ_ATTEMPTS = 10
@@ -86,8 +86,8 @@ class KernelTable:
         self.family = family
         self.name = name
         self._table_name = text(nft.TABLE_OF, name)
-        self._connection = Connection(family)
-        self._own = _own_generations.setdefault(self._connection.namespace, OwnGenerations())
+        self._client = NftablesClient(family)
+        self._own = _own_generations.setdefault(self._client.namespace, OwnGenerations())
         self._generation = 0
         self._handle = 0
         self._only_own_changes = False
@@ -95,15 +95,15 @@ class KernelTable:
     @property
     def port_id(self) -> int:
         """The port ID of the netlink socket."""
-        return self._connection.port_id
+        return self._client.port_id
 
     def close(self) -> None:
         """Close the socket."""
-        self._connection.close()
+        self._client.close()
 
     def generation(self) -> int:
         """Return the kernel's current nf_tables generation."""
-        return self._connection.generation()
+        return self._client.generation()
 
     def is_unchanged(self) -> bool:
         """Whether this process made all changes to nf_tables since the table was read or made."""
@@ -115,7 +115,7 @@ class KernelTable:
         The check costs one netlink request, two after another program's transaction. The
         generation that it finds becomes the one that incremental plans start from.
         """
-        current = self._connection.generation()
+        current = self._client.generation()
         own = self._own.made_all(self._generation, current)
         self._generation = current
         if own:
@@ -124,7 +124,7 @@ class KernelTable:
         return bool(self._handle) and self._current_handle() == self._handle
 
     def _current_handle(self) -> int:
-        found = self._connection.get(nft.GET_TABLE, self._table_name)
+        found = self._client.get(nft.GET_TABLE, self._table_name)
         try:
             return dump.table_handle(found) if found is not None else 0
         except MalformedError as error:
@@ -145,15 +145,15 @@ class KernelTable:
                 raise BackendError(f"cannot understand table {self.name}: {error}") from error
             self._generation, self._handle = observed.generation, observed.handle
             self._only_own_changes = self._own.made_all(
-                observed.generation, self._connection.generation()
+                observed.generation, self._client.generation()
             )
             return observed
         raise BackendError(f"table {self.name} changes faster than it can be read")
 
     def _read(self) -> TableDump:
-        connection = self._connection
-        observed = TableDump(generation=connection.generation())
-        table = connection.get(nft.GET_TABLE, self._table_name)
+        client = self._client
+        observed = TableDump(generation=client.generation())
+        table = client.get(nft.GET_TABLE, self._table_name)
         if table is None:
             return observed
         observed.handle, observed.flags = dump.table_handle(table), dump.table_flags(table)
@@ -163,11 +163,11 @@ class KernelTable:
                 f" {dump.table_owner(table)} (usually its process ID), and no other process may"
                 " change it: end that process"
             )
-        for body in connection.dump(nft.GET_CHAIN, self._table_name):
+        for body in client.dump(nft.GET_CHAIN, self._table_name):
             dump.add_chain(observed, body, self.name)
-        for body in connection.dump(nft.GET_RULE, self._table_name):
+        for body in client.dump(nft.GET_RULE, self._table_name):
             dump.add_rule(observed, body, self.name)
-        for body in connection.dump(nft.GET_SET, self._table_name):
+        for body in client.dump(nft.GET_SET, self._table_name):
             dump.add_set(observed, body, self.name)
         for name, description in observed.sets.items():
             if name != AFFINITY:
@@ -187,7 +187,7 @@ class KernelTable:
         for attempt in range(_DUMP_ATTEMPTS):
             if attempt:
                 time.sleep(_DUMP_PAUSE)
-            bodies = self._connection.dump(nft.GET_ELEMENT, set_name)
+            bodies = self._client.dump(nft.GET_ELEMENT, set_name)
             found.update(dump.elements(bodies, dump.key_length(description)))
             if count is None or len(found) == count:
                 break
@@ -221,7 +221,7 @@ class KernelTable:
         generation = self._base_generation(plan)
         while True:
             try:
-                self._connection.transact(todo, generation)
+                self._client.transact(todo, generation)
             except StaleGenerationError:
                 if not self._is_still_valid(plan):
                     raise
@@ -239,7 +239,7 @@ class KernelTable:
     def _base_generation(self, plan: Plan) -> int:
         """Return the generation that a transaction is based on; the kernel refuses any other."""
         if plan.compared:
-            return plan.generation or self._connection.generation()
+            return plan.generation or self._client.generation()
         # The other family's transactions have advanced the generation, but not this table.
         self._generation = self._own.latest(self._generation)
         return self._generation
@@ -257,7 +257,7 @@ class KernelTable:
             BackendError: the kernel would refuse it.
         """
         try:
-            self._connection.transact(todo, check=True)
+            self._client.transact(todo, check=True)
         except RefusedError as error:
             raise with_object_name(error, sets) from None
 
@@ -281,7 +281,7 @@ class KernelTable:
             ]
             found = ()
             try:
-                self._connection.transact(apart, check=True)
+                self._client.transact(apart, check=True)
             except RefusedError as refused:
                 found = refused.refusals
         return [(r.message, _text(r, sets)) for r in found if r.message is not None]

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import msgspec
 
 from svcproxy.explain.core.packet import UnknownRuleError, Update
-from svcproxy.netlink.core.attributes import MalformedError, attribute, collect, string, walk
+from svcproxy.netlink.core.attributes import attribute, collect, string, walk
+from svcproxy.netlink.errors import MalformedError
 
 HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 """By netfilter's numbers."""

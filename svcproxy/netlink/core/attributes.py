@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from struct import Struct, error
 
 from svcproxy.limits import NETLINK_DEPTH
-from svcproxy.netlink.errors import MalformedError as MalformedError  # noqa: PLC0414 - imported from here
+from svcproxy.netlink.errors import MalformedError
 
 HEADER = Struct("=HH")
 U16 = Struct("!H")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.attributes import HEADER, attribute, nest
 from svcproxy.netlink.core.families import FAMILY_NUMBERS
-from svcproxy.netlink.core.messages import Request
+from svcproxy.netlink.core.messages import NetlinkRequest
 from svcproxy.netlink.errors import MalformedError
 
 CT_NEW, CT_GET, CT_DELETE = 0x100, 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK << 8 | message
@@ -89,12 +89,12 @@ def conntrack_tuple(
     )
 
 
-def conntrack_request(family: IPFamily, kind: int, flags: int, attributes: bytes) -> Request:
+def conntrack_request(family: IPFamily, kind: int, flags: int, attributes: bytes) -> NetlinkRequest:
     """Build a request to the connection tracking of one family."""
-    return Request(kind, flags, _NFGEN.pack(FAMILY_NUMBERS[family], 0, 0) + attributes)
+    return NetlinkRequest(kind, flags, _NFGEN.pack(FAMILY_NUMBERS[family], 0, 0) + attributes)
 
 
-def dump_request(family: IPFamily, query: Destination | None) -> Request:
+def dump_request(family: IPFamily, query: Destination | None) -> NetlinkRequest:
     """Build the request for the flows of a family that match ``query``; all flows if ``None``.
 
     Kernels before 5.8 ignore filters and return all flows. No kernel compares SCTP ports. IPv6
@@ -124,7 +124,7 @@ def _filter(query: Destination) -> bytes:
     return nest(CTA_TUPLE_ORIG, *parts) + nest(_CTA_FILTER, *wanted)
 
 
-def delete_request(family: IPFamily, flow: Flow) -> Request:
+def delete_request(family: IPFamily, flow: Flow) -> NetlinkRequest:
     """Build the request that deletes exactly this entry; ENOENT if it does not exist.
 
     The request includes the entry's id. Otherwise it could delete a new flow between the same

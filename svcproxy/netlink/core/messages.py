@@ -21,7 +21,7 @@ _FLAG_ACK_TLVS = 0x200
 _ACK_TEXT, _ACK_OFFSET = 1, 2
 
 
-class Request(NamedTuple):
+class NetlinkRequest(NamedTuple):
     """A message to send: its type, its flags besides ``FLAG_REQUEST``, and its body."""
 
     kind: int
@@ -29,7 +29,7 @@ class Request(NamedTuple):
     body: bytes
 
 
-class Message(NamedTuple):
+class NetlinkMessage(NamedTuple):
     """A received message: its header's fields and its body, which is all that follows the header."""
 
     kind: int
@@ -43,7 +43,7 @@ class Message(NamedTuple):
         return -CODE.unpack_from(self.body)[0] if len(self.body) >= CODE.size else 0
 
 
-def encode(request: Request, sequence: int, flags: int = 0) -> bytes:
+def encode(request: NetlinkRequest, sequence: int, flags: int = 0) -> bytes:
     """Encode a request; ``flags`` are added to the request's own."""
     kind, own, body = request
     size = HEADER.size + len(body)
@@ -73,14 +73,14 @@ def split(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
         start += (size + 3) & ~3
 
 
-def messages(data: bytes) -> Iterator[Message]:
+def messages(data: bytes) -> Iterator[NetlinkMessage]:
     """Split a datagram into messages.
 
     Raises:
         MalformedError: a length does not fit.
     """
     for kind, flags, sequence, start, end in split(data):
-        yield Message(kind, flags, sequence, data[start:end])
+        yield NetlinkMessage(kind, flags, sequence, data[start:end])
 
 
 def error_number(data: bytes, start: int, end: int) -> int:

@@ -3,7 +3,7 @@
 from struct import error
 
 from svcproxy.netlink.core.attributes import U64, collect, text
-from svcproxy.netlink.core.messages import FLAG_CREATE, FLAG_EXCLUSIVE, Request
+from svcproxy.netlink.core.messages import FLAG_CREATE, FLAG_EXCLUSIVE, NetlinkRequest
 from svcproxy.netlink.errors import MalformedError
 
 _SUBSYSTEM = 7  # NFNL_SUBSYS_ACCT
@@ -12,12 +12,12 @@ _NAME, _PACKETS = 1, 2
 _HEADER = bytes(4)  # struct nfgenmsg
 
 
-def create_request(name: str) -> Request:
+def create_request(name: str) -> NetlinkRequest:
     """Build the request that creates a counter; EEXIST if there is one of this name."""
     return _request(_NEW, FLAG_CREATE | FLAG_EXCLUSIVE, name)
 
 
-def get_request(name: str) -> Request:
+def get_request(name: str) -> NetlinkRequest:
     """Build the request for one counter; ENOENT if there is none of this name."""
     return _request(_GET, 0, name)
 
@@ -35,5 +35,5 @@ def decode_packets(body: bytes) -> int:
     return number
 
 
-def _request(command: int, flags: int, name: str) -> Request:
-    return Request(_SUBSYSTEM << 8 | command, flags, _HEADER + text(_NAME, name))
+def _request(command: int, flags: int, name: str) -> NetlinkRequest:
+    return NetlinkRequest(_SUBSYSTEM << 8 | command, flags, _HEADER + text(_NAME, name))

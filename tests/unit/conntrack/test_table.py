@@ -8,7 +8,7 @@ import pytest
 
 from svcproxy.conntrack.table import ConntrackError, Table
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.connection import MAX_MESSAGES
+from svcproxy.netlink.client import MAX_MESSAGES
 from svcproxy.netlink.core import conntrack
 from svcproxy.netlink.core import messages as wire
 from svcproxy.netlink.core.conntrack import Destination, Flow
@@ -70,7 +70,7 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     made = Kernel()
-    monkeypatch.setattr("svcproxy.netlink.connection.NetlinkSocket", made.open)
+    monkeypatch.setattr("svcproxy.netlink.client.NetlinkSocket", made.open)
     yield made
     assert made.scripts == []
 

@@ -10,7 +10,7 @@ from svcproxy.backends.ipvs.link_messages import BoundAddress, Follower, Link
 from svcproxy.backends.ipvs.values import Addresses
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.attributes import attribute
-from svcproxy.netlink.core.messages import Message
+from svcproxy.netlink.core.messages import NetlinkMessage
 from tests.unit.ipvs.values import addresses
 
 OURS = "kube-ipvs0"
@@ -44,13 +44,13 @@ def test_whose_addresses_are_whose() -> None:
         )
 
 
-def link_event(kind: int, number: int, name: str) -> Message:
+def link_event(kind: int, number: int, name: str) -> NetlinkMessage:
     body = pack("=BxHiII", 0, 0, number, 0, 0) + attribute(3, name.encode() + b"\0")
-    return Message(kind, 0, 0, body)
+    return NetlinkMessage(kind, 0, 0, body)
 
 
-def address_event(kind: int, number: int, family: int = 2, scope: int = 0) -> Message:
-    return Message(kind, 0, 0, pack("=BBBBI", family, 32, 0, scope, number))
+def address_event(kind: int, number: int, family: int = 2, scope: int = 0) -> NetlinkMessage:
+    return NetlinkMessage(kind, 0, 0, pack("=BBBBI", family, 32, 0, scope, number))
 
 
 NEW_LINK, DELETE_LINK, NEW, DELETE = 16, 17, 20, 21

@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.netlink.connection import MAX_BYTES, MAX_MESSAGES, _batches
-from svcproxy.netlink.core.attributes import MalformedError
-from svcproxy.netlink.core.messages import HEADER, Request, encode, messages
+from svcproxy.netlink.client import MAX_BYTES, MAX_MESSAGES, _batches
+from svcproxy.netlink.core.messages import HEADER, NetlinkRequest, encode, messages
+from svcproxy.netlink.errors import MalformedError
 
 sizes = st.lists(st.sampled_from([0, 1, 40, 30_000, MAX_BYTES, 3 * MAX_BYTES]), max_size=500)
 
 
 @given(sizes)
 def test_batches_contain_all_requests_and_none_is_too_long(sizes: list[int]) -> None:
-    requests = [Request(1, 0, bytes(size)) for size in sizes]
+    requests = [NetlinkRequest(1, 0, bytes(size)) for size in sizes]
     batches = list(_batches(iter(requests)))
     for batch in batches:
         assert 0 < len(batch) <= MAX_MESSAGES
@@ -26,7 +26,7 @@ def test_batches_contain_all_requests_and_none_is_too_long(sizes: list[int]) -> 
 def test_split_inverts_encode(
     parts: list[tuple[int, int, bytes]],
 ) -> None:
-    requests = [Request(*part) for part in parts]
+    requests = [NetlinkRequest(*part) for part in parts]
     data = b"".join(encode(request, n) for n, request in enumerate(requests))
     found = list(messages(data))
     assert [(m.kind, m.body, m.sequence) for m in found] == [

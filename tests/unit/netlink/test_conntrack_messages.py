@@ -8,7 +8,7 @@ import pytest
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core import conntrack
 from svcproxy.netlink.core import messages as wire
-from svcproxy.netlink.core.attributes import MalformedError, attribute, nest
+from svcproxy.netlink.core.attributes import attribute, nest
 from svcproxy.netlink.core.conntrack import (
     CTA_TUPLE_ORIG,
     CTA_TUPLE_REPLY,
@@ -17,6 +17,7 @@ from svcproxy.netlink.core.conntrack import (
     Flow,
 )
 from svcproxy.netlink.core.routes import is_local_route, route_request
+from svcproxy.netlink.errors import MalformedError
 from tests.unit.conntrack.ports import target
 
 V4, V6 = IPFamily.IPV4, IPFamily.IPV6
@@ -44,7 +45,7 @@ def body(family: int, *parts: bytes) -> bytes:
     return struct.pack("=BBH", family, 0, 0) + b"".join(parts)
 
 
-def only(parts: Iterable[wire.Message]) -> wire.Message:
+def only(parts: Iterable[wire.NetlinkMessage]) -> wire.NetlinkMessage:
     (found,) = parts
     return found
 
@@ -104,7 +105,7 @@ def test_a_deletion_names_the_entry_and_nothing_else() -> None:
     assert request.body == body(2, original, ZONE, ID)
 
 
-def filter_of(request: wire.Request) -> tuple[int, dict[int, tuple[int, int]]]:
+def filter_of(request: wire.NetlinkRequest) -> tuple[int, dict[int, tuple[int, int]]]:
     """The filter's flags for the original direction, and the positions of the attributes."""
     found = conntrack._attributes(request.body, 4, len(request.body))
     flags = conntrack._attributes(request.body, *found[25])

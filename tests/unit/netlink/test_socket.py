@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 import svcproxy
-from svcproxy.netlink.connection import Connection
-from svcproxy.netlink.core.messages import FLAG_DUMP, Request, encode
+from svcproxy.netlink.client import NetlinkClient
+from svcproxy.netlink.core.messages import FLAG_DUMP, NetlinkRequest, encode
 from svcproxy.netlink.errors import MalformedError, NetlinkError, TimedOutError
 from svcproxy.netlink.socket import ROUTE, NetlinkSocket
 from svcproxy.refusals import REFUSALS
 
-LINKS = Request(18, 0, bytes(16))
+LINKS = NetlinkRequest(18, 0, bytes(16))
 """RTM_GETLINK."""
 
 
@@ -70,15 +70,15 @@ def test_a_socket_that_cannot_be_replaced_is_replaced_later(
     def starved(*_: object) -> socket.socket:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    with Connection(ROUTE) as connection:
+    with NetlinkClient(ROUTE) as client:
         error = TimedOutError()
         with monkeypatch.context() as patched:
             patched.setattr("socket.socket", starved)
-            connection.socket.replace_after(error)
+            client.socket.replace_after(error)
         assert str(error).endswith("cannot open another netlink socket: Too many open files")
         with pytest.raises(NetlinkError, match="Bad file descriptor"):
-            connection.dump(LINKS)
-        assert connection.dump(LINKS)
+            client.dump(LINKS)
+        assert client.dump(LINKS)
 
 
 def test_an_unknown_protocol_is_an_error() -> None:

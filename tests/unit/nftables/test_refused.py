@@ -7,7 +7,7 @@ import pytest
 
 from svcproxy.backends.base import BackendError, Desired
 from svcproxy.backends.nftables.backend import NftablesBackend
-from svcproxy.backends.nftables.connection import RefusedError
+from svcproxy.backends.nftables.client import RefusedError
 from svcproxy.backends.nftables.core import table_sets
 from svcproxy.backends.nftables.core.render import hairpin_key
 from svcproxy.backends.nftables.core.settings import NftablesSettings

@@ -7,7 +7,7 @@ import pytest
 
 from svcproxy.backends.base import Desired
 from svcproxy.backends.nftables import table as table_module
-from svcproxy.backends.nftables.connection import StaleGenerationError
+from svcproxy.backends.nftables.client import StaleGenerationError
 from svcproxy.backends.nftables.core.plan import Planner
 from svcproxy.backends.nftables.table import KernelTable, OwnGenerations
 from svcproxy.model.names import IPFamily
@@ -21,8 +21,8 @@ from tests.unit.nftables.services import options, service_port
 V4 = IPFamily.IPV4
 
 
-class FakeConnection:
-    """A connection to a fake kernel that counts what is sent."""
+class FakeClient:
+    """A client of a fake kernel that counts what is sent."""
 
     port_id = 1
     namespace = 0
@@ -58,14 +58,14 @@ class Scene:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kernel = FakeKernel(V4)
-        self.connection = FakeConnection(self.kernel)
-        monkeypatch.setattr(table_module, "Connection", lambda _family: self.connection)
+        self.client = FakeClient(self.kernel)
+        monkeypatch.setattr(table_module, "NftablesClient", lambda _family: self.client)
         monkeypatch.setattr(table_module, "_own_generations", {})
         self.table = KernelTable(V4, TABLE)
         self.planner = Planner(options(V4))
         self.table._generation = self.kernel.generation
         self.table.commit(self.comparison(), {})
-        self.connection.take()
+        self.client.take()
 
     def comparison(self) -> Plan:
         port = service_port(V4, (1, 3, 5))
@@ -89,7 +89,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
 def test_a_change_is_one_transaction(scene: Scene) -> None:
     for numbers in ((1, 3, 7), (1, 3, 9)):
         scene.change(*numbers)
-        assert scene.connection.take() == {"transaction": 1}
+        assert scene.client.take() == {"transaction": 1}
 
 
 def test_own_generations_of_the_other_family_are_skipped(scene: Scene) -> None:
@@ -97,31 +97,31 @@ def test_own_generations_of_the_other_family_are_skipped(scene: Scene) -> None:
         scene.table._own.add(scene.kernel.generation + 1)
         scene.other_program()
     scene.change(1, 3, 7)
-    assert scene.connection.take() == {"transaction": 1}
+    assert scene.client.take() == {"transaction": 1}
 
 
 def test_after_a_foreign_transaction_the_table_is_checked_before_the_retry(scene: Scene) -> None:
     scene.other_program()
     scene.change(1, 3, 7)
-    assert scene.connection.take() == {"transaction": 2, "generation": 1, "table": 1}
+    assert scene.client.take() == {"transaction": 2, "generation": 1, "table": 1}
     scene.change(1, 3, 9)
-    assert scene.connection.take() == {"transaction": 1}
+    assert scene.client.take() == {"transaction": 1}
     assert not scene.table.is_unchanged()
 
 
 def test_a_foreign_transaction_during_the_check_is_noticed(scene: Scene) -> None:
     """It comes between the check of the handle and the retry."""
     scene.other_program()
-    get = scene.connection.get
+    get = scene.client.get
 
     def overtaken(kind: int, attributes: bytes) -> bytes | None:
         found = get(kind, attributes)
-        scene.connection.get = get  # type: ignore[method-assign]
+        scene.client.get = get  # type: ignore[method-assign]
         scene.other_program(Plan(delete_table=True))
         scene.other_program(Plan(make_table=True))
         return found
 
-    scene.connection.get = overtaken  # type: ignore[method-assign]
+    scene.client.get = overtaken  # type: ignore[method-assign]
     with pytest.raises(StaleGenerationError):
         scene.change(1, 3, 7)
     assert not scene.kernel.table.sets, "nothing was written to the new table"
@@ -150,7 +150,7 @@ def test_a_comparison_at_any_generation_is_retried(scene: Scene) -> None:
     plan.generation = 0
     scene.other_program()
     scene.table.commit(plan, {})
-    assert scene.connection.take() == {"transaction": 1, "generation": 1}
+    assert scene.client.take() == {"transaction": 1, "generation": 1}
 
 
 def test_the_run_of_own_generations() -> None:

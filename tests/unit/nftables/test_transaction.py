@@ -8,7 +8,6 @@ from svcproxy.backends.nftables.core.plan import Planner
 from svcproxy.backends.nftables.core.table_objects import all_sets
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.attributes import (
-    MalformedError,
     attribute,
     collect,
     holds,
@@ -26,6 +25,7 @@ from svcproxy.netlink.core.nf_tables.dump import same_content
 from svcproxy.netlink.core.nf_tables.protocol import HEADERS
 from svcproxy.netlink.core.nf_tables.ruleset import element_comment, element_data
 from svcproxy.netlink.core.nf_tables.transaction import Message, Plan, batch, explain, messages
+from svcproxy.netlink.errors import MalformedError
 from tests.unit.nftables.services import Bench, options, service_port
 
 V4 = IPFamily.IPV4

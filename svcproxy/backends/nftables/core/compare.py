@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from svcproxy.backends.nftables.core import table_sets
-from svcproxy.netlink.core.attributes import MalformedError, collect, holds, holds_each
+from svcproxy.netlink.core.attributes import collect, holds, holds_each
 from svcproxy.netlink.core.nf_tables.datatypes import decode_comment
 from svcproxy.netlink.core.nf_tables.dump import TableDump, same_content
 from svcproxy.netlink.core.nf_tables.ruleset import (
@@ -14,6 +14,7 @@ from svcproxy.netlink.core.nf_tables.ruleset import (
     SetSpec,
 )
 from svcproxy.netlink.core.nf_tables.transaction import Plan
+from svcproxy.netlink.errors import MalformedError
 
 _EXPRESSIONS, _USER_DATA = 4, 7
 

@@ -12,7 +12,7 @@ from svcproxy.backends.nftables.core.render import affinity_key, render
 from svcproxy.backends.settings import Settings
 from svcproxy.model.names import ServicePortName
 from svcproxy.model.serviceport import ServicePort
-from svcproxy.netlink.core.attributes import MalformedError, collect, string
+from svcproxy.netlink.core.attributes import collect, string
 from svcproxy.netlink.core.nf_tables.datatypes import address_key, port_key, protocol_key
 from svcproxy.netlink.core.nf_tables.protocol import (
     DELETE_CHAIN,
@@ -25,6 +25,7 @@ from svcproxy.netlink.core.nf_tables.protocol import (
     NEW_SET,
 )
 from svcproxy.netlink.core.nf_tables.transaction import Message, element_keys
+from svcproxy.netlink.errors import MalformedError
 
 _NO_PORTS: frozenset[ServicePortName] = frozenset()
 _NAME_ATTRIBUTE = {

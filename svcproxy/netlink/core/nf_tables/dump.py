@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from svcproxy.netlink.core.attributes import U32, MalformedError, collect, string, walk
+from svcproxy.netlink.core.attributes import U32, collect, string, walk
 from svcproxy.netlink.core.nf_tables.ruleset import EncodedElements, key_prefix
+from svcproxy.netlink.errors import MalformedError
 
 
 class TableDump(msgspec.Struct):

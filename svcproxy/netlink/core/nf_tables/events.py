@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from struct import Struct, error
 from typing import NamedTuple, Protocol
 
-from svcproxy.netlink.core.attributes import U32, MalformedError, collect, string
+from svcproxy.netlink.core.attributes import U32, collect, string
 from svcproxy.netlink.core.messages import HEADER as MESSAGE_HEADER
 from svcproxy.netlink.core.nf_tables.protocol import (
     DELETE_CHAIN,
@@ -25,6 +25,7 @@ from svcproxy.netlink.core.nf_tables.protocol import (
     SUBSYSTEM,
     TABLE_OF,
 )
+from svcproxy.netlink.errors import MalformedError
 
 _PORT_OFFSET = 12
 _HOST_U32 = Struct("=I")

@@ -9,7 +9,6 @@ from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.attributes import (
     HEADER,
     NESTED,
-    MalformedError,
     attribute,
     collect,
     string,
@@ -49,6 +48,7 @@ from svcproxy.netlink.core.nf_tables.ruleset import (
     encode_element,
     key_prefix,
 )
+from svcproxy.netlink.errors import MalformedError
 
 _LIST_LIMIT = 60_000
 """The maximum length of a list of elements; an attribute has at most 65,535 bytes."""

@@ -13,8 +13,8 @@ from svcproxy.netlink.core.messages import (
     FLAG_DUMP,
     FLAG_INTERRUPTED,
     HEADER,
-    Message,
-    Request,
+    NetlinkMessage,
+    NetlinkRequest,
     encode,
     error_number,
     split,
@@ -26,10 +26,7 @@ from svcproxy.netlink.errors import (
     NetlinkError,
     RequestRefusedError,
 )
-from svcproxy.netlink.socket import GENERIC as GENERIC  # noqa: PLC0414 - imported from here
-from svcproxy.netlink.socket import NETFILTER as NETFILTER  # noqa: PLC0414 - imported from here
 from svcproxy.netlink.socket import RECEIVE_BUFFER_BYTES, NetlinkSocket
-from svcproxy.netlink.socket import ROUTE as ROUTE  # noqa: PLC0414 - imported from here
 
 DUMP_ATTEMPTS = 5
 """How often a dump is tried that concurrent changes interrupt."""
@@ -42,7 +39,7 @@ _LAST_SEQUENCE = (1 << 32) - 1
 _DUMP_ENDS = frozenset({ERROR, DONE})
 
 
-class Refusal(NamedTuple):
+class RefusedRequest(NamedTuple):
     """A request of a batch that the kernel refused.
 
     Attributes:
@@ -56,7 +53,7 @@ class Refusal(NamedTuple):
     body: bytes
 
 
-class Connection:
+class NetlinkClient:
     """Sends requests of one netlink protocol and receives the answers; for one thread.
 
     Sequence numbers are not reused, so a late answer to an abandoned request is not mistaken for
@@ -107,7 +104,7 @@ class Connection:
         """Close the socket."""
         self.socket.close()
 
-    def execute(self, requests: Iterable[Request]) -> list[Refusal]:
+    def execute(self, requests: Iterable[NetlinkRequest]) -> list[RefusedRequest]:
         """Have the kernel execute requests in order; a refused request does not stop the others.
 
         Requests are consumed as they are sent, so that they need not all be in memory.
@@ -119,7 +116,7 @@ class Connection:
             NetlinkError: sending failed, or the kernel did not answer in time; an unknown number
                 of requests were executed.
         """
-        refusals: list[Refusal] = []
+        refusals: list[RefusedRequest] = []
         start = 0
         for batch in _batches(requests):
             first = self._reserve(len(batch))
@@ -137,7 +134,7 @@ class Connection:
             start += len(batch)
         return refusals
 
-    def ask(self, request: Request) -> Message:
+    def get(self, request: NetlinkRequest) -> NetlinkMessage:
         """Send a request and return the one message that answers it.
 
         Raises:
@@ -155,16 +152,16 @@ class Connection:
             raise RequestRefusedError(number)
         return message
 
-    def _answer(self, sequence: int) -> tuple[Message, int]:
+    def _answer(self, sequence: int) -> tuple[NetlinkMessage, int]:
         """Return the answer to a request, and its error number."""
         while True:
             data = self.socket.receive()
             for kind, flags, answered, start, end in split(data):
                 if answered == sequence:
                     number = error_number(data, start, end) if kind == ERROR else 0
-                    return Message(kind, flags, answered, data[start:end]), number
+                    return NetlinkMessage(kind, flags, answered, data[start:end]), number
 
-    def dump(self, request: Request) -> list[bytes]:
+    def dump(self, request: NetlinkRequest) -> list[bytes]:
         """Have the kernel list objects; return the body of each message.
 
         A dump that concurrent changes interrupted is repeated.
@@ -187,7 +184,9 @@ class Connection:
                 return found
         raise InterruptedDumpError(f"interrupted {DUMP_ATTEMPTS} times")
 
-    def dump_each(self, request: Request, take: Callable[[bytes], object], skip: int = 0) -> None:
+    def dump_each(
+        self, request: NetlinkRequest, take: Callable[[bytes], object], skip: int = 0
+    ) -> None:
         """Have the kernel list objects, once; pass the body of each message to ``take``.
 
         Args:
@@ -236,7 +235,7 @@ class Connection:
         self.sent += count
         return first
 
-    def _refused_among(self, first: int, last: int, start: int) -> Iterator[Refusal]:
+    def _refused_among(self, first: int, last: int, start: int) -> Iterator[RefusedRequest]:
         """Yield the refusals among the requests with these sequence numbers."""
         sequence, buffer = 0, self.socket.buffer
         while sequence != last:
@@ -249,12 +248,12 @@ class Connection:
             (code,) = CODE.unpack_from(buffer, HEADER.size)
             if code:
                 body = buffer[HEADER.size + CODE.size : size].tobytes()
-                yield Refusal(start + sequence - first, -code, body)
+                yield RefusedRequest(start + sequence - first, -code, body)
 
 
-def _batches(requests: Iterable[Request]) -> Iterator[list[Request]]:
+def _batches(requests: Iterable[NetlinkRequest]) -> Iterator[list[NetlinkRequest]]:
     """Split requests so that neither a batch nor its answers overflow a socket buffer."""
-    batch, size = list[Request](), 0
+    batch, size = list[NetlinkRequest](), 0
     for request in requests:
         length = HEADER.size + len(request.body) + 3
         if batch and (len(batch) == MAX_MESSAGES or size + length > MAX_BYTES):

@@ -40,7 +40,7 @@ class RefusedError(TransactionError):
         self.offset = first.offset
 
 
-class Connection:
+class NftablesClient:
     """The nf_tables of one family, for one thread; see ``NfTables``.
 
     Raises:
