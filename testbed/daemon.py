@@ -176,6 +176,15 @@ class Daemon:
         """Send it a signal."""
         self._running().send_signal(number)
 
+    def wait_idle(self, seconds: float) -> None:
+        """Wait until the last sync of any family ended at least ``seconds`` ago."""
+
+        def idle() -> bool:
+            ends = [sample.value for sample in self.metrics().get(_LAST_SYNC, [])]
+            return time.time() - max(ends) >= seconds
+
+        eventually(idle, f"{seconds:g} s without a sync", timeout=seconds + 5.0)
+
     def metrics(self) -> Metrics:
         """Fetch and parse /metrics.
 

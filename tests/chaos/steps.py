@@ -1,4 +1,4 @@
-"""Scenarios that are the same in several modes."""
+"""Steps that scenarios of several modes share."""
 
 import contextlib
 import fcntl
@@ -17,7 +17,7 @@ _RATE = 20.0
 
 @contextlib.contextmanager
 def churn(scene: Scene, rate: float = _RATE) -> Iterator[None]:
-    """Change Services all the time."""
+    """Change Services continuously, ``rate`` times a second."""
     stop, world = threading.Event(), scene.world
 
     def run() -> None:
@@ -34,10 +34,10 @@ def churn(scene: Scene, rate: float = _RATE) -> Iterator[None]:
 
 
 def assert_nothing_left_to_write(scene: Scene) -> None:
-    """A fresh daemon finds everything as it has to be."""
+    """A restarted daemon finds the kernel in the desired state and writes nothing."""
     world = scene.world
     world.probe.move(FAR)
-    time.sleep(2.0)
+    world.daemon.wait_idle(2.0)
     world.end_daemon("SIGTERM", lambda: world.daemon.stop(timeout=30))
     world.start_daemon()
     written = operations(world.daemon.metrics())
@@ -45,7 +45,7 @@ def assert_nothing_left_to_write(scene: Scene) -> None:
 
 
 def kills_under_churn(scene: Scene, chance: random.Random, kills: int, rate: float = _RATE) -> None:
-    """Each next start converges, and writes what has changed meanwhile rather than everything."""
+    """Each start converges, and writes only what changed meanwhile."""
     world = scene.world
     from_scratch = sum(operations(world.generations[0].metrics).values())
     assert from_scratch
@@ -57,7 +57,7 @@ def kills_under_churn(scene: Scene, chance: random.Random, kills: int, rate: flo
                 time.sleep(chance.uniform(0.0, 0.5))
                 world.start_daemon()
                 written.append(sum(operations(world.daemon.metrics()).values()))
-                if number % 2:  # in the middle of a start
+                if number % 2:  # kill it during its start
                     world.daemon.kill()
                     world.daemon.start()
                 time.sleep(chance.uniform(0.0, 1.5))
@@ -69,26 +69,26 @@ def kills_under_churn(scene: Scene, chance: random.Random, kills: int, rate: flo
 
 
 def few_descriptors(scene: Scene) -> None:
-    """As many as it needs with some health check ports; strangers may not take them."""
+    """Clients cannot take the descriptors that the daemon needs for syncs and the API."""
     with (
         scene.started_with("prlimit", "--nofile=64:64"),
         scene.trouble("RLIMIT_NOFILE 64, 300 idle connections", Limits(lines=400)),
         churn(scene),
     ):
         scene.world.server.cut()
-        strangers = threading.Thread(
+        clients = threading.Thread(
             target=lambda: faults.FAULTS_BY_NAME["idle-connections"].strike(
                 scene.world, random.Random(1)
             )
         )
-        strangers.start()
+        clients.start()
         scene.world.probe.move(FAR)
-        strangers.join()
+        clients.join()
 
 
 def lock_held(scene: Scene, folder: Path) -> None:
-    """Nothing is written meanwhile, and everything soon after; the nft variant needs no lock."""
-    path = folder / "xtables.lock"  # one of its own: the usual one is the whole machine's
+    """Changes wait for the lock and are written soon after; the nft variant needs no lock."""
+    path = folder / "xtables.lock"  # not the default one, which the whole machine uses
     with (
         scene.started_with("env", f"XTABLES_LOCKFILE={path}"),
         scene.trouble("xtables lock held for 60 s") as row,
@@ -100,4 +100,4 @@ def lock_held(scene: Scene, folder: Path) -> None:
         with contextlib.suppress(TimeoutError):
             scene.world.probe.move(10.0)
             row.note = "changes go on"
-        time.sleep(50)
+        time.sleep(50)  # with the 10 s above: the duration of the fault

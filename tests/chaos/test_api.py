@@ -83,7 +83,7 @@ def _assert_new_services_are_served(scene: Scene, name: str, number: int) -> Non
 
 
 def test_half_open_watches_are_given_up(scene: Scene) -> None:
-    """No FIN, no RST, nothing: the daemon notices by the silence, for bookmarks are missing."""
+    """Without FIN or RST, the daemon notices because bookmarks are missing."""
     limits = Limits(recovered=faults.IDLE + 60)
     with scene.trouble("half-open watches", limits) as row:
         scene.world.server.mute()
@@ -93,7 +93,7 @@ def test_half_open_watches_are_given_up(scene: Scene) -> None:
 def test_a_server_that_says_nothing_for_a_while(scene: Scene) -> None:
     with scene.trouble("API server stalls for 20 s"):
         scene.world.server.behaviour.stall = True
-        time.sleep(20)
+        time.sleep(20)  # the duration of the fault
         scene.world.server.behaviour.stall = False
 
 
@@ -102,7 +102,7 @@ def test_slow_lists(scene: Scene) -> None:
         scene.world.server.behaviour.delay = 10.0
         scene.world.server.store.trim(0)
         scene.world.server.cut()
-        time.sleep(12)
+        time.sleep(12)  # until the lists have arrived
         scene.world.server.behaviour.delay = 0.0
 
 
@@ -126,7 +126,7 @@ def test_restarts_of_the_server(scene: Scene, chance: random.Random) -> None:
 
 
 def _answering(scene: Scene, body: bytes, *, status: int = 0) -> None:
-    """Give this answer to every request for some seconds, and make the daemon ask."""
+    """Answer every request with this for some seconds, and make the daemon send requests."""
     behaviour = scene.world.server.behaviour
     if status:
         behaviour.status = status
@@ -136,7 +136,7 @@ def _answering(scene: Scene, body: bytes, *, status: int = 0) -> None:
     scene.world.server.cut()
     asked = len(scene.world.server.received)
     eventually(lambda: len(scene.world.server.received) > asked + 4, "requests", timeout=FAR)
-    time.sleep(3)
+    time.sleep(3)  # let the daemon act on the last answers
     behaviour.body, behaviour.status = None, 0
 
 
@@ -158,7 +158,7 @@ _GARBAGE_NAMES = ["{}", "html", "podlist", "maintenance", "empty"]
     ],
 )
 def test_garbage(scene: Scene, body: bytes, verb: str) -> None:
-    """Nothing is taken for a complete and empty list; rules stay as they are."""
+    """No garbage counts as a complete and empty list; rules stay as they are."""
     with scene.trouble(f"every answer to a {verb} is {body[:24]!r}"):
         scene.world.server.behaviour.watch_list = verb == "watch"
         _answering(scene, body)
@@ -166,14 +166,16 @@ def test_garbage(scene: Scene, body: bytes, verb: str) -> None:
 
 
 def test_garbage_while_the_daemon_starts(scene: Scene) -> None:
-    """A start against a server that has lost its mind removes nothing."""
+    """A start against a server that answers garbage removes nothing."""
     world = scene.world
     with scene.trouble("start against an API server that answers {}"):
         world.end_daemon("SIGTERM", world.daemon.stop)
         world.server.behaviour.body = b"{}"
         world.server.behaviour.watch_list = False
+        asked = len(world.server.received)
         world.daemon.start()
-        time.sleep(8)
+        eventually(lambda: len(world.server.received) > asked + 4, "requests", timeout=FAR)
+        time.sleep(3)  # let the daemon act on the last answers
         world.server.behaviour.body = None
         world.server.behaviour.watch_list = True
         world.daemon.wait_ready(FAR)

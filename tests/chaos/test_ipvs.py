@@ -50,7 +50,7 @@ def test_damage_is_repaired(scene: Scene, chance: random.Random, name: str) -> N
             fault.strike(scene.world, chance)
             time.sleep(chance.uniform(0.0, 0.5))
         eventually(scene.served, "service", timeout=FAR)
-    time.sleep(PERIOD + 5)  # damage that no connection meets
+    time.sleep(PERIOD + 5)  # one pass of the audit repairs damage that affected no connection
     steps.assert_nothing_left_to_write(scene)
 
 

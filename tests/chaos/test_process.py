@@ -48,7 +48,7 @@ def test_suspended_for_a_minute(scene: Scene) -> None:
 def _suspended(scene: Scene, seconds: float) -> None:
     with scene.trouble(f"SIGSTOP for {seconds:g} s under churn"), steps.churn(scene):
         scene.world.daemon.signal(signal.SIGSTOP)
-        time.sleep(seconds)
+        time.sleep(seconds)  # the duration of the fault
         scene.world.daemon.signal(signal.SIGCONT)
 
 
@@ -90,7 +90,6 @@ def _short_of_memory(scene: Scene, scenario: str) -> None:
                 ended.append(world.daemon.returncode)
                 if len(ended) < 3:
                     world.daemon.start()
-                    time.sleep(3)
                 else:
                     break
             time.sleep(0.2)
@@ -211,7 +210,7 @@ def test_without_any_program(scene: Scene, tmp_path: Path) -> None:
             with contextlib.suppress(TimeoutError):
                 scene.world.probe.move(5.0)
                 row.note = "changes go on"
-            time.sleep(15)
+            time.sleep(15)  # with the 5 s above: the duration of the fault
         (tmp_path / "away").rename(folder)
 
 
@@ -223,4 +222,4 @@ def test_a_read_only_proc_sys(scene: Scene) -> None:
         scene.trouble("/proc/sys is read-only"),
         steps.churn(scene),
     ):
-        time.sleep(3)
+        time.sleep(3)  # the duration of the churn

@@ -84,7 +84,7 @@ def test_bookmarks_keep_a_quiet_connection_alive(server: FakeApiServer, follow: 
     server.behaviour.bookmark_seconds = 0.05
     sink = follow(ClientSettings(master=server.url, idle_seconds=0.5))
     watches = server.count("Service", "watch")
-    time.sleep(0.8)  # longer than the limit: that nothing happens is the point
+    time.sleep(0.8)  # longer than the limit: no restart may happen in that time
     assert sink.restarts == []
     assert server.count("Service", "watch") == watches
 
@@ -94,7 +94,7 @@ def test_after_the_initial_events_the_read_timeout_is_that_of_a_watch(
 ) -> None:
     server.put_many([objects.service("web"), objects.endpoint_slice()])
     sink = follow(ClientSettings(master=server.url, initial_seconds=0.2))
-    time.sleep(0.5)  # that nothing happens is the point
+    time.sleep(0.5)  # longer than the limit: no restart may happen in that time
     assert sink.restarts == []
     assert server.count("Service", "watch") == 1
 
@@ -114,7 +114,7 @@ def test_watches_that_end_immediately_are_restarted_with_backoff(
 ) -> None:
     server.behaviour.watch_seconds = 0.001
     follow()
-    time.sleep(0.7)
+    time.sleep(0.7)  # the rate of requests is measured over this time
     assert server.count("Service", "watch") < 20
 
 

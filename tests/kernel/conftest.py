@@ -439,13 +439,23 @@ class Stage:
         return [metrics.value(name, ip_family=family) for family in ("IPv4", "IPv6")]
 
 
-def _is_routed(host: Host, address: str) -> bool:
+_RTF_LOCAL = 1 << 31
+"""The flag of routes in the table ``local`` in /proc/net/ipv6_route (``linux/ipv6_route.h``)."""
+
+
+def _is_local(host: Host, address: str) -> bool:
+    """Whether a machine accepts packets to its new address.
+
+    The kernel adds two routes for an IPv6 address on ``lo``: immediately one in the table
+    ``main`` that rejects packets with "no route", and a moment later, from a work queue
+    (``addrconf_dad_work``), the one in the table ``local`` that takes precedence.
+    """
     if ":" not in address:
         return True
-    found = host.netns.call(Path("/proc/thread-self/net/ipv6_route").read_text)
-    return any(
-        line.startswith(f"{int(IPv6Address(address)):032x} 80") for line in found.splitlines()
-    )
+    routes = host.netns.call(Path("/proc/thread-self/net/ipv6_route").read_text)
+    packed = f"{int(IPv6Address(address)):032x}"
+    fields = (line.split() for line in routes.splitlines())
+    return any(f[0] == packed and int(f[8], 16) & _RTF_LOCAL for f in fields)
 
 
 @contextlib.contextmanager
@@ -454,8 +464,7 @@ def another_address(host: Host, address: str) -> Iterator[None]:
     bits = "128 nodad" if ":" in address else "32"
     netns.ip_batch([f"addr add {address}/{bits} dev lo"], host.netns.name)
     try:
-        # The kernel makes an IPv6 address's route a moment later (``addrconf_dad_start``).
-        eventually(lambda: _is_routed(host, address), f"a route to {address} on {host.name}")
+        eventually(lambda: _is_local(host, address), f"a local route to {address} on {host.name}")
         yield
     finally:
         netns.ip_batch([f"addr del {address}/{bits.split(maxsplit=1)[0]} dev lo"], host.netns.name)

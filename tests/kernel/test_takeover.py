@@ -402,8 +402,8 @@ def test_a_failed_removal_is_told_and_tried_again(machine: Machine, folder: Path
         line = daemon.wait_log("cleanup.not_removed")
         assert "KUBE-CLUSTER-IP" in line
         assert "KUBE-CLUSTER-IP" in machine.sets()
-        time.sleep(1.5)
-        assert sum("cleanup.not_removed" in line for line in daemon.logs()) == 1, "told once"
+        time.sleep(1.5)  # no second report in the next sync period
+        assert sum("cleanup.not_removed" in line for line in daemon.logs()) == 1, "reported once"
         machine.space.run("iptables-nft", "-D", *rule)
         eventually(lambda: "KUBE-CLUSTER-IP" not in machine.sets(), "the set's end", timeout=3.0)
 

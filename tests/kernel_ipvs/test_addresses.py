@@ -145,7 +145,7 @@ def test_the_nodes_own_addresses(alone: NetNS, family: IPFamily) -> None:
 
 @pytest.fixture
 def noticed(host: NetNS) -> Iterator[threading.Event]:
-    """Set when the watcher has told of a change."""
+    """Set when the watcher has reported a change."""
     event = threading.Event()
     watcher = host.call(lambda: AddressWatcher(event.set))
     watcher.start()
@@ -171,9 +171,9 @@ def test_changes_of_virtual_servers_addresses_are_not(
         assert links.execute([BindAddresses(many)]) == []
         assert links.execute([UnbindAddresses(many[10:])]) == []
         assert links.remove()
-    time.sleep(0.2)
+    time.sleep(0.2)  # the watcher must stay silent for this time
     assert not noticed.is_set()
-    # Events come in their order: had there been one before, it would have been told.
+    # The watcher still works
     netns.ip_batch([f"addr add {address(5000)}/24 dev {OTHER}"], host.name)
     assert noticed.wait(10)
 

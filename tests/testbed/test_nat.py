@@ -132,11 +132,11 @@ def test_a_load_shows_when_the_answers_moved(services: Cluster) -> None:
     node, client = services.nodes[0], services.client
     dnat(node, "-A", "10.96.0.7", "10.244.1.2")
     load = client.traffic.load("tcp", "10.96.0.7", 80, rate=300)
-    time.sleep(0.3)
+    time.sleep(0.3)  # the load measures the first server
     dnat(node, "-A", "10.96.0.7", "10.244.1.3")
     dnat(node, "-D", "10.96.0.7", "10.244.1.2")
     changed = time.monotonic()
-    time.sleep(0.3)
+    time.sleep(0.3)  # the load measures the second server
     result = load.stop()
     dnat(node, "-D", "10.96.0.7", "10.244.1.3")
     assert result.labels.keys() == {"pod1a", "pod1b"}

@@ -18,10 +18,11 @@ from structlog.testing import capture_logs
 from svcproxy.descriptors import DescriptorBudget
 from svcproxy.model.names import IPFamily, NamespacedName, Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
-from svcproxy.observe import engine
+from svcproxy.observe import engine, service_health
 from svcproxy.observe.client_connections import ClientConnections, ClientLimits, HttpHandler
 from svcproxy.observe.core.http1 import ParserLimits, RequestParser
 from svcproxy.observe.health import HealthState
+from svcproxy.observe.listen_socket import open_listen_socket
 from svcproxy.observe.service_health import ServiceHealthServers
 
 V4, V6 = IPFamily.IPV4, IPFamily.IPV6
@@ -30,7 +31,7 @@ WEB = NamespacedName("shop", "web")
 
 
 class Servers:
-    """Servers under test, with what they asked and told."""
+    """Servers under test, and the failures that they reported."""
 
     def __init__(self, family: IPFamily = V4, *addresses: str, **more: Any) -> None:
         self.family = family
@@ -91,7 +92,7 @@ def make() -> Iterator[Make]:
 
 
 def taken(family: IPFamily = V4) -> socket.socket:
-    """Listen on some port below those that outgoing connections get by themselves."""
+    """Listen on a random port below the range of ephemeral ports."""
     while True:
         sock = socket.socket(socket.AF_INET6 if family is V6 else socket.AF_INET)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -120,12 +121,28 @@ def listens(port: int, address: str = "127.0.0.1") -> bool:
 def wait_for(condition: Callable[[], object], seconds: float = 5.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "it did not come to pass"
+        assert time.monotonic() < until, f"not within {seconds:g} s"
         time.sleep(0.005)
 
 
 def opened(servers: Servers, port: int) -> None:
     wait_for(lambda: listens(port, LOOPBACK[servers.family]))
+
+
+def connected(servers: Servers, clients: int) -> None:
+    """Wait until the engine has accepted so many connections that are still open."""
+    running = servers.servers._engine
+    assert running is not None
+    wait_for(lambda: len(running._connections) == clients)
+
+
+def reconciled(servers: Servers) -> None:
+    """Wait until the engine has processed all earlier changes: it opens new ports after these."""
+    name = NamespacedName("shop", "marker")
+    port = free_port(servers.family)
+    servers.set(port, name=name)
+    opened(servers, port)
+    servers.remove(name)
 
 
 def open_port(servers: Servers, *ready: str) -> int:
@@ -136,7 +153,7 @@ def open_port(servers: Servers, *ready: str) -> int:
 
 
 def asked_about(servers: Servers, port: int) -> str | None:
-    """Tell whose server answers, ``None`` if none does."""
+    """Return the Service whose server answers, ``None`` if none does."""
     try:
         return str(json.loads(servers.request(port)[2])["service"]["name"])
     except OSError:
@@ -223,7 +240,7 @@ def test_a_deleted_service_closes_its_port_and_connections(make: Make) -> None:
     port = open_port(servers, "10.0.0.1")
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
         client.sendall(b"GET / HTTP/1.1\r\n")
-        time.sleep(0.02)
+        connected(servers, 1)
         servers.remove()
         assert closed(client) < 2
     wait_for(lambda: not listens(port))
@@ -282,14 +299,22 @@ def test_given_addresses_only(make: Make) -> None:
 
 
 @pytest.mark.parametrize("family", IPFamily)
-def test_a_port_in_use_is_told_once_and_opened_when_free(make: Make, family: IPFamily) -> None:
+def test_a_port_in_use_is_reported_once_and_opened_when_free(
+    make: Make, family: IPFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[int] = []
+
+    def attempt(host: str, port: int, *, only_v6: bool) -> socket.socket:
+        attempts.append(port)
+        return open_listen_socket(host, port, only_v6=only_v6)
+
+    monkeypatch.setattr(service_health, "open_listen_socket", attempt)
     servers = make(family)
     host = f"[{'::' if family is V6 else '0.0.0.0'}]".replace("[0.0.0.0]", "0.0.0.0")
     with capture_logs() as lines, taken(family) as other:
         port = other.getsockname()[1]
         servers.set(port, "10.0.0.1")
-        wait_for(lambda: servers.failures)
-        time.sleep(0.2)  # several retries
+        wait_for(lambda: len(attempts) > 3)
         servers.set(port, "10.0.0.1", "10.0.0.2")
         assert servers.failures == [(WEB, port, f"{host}:{port}: Address already in use")]
         assert [e["event"] for e in lines] == ["health_check.failed"]
@@ -376,11 +401,11 @@ def test_a_failure_that_is_not_wanted_any_more(make: Make) -> None:
         servers.set(port)
         wait_for(lambda: servers.failures)
         servers.remove()
-        time.sleep(0.1)
+        reconciled(servers)
         servers.set(port)
         wait_for(lambda: len(servers.failures) == 2)
         servers.remove()
-    time.sleep(0.1)
+    reconciled(servers)
     assert not listens(port)
 
 
@@ -432,7 +457,7 @@ def test_a_request_in_small_pieces(make: Make) -> None:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in b"\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n":
             client.sendall(bytes((byte,)))
-            time.sleep(0.001)
+            time.sleep(0.001)  # one packet each
         assert client.recv(64).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
@@ -441,10 +466,10 @@ def test_too_many_connections_the_oldest_makes_room(make: Make) -> None:
     port = open_port(servers, "10.0.0.1")
     with ExitStack() as stack:
         clients = []
-        for _ in range(3):
+        for number in range(1, 4):
             sock = socket.create_connection(("127.0.0.1", port), timeout=5)
             clients.append(stack.enter_context(sock))
-            time.sleep(0.02)
+            connected(servers, number)
         assert servers.count(port) == 1
         assert closed(clients[0]) < 1
         clients[2].sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -549,7 +574,7 @@ def test_stop_closes_everything_for_good(make: Make) -> None:
     servers = make()
     port = open_port(servers, "10.0.0.1")
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
-        time.sleep(0.02)
+        connected(servers, 1)
         begun = time.monotonic()
         servers.servers.stop()
         assert time.monotonic() - begun < 0.5
