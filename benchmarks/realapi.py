@@ -113,7 +113,7 @@ class RealApi:
         metadata = {k: v for k, v in obj["metadata"].items() if k not in _GIVEN_BY_SERVER}
         if not hasattr(self._local, "connection"):
             self._local.connection = self._server.connect()
-        status, answer = RealApiServer.ask(
+        status, answer = RealApiServer.request_on(
             self._local.connection, method, path, {**obj, "metadata": metadata}
         )
         # A namespace like kube-system may be there already.

@@ -9,9 +9,9 @@ Every machine is a network namespace::
        |-- pod1a 10.244.1.2              |-- pod2a 10.244.2.2
        `-- pod1b 10.244.1.3              `-- pod2b 10.244.2.3
 
-IPv6 is built alike: ``fd00:192:168:50::<n>`` on the wire, ``fd00:10:244:<n>::/64`` for pods.
-Pods have host addresses (/32, /128) and reach everything, neighbours too, through their node:
-replies of a neighbour then pass the node's connection tracking, with no need of br_netfilter.
+IPv6 is the same: ``fd00:192:168:50::<n>`` on the wire, ``fd00:10:244:<n>::/64`` for pods.
+Pods have host addresses (/32, /128) and route all traffic through their node, even that to pods
+of the same node: so all replies pass the node's connection tracking without br_netfilter.
 """
 
 import itertools
@@ -35,7 +35,7 @@ CLIENT_IPV4, CLIENT_IPV6 = "192.168.50.100", "fd00:192:168:50::100"
 _serials = itertools.count(1)
 
 _HOST_SYSCTLS = {
-    # Addresses are usable at once, and nothing but our own routes decides where packets go.
+    # Addresses are usable immediately, and only the routes below decide where packets go.
     "ipv6/conf/all/disable_ipv6": "0",
     "ipv6/conf/default/disable_ipv6": "0",
     "ipv6/conf/all/accept_dad": "0",
@@ -67,7 +67,7 @@ _NODE_SYSCTLS = {
     "ipv4/conf/all/send_redirects": "0",
     "ipv4/conf/default/send_redirects": "0",
 }
-# Bridged frames are not the business of iptables here; the files exist with br_netfilter only.
+# iptables does not see bridged frames; the files exist only if br_netfilter is loaded.
 _BRIDGE_SYSCTLS = {
     key: "0"
     for key in ("bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables")
@@ -90,7 +90,7 @@ class Host:
 
     @property
     def traffic(self) -> Traffic:
-        """Servers and clients on this machine; the helper process starts at the first use."""
+        """Servers and clients on this machine; the helper process starts on first use."""
         if self._traffic is None:
             self._traffic = Traffic(self.name, self.netns)
         return self._traffic
@@ -135,7 +135,7 @@ class Node(Host):
 
 
 class Cluster:
-    """A cluster of namespaces; a context manager that leaves nothing behind.
+    """A cluster of namespaces; a context manager that removes everything at its end.
 
     Args:
         nodes: how many nodes (``node1``, ``node2``, ...).
@@ -191,7 +191,7 @@ class Cluster:
             pod.traffic.serve(tcp=tcp, udp=udp)
 
     def warm_up(self) -> None:
-        """Start all helper processes side by side; otherwise each starts at its first use."""
+        """Start all helper processes in parallel; otherwise each starts on first use."""
         for host in self.hosts:
             host.traffic  # noqa: B018 - the property starts it
 
@@ -266,7 +266,7 @@ class Cluster:
 
 
 def cleanup_stale() -> list[str]:
-    """Remove what clusters of dead processes left behind; return the namespaces' names."""
+    """Remove namespaces of clusters whose process is dead; return their names."""
     stale = []
     for name in netns.existing(f"{PREFIX}-"):
         owner = name.split("-")[1]
@@ -282,7 +282,7 @@ def _family(address: str) -> int:
 
 
 def _bridge(name: str) -> str:
-    # Without a querier, snooping could hold back neighbour discovery.
+    # Without a querier, multicast snooping could block neighbour discovery.
     return f"link add {name} type bridge mcast_snooping 0 forward_delay 0"
 
 

@@ -15,7 +15,7 @@ class Console:
         return f"\033[{code}m{text}\033[0m" if self._color else text
 
     def step(self, number: int, total: int, title: str, action: Callable[[], None]) -> None:
-        """Print a step's title, do it, and print what it took."""
+        """Print a step's title, run it, and print how long it took."""
         print(self.paint(f"[{number}/{total}] {title}", "1"), flush=True)
         began = time.monotonic()
         action()
@@ -23,7 +23,7 @@ class Console:
         print(f"      {self.paint('ok', '32')} {took}", flush=True)
 
     def say(self, *lines: str) -> None:
-        """Print lines that belong to the present step."""
+        """Print lines that belong to the current step."""
         for line in lines:
             print(f"      {line}", flush=True)
 
@@ -32,7 +32,7 @@ class Console:
         self.say(*(self.paint(line, "36") for line in lines))
 
     def error(self, text: str) -> None:
-        """Print what went wrong."""
+        """Print an error."""
         print(f"\n{self.paint('failed:', '1;31')} {text}", flush=True)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -48,7 +48,7 @@ class Console:
 
 
 def milliseconds(seconds: float) -> str:
-    """A time for reading: ``0.4 ms``, ``12 ms``, ``1.53 s``."""
+    """Format a duration: ``0.4 ms``, ``12 ms``, ``1.53 s``."""
     if seconds >= 1:
         return f"{seconds:.2f} s"
     return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"

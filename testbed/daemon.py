@@ -1,4 +1,4 @@
-"""The real daemon as a process in a node's namespace."""
+"""Runs the real daemon as a process in a node's namespace."""
 
 import contextlib
 import os
@@ -24,11 +24,11 @@ _LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
 
 
 class DaemonError(Exception):
-    """The daemon did not do what it should; the message ends with the last of its log."""
+    """The daemon failed or timed out; the message ends with the last lines of its log."""
 
 
 def default_flags(node: str) -> dict[str, str]:
-    """The flags of every daemon in the test bed, by their names without dashes."""
+    """Return the default flags of daemons in the test bed, by name without dashes."""
     return {
         "proxy-mode": "iptables",
         "hostname-override": node,
@@ -37,20 +37,20 @@ def default_flags(node: str) -> dict[str, str]:
         "metrics-bind-address": f"127.0.0.1:{METRICS_PORT}",
         "healthz-bind-address": f"0.0.0.0:{HEALTHZ_PORT}",
         "svcproxy-iptables-variant": "auto",
-        # The limit of connections is the machine's; of its own accord a test changes nothing there.
+        # nf_conntrack_max applies to the whole machine: tests do not change it by default.
         "conntrack-max-per-core": "0",
         "oom-score-adj": "0",
     }
 
 
 class Daemon:
-    """A daemon on a node; as a context manager it is started, waited for and ended.
+    """A daemon on a node; as a context manager it is started, awaited and stopped.
 
     Args:
-        node: the machine it runs on.
-        manifests: its manifests folder, or ``None`` to name another source in ``flags``.
-        flags: more flags, or other values, by names without dashes (``{"kubeconfig": "..."}``);
-            ``None`` leaves a default flag out.
+        node: the machine on which it runs.
+        manifests: its manifests folder, or ``None`` to set another source in ``flags``.
+        flags: additional or changed flags by name without dashes (``{"kubeconfig": "..."}``);
+            ``None`` removes a default flag.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Daemon:
         self.node = node
         self.program: Sequence[str] = PROGRAM
         self.may_be_forked = True
-        """From a process that has loaded it already, where the start of a program takes long."""
+        """Whether to fork it from a fork server on kernels where starting a program is slow."""
         self.flags: dict[str, str | None] = {**default_flags(node.name)}
         if manifests is not None:
             self.flags["manifests"] = str(manifests)
@@ -82,10 +82,10 @@ class Daemon:
 
     @property
     def log_file(self) -> Path:
-        """The file that takes its output, from the first ``start`` to ``close``.
+        """The file with its output; it exists from the first ``start`` to ``close``.
 
         Raises:
-            DaemonError: there is none now.
+            DaemonError: the daemon was not started.
         """
         if self._log is None:
             raise DaemonError(f"the daemon on {self.node.name} has no log: it was not started")
@@ -109,11 +109,11 @@ class Daemon:
 
     @property
     def running(self) -> bool:
-        """Whether the process is there."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the process and return at once; its log is appended to that of earlier ones."""
+        """Start the process without waiting for it; its log is appended to earlier ones."""
         if self.running:
             raise self._error("runs already")
         if self._log is None:
@@ -130,7 +130,7 @@ class Daemon:
         """Wait until it has synced this many IP families; return the seconds waited.
 
         Raises:
-            DaemonError: it ended, or was not ready in time.
+            DaemonError: it exited, or was not ready in time.
         """
         began = time.monotonic()
 
@@ -149,10 +149,10 @@ class Daemon:
         return time.monotonic() - began
 
     def stop(self, timeout: float = 5.0) -> float:
-        """End it with SIGTERM; return the seconds that it took.
+        """Stop it with SIGTERM; return the seconds that it took.
 
         Raises:
-            DaemonError: it did not exit in time (it is killed then), or not with status 0.
+            DaemonError: it did not exit in time (and was killed), or its status was not 0.
         """
         process = self._running()
         began = time.monotonic()
@@ -167,7 +167,7 @@ class Daemon:
         return time.monotonic() - began
 
     def kill(self) -> None:
-        """End it with SIGKILL; no error if it has ended already."""
+        """Kill it with SIGKILL; does nothing if it has exited."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -189,7 +189,7 @@ class Daemon:
         """Fetch and parse /metrics.
 
         Raises:
-            DaemonError: nobody answered.
+            DaemonError: there was no answer, or not with status 200.
         """
         status, body = self.node.traffic.fetch(METRICS_PORT, "/metrics")
         if status != 200:
@@ -197,11 +197,11 @@ class Daemon:
         return Metrics.parse(body)
 
     def healthz(self, path: str = "/healthz") -> tuple[int, str]:
-        """Fetch a health page: HTTP status (0 when nobody answers) and body."""
+        """Fetch a health page; return HTTP status (0 without an answer) and body."""
         return self.node.traffic.fetch(HEALTHZ_PORT, path)
 
     def logs(self) -> list[str]:
-        """All it has logged so far, line by line."""
+        """Return all lines that it has logged so far."""
         if self._log is None:
             return []
         return self._log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -215,7 +215,7 @@ class Daemon:
         )
 
     def close(self) -> None:
-        """Kill it if it still runs, and remove its log file."""
+        """Kill it if it is running, and remove its log file."""
         self.kill()
         if self._log is not None:
             self._log.unlink(missing_ok=True)

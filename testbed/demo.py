@@ -1,6 +1,6 @@
-"""A tour of svcproxy on a small cluster of network namespaces, with real traffic.
+"""Demonstrates svcproxy in a small cluster of network namespaces, with real traffic.
 
-Nothing outside the namespaces that it makes is touched; it leaves nothing behind.
+It changes nothing outside its namespaces, and removes them at the end.
 """
 
 import argparse
@@ -35,11 +35,11 @@ _DIALS, _RATE = 60, 400
 
 
 class DemoError(Exception):
-    """A step did not see what it should have."""
+    """A step observed something unexpected."""
 
 
 class Demo:
-    """The steps of the demo; what they set up is undone by ``stack``."""
+    """The steps of the demo; ``stack`` cleans up after them."""
 
     def __init__(self, console: Console, stack: ExitStack, variant: str) -> None:
         self.console = console
@@ -68,7 +68,7 @@ class Demo:
         self.console.quote(*self.daemon.logs())
 
     def traffic(self) -> None:
-        """Dial every kind of frontend; show who answered, and whom they saw."""
+        """Connect to every kind of frontend; show the servers and the sources that they saw."""
         pod, client, node = self.cluster.pods[0], self.cluster.client, self.node
         everyone = {p.name for p in self.cluster.pods}
         rows = [
@@ -81,7 +81,7 @@ class Demo:
         head = ["from", "to", "proto", "answered by", "times", "source it saw"]
         self.console.table(head, rows)
         self.console.say(
-            "Pods are seen with their own address, but for a pod that reaches itself; the client",
+            "Servers see a pod's own address, except if a pod reaches itself; the client",
             "outside is masqueraded, for the answer must come back through the node.",
         )
 
@@ -106,7 +106,7 @@ class Demo:
         ]
 
     def refuse(self) -> None:
-        """A Service without endpoints refuses, from everywhere."""
+        """Connect to a Service without endpoints: it refuses all clients."""
         for host in (self.cluster.pods[0], self.cluster.client, self.node):
             outcome = host.traffic.connect("tcp", EMPTY, 80)
             if not isinstance(outcome, Refused) or outcome.how != "icmp":
@@ -115,7 +115,7 @@ class Demo:
             self.console.say(f"{host.name} -> {EMPTY}:80: ICMP port unreachable after {took}")
 
     def move(self) -> None:
-        """Remove an endpoint, then put it back, while a pod never stops dialling."""
+        """Remove an endpoint and add it again, while a pod keeps connecting."""
         original = (self.manifests.path / WEB_SLICES).read_text(encoding="utf-8")
         removed = self.cluster.pods[2]
         load = self.cluster.pods[0].traffic.load("tcp", WEB, 80, rate=_RATE)
@@ -131,15 +131,17 @@ class Demo:
             default=None,
         )
         if last is None or first is None or last > gone + 1.5:
-            raise DemoError(f"{removed.name} did not go and come back: {dict(result.labels)}")
-        self._tell_move(result, removed.name, max(0.0, last - gone), first - back)
+            raise DemoError(
+                f"{removed.name} was not removed and added again: {dict(result.labels)}"
+            )
+        self._report_move(result, removed.name, max(0.0, last - gone), first - back)
 
-    def _tell_move(self, result: LoadResult, name: str, gone: float, back: float) -> None:
+    def _report_move(self, result: LoadResult, name: str, gone: float, back: float) -> None:
         paint = self.console.paint
         self.console.say(
             f"removed {name} from {WEB_SLICES}: its last answer came "
             f"{paint(milliseconds(gone), '1')} after the file was written",
-            f"put it back: its first answer came {paint(milliseconds(back), '1')} after",
+            f"added it again: its first answer came {paint(milliseconds(back), '1')} after",
             f"{result.total} connections at {result.rate:.0f}/s meanwhile, "
             f"{len(result.failures)} of them failed: {dict(sorted(result.labels.items()))}",
         )
@@ -170,7 +172,7 @@ class Demo:
         self.console.quote(*excerpt)
 
     def stop(self) -> None:
-        """End the daemon; its rules stay and still carry traffic."""
+        """Stop the daemon; its rules stay in the kernel and still carry traffic."""
         took = self.daemon.stop()
         seen = self.cluster.pods[0].traffic.burst("tcp", WEB, 80, _DIALS)
         if set(seen) != {pod.name for pod in self.cluster.pods}:
@@ -181,7 +183,7 @@ class Demo:
         )
 
     def keep(self) -> None:
-        """Tell how to look around, and wait for Ctrl-C."""
+        """Print commands to explore the cluster, and wait for Ctrl-C."""
         node, pod, client = (
             host.netns.name for host in (self.node, self.cluster.pods[0], self.cluster.client)
         )
@@ -194,7 +196,7 @@ class Demo:
             f"dial from a pod        ip netns exec {pod} bash -c '{ask.format(f'{WEB}/80')}'",
             f"dial from outside      ip netns exec {client} bash -c "
             f"'{ask.format(f'{self.node.ipv4}/{NODE_PORT}')}'",
-            "Ctrl-C ends it all.",
+            "Ctrl-C ends the demo.",
         )
         try:
             while self.daemon.running:
@@ -204,13 +206,13 @@ class Demo:
         raise DemoError("the daemon ended by itself")
 
     def run(self, *, keep: bool) -> None:
-        """Take all steps in order."""
+        """Run all steps in order."""
         steps: list[tuple[str, Callable[[], None]]] = [
             ("Build a cluster: a node, three pods, a client outside", self.build),
             ("Start svcproxy on the node", self.start),
             ("Send traffic through cluster IPs and node ports", self.traffic),
-            ("Dial a Service without endpoints", self.refuse),
-            ("Remove an endpoint and put it back, under load", self.move),
+            ("Connect to a Service without endpoints", self.refuse),
+            ("Remove an endpoint and add it again, under load", self.move),
             ("Read the sync latency from /metrics", self.metrics),
             ("Look at the kernel's rules of the Service default/web", self.rules),
             ("Keep it running", self.keep) if keep else ("Stop svcproxy", self.stop),
@@ -228,7 +230,7 @@ def _list(names: set[str]) -> str:
 
 
 def _without(text: str, address: str) -> str:
-    """The EndpointSlices in ``text`` without the endpoint of this address."""
+    """Return the EndpointSlices in ``text`` without the endpoint with this address."""
     slices = list(yaml.safe_load_all(text))
     for each in slices:
         each["endpoints"] = [e for e in each["endpoints"] if address not in e["addresses"]]
@@ -236,7 +238,7 @@ def _without(text: str, address: str) -> str:
 
 
 def _rules_of(service: str, lines: list[str]) -> list[str]:
-    """The rules that name a Service, and those of the chains that they lead to."""
+    """Return the rules that name a Service, and those of the chains to which they jump."""
     rules = [line for line in lines if line.startswith("-A ")]
     shown = [rule for rule in rules if f'"{service}:' in rule]
     chains = [rule.rpartition("-j ")[2].split()[0] for rule in shown]
@@ -246,7 +248,7 @@ def _rules_of(service: str, lines: list[str]) -> list[str]:
                 shown.append(rule)
                 target = rule.partition(" -j ")[2].split()[0]
                 if target.startswith(("KUBE-SVC-", "KUBE-SEP-")) and target not in chains:
-                    chains.append(target)  # the loop gets to it
+                    chains.append(target)  # the outer loop visits these chains, too
     return shown
 
 
@@ -265,7 +267,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _missing() -> str:
     if os.geteuid() != 0:
-        return "the demo makes network namespaces: run it as root (sudo ./dev demo)"
+        return "the demo creates network namespaces: run it as root (sudo ./dev demo)"
     tools = [tool for tool in ("ip", "iptables", "ip6tables") if not shutil.which(tool)]
     return f"please install: {', '.join(tools)} (./dev setup does)" if tools else ""
 
@@ -275,7 +277,7 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the demo; 0 if every step saw what it should."""
+    """Run the demo; return 0 if every step succeeded."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     color = sys.stdout.isatty() and not options.no_color and "NO_COLOR" not in os.environ
     console = Console(color=color)
@@ -296,7 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
         except (DemoError, DaemonError, NetnsError, TrafficError, OSError) as error:
             console.error("\n".join([str(error), *getattr(error, "__notes__", ())]))
             status = 1
-        # From here on only the cleaning up is left, and nothing shall interrupt it.
+        # Only cleaning up is left; do not let a signal interrupt it.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     took = milliseconds(time.monotonic() - began)

@@ -1,11 +1,11 @@
-"""The daemon as a fork of a process that has loaded it, see ``nursery.daemons``."""
+"""Runs the daemon in a fork of a process that has imported it, see ``forkserver.daemons``."""
 
 import os
 import sys
 
 import watchfiles
 
-# What the daemon loads only when it is really to run
+# Modules that the daemon imports only when it runs
 import svcproxy.daemon
 import svcproxy.kube.manifests
 from svcproxy.cli import main
@@ -14,7 +14,7 @@ LOADED = (svcproxy.daemon, svcproxy.kube.manifests, watchfiles)
 
 
 def start(arguments: list[str], descriptors: list[int]) -> None:
-    """Be the daemon: the arguments are its flags, the descriptor is for its output."""
+    """Run the daemon: the arguments are its flags, the descriptor takes its output."""
     (output,) = descriptors
     os.dup2(output, 1)
     os.dup2(output, 2)

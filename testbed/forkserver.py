@@ -1,4 +1,7 @@
-"""Processes that are forked instead of started anew, see ``forks.py``; quick where that is slow."""
+"""Forks processes from a server that has already imported their code (``forkserver_process``).
+
+That is much faster than starting Python where page faults are slow, as in User Mode Linux.
+"""
 
 import atexit
 import contextlib
@@ -17,57 +20,57 @@ from testbed import ROOT
 from testbed.netns import NetNS
 
 _END = 5.0
-"""Seconds that it may take to end."""
-_START = "from testbed.forks import main; main()"
+"""Seconds that the server may take to exit."""
+_START = "from testbed.forkserver_process import main; main()"
 
 
 class Child:
-    """A process that a nursery has started; has what is used of ``subprocess.Popen``."""
+    """A process that a fork server has started, with the used methods of ``subprocess.Popen``."""
 
-    def __init__(self, nursery: "Nursery", process: int) -> None:
-        self._nursery = nursery
+    def __init__(self, server: "ForkServer", process: int) -> None:
+        self._server = server
         self.pid = process
-        # Ended or not, it is this process and no later one with the same id.
+        # Refers to this process even after its id has been reused.
         self._handle = os.pidfd_open(process)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """The exit status as ``subprocess`` has it, ``None`` while it runs."""
+        """Return the exit status as ``subprocess`` does, ``None`` while the process runs."""
         if self.returncode is None and select.select([self._handle], [], [], 0)[0]:
             self.wait()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end and return the exit status.
+        """Wait until the process exits and return its exit status.
 
         Raises:
-            subprocess.TimeoutExpired: it did not end within so many seconds.
+            subprocess.TimeoutExpired: it did not exit within ``timeout`` seconds.
         """
         if self.returncode is None:
             if not select.select([self._handle], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
-            self.returncode = self._nursery.status(self.pid)
+            self.returncode = self._server.status(self.pid)
             os.close(self._handle)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal; nothing happens if it has ended."""
+        """Send a signal; does nothing if the process has exited."""
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._handle, number)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process with SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
 
-class Nursery:
-    """A process that has loaded a module, and is forked; it ends with this one.
+class ForkServer:
+    """A process that has imported a module and forks on request; it exits with this process.
 
     Args:
         module: the module whose ``start`` the children run.
-        site: whether installed packages can be imported; Python starts in a third of the time
-            without them.
+        site: whether installed packages can be imported; without them, Python starts in a third
+            of the time.
     """
 
     def __init__(self, module: str, *, site: bool) -> None:
@@ -86,7 +89,7 @@ class Nursery:
         atexit.register(self.close)
 
     def close(self) -> None:
-        """Let the process end; its children stay."""
+        """End the server; its children keep running."""
         self._requests.close()
         try:
             self._process.wait(_END)
@@ -97,7 +100,7 @@ class Nursery:
         """Start a process in a namespace, with the arguments that the module expects.
 
         Raises:
-            OSError: there is no namespace, or no nursery any more.
+            OSError: the namespace or the server does not exist any longer.
         """
         with self._lock, space.path.open("rb") as handle:
             message = json.dumps(list(arguments)).encode()
@@ -108,17 +111,17 @@ class Nursery:
         return Child(self, started)
 
     def status(self, process: int) -> int:
-        """The exit status of a process that has ended."""
+        """Return the exit status of a process, once it has exited."""
         with self._lock:
             while process not in self._statuses:
                 self._receive()
             return self._statuses.pop(process)
 
     def _receive(self) -> int | None:
-        """Take one message: the id of a process that has started, or ``None`` if it has ended."""
+        """Receive a message; return the id of a started process, ``None`` if one has exited."""
         message = self._requests.recv(4096)
         if not message:
-            raise OSError("the process that others are forked from is gone")
+            raise OSError("the fork server has exited")
         process, *status = json.loads(message)
         if not status:
             return int(process)
@@ -127,12 +130,12 @@ class Nursery:
 
 
 @cache
-def agents() -> Nursery:
-    """Where the helper of each machine comes from."""
-    return Nursery("testbed.agent.main", site=False)
+def agents() -> ForkServer:
+    """Return the fork server of the helper processes of machines."""
+    return ForkServer("testbed.agent.main", site=False)
 
 
 @cache
-def daemons() -> Nursery:
-    """Where daemons come from that need not be programs of their own."""
-    return Nursery("testbed.forked_daemon", site=True)
+def daemons() -> ForkServer:
+    """Return the fork server of daemons."""
+    return ForkServer("testbed.forked_daemon", site=True)

@@ -1,8 +1,8 @@
-"""The container image, built from the Dockerfile without a container engine, and run as a pod is.
+"""Builds the container image without a container engine, and runs programs in it as in a pod.
 
-buildah executes the Dockerfile in chroots; the base image, which no registry is asked for, is
-made by mmdebstrap from Debian's packages, with the files left out that Debian's own slim images
-leave out. Root is needed.
+buildah executes the Dockerfile in chroots. The base image does not come from a registry:
+mmdebstrap builds it from Debian's packages, without the files that Debian's slim images exclude.
+This needs root.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from pathlib import Path
 _ROOT = Path(__file__).parents[1]
 _SUITE = "bookworm"
 _SLIM = ("/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*")
-# What a container runtime does for a pod with a read-only root file system: $1 is the tree,
-# $2 the capabilities it keeps, $3 a list of "outside:inside" folders; the command follows.
+# Does what a container runtime does for a pod with a read-only root file system. $1 is the tree,
+# $2 the capabilities to keep, $3 a list of "outside:inside" folders; the command follows.
 _ENTER = """
 set -eu
 tree=$1 capabilities=$2 folders=$3
@@ -41,26 +41,26 @@ exec chroot "$tree" env --ignore-environment PATH="$path" \
 
 
 class ImageError(Exception):
-    """A tool that builds the image failed; the message has its last output."""
+    """A build tool failed; the message has its last output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A built image as a folder that holds its root file system."""
+    """A built image: a folder with its root file system."""
 
     tree: Path
 
     def enter(
         self, *, capabilities: Iterable[str] = (), folders: Mapping[Path, str] | None = None
     ) -> list[str]:
-        """The words to put before a command that is to run as if in a pod.
+        """Return the words to prepend to a command, so that it runs as in a pod.
 
         Its root file system and ``/proc/sys`` are read-only, ``/tmp`` and ``/run`` are its own,
         its network namespace is the caller's.
 
         Args:
-            capabilities: what it may do, as a pod's ``capabilities.add`` has it (``NET_ADMIN``).
-            folders: folders of the outside, and where they are mounted.
+            capabilities: the names in a pod's ``capabilities.add`` (``NET_ADMIN``).
+            folders: folders outside, and where to mount them inside.
         """
         kept = ",".join(["-all", *(f"+{name.lower()}" for name in capabilities)])
         pairs = " ".join(f"{outside}:{inside}" for outside, inside in (folders or {}).items())
@@ -68,12 +68,12 @@ class Image:
         return ["unshare", "--mount", "--propagation=private", *script]
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end, without any capability."""
+        """Run a command without any capability; return when it has ended."""
         words = [*self.enter(), *command]
         return subprocess.run(words, text=True, capture_output=True, timeout=60, check=False)
 
     def megabytes(self) -> float:
-        """The size of all its files on disk, in 10^6 bytes."""
+        """The disk usage of all files, in 10^6 bytes."""
         files = (path.lstat() for path in self.tree.rglob("*"))
         return sum(file.st_blocks * 512 for file in files) / 1e6
 
@@ -99,7 +99,7 @@ def built(folder: Path) -> Iterator[Image]:
 
 
 class _Buildah:
-    """buildah, with a store of its own."""
+    """buildah, with its own storage."""
 
     def __init__(self, store: Path) -> None:
         self._program = [
@@ -111,7 +111,7 @@ class _Buildah:
         return _run([*self._program, *arguments])
 
     def build(self, wheels: Path, tag: str) -> None:
-        """Execute the Dockerfile; pip takes what is in ``wheels`` and asks nobody."""
+        """Execute the Dockerfile; pip installs only from ``wheels``, without network access."""
         self.run(
             "bud", "--isolation=chroot", "--layers=false", "--pull-never", f"--tag={tag}",
             "--build-arg=BASE=localhost/base", "--env=PIP_NO_INDEX=1",
@@ -120,7 +120,7 @@ class _Buildah:
 
     @contextlib.contextmanager
     def container(self, image: str) -> Iterator[tuple[str, Path]]:
-        """A container of an image and the folder that has its files."""
+        """Create a container of an image; yield its name and the folder with its files."""
         name = self.run("from", "--pull-never", image)
         try:
             yield name, Path(self.run("mount", name))
@@ -129,7 +129,7 @@ class _Buildah:
 
 
 def _wheels(folder: Path) -> Path:
-    """Download what the locks name: here, where pip is configured for this machine's network."""
+    """Download the locked packages; outside the build, so that the host's pip configuration applies."""
     for lock in ("build.lock", "runtime.lock"):
         _run([
             sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",

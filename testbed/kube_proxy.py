@@ -1,7 +1,7 @@
-"""Rules as kube-proxy 1.36 lays them, for a few Services: what a takeover finds on a node.
+"""Installs the rules of kube-proxy 1.36 for a few Services, for tests of a takeover.
 
-Made by hand after ``pkg/proxy/{iptables,nftables}``: the shape, the names and the texts by
-which kube-proxy recognises its own, without what no test needs.
+Written by hand after ``pkg/proxy/{iptables,nftables}``: the structure, the names and the comments
+by which kube-proxy recognises its rules, as far as tests need them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,12 +35,12 @@ JUMPS = {
     ),
 }
 Jumps = Mapping[str, Sequence[tuple[str, bool, str, str]]]
-"""Source chain, whether only for new connections, comment and target of jumps, by table."""
+"""The jumps by table: source chain, whether only for new connections, comment, target."""
 
 
 @dataclass(frozen=True)
 class Offered:
-    """A TCP Service as kube-proxy would serve it, one family of it.
+    """A TCP Service of one family, as kube-proxy serves it.
 
     Attributes:
         name: its name in the namespace ``default``.
@@ -65,29 +65,29 @@ class Offered:
 
     @property
     def bits(self) -> int:
-        """The length of an address."""
+        """The length of an address in bits."""
         return 128 if self.family == 6 else 32
 
     @property
     def port_name(self) -> ServicePortName:
-        """What kube-proxy's chain names are hashes of."""
+        """The Service port whose hash is in kube-proxy's chain names."""
         return ServicePortName("default", self.name, "http", Protocol.TCP)
 
     def reached(self, endpoint: str) -> str:
-        """An endpoint as DNAT spells it."""
+        """Return an endpoint in the format of ``--to-destination``."""
         return f"[{endpoint}]:{self.target}" if self.family == 6 else f"{endpoint}:{self.target}"
 
 
 class KubeProxyRules:
-    """Lays kube-proxy's rules in a namespace; ``how`` is one of the three constants."""
+    """Installs kube-proxy's rules in a namespace; ``how`` is one of the three constants."""
 
     def __init__(self, space: NetNS, how: str, offered: Iterable[Offered]) -> None:
         self._space = space
         self._how = how
         self._offered = list(offered)
 
-    def lay(self) -> None:
-        """Lay them, as kube-proxy does at its start, also over its own or ours."""
+    def install(self) -> None:
+        """Install the rules as kube-proxy does at startup, also over existing ones."""
         for family in (4, 6):
             mine = [o for o in self._offered if o.family == family]
             if self._how == NFTABLES:
@@ -101,18 +101,18 @@ class KubeProxyRules:
 
 
 def restore(space: NetNS, family: int, variant: str, text: str, jumps: Jumps) -> None:
-    """Carry out a restore input as kube-proxy does, and lay the jumps that are missing.
+    """Run iptables-restore as kube-proxy does, and install missing jumps.
 
     Args:
-        space: where.
+        space: the namespace.
         family: 4 or 6.
         variant: ``nft`` or ``legacy``.
-        text: see ``restore_input``.
-        jumps: each is put before all other rules of its chain.
+        text: the input, see ``restore_input``.
+        jumps: each is inserted before all other rules of its chain.
     """
     program = f"{_program(family)}-{variant}"
     space.run(f"{program}-restore", "--noflush", stdin=text)
-    # kube-proxy starts a program for each chain and jump; in User Mode Linux that takes too long.
+    # kube-proxy starts a program for each chain and jump, which is too slow in User Mode Linux.
     present = parse(space.run(f"{program}-save").stdout)
     lines = []
     for table in ("mangle", "nat", "filter"):
@@ -131,7 +131,7 @@ def _program(family: int) -> str:
 
 
 def _iptables(offered: Sequence[Offered], saved: str) -> str:
-    """The restore input of iptables mode; Services' chains that it does not know are deleted."""
+    """Return the restore input of iptables mode; it deletes chains of unknown Services."""
     nat = {
         "KUBE-SERVICES": [*_services(offered), _node_ports_last()],
         "KUBE-NODEPORTS": [
@@ -156,7 +156,7 @@ def _iptables(offered: Sequence[Offered], saved: str) -> str:
 
 
 def restore_input(table: str, chains: dict[str, list[str]], delete: Sequence[str] = ()) -> str:
-    """The restore input that flushes and writes these chains of a table, and deletes others."""
+    """Return the restore input that rewrites these chains of a table and deletes others."""
     lines = [f"*{table}", *(f":{chain} - [0:0]" for chain in (*chains, *delete))]
     lines += (f"-A {chain} {rule}" for chain, rules in chains.items() for rule in rules)
     lines += (f"-X {chain}" for chain in delete)
@@ -164,7 +164,7 @@ def restore_input(table: str, chains: dict[str, list[str]], delete: Sequence[str
 
 
 def common_nat() -> dict[str, list[str]]:
-    """The chains for masquerading."""
+    """Return the chains for masquerading."""
     note = '-m comment --comment "kubernetes service traffic requiring SNAT"'
     return {
         "KUBE-MARK-MASQ": [f"-j MARK --or-mark {MARK}"],
@@ -226,7 +226,7 @@ def _service_chains(o: Offered) -> Iterator[tuple[str, list[str]]]:
 
 
 def _nft_table(offered: Sequence[Offered], family: int) -> str:
-    """The input of nft for the whole table of one family, made anew in one transaction."""
+    """Return the input of nft that replaces the whole table of one family in one transaction."""
     kind, address = ("ip6", "ipv6_addr") if family == 6 else ("ip", "ipv4_addr")
     head = f"table {kind} {TABLE}"
     services = ", ".join(f"{o.vip} . tcp . {o.port} : goto {_nft(o, 'service')}" for o in offered)

@@ -1,7 +1,7 @@
-"""IPVS mode as kube-proxy 1.36 lays it, for a few Services: see ``testbed.kube_proxy``.
+"""Installs the IPVS mode of kube-proxy 1.36 for a few Services; see ``testbed.kube_proxy``.
 
-Made by hand after ``pkg/proxy/ipvs``. It goes in kube-proxy's order, and can be laid over what is
-there already: virtual servers that kube-proxy does not know go last.
+Written by hand after ``pkg/proxy/ipvs``. It writes in kube-proxy's order and accepts existing
+objects; unknown virtual servers are removed last.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,13 +45,13 @@ _SYSCTLS = ("conntrack", "expire_nodest_conn", "expire_quiescent_template")
 
 
 class KubeProxyIpvs:
-    """Lays kube-proxy's IPVS mode in a namespace.
+    """Installs kube-proxy's IPVS mode in a namespace.
 
     Args:
         space: the namespace.
-        variant: of iptables, ``nft`` or ``legacy``.
+        variant: the variant of iptables: ``nft`` or ``legacy``.
         offered: the Services.
-        node_addresses: where it serves node ports, of both families.
+        node_addresses: the addresses of both families on which it serves node ports.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class KubeProxyIpvs:
         self._offered = list(offered)
         self._node_addresses = list(node_addresses)
 
-    def lay(self) -> None:
-        """Serve: addresses, virtual servers, ipsets and rules; then remove what is stale."""
+    def install(self) -> None:
+        """Install addresses, virtual servers, ipsets and rules; then remove stale objects."""
         self._space.sysctl({f"ipv4/vs/{name}": "1" for name in _SYSCTLS})
         self._bind()
         wanted = dict(self._servers())
@@ -78,11 +78,11 @@ class KubeProxyIpvs:
             known = present.get(server, set())
             lines += [f"-{'e' if r in known else 'a'} {server} -r {r} -m -w 1" for r in reals]
         self._ipvsadm(lines)
-        self.lay_rules()
+        self.install_rules()
         self._ipvsadm([f"-D {server}" for server in present.keys() - wanted.keys()])
 
-    def lay_rules(self) -> None:
-        """Lay ipsets and rules only, as far as a kernel without IPVS can."""
+    def install_rules(self) -> None:
+        """Install ipsets and rules only, which also a kernel without IPVS supports."""
         for family in (4, 6):
             mine = [o for o in self._offered if o.family == family]
             self._space.run("ipset", "restore", "-exist", stdin=_sets(mine, family))
@@ -94,7 +94,7 @@ class KubeProxyIpvs:
         ip_batch(addresses, self._space.name)
 
     def _servers(self) -> Iterator[tuple[str, list[str]]]:
-        """Virtual servers and their real servers, as ipvsadm spells them."""
+        """Yield virtual servers and their real servers in ipvsadm's format."""
         for o in self._offered:
             reals = [_socket(endpoint, o.target) for endpoint in o.endpoints]
             nodes = [a for a in self._node_addresses if (":" in a) is (o.family == 6)]
@@ -121,12 +121,12 @@ def _socket(address: str, port: int) -> str:
 
 
 def _set(name: str, family: int) -> str:
-    # kube-proxy cuts what is longer than a set's name may be.
+    # kube-proxy truncates names to the maximum length of a set's name.
     return f"KUBE-{'6-' if family == 6 else ''}{name}"[:31]
 
 
 def _sets(offered: Sequence[Offered], family: int) -> str:
-    """The input of ipset: what is there already stays."""
+    """Return the input of ipset; existing sets and entries stay."""
     hashed = f"family {'inet6' if family == 6 else 'inet'} hashsize 1024 maxelem 65536"
     entries = [entry for o in offered for entry in _entries(o)]
     return "".join(
@@ -150,7 +150,7 @@ def _entries(o: Offered) -> Iterator[tuple[str, str]]:
 
 
 def _rules(offered: Sequence[Offered], family: int) -> str:
-    """The restore input; rules that use an empty set are left out, as kube-proxy does."""
+    """Return the restore input; as in kube-proxy, rules for empty sets are omitted."""
 
     def match(name: str, fields: str = "dst,dst") -> str:
         return f"-m set --match-set {_set(name, family)} {fields}"

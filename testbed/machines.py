@@ -1,4 +1,4 @@
-"""What other kernels have in common: they run one command, and bring out its output and status."""
+"""Shared by ``uml`` and ``vm``: a guest runs one command and returns its output and status."""
 
 import os
 import shlex
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SHARE = "/run/guest"
-"""Where the guest has the folder that it shares with the host; a file there brings a result out."""
+"""The guest's path of the folder shared with the host, in which it writes results."""
 _START = """\
 export PATH={path} HOME={home} LANG=C.UTF-8 TMPDIR=/run/tmp PYTHONDONTWRITEBYTECODE=1
 {preparation}
@@ -23,27 +23,27 @@ sleep 60
 
 
 class MachineError(Exception):
-    """The machine could not be made, or did not carry its command out."""
+    """A guest could not be started, or did not complete its command."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What became of a command on another kernel."""
+    """The result of a command in a guest."""
 
     kernel: str
-    """The release of the guest's kernel, as ``uname -r`` has it there."""
+    """The release of the guest's kernel (``uname -r``)."""
     status: int
     output: str
 
 
 def write_start(share: Path, command: Sequence[str], folder: Path, preparation: str = "") -> None:
-    """Write the script that the guest's init runs in the end: it runs the command as root.
+    """Write the script with which the guest's init ends: it runs the command as root.
 
     Args:
-        share: the host's name of the shared folder.
+        share: the host's path of the shared folder.
         command: the command line.
         folder: the working folder; not below ``/run``, which the guest does not share.
-        preparation: lines of shell that come first.
+        preparation: lines of shell to run before the command.
     """
     script = _START.format(
         path=shlex.quote(os.environ.get("PATH", os.defpath)),
@@ -57,7 +57,7 @@ def write_start(share: Path, command: Sequence[str], folder: Path, preparation: 
 
 
 def read_finished(share: Path) -> Finished | None:
-    """What became of the command; ``None`` if it did not come to its end."""
+    """Return the result of the command; ``None`` if it did not end."""
     status = read(share / "status")
     if not status:
         return None
@@ -65,5 +65,5 @@ def read_finished(share: Path) -> Finished | None:
 
 
 def read(path: Path) -> str:
-    """The text of a file, empty if it is missing."""
+    """Return the text of a file, empty if it is missing."""
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

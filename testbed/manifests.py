@@ -1,4 +1,4 @@
-"""Kubernetes objects as plain dictionaries, and a folder of manifests to put them in."""
+"""Kubernetes objects as plain dictionaries, and a folder of manifests for the daemon."""
 
 import os
 import time
@@ -101,8 +101,8 @@ def endpoint_slice(
     Args:
         owner: the Service.
         endpoints: addresses, or what ``endpoint`` made; an empty slice is an IPv4 one.
-        suffix: tells several slices of one Service and family apart.
-        ports: ``spec.ports`` entries to take instead of the Service's.
+        suffix: distinguishes several slices of one Service and family.
+        ports: ``spec.ports`` entries to use instead of the Service's.
         annotations: annotations of the slice.
     """
     entries = [endpoint(e) if isinstance(e, str) else e for e in endpoints]
@@ -168,21 +168,21 @@ class ManifestFolder:
         path.mkdir(parents=True, exist_ok=True)
 
     def put(self, *objects: Object) -> float:
-        """Write objects, each atomically; return ``time.monotonic()`` right after the last."""
+        """Write objects, each atomically; return ``time.monotonic()`` after the last."""
         for obj in objects:
             self.write(self.file(obj).name, yaml.dump(obj, Dumper=_Dumper, sort_keys=False))
         return time.monotonic()
 
     def write(self, name: str, text: str) -> float:
-        """Write a file atomically, whatever its text; return ``time.monotonic()`` after it."""
-        # The daemon never sees half a file, nor the temporary one: it is no *.yaml.
+        """Write any text to a file atomically; return ``time.monotonic()`` after it."""
+        # The daemon never reads a partial file, and ignores the temporary one: it is not *.yaml.
         temporary = self.path / f".{name}.tmp"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, self.path / name)  # noqa: PTH105 - says what it is about
         return time.monotonic()
 
     def remove(self, *objects: Object) -> float:
-        """Delete objects' files; return ``time.monotonic()`` right after the last."""
+        """Delete objects' files; return ``time.monotonic()`` after the last."""
         for obj in objects:
             self.file(obj).unlink()
         return time.monotonic()

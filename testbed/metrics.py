@@ -1,4 +1,4 @@
-"""What /metrics says, made easy to ask."""
+"""Parses /metrics for tests."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ class Metrics(dict[str, list[Sample]]):
 
     @classmethod
     def parse(cls, text: str) -> "Metrics":
-        """Read the text exposition format."""
+        """Parse the text exposition format."""
         metrics = cls()
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
@@ -30,12 +30,12 @@ class Metrics(dict[str, list[Sample]]):
         return sum(sample.value for sample in self.matching(name, **labels))
 
     def mean(self, name: str, **labels: str) -> float:
-        """The mean of a histogram; not a number while it is empty."""
+        """The mean of a histogram; NaN if it is empty."""
         number = self.value(f"{name}_count", **labels)
         return self.value(f"{name}_sum", **labels) / number if number else math.nan
 
     def quantile(self, name: str, q: float, **labels: str) -> float:
-        """An upper bound for a quantile of a histogram: the end of the bucket it falls into."""
+        """An upper bound of a quantile of a histogram: the upper end of its bucket."""
         buckets: dict[float, float] = {}
         for sample in self.matching(f"{name}_bucket", **labels):
             end = float(sample.labels["le"])

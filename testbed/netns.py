@@ -1,7 +1,8 @@
-"""Network namespaces: make them, run commands and callables in them, remove them.
+"""Network namespaces: create and remove them, and run commands and callables in them.
 
-A thread may sit in another namespace than the rest of its process, and what it starts or opens
-belongs there. So nothing here needs ``ip netns exec`` or a fork of the (threaded) test process.
+A thread may be in another namespace than the rest of its process, and so are the processes and
+sockets that it creates. So neither ``ip netns exec`` nor a fork of the threaded test process is
+needed.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class NetnsError(Exception):
-    """A tool that sets up namespaces failed."""
+    """A command in a namespace, or for its set-up, failed."""
 
 
 def enter(handle: int) -> None:
@@ -33,7 +34,7 @@ def enter(handle: int) -> None:
     Raises:
         OSError: the kernel refused.
     """
-    # os.setns() exists from Python 3.12 on only.
+    # os.setns() exists only since Python 3.12.
     if _LIBC.setns(handle, _CLONE_NEWNET):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -52,7 +53,7 @@ class NetNS:
 
     @property
     def path(self) -> Path:
-        """The file that stands for the namespace."""
+        """The file that represents the namespace."""
         return RUN / self.name
 
     def call(self, function: Callable[[], T]) -> T:
@@ -109,7 +110,7 @@ class NetNS:
                 pass_fds=pass_fds,
                 cwd=cwd,
                 env=env,
-                # Ctrl-C at the terminal is for the one who cleans up, not for them.
+                # Only the main process handles Ctrl-C at the terminal; it ends the others.
                 start_new_session=True,
             )
         )
@@ -152,7 +153,7 @@ def existing(prefix: str) -> list[str]:
 
 
 def processes_in(names: Iterable[str]) -> list[int]:
-    """The ids of the processes that live in any of the namespaces (never this one)."""
+    """The ids of the processes in any of the namespaces, without this process."""
     inodes = set()
     for name in names:
         with contextlib.suppress(OSError):
@@ -167,7 +168,7 @@ def processes_in(names: Iterable[str]) -> list[int]:
 
 
 def remove(names: Sequence[str]) -> None:
-    """Kill what runs in the namespaces, then delete them; missing ones are fine."""
+    """Kill all processes in the namespaces, then delete them; missing ones are no error."""
     for process in processes_in(names):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)

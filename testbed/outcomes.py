@@ -1,4 +1,4 @@
-"""What a client saw: an answer, or one of the ways not to get one."""
+"""The outcomes of connection attempts: an answer, or a kind of failure."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An echo server answered: who it is, and which source it saw."""
+    """An echo server answered: its name, and the source address that it saw."""
 
     seconds: float
     server: str
@@ -32,7 +32,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class TimedOut:
-    """Nothing came back."""
+    """There was no answer in time."""
 
     seconds: float
     label = "timed out"
@@ -40,7 +40,7 @@ class TimedOut:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """Another ICMP error, or the own kernel would not send (``EPERM``, ``ENETUNREACH``)."""
+    """Another ICMP error, or the client's kernel refused to send (``EPERM``, ``ENETUNREACH``)."""
 
     seconds: float
     reason: str
@@ -49,7 +49,7 @@ class Unreachable:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The connection was there, then ended: ``reset`` or ``closed``."""
+    """The connection was established, then ended: ``reset`` or ``closed``."""
 
     seconds: float
     reason: str
@@ -68,7 +68,7 @@ _KINDS: dict[str, type[Outcome]] = {
 
 
 def decode(result: list[Any]) -> Outcome:
-    """The outcome that a helper's result array stands for."""
+    """Decode a helper's result array."""
     return _KINDS[result[0]](*result[1:])
 
 
@@ -87,7 +87,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What became of a load's connections, in order of their starts."""
+    """The outcomes of a load's connections, ordered by start."""
 
     samples: tuple[Sample, ...]
 

@@ -1,6 +1,6 @@
-"""A real API server: etcd and kube-apiserver from a folder, in a network namespace.
+"""Runs a real API server: etcd and kube-apiserver from a folder, in a network namespace.
 
-The folder is the one that envtest calls ``KUBEBUILDER_ASSETS``. Both listen on the namespace's
+The folder is envtest's ``KUBEBUILDER_ASSETS``. Both listen on the namespace's
 loopback only.
 """
 
@@ -26,10 +26,10 @@ class RealApiServer:
     """etcd and kube-apiserver in a namespace, and a client for them.
 
     Args:
-        netns: where they run.
-        assets: the folder that holds both programs, and kubectl if that is used.
-        folder: an empty one, for data, certificates and logs.
-        service_ranges: the cluster IPs there are.
+        netns: the namespace in which they run.
+        assets: the folder with both programs, and kubectl if ``kubectl`` is called.
+        folder: an empty folder for data, certificates and logs.
+        service_ranges: the ranges of cluster IPs.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class RealApiServer:
         )
 
     def start(self) -> None:
-        """Start what is not running, and wait until it is ready."""
+        """Start the programs that are not running, and wait until the API is ready."""
         if "etcd" not in self._processes:
             self._spawn("etcd", self._etcd_flags())
             time.sleep(0.3)
@@ -62,13 +62,13 @@ class RealApiServer:
         eventually(self._ready, "a ready API server", timeout=90, every=0.2)
 
     def stop_apiserver(self) -> None:
-        """Take the API away; etcd keeps the objects."""
+        """Stop the API server; etcd keeps the objects."""
         process = self._processes.pop("kube-apiserver")
         process.kill()
         process.wait()
 
     def close(self) -> None:
-        """End both."""
+        """Stop both programs."""
         for process in self._processes.values():
             process.kill()
             process.wait()
@@ -117,19 +117,19 @@ class RealApiServer:
             return False
 
     def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Make a request as the administrator; return status and decoded body."""
+        """Send a request as administrator; return status and decoded body."""
 
         def call() -> tuple[int, Any]:
             connection = self._connection()
             try:
-                return self.ask(connection, method, path, body)
+                return self.request_on(connection, method, path, body)
             finally:
                 connection.close()
 
         return self.netns.call(call)
 
     def connect(self) -> http.client.HTTPSConnection:
-        """A connection that is open and can be kept, for ``ask``."""
+        """Open a connection for several calls of ``request_on``."""
 
         def call() -> http.client.HTTPSConnection:
             connection = self._connection()
@@ -139,12 +139,12 @@ class RealApiServer:
         return self.netns.call(call)
 
     @staticmethod
-    def ask(
+    def request_on(
         connection: http.client.HTTPSConnection, method: str, path: str, body: Any = None
     ) -> tuple[int, Any]:
-        """Make a request on a connection; return status and decoded body.
+        """Send a request on a connection; return status and decoded body.
 
-        A ``body`` that is text is sent as it is; anything else is encoded as JSON.
+        A ``body`` of type ``str`` is sent unchanged; any other is encoded as JSON.
         """
         headers = {"Authorization": f"Bearer {ADMIN}"}
         headers["Content-Type"] = (
@@ -173,7 +173,7 @@ class RealApiServer:
             assert status in {200, 201}, answer
 
     def replace(self, obj: dict[str, Any]) -> None:
-        """Replace an object, whatever its present version."""
+        """Replace an object, regardless of its current version."""
         path = f"{collection(obj)}/{obj['metadata']['name']}"
         status, answer = self.request("PATCH", path, obj)
         assert status == 200, answer
@@ -185,12 +185,12 @@ class RealApiServer:
         assert status in {200, 202}, answer
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        """Run kubectl as the administrator; return what it prints."""
+        """Run kubectl as administrator; return its output."""
         words = [str(self.assets / "kubectl"), f"--kubeconfig={self.kubeconfig(ADMIN)}", *arguments]
         return self.netns.run(*words, stdin=stdin).stdout
 
     def kubeconfig(self, token: str = PROXY) -> Path:
-        """A kubeconfig with the token's rights (the service account's) and the server's certificate."""
+        """Write a kubeconfig with a token (by default the service account's) and the server's CA."""
         path = self.folder / f"kubeconfig-{token}"
         document = {
             "apiVersion": "v1",
@@ -213,7 +213,7 @@ class RealApiServer:
 
 
 def collection(obj: dict[str, Any]) -> str:
-    """The path at which objects of this kind are created."""
+    """Return the path at which objects of this kind are created."""
     plural = {
         "Service": "services",
         "Node": "nodes",

@@ -1,7 +1,7 @@
-"""Servers and clients in a namespace, through one helper process that stays up.
+"""Runs servers and clients in a namespace, in one long-running helper process.
 
-A request costs a fraction of a millisecond more than the traffic itself. All methods may be
-called from several threads.
+A request to the helper costs a fraction of a millisecond more than the traffic itself. All methods
+are thread-safe.
 """
 
 import contextlib
@@ -17,22 +17,22 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from testbed import forkserver as nursery
+from testbed import forkserver
 from testbed.netns import NetNS
 from testbed.outcomes import LoadResult, Outcome, Sample, count, decode
 
-_GRACE = 10.0  # what a request may take beyond its own time limit
+_GRACE = 10.0  # seconds that a request may take beyond its own time limit
 
 
 class TrafficError(Exception):
-    """A helper could not do what it was asked to, or is gone."""
+    """A helper failed to carry out a request, or has exited."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
     """A connection that stays open; a context manager that closes it.
 
-    ``first`` is the outcome of the exchange right after opening.
+    ``first`` is the outcome of the exchange immediately after opening.
     """
 
     traffic: "Traffic"
@@ -40,7 +40,7 @@ class Held:
     first: Outcome
 
     def check(self, timeout: float = 1.0) -> Outcome:
-        """Send something on the open connection and see what comes back."""
+        """Send a line on the open connection and return the outcome."""
         return decode(self.traffic.request("check", timeout, handle=self.handle, timeout=timeout))
 
     def close(self) -> None:
@@ -69,11 +69,11 @@ class Load:
     limit: float
 
     def wait(self) -> LoadResult:
-        """Wait until all its connections have been made and have ended."""
+        """Wait until all connections have been started and have ended."""
         return self._finish(stop=False)
 
     def stop(self) -> LoadResult:
-        """Start no more connections; wait for the ends of those under way."""
+        """Start no more connections, and wait until all started ones have ended."""
         return self._finish(stop=True)
 
     def _finish(self, *, stop: bool) -> LoadResult:
@@ -92,7 +92,7 @@ class Traffic:
         self._lock = threading.Lock()
         self._control, other = socket.socketpair()
         with other:
-            self._process = nursery.agents().start([name], netns, [other.fileno()])
+            self._process = forkserver.agents().start([name], netns, [other.fileno()])
         self._reader = threading.Thread(target=self._read, name=f"reader {name}", daemon=True)
         self._reader.start()
 
@@ -103,7 +103,7 @@ class Traffic:
         udp: Iterable[int] = (),
         addresses: Iterable[str] = (),
     ) -> None:
-        """Start echo servers on these ports, on all addresses unless some are given."""
+        """Start echo servers on these ports, by default on all addresses."""
         for proto, ports in (("tcp", list(tcp)), ("udp", list(udp))):
             if ports:
                 self.request("serve", proto=proto, ports=ports, addresses=list(addresses))
@@ -111,7 +111,7 @@ class Traffic:
     def unserve(
         self, *, tcp: Iterable[int] = (), udp: Iterable[int] = (), established: bool = True
     ) -> None:
-        """Stop echo servers; open TCP connections end too unless ``established`` is false."""
+        """Stop echo servers; close open TCP connections unless ``established`` is false."""
         for proto, ports in (("tcp", list(tcp)), ("udp", list(udp))):
             if ports:
                 self.request("unserve", proto=proto, ports=ports, established=established)
@@ -129,8 +129,8 @@ class Traffic:
         """Make one new connection (``tcp``) or send one datagram (``udp``).
 
         A TCP connection is closed after the answer, with a reset if it has a ``source_port``,
-        so that the port can be used again at once. Without a ``source_port``, each datagram
-        comes from another port, thus is a new flow.
+        so that the port can be reused immediately. Without a ``source_port``, each datagram
+        has a different source port, so it starts a new flow.
         """
         target = _target(proto, address, port, timeout)
         target.update(source_port=source_port, source_address=source_address)
@@ -186,7 +186,7 @@ class Traffic:
     def fetch(
         self, port: int, path: str = "/", *, address: str = "127.0.0.1", timeout: float = 5.0
     ) -> tuple[int, str]:
-        """GET over HTTP: status and body; status 0 and the reason when nobody answers."""
+        """Send an HTTP GET; return status and body, or 0 and the reason without an answer."""
         status, body = self.request(
             "fetch", timeout, address=address, port=port, path=path, timeout=timeout
         )
@@ -196,7 +196,7 @@ class Traffic:
         """Send a request to the helper and return its result.
 
         Raises:
-            TrafficError: it failed, or took longer than ``limit`` and some grace.
+            TrafficError: it failed, or took longer than ``limit`` and a grace period.
         """
         future: Future[Any] = Future()
         with self._lock:
@@ -213,7 +213,7 @@ class Traffic:
             raise TrafficError(f"{self.name}: no reply to {op} {arguments}") from error
 
     def close(self) -> None:
-        """End the helper, with its servers and connections."""
+        """Stop the helper with its servers and connections."""
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
         try:

@@ -1,11 +1,11 @@
-"""A kernel with IPVS on any machine: User Mode Linux, which is a process like any other.
+"""User Mode Linux: a kernel with IPVS that runs as an ordinary process on any machine.
 
-The guest's root file system is this machine's, read-only over hostfs; ``/run`` is its own, and
-temporary files go there. It has one processor, needs no privilege, device or KVM, and boots in
-about two seconds. System calls cost there what they cost here, but starting a program takes some
-ten times as long. Its clock is the real one.
+The guest uses the host's root file system, read-only over hostfs; ``/run`` is its own and takes
+temporary files. It has one processor, needs no privilege, device or KVM, and boots in about two
+seconds. System calls are as fast as on the host, but starting a program takes about ten times as
+long. Its clock is the real one.
 
-By hand: ``python -m testbed.uml -- COMMAND...`` runs a command in it, as root in this folder.
+``python -m testbed.uml -- COMMAND...`` runs a command in a guest, as root in the current folder.
 """
 
 import argparse
@@ -41,23 +41,23 @@ MODULES = (
     *("ip_vs", "ip_vs_rr", "ip_vs_wrr", "ip_vs_lc", "ip_vs_wlc", "ip_vs_lblc", "ip_vs_lblcr"),
     *("ip_vs_sh", "ip_vs_dh", "ip_vs_sed", "ip_vs_nq", "ip_vs_mh", "ip_vs_fo", "ip_vs_ovf"),
 )
-"""Loaded from the start, IPv6 before the others: IPVS looks for it only when it is loaded itself.
-The kernel would find most of them by itself, but at a program's start each."""
+"""Loaded at boot, IPv6 first: IPVS checks for it only when it is loaded itself. The kernel would
+load most of the others on demand, but would start a slow program for each."""
 MEMORY = 2 << 30
-"""Bytes that the guest takes for its memory; this machine gives them as they are used."""
+"""The size of the guest's memory; the host allocates pages when they are used."""
 SHARED_MEMORY = Path("/dev/shm")
 _numbers = itertools.count()
-_POLL = 0.1  # seconds between looks at the output
+_POLL = 0.1  # seconds between reads of the output
 
 
 class Guest:
-    """A guest that runs a command; as a context manager it boots, and is gone at the end.
+    """A guest that runs a command; as a context manager it boots and is killed.
 
     Args:
         command: the command line, run as root.
         folder: the working folder; not below ``/run``, which the guest does not share.
-        timeout: seconds that all of it may take.
-        results: a folder that the guest may write to, under the same name.
+        timeout: seconds that boot, command and shutdown may take together.
+        results: a folder that the guest may write to, under the same path.
 
     Raises:
         MachineError: User Mode Linux is not installed.
@@ -76,7 +76,7 @@ class Guest:
         self._timeout = timeout
         self._temporary = tempfile.TemporaryDirectory(prefix="svcproxy-uml-")
         self.files = Path(self._temporary.name)
-        """Where its own files are while it is there; all its processes name the folder."""
+        """The folder of the guest's files; it appears in the command lines of its processes."""
         self._share = self.files / "share"
         self._share.mkdir()
         write_start(self._share, command, folder, "\n".join(_preparation(results)))
@@ -94,8 +94,8 @@ class Guest:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # The kernel and the processes of its own that it traces end together; Ctrl-C at
-                # the terminal is for the one who cleans up.
+                # The kernel and the processes that it traces end together. Only the main
+                # process handles Ctrl-C at the terminal.
                 start_new_session=True,
             )
         return self
@@ -111,14 +111,17 @@ class Guest:
 
     @property
     def output(self) -> str:
-        """What the command has written so far."""
+        """The output of the command so far."""
         return read(self._share / "output")
 
     def wait(self, echo: Callable[[bytes], object] = len) -> Finished:
-        """Wait for the command's end; ``echo`` gets its output piece by piece, as it comes.
+        """Wait until the command has ended.
+
+        Args:
+            echo: called with each piece of output as it is written.
 
         Raises:
-            MachineError: it did not come to its end; the message ends with what was seen of it.
+            MachineError: the command did not end; the message ends with its last output.
         """
         position, running = 0, True
         while running:
@@ -133,9 +136,9 @@ class Guest:
         raise MachineError(f"the command in User Mode Linux {self._end}:\n{seen}")
 
     def running(self, patience: float) -> bool:
-        """Whether it still runs when it has been waited for so many seconds.
+        """Wait up to ``patience`` seconds; return whether the guest is still running.
 
-        One that has taken too long in all is ended.
+        A guest that exceeds its time-out is killed.
         """
         assert self._process is not None
         try:
@@ -164,8 +167,8 @@ class Guest:
             self._process.wait()
 
     def _command(self) -> list[str]:
-        # A guest is several processes, which a namespace holds together: when its first process
-        # ends, all do. It is killed when the thread that made it is gone.
+        # A guest is several processes. In a PID namespace they all end with the first one, which
+        # is killed when the thread that created it ends.
         return [
             *("taskset", "--cpu-list", str(self._processor)),
             *("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child"),
@@ -190,47 +193,46 @@ def run(
     results: Path | None = None,
     echo: Callable[[bytes], object] = len,
 ) -> Finished:
-    """Boot a guest, run a command there, and switch it off; arguments as ``Guest`` and ``wait``.
+    """Boot a guest, run a command in it, and shut it down; arguments as ``Guest`` and ``wait``.
 
     Raises:
-        MachineError: User Mode Linux is not installed, or the command did not come to its end.
+        MachineError: User Mode Linux is not installed, or the command did not end.
     """
     with Guest(command, folder=folder, timeout=timeout, results=results) as guest:
         return guest.wait(echo)
 
 
 def find_kernel() -> str:
-    """The path of the kernel, which is a program.
+    """Return the path of the kernel, which is a program.
 
     Raises:
-        MachineError: it is not installed, or has no place for its modules.
+        MachineError: it is not installed, or the folder for its modules is missing.
     """
     found = shutil.which(NAME)
     if found is None:
         raise MachineError(f"there is no {NAME}: ./dev setup installs user-mode-linux")
     try:
-        # The guest mounts its modules there; a container's root may have no such folder.
+        # The guest mounts its modules there; the root of a container may lack the folder.
         LIB_MODULES.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MachineError(f"there is no {LIB_MODULES}: please make it ({error})") from error
+        raise MachineError(f"there is no {LIB_MODULES}: please create it ({error})") from error
     return found
 
 
 def _processor() -> int:
-    """The number of the processor that a guest runs on; guests take turns in choosing.
+    """Return the processor for a guest; guests get processors in turn.
 
-    It is one program that runs at a time, whichever of the guest's, and it goes on twice as fast
-    where the one before was: a processor that is idle is slow to wake up, in a virtual machine
-    most of all.
+    Only one of a guest's processes runs at a time, and it runs twice as fast on the processor of
+    the previous one: idle processors are slow to wake up, in a virtual machine above all.
     """
     allowed = sorted(os.sched_getaffinity(0), reverse=True)
     return allowed[next(_numbers) % len(allowed)]
 
 
 def _memory_folder() -> Path | None:
-    """Where the file that is the guest's memory costs no disk, if there is such a place.
+    """Return a folder in memory for the file that backs the guest's memory, if there is one.
 
-    Containers often have a small one, or one whose files must not be executed.
+    In containers, ``/dev/shm`` is often small, or mounted ``noexec``.
     """
     if not SHARED_MEMORY.is_dir():
         return None
@@ -241,7 +243,7 @@ def _memory_folder() -> Path | None:
 
 @cache
 def inside() -> bool:
-    """Whether this process runs in a guest."""
+    """Return whether this process runs in a guest."""
     return "User Mode Linux" in read(Path("/proc/cpuinfo"))
 
 
@@ -258,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command given on the command line in a guest; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m testbed.uml", description=main.__doc__)
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds (default: 600)")
-    parser.add_argument("--results", type=Path, help="a folder that the guest may write to")
+    parser.add_argument("--results", type=Path, help="a folder to which the guest may write")
     parser.add_argument("command", nargs="+", help="the command line, after --")
     options = parser.parse_args(arguments)
 

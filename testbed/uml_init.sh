@@ -1,6 +1,6 @@
 #!/bin/sh
-# The first process of the guest, see uml.py: puts the file systems together and starts the command.
-# "share", a folder of the host, comes in the environment, from the kernel's command line.
+# The first process of the guest, see uml.py: mounts the file systems and starts the command.
+# The kernel's command line sets "share", a folder of the host, in the environment.
 set -eu
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
@@ -15,11 +15,11 @@ mount -t tmpfs tmpfs /run
 mkdir /run/tmp /run/guest
 mount -t hostfs -o "$share" none /run/guest
 
-# The modules of this kernel are where neither modprobe nor the kernel looks for them.
+# Neither modprobe nor the kernel searches the folder with the modules of this kernel.
 release=$(uname -r)
 mount -t tmpfs tmpfs /lib/modules
 ln -s "/usr/lib/uml/modules/$release" "/lib/modules/$release"
 
-# As generous as the systems that programs are used to.
+# A soft limit as large as on most systems
 ulimit -n 65536
 exec /bin/sh /run/guest/start

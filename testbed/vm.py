@@ -1,9 +1,9 @@
-"""Another kernel, in a virtual machine that has this machine's files.
+"""Runs another kernel in a virtual machine that shares the host's files.
 
-The guest's root file system is this machine's, read-only over 9p, with the kernel's modules in
-``/lib/modules``; ``/run`` is its own, and temporary files go there. It needs no network device,
-no disk image and no KVM. The processor is emulated, and the guest's clock counts its instructions:
-however slow or busy this machine is, time-outs in the guest mean what they mean on a real one.
+The guest uses the host's root file system, read-only over 9p, with the kernel's modules in
+``/lib/modules``; ``/run`` is its own and takes temporary files. It needs no network device, disk
+image or KVM. The processor is emulated, and the guest's clock counts instructions: time-outs in
+the guest do not depend on the host's speed or load.
 """
 
 import shlex
@@ -19,24 +19,24 @@ from testbed.machines import Finished, MachineError, read, read_finished, write_
 INIT = Path(__file__).with_name("vm_init.sh")
 BUSYBOX = Path("/bin/busybox")
 CLOCK = "shift=1"
-"""An instruction takes 2 ns of the guest's time, which makes it a slowish but real machine. It has
-one processor: with two that take turns under such a clock, the guest was not up after 90 s."""
+"""One instruction takes 2 ns of guest time, as on a slow real machine. There is one processor:
+with two, which alternate under such a clock, the guest had not booted after 90 s."""
 MODULES = ("virtio_pci", "9pnet_virtio", "9p")
-"""What it takes to reach the root file system; all others are loaded from there."""
+"""The modules needed to mount the root file system; all others are loaded from there."""
 
 
 _MARK = "svcproxy.vm"
-"""Stands on the guest kernel's command line; the kernel takes no notice of it."""
+"""A word on the guest kernel's command line, which the kernel ignores."""
 
 
 @cache
 def inside() -> bool:
-    """Whether this process runs in such a machine."""
+    """Return whether this process runs in such a machine."""
     return _MARK in read(Path("/proc/cmdline")).split()
 
 
 def find_kernel(pattern: str) -> Path:
-    """The kernel image installed last of those whose file name in /boot matches.
+    """Return the most recently installed kernel image in /boot whose name matches.
 
     Raises:
         MachineError: there is none.
@@ -55,18 +55,18 @@ def run(
     timeout: float,
     modules: Sequence[str] = (),
 ) -> Finished:
-    """Boot a kernel, run a command there as root, and switch the machine off.
+    """Boot a kernel, run a command as root, and shut the machine down.
 
     Args:
         kernel: the image, ``/boot/vmlinuz-<release>``.
         command: the command line.
         folder: the working folder; not below ``/run``, which the guest does not share.
-        timeout: seconds that all of it may take.
-        modules: the kernel modules to load first, other than those that it finds by itself.
+        timeout: seconds that boot, command and shutdown may take together.
+        modules: the kernel modules to load first, besides those that are loaded on demand.
 
     Raises:
-        MachineError: a tool is missing, or the command did not come to its end; the message ends
-            with what was seen of it.
+        MachineError: a tool is missing, or the command did not end; the message ends with the
+            last output.
     """
     with tempfile.TemporaryDirectory(prefix="svcproxy-vm-") as name:
         share = Path(name, "share")
@@ -90,7 +90,7 @@ def _tool(name: str) -> str:
 
 
 def _initramfs(folder: Path, release: str) -> Path:
-    """Make the archive that the guest boots from: busybox, the init script and the modules."""
+    """Create the guest's initramfs: busybox, the init script and the modules."""
     content = folder / "initramfs"
     (content / "bin").mkdir(parents=True)
     (content / "modules").mkdir()
@@ -118,10 +118,10 @@ def _initramfs(folder: Path, release: str) -> Path:
 
 
 def _static(program: Path) -> Path:
-    """A program that needs no shared library.
+    """Return the path of a program without shared libraries.
 
     Raises:
-        MachineError: it is missing, or needs some.
+        MachineError: it is missing, or needs shared libraries.
     """
     if not program.exists() or b"/ld-linux" in program.read_bytes()[:4096]:
         raise MachineError(f"there is no static {program}: ./dev setup installs busybox-static")
@@ -129,7 +129,7 @@ def _static(program: Path) -> Path:
 
 
 def _modules(release: str) -> list[Path]:
-    """The module files that lead to the root file system, each after those that it needs."""
+    """Return the files of modules for the root file system, in the order of their dependencies."""
     done = subprocess.run(
         [_tool("modprobe"), "--set-version", release, "--show-depends", "--all", *MODULES],
         capture_output=True,
@@ -160,7 +160,7 @@ def _folder(path: Path, tag: str, options: str) -> list[str]:
 
 
 def _boot(command: list[str], console: Path, timeout: float) -> str:
-    """Run the machine until it is off; return how it ended, in words."""
+    """Run the machine until it shuts down; return in words why the command may not have ended."""
     with console.open("wb") as output:
         try:
             done = subprocess.run(

@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# The first process of the guest, see vm.py: puts the file systems together and starts the command.
+# The first process of the guest, see vm.py: mounts the file systems and starts the command.
 set -eu
 b=/bin/busybox
 PATH=/bin

@@ -1,4 +1,4 @@
-"""Waiting for something to become true."""
+"""Waits for conditions, with time-outs that fit the machine."""
 
 import time
 from collections.abc import Callable
@@ -9,21 +9,28 @@ from testbed import uml, vm
 T = TypeVar("T")
 
 SLOW = uml.inside() or vm.inside()
-"""Whether this is a guest, where programs take seconds to start."""
+"""Whether this process runs in a guest, where programs take seconds to start."""
 PATIENCE = 4.0 if SLOW else 1.0
-"""By how much to multiply what something may take here; it may wait for the start of programs,
-and in a guest that takes long, the more so as this machine is busy with other tests."""
+"""The factor for time-outs on this machine: starting programs takes long in a guest, all the more
+while other tests run on the host."""
 
 
 def eventually(
     check: Callable[[], T], what: str = "", *, timeout: float = 5.0, every: float = 0.01
 ) -> T:
-    """Call ``check`` until it returns something true, and return that.
+    """Call ``check`` until it returns a true value, and return that value.
 
-    An ``AssertionError`` of ``check`` counts as "not yet".
+    An ``AssertionError`` of ``check`` counts as "not yet", so ``check`` can say what is missing.
+
+    Args:
+        check: the condition.
+        what: the condition in words, for the error.
+        timeout: seconds to wait, to be multiplied by ``PATIENCE``.
+        every: seconds between calls.
 
     Raises:
-        AssertionError: it did not within ``timeout`` seconds (times ``PATIENCE``); the message says what it saw last.
+        AssertionError: the condition did not become true in time; the message has the last value
+            or error of ``check``.
     """
     timeout *= PATIENCE
     deadline = time.monotonic() + timeout

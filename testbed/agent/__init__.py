@@ -1,5 +1,5 @@
-"""The helper process inside a namespace: echo servers and clients, ordered over a socket.
+"""The helper process inside a namespace: echo servers and clients, controlled over a socket.
 
-It is started without site packages and imports little, so that it is up within milliseconds;
-``testbed.traffic`` is its other end.
+It starts without site packages and imports few modules, so that it is ready within milliseconds;
+``testbed.traffic`` controls it.
 """

@@ -1,4 +1,4 @@
-"""Clients that wait: single dials, held connections, a plain HTTP request."""
+"""Blocking clients: single connections, held connections, an HTTP request."""
 
 import socket
 import time
@@ -7,7 +7,7 @@ from testbed.agent.sockets import PING, Result, Target, answer, failure, open_so
 
 
 def dial(target: Target) -> Result:
-    """Open a connection (or send a datagram) and return what came back."""
+    """Open a connection (or send a datagram) and return the result."""
     began = time.monotonic()
     try:
         sock = open_socket(target)
@@ -47,7 +47,7 @@ class Held:
         self.first = _talk(self._sock, target, time.monotonic())
 
     def check(self, timeout: float) -> Result:
-        """Send a line on the open connection and return what came back."""
+        """Send a line on the open connection and return the result."""
         began = time.monotonic()
         try:
             self._sock.settimeout(timeout)
@@ -61,8 +61,8 @@ class Held:
 
 
 def fetch(address: str, port: int, path: str, timeout: float) -> tuple[int, str]:
-    """A plain HTTP GET: status and body; status 0 with the reason when there is no answer."""
-    # http.client would double the helper's start-up time.
+    """Send an HTTP GET; return status and body, or 0 and the reason without an answer."""
+    # Importing http.client would double the helper's start-up time.
     host = f"[{address}]" if ":" in address else address
     request = f"GET {path} HTTP/1.0\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
     received = bytearray()

@@ -1,4 +1,4 @@
-"""Open-loop load: new connections at a fixed rate, whatever becomes of the earlier ones."""
+"""Open-loop load: new connections at a fixed rate, regardless of earlier ones."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ _IN_PROGRESS = {0, errno.EINPROGRESS}
 
 
 class Attempt:
-    """One connection of a load; ``sock`` is ``None`` once it is over."""
+    """One connection of a load; ``sock`` is ``None`` once it has ended."""
 
     __slots__ = ("began", "sent", "sock")
 
@@ -28,12 +28,11 @@ class Attempt:
 class Load(threading.Thread):
     """Starts ``rate`` connections a second for ``duration`` seconds and records each result.
 
-    ``records`` has one array for each: the monotonic time at its start, then the result as in
-    ``testbed.agent.sockets``.
+    ``records`` has one array per connection: the monotonic time of its start, then the result as
+    in ``testbed.agent.sockets``.
 
-    It makes do with few system calls, of which asking for the time is one in User Mode Linux:
-    each takes some 10 µs there, and hundreds of connections a second should leave time for those
-    who are tested.
+    The loop makes few system calls. In User Mode Linux each takes about 10 µs, reading the clock
+    included, and hundreds of connections a second must leave CPU time for the code under test.
     """
 
     def __init__(self, target: Target, rate: float, duration: float) -> None:
@@ -51,10 +50,10 @@ class Load(threading.Thread):
         self._watched: dict[int, Attempt] = {}
 
     def run(self) -> None:
-        """Make all connections and wait for their ends."""
+        """Start all connections and wait until they have ended."""
         try:
             self._loop()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the owner gets to see it
+        except Exception as error:  # noqa: BLE001 - every error is reported to the owner
             self.error = f"{type(error).__name__}: {error}"
         finally:
             self._epoll.close()
@@ -88,19 +87,19 @@ class Load(threading.Thread):
         except OSError as error:
             self._finish(attempt, failure(error, attempt.sock, time.monotonic() - now))
             return
-        # Once only, and for changes only: closing the socket ends it.
+        # Edge-triggered and registered once; closing the socket removes it.
         self._epoll.register(sock, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
         self._watched[sock.fileno()] = attempt
 
     def _send(self, attempt: Attempt) -> None:
         assert attempt.sock is not None
-        # Where all machines are one, the connection may be there already.
+        # All machines are namespaces of one host, so the connection may be established already.
         with contextlib.suppress(BlockingIOError):
             attempt.sock.send(PING)
             attempt.sent = True
 
     def _expire(self, now: float) -> float:
-        # All attempts have the same time limit: the oldest one is always the next to expire.
+        # All attempts have the same time limit, so the oldest one expires first.
         while self._open:
             attempt = self._open[0]
             if attempt.sock is None:
@@ -108,7 +107,7 @@ class Load(threading.Thread):
             elif attempt.began + self._timeout <= now:
                 self._finish(attempt, ["timed out", now - attempt.began])
             else:
-                # Short naps let stop() be seen soon.
+                # Wake up often enough to notice stop() soon.
                 return min(attempt.began + self._timeout, now + 0.05)
         return now + 0.05
 

@@ -1,8 +1,8 @@
-"""The helper's main loop: servers and the control socket; clients wait in threads.
+"""The helper's main loop: servers and the control socket; clients block in threads.
 
-A request is a line of JSON, ``{"id": 1, "op": "dial", ...}``; its reply, sent when it is done,
-``{"id": 1, "result": ...}`` or ``{"id": 1, "error": "..."}``. The process ends when the other
-end of the control socket goes away, so it never outlives its owner.
+A request is a line of JSON, ``{"id": 1, "op": "dial", ...}``; its reply, sent when it is done, is
+``{"id": 1, "result": ...}`` or ``{"id": 1, "error": "..."}``. The process exits when the other
+end of the control socket is closed, so it never outlives its owner.
 """
 
 import itertools
@@ -22,11 +22,11 @@ Request = dict[str, Any]
 
 
 class LoadError(Exception):
-    """A load came to a bad end."""
+    """A load ended with an unexpected error."""
 
 
 class Agent:
-    """Carries out the requests that come over the control socket."""
+    """Carries out the requests that arrive on the control socket."""
 
     def __init__(self, name: str, control: socket.socket) -> None:
         self._control = control
@@ -37,7 +37,7 @@ class Agent:
         self._held: dict[int, Held] = {}
         self._loads: dict[int, Load] = {}
         self._pending = b""
-        # Servers belong to the main thread; everything else may wait and has its own.
+        # Servers run in the main thread; other operations may block and run in their own.
         self._quick: dict[str, Callable[[Request], Any]] = {
             "serve": self._serve,
             "unserve": self._unserve,
@@ -54,11 +54,11 @@ class Agent:
         }
 
     def run(self) -> None:
-        """Serve until the control socket closes."""
+        """Serve until the control socket is closed."""
         self._selector.register(self._control, selectors.EVENT_READ, self._read)
         while True:
             for key, _ in self._selector.select():
-                # An earlier event of this round may have closed a later one's socket.
+                # Handling an earlier event may have closed this one's socket.
                 if key.fd in self._selector.get_map():
                     key.data()
 
@@ -79,7 +79,7 @@ class Agent:
         reply: dict[str, Any] = {"id": request["id"]}
         try:
             reply["result"] = action(request)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the owner gets to see it
+        except Exception as error:  # noqa: BLE001 - every error is reported to the owner
             reply["error"] = f"{type(error).__name__}: {error}"
         data = json.dumps(reply).encode() + b"\n"
         with self._lock:
@@ -116,6 +116,6 @@ class Agent:
 
 
 def start(arguments: list[str], descriptors: list[int]) -> None:
-    """Be a helper: the argument is its name, the descriptor its control socket."""
+    """Run a helper: the argument is its name, the descriptor its control socket."""
     (name,), (control,) = arguments, descriptors
     Agent(name, socket.socket(fileno=control)).run()

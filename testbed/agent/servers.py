@@ -1,7 +1,7 @@
-"""Echo servers: each line (TCP) or datagram (UDP) is answered with who answers and who asked.
+"""Echo servers: the answer to each line (TCP) or datagram (UDP) names the server and the client.
 
-The answer is one line, ``name|peer address|peer port|what was sent``; a TCP connection stays
-open and answers line after line until the client closes it.
+The answer is one line, ``server name|client address|client port|received line``; a TCP connection
+stays open and answers line after line until the client closes it.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ class Servers:
         self._connections: dict[int, set[socket.socket]] = {}
 
     def open(self, proto: str, port: int, addresses: Iterable[str] = ()) -> None:
-        """Serve on a port, on all addresses of both families unless some are given."""
+        """Serve on a port, by default on all addresses of both families."""
         if (proto, port) in self._listening:
             return
         socks = [self._listen(proto, address, port) for address in (tuple(addresses) or _ANY)]
         self._listening[proto, port] = socks
 
     def close(self, proto: str, port: int, *, established: bool) -> None:
-        """Stop serving on a port; TCP connections live on unless ``established``."""
+        """Stop serving on a port; close its TCP connections if ``established``."""
         for sock in self._listening.pop((proto, port), []):
             self._selector.unregister(sock)
             sock.close()
@@ -58,7 +58,7 @@ class Servers:
         return sock
 
     def _accept(self, listener: socket.socket, port: int) -> None:
-        with contextlib.suppress(OSError):  # none left, or gone before we looked
+        with contextlib.suppress(OSError):  # no client is waiting any longer
             while True:
                 sock, peer = listener.accept()
                 self._connections.setdefault(port, set()).add(sock)

@@ -1,4 +1,4 @@
-"""What a client does with one socket: make it, read a result, name an error.
+"""Creates client sockets, and translates their answers and errors into results.
 
 Results travel as short JSON arrays: ``["answer", seconds, server, source, source port]``,
 ``["refused", seconds, "icmp" | "reset"]``, ``["timed out", seconds]``,
@@ -31,14 +31,14 @@ _UNREACHABLE = {
 }
 _BROKEN = {errno.ECONNRESET: "reset", errno.EPIPE: "reset"}
 
-# A UDP source port that comes back too soon still belongs to the old flow in the servers'
-# connection tracking. Going round all ports keeps every datagram a new flow for long enough.
+# A UDP source port that is reused too soon still belongs to an old flow in connection tracking.
+# Cycling through all ports makes every datagram a new flow.
 _udp_ports = itertools.cycle(range(10240, 65000))
 _udp_lock = threading.Lock()
 
 
 def open_socket(target: Target, *, blocking: bool = True) -> socket.socket:
-    """Make the socket for a target, bound to its source if it names one."""
+    """Create the socket for a target, bound to its source if it has one."""
     address = str(target["address"])
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     udp = target["proto"] == "udp"
@@ -47,13 +47,13 @@ def open_socket(target: Target, *, blocking: bool = True) -> socket.socket:
     try:
         _bind(sock, str(target.get("source_address", "")), int(target.get("source_port", 0)), udp)
         if not udp and not target.get("hold"):
-            # The error queue tells an ICMP error from a reset.
+            # The error queue distinguishes an ICMP error from a reset.
             if family == socket.AF_INET:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
             else:
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
             if target.get("source_port"):
-                # Ends with a reset: TIME_WAIT would keep the port from being used again.
+                # Close with a reset: TIME_WAIT would prevent reuse of the port.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     except BaseException:
         sock.close()
@@ -65,7 +65,7 @@ def _bind(sock: socket.socket, address: str, port: int, udp: bool) -> None:  # n
     if port or (address and not udp):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if not port:
-            # A port taken now might be one that an earlier connection to the target still has.
+            # Let connect() choose a port that no earlier connection to the target still uses.
             sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
         sock.bind((address, port))
     elif udp:
@@ -82,16 +82,16 @@ def _bind(sock: socket.socket, address: str, port: int, udp: bool) -> None:  # n
 
 
 def answer(line: bytes, seconds: float) -> Result:
-    """The result that an echo server's line stands for."""
+    """Return the result for an echo server's line."""
     server, source, port = line.decode().split("|")[:3]
     return ["answer", seconds, server, source, int(port)]
 
 
 def failure(error: OSError, sock: socket.socket | None, seconds: float) -> Result:
-    """The result that an error stands for.
+    """Return the result for an error.
 
     Raises:
-        OSError: the error is about the test's own set-up, not about the network.
+        OSError: the error is not a result of the network but of the test's set-up.
     """
     if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
         return ["timed out", seconds]
@@ -105,8 +105,8 @@ def failure(error: OSError, sock: socket.socket | None, seconds: float) -> Resul
 
 
 def _rejected(sock: socket.socket | None) -> bool:
-    # To a sender on the very machine that rejects, Linux says EPERM, as for DROP; only then
-    # comes the ICMP error, as the socket's pending error.
+    # If the sender's own machine rejects a packet, Linux returns EPERM, as for DROP; the ICMP
+    # error follows as the socket's pending error.
     return (
         sock is not None
         and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED

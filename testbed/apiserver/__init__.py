@@ -1,1 +1,1 @@
-"""An API server over real HTTP that lists and watches as a real one, and fails on demand."""
+"""A fake API server over real HTTP: lists and watches like the real one, and fails on demand."""

@@ -1,4 +1,4 @@
-"""One request to the fake API server and the answer to it."""
+"""Answers one request to the fake API server."""
 
 import gzip
 import json
@@ -21,25 +21,25 @@ _BATCH = 256 * 1024
 
 @dataclass
 class Behaviour:
-    """What the server can and will do; tests change it while it runs."""
+    """Features and faults of the server; tests change them while it runs."""
 
-    watch_list: bool = True  # know sendInitialEvents; otherwise answer 422 to it
-    ignore_watch_list: bool = False  # take sendInitialEvents for nothing, as very old servers
-    field_selectors: bool = True  # know spec.clusterIP as a field; otherwise answer 400 to it
-    gone_as_event: bool = True  # tell a watch that is too old by an event; otherwise by HTTP 410
+    watch_list: bool = True  # support sendInitialEvents; otherwise answer it with 422
+    ignore_watch_list: bool = False  # ignore sendInitialEvents, as very old servers do
+    field_selectors: bool = True  # support spec.clusterIP as a field; otherwise answer with 400
+    gone_as_event: bool = True  # report "too old" to a watch by an event; otherwise by HTTP 410
     bookmark_seconds: float = 60.0
-    watch_seconds: float | None = None  # end watches after this time, whatever they ask for
-    token: str | None = None  # ask for this bearer token
+    watch_seconds: float | None = None  # end watches after this time, whatever they request
+    token: str | None = None  # require this bearer token
     delay: float = 0.0  # wait before answering any request
-    stall: bool = False  # send nothing at all: the connection is dead without being closed
-    refused: dict[str, int] = field(default_factory=dict)  # answer requests for a kind so
+    stall: bool = False  # send nothing at all, but keep connections open
+    refused: dict[str, int] = field(default_factory=dict)  # the status of requests for a kind
     status: int = 0  # answer every request with this HTTP status
-    body: bytes | None = None  # answer what is not refused with status 200 and this
-    body_headers: bytes = b""  # with these further header lines
+    body: bytes | None = None  # answer requests that are not refused with 200 and this body
+    body_headers: bytes = b""  # additional header lines for that body
     compact_between_pages: bool = False  # let the token of a page expire before the next
-    compress: bool = True  # gzip big lists for clients that take it
-    answers: dict[str, bytes] = field(default_factory=dict)  # answer requests for a kind with this
-    padding: int = 0  # so many spaces in front of every list: compressed, a bomb
+    compress: bool = True  # gzip large lists for clients that accept it
+    answers: dict[str, bytes] = field(default_factory=dict)  # the body for requests for a kind
+    padding: int = 0  # the number of spaces before every list: compressed, a gzip bomb
     trickle: float = 0.0  # a pause after every byte of a list
 
 
@@ -62,12 +62,12 @@ class Received:
 
 
 @dataclass(eq=False)
-class Connection:
-    """A connection that another thread may declare dead."""
+class ApiConnection:
+    """A client's connection, which another thread may mark as dead."""
 
     sock: socket.socket
     dead: bool = False
-    mute: bool = False  # half-open: nothing is sent any more, and it is not closed either
+    mute: bool = False  # half-open: nothing more is sent, but it is not closed
     sent: int = 0
     thread: threading.Thread = field(default_factory=threading.Thread)
 
@@ -82,7 +82,7 @@ def read_request(reader: BinaryIO) -> Received | None:
     while (header := reader.readline().strip()) != b"":
         name, _, value = header.decode("latin-1").partition(":")
         headers[name.lower()] = value.strip()
-    # Nothing is made of a body, but the next request comes behind it.
+    # Skip the body: the next request follows it.
     reader.read(int(headers.get("content-length") or 0))
     query = dict(parse_qsl(target.query, keep_blank_values=True))
     method = line.split()[0].decode()
@@ -93,7 +93,7 @@ class Exchange:
     """Answers one request on a connection."""
 
     def __init__(
-        self, store: Store, behaviour: Behaviour, connection: Connection, request: Received
+        self, store: Store, behaviour: Behaviour, connection: ApiConnection, request: Received
     ) -> None:
         self._store = store
         self._behaviour = behaviour
@@ -104,10 +104,10 @@ class Exchange:
         )
 
     def answer(self) -> None:
-        """Send the whole answer; a watch's takes as long as the watch.
+        """Send the whole answer; for a watch, this returns when the watch ends.
 
         Raises:
-            OSError: the connection is cut, by either side.
+            OSError: either side has closed the connection.
         """
         if self._behaviour.delay:
             time.sleep(self._behaviour.delay)
@@ -194,7 +194,7 @@ class Exchange:
         return version
 
     def _follow(self, table: Table, version: int) -> None:
-        """Send events as they come, and a bookmark when none has come for a while."""
+        """Send events when they happen, and a bookmark after a while without events."""
         seconds = self._behaviour.watch_seconds or float(self._request.query["timeoutSeconds"])
         ends = time.monotonic() + seconds
         bookmark_at = time.monotonic() + self._behaviour.bookmark_seconds
@@ -221,7 +221,7 @@ class Exchange:
                 self._send_events([("BOOKMARK", _bookmark(table, version, end=False))])
 
     def _quiet_version(self, table: Table, version: int) -> int:
-        """Give the version up to which this table certainly has no event left to send."""
+        """Return the version up to which all events of this table have been sent."""
         now = self._store.version
         with table.changed:
             behind = table.events and table.events[-1].version > version
@@ -294,4 +294,4 @@ def _bookmark(table: Table, version: int, *, end: bool) -> bytes:
     return json.dumps(obj).encode()
 
 
-__all__ = ["Behaviour", "Connection", "Exchange", "Received", "Stored", "read_request"]
+__all__ = ["ApiConnection", "Behaviour", "Exchange", "Received", "Stored", "read_request"]

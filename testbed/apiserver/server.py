@@ -1,8 +1,8 @@
-"""An API server over real sockets, small enough to be told to fail in every way there is.
+"""A fake API server on real sockets, with faults that tests switch on and off.
 
 It serves lists (paged), watches (bookmarks, WatchList) and 410s like the real one, from bytes
-encoded once; a change reaches the open watches at once. Faults are plain attributes and methods:
-``stall``, ``delay``, ``cut()``, ``outage()``/``restore()``, ``compact()``, ``token``.
+that are encoded once; changes reach open watches immediately. Faults are plain attributes and
+methods: ``stall``, ``delay``, ``cut()``, ``outage()``/``restore()``, ``compact()``, ``token``.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from testbed.apiserver.exchange import Behaviour, Connection, Exchange, Received, read_request
+from testbed.apiserver.exchange import ApiConnection, Behaviour, Exchange, Received, read_request
 from testbed.apiserver.store import Store
 
 
 class FakeApiServer:
-    """A server to start, fill with objects, follow with a client, and maltreat."""
+    """A fake API server; as a context manager it is started and stopped."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class FakeApiServer:
         self.tls = tls
         self._listener: socket.socket | None = None
         self._accepting: threading.Thread | None = None
-        self._connections: set[Connection] = set()
+        self._connections: set[ApiConnection] = set()
         self._sent = 0
         self._lock = threading.Lock()
 
@@ -59,19 +59,21 @@ class FakeApiServer:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL at which it listens."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
     def stop(self) -> None:
-        """Close everything."""
+        """Close the listener and all connections."""
         self.outage()
 
     def put(self, obj: dict[str, Any], body: bytes | None = None) -> int:
-        """Create or replace an object and give its resourceVersion.
+        """Create or replace an object; return its resourceVersion.
 
-        ``body`` is sent instead of the object's JSON, with the resourceVersion in place of
-        ``@VERSION@``.
+        Args:
+            obj: the object.
+            body: bytes to send instead of the object's JSON, in which ``@VERSION@`` is replaced
+                by the resourceVersion.
         """
         if body is None:
             return self.store.put(obj)
@@ -83,13 +85,13 @@ class FakeApiServer:
         return self.store.put(obj, encode)
 
     def mute(self) -> None:
-        """Send nothing more on the present connections and leave them open: no FIN, no RST."""
+        """Send nothing more on existing connections and keep them open: no FIN, no RST."""
         with self._lock:
             for connection in self._connections:
                 connection.mute = True
 
     def unmute(self) -> None:
-        """Close the connections that ``mute`` left open."""
+        """Close the connections that ``mute`` has kept open."""
         with self._lock:
             muted = [connection for connection in self._connections if connection.mute]
         for connection in muted:
@@ -104,15 +106,15 @@ class FakeApiServer:
             self.store.put(obj)
 
     def delete(self, kind: str, namespace: str, name: str) -> int:
-        """Delete an object; return the resource version of that."""
+        """Delete an object; return the resource version of the deletion."""
         return self.store.delete(kind, namespace, name)
 
     def compact(self) -> None:
-        """Forget all events so far: watches from older versions get 410."""
+        """Discard all events so far: watches from older versions get 410."""
         self.store.compact()
 
     def count(self, kind: str, verb: str) -> int:
-        """Tell how many lists or watches of a kind were asked for."""
+        """Return how many lists or watches of a kind were requested."""
         return sum(1 for request in self.received if (request.kind, request.verb) == (kind, verb))
 
     @property
@@ -122,7 +124,7 @@ class FakeApiServer:
             return self._sent + sum(connection.sent for connection in self._connections)
 
     def cut(self) -> None:
-        """Cut all connections and wait until the server has noticed; new ones are welcome."""
+        """Cut all connections and wait for their threads; accept new connections."""
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
@@ -134,7 +136,7 @@ class FakeApiServer:
             connection.thread.join(5)
 
     def outage(self) -> None:
-        """Refuse connections from now on, and cut those there are."""
+        """Stop listening, and cut all connections."""
         if self._listener is not None:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)
@@ -146,11 +148,11 @@ class FakeApiServer:
         self.cut()
 
     def restore(self) -> None:
-        """End an outage, on the same port."""
+        """Listen again, on the same port."""
         self._listen()
 
     def write_kubeconfig(self, path: Path, *, user: dict[str, Any] | None = None) -> Path:
-        """Write a kubeconfig for this server; its user has the token, or what is given."""
+        """Write a kubeconfig for this server; ``user`` replaces the user with the token."""
         if user is None:
             user = {"token": self.behaviour.token} if self.behaviour.token else {}
         config = {
@@ -182,7 +184,7 @@ class FakeApiServer:
             except OSError:
                 return
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(sock)
+            connection = ApiConnection(sock)
             connection.thread = threading.Thread(
                 target=self._serve, args=(connection,), name="fake-api", daemon=True
             )
@@ -190,7 +192,7 @@ class FakeApiServer:
                 self._connections.add(connection)
                 connection.thread.start()
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve(self, connection: ApiConnection) -> None:
         try:
             if self.tls is not None:
                 connection.sock = self.tls.wrap_socket(connection.sock, server_side=True)
@@ -199,7 +201,7 @@ class FakeApiServer:
                     self.received.append(request)
                     Exchange(self.store, self.behaviour, connection, request).answer()
         except OSError:
-            pass  # the other side, or a test, has cut the connection
+            pass  # the client or a test has cut the connection
         finally:
             connection.sock.close()
             with self._lock:

@@ -1,4 +1,4 @@
-"""What an API server keeps: objects, resourceVersions, and the events a watch can resume from."""
+"""The fake API server's storage: objects, resourceVersions, and events for resuming watches."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ _SNAPSHOTS = 12
 
 @dataclass(frozen=True)
 class Resource:
-    """How one kind appears in the API."""
+    """The API resource of one kind."""
 
     kind: str
     api_version: str
@@ -50,7 +50,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Event:
-    """A change: the object before and after it (``None`` where there is none)."""
+    """A change: the object before and after it (``None`` if it did not or does not exist)."""
 
     version: int
     before: Stored | None
@@ -59,7 +59,7 @@ class Event:
 
 @dataclass
 class Table:
-    """The objects and events of one kind; ``changed`` is notified of every event."""
+    """The objects and events of one kind; ``changed`` is notified on every event."""
 
     resource: Resource
     objects: dict[Key, Stored] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Selector:
 
     @classmethod
     def parse(cls, labels: str, fields: str) -> "Selector":
-        """Read ``!label`` terms and ``path=value`` or ``path!=value`` terms."""
+        """Parse ``!label`` terms and ``path=value`` or ``path!=value`` terms."""
         absent = tuple(term.removeprefix("!") for term in labels.split(",") if term)
         terms = []
         for term in filter(None, fields.split(",")):
@@ -87,7 +87,7 @@ class Selector:
         return cls(absent, tuple(terms))
 
     def matches(self, stored: Stored | None) -> bool:
-        """Whether an object is selected; none is not."""
+        """Return whether an object is selected; ``None`` is not."""
         if stored is None:
             return False
         labels = (stored.obj.get("metadata") or {}).get("labels") or {}
@@ -121,7 +121,7 @@ class Store:
 
         Args:
             obj: the object.
-            encode: makes the bytes that clients get; a hostile one may make any bytes.
+            encode: returns the bytes that clients receive; malformed ones for hostile objects.
         """
         table = self.tables[obj["kind"]]
         with self._lock:
@@ -138,7 +138,7 @@ class Store:
         return version
 
     def delete(self, kind: str, namespace: str, name: str) -> int:
-        """Delete an object; return the resource version of that."""
+        """Delete an object; return the resource version of the deletion."""
         table = self.tables[kind]
         with self._lock:
             self._version += 1
@@ -150,7 +150,7 @@ class Store:
         return version
 
     def compact(self) -> None:
-        """Forget all events: watches and continue tokens from before are answered with 410."""
+        """Discard all events: older watches and continue tokens are answered with 410."""
         with self._lock:
             for table in self.tables.values():
                 with table.changed:
@@ -159,9 +159,9 @@ class Store:
                     table.changed.notify_all()
 
     def trim(self, keep: int) -> None:
-        """Forget all but the last ``keep`` events of each kind, as etcd's compaction does.
+        """Discard all but the last ``keep`` events of each kind, like etcd's compaction.
 
-        A watch that has not had all of the forgotten events ends with a 410.
+        A watch that has not received all discarded events ends with a 410.
         """
         for table in self.tables.values():
             with table.changed:
@@ -180,22 +180,22 @@ class Store:
                 table.objects[new.key] = _at(new, table.objects[new.key].version)
 
     def advance(self) -> None:
-        """Let time pass: what has been read so far is too old now."""
+        """Increase the resource version, so that everything read so far is outdated."""
         with self._lock:
             self._version += 1
         self.compact()
 
     def wake(self) -> None:
-        """Let every watch look whether it is still wanted."""
+        """Wake all watches to check whether they should end."""
         for table in self.tables.values():
             with table.changed:
                 table.changed.notify_all()
 
     def snapshot(self, kind: str, selector: Selector, version: int = 0) -> tuple[int, list[Stored]]:
-        """Give a version and what matches, in the order of keys as etcd's.
+        """Return a version and the matching objects, ordered by key as in etcd.
 
-        With a ``version`` of an earlier snapshot that snapshot is given again: pages of one list
-        are of one state.
+        With the ``version`` of an earlier snapshot, that snapshot is returned again: all pages of
+        a list show the same state.
         """
         with self._lock, self.tables[kind].changed:
             if version and (kind, version) in self._snapshots:
@@ -208,12 +208,12 @@ class Store:
 
 
 def translate(event: Event, selector: Selector) -> tuple[str, Stored] | None:
-    """Say what a change is to a watch with this selector: leaving the selection is a deletion."""
+    """Return a change as a watch with this selector sees it; no longer matching is a deletion."""
     was, matches = selector.matches(event.before), selector.matches(event.after)
     if matches and event.after is not None:
         return ("MODIFIED" if was else "ADDED"), event.after
     if was and event.before is not None:
-        # As the API server has it: the object as the watch knew it, at the version of the change.
+        # As in the API server: the object before the change, with the version of the change.
         return "DELETED", event.before if event.after is None else _at(event.before, event.version)
     return None
 

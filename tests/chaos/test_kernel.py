@@ -226,7 +226,7 @@ def test_beside_a_running_kube_proxy_of_another_mode(scene: Scene) -> None:
     rules = KubeProxyRules(scene.world.node.netns, "nft", offered)
     with (
         scene.trouble("beside kube-proxy in iptables mode for 20 s", Limits(lines=400)),
-        _again_and_again(rules.lay, 2.0),
+        _again_and_again(rules.install, 2.0),
     ):
         for _ in range(20):
             scene.world.apply(scene.world.population.change(scene.world.churn_chance))
@@ -246,7 +246,7 @@ def test_beside_a_running_kube_proxy_of_the_same_mode(scene: Scene) -> None:
     limits = Limits(failing=bound + 60, lines=600, recovered=FAR)
     with (
         scene.trouble("beside kube-proxy in iptables mode for 20 s", limits),
-        _again_and_again(rules.lay, 3.0),
+        _again_and_again(rules.install, 3.0),
     ):
         time.sleep(20)
     _end_of_kube_proxy(scene)

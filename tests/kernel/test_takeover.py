@@ -281,11 +281,11 @@ def machine(cluster: Cluster, folder: Path) -> Iterator[Machine]:
 @pytest.mark.parametrize(("theirs", "ours"), [*itertools.product(MODES, MODES), *IPVS_PAIRS])
 def test_takeover_and_rollback(machine: Machine, theirs: str, ours: str) -> None:
     rules = machine.kube_proxy(theirs)
-    rules.lay()
+    rules.install()
     with machine.traffic() as held:
         with machine.daemon(ours) as daemon:
             machine.wait_only(ours, daemon, held if theirs == "ipvs" else None)
-        rules.lay()
+        rules.install()
         if ours == "nftables":
             # kube-proxy knows nothing of our table: docs say to delete it once kube-proxy serves.
             for family in ("ip", "ip6"):
@@ -299,7 +299,7 @@ def test_what_only_kube_proxys_ipvs_mode_served_goes(machine: Machine) -> None:
         Offered("gone", vip, 80, NODE_PORT + 1, [], 8080)
         for vip in ("10.96.0.99", "fd00:10:96::99")
     ]
-    machine.kube_proxy_ipvs("legacy", *gone).lay()
+    machine.kube_proxy_ipvs("legacy", *gone).install()
     assert all(o.vip in machine.ipvs_remains() for o in gone)
     with machine.daemon("ipvs"):
         for o in gone:
@@ -338,7 +338,7 @@ def test_every_change_of_our_own_mode_with_ipvs(machine: Machine) -> None:
 def test_ipvs_modes_rules_go(machine: Machine, mode: str) -> None:
     """Its chains share names with iptables mode's: those stay where they are in use."""
     for variant in ("nft", "legacy"):
-        machine.kube_proxy_ipvs(variant).lay_rules()
+        machine.kube_proxy_ipvs(variant).install_rules()
     # This kernel has no dummy links; what counts is the name.
     machine.space.run("ip", "link", "add", IPVS_DEVICE, "type", "bridge")
     with machine.daemon(mode):
@@ -363,8 +363,8 @@ def test_cleanup_leaves_nothing_of_any_mode_and_others_alone(machine: Machine) -
     machine.space.run("nft", "add", "table", "ip", "others")
     machine.space.run("ipset", "create", "OTHERS", "hash:ip")
     for theirs in MODES:
-        machine.kube_proxy(theirs).lay()
-        machine.kube_proxy_ipvs("legacy" if theirs == "legacy" else "nft").lay_rules()
+        machine.kube_proxy(theirs).install()
+        machine.kube_proxy_ipvs("legacy" if theirs == "legacy" else "nft").install_rules()
     for ours in MODES:
         with machine.daemon(ours):
             pass
@@ -393,7 +393,7 @@ def test_cleanup_makes_no_legacy_tables(cluster: Cluster) -> None:
 
 def test_a_failed_removal_is_told_and_tried_again(machine: Machine, folder: Path) -> None:
     """A foreign rule that uses one of the ipsets keeps it; when the rule goes, the set goes."""
-    machine.kube_proxy_ipvs("nft").lay_rules()
+    machine.kube_proxy_ipvs("nft").install_rules()
     rule = ["FORWARD", "-m", "set", "--match-set", "KUBE-CLUSTER-IP", "dst,dst", "-j", "DROP"]
     machine.space.run("iptables-nft", "-A", *rule)
     with Daemon(

@@ -1,10 +1,10 @@
-"""The process that others are forked from: one Python that has loaded their code already.
+"""The fork server's process: a Python that has imported a module and forks itself on request.
 
 The first argument is the descriptor of its socket, the second a module with a function ``start``.
-A request there is a JSON array of strings, with file descriptors: the network namespace that the
-new process is to live in, and what else ``start(arguments, descriptors)`` expects. The answer is
-``[process id]``; when that process ends, ``[process id, exit status]`` follows. It ends itself
-when the other end of the socket goes away.
+A request is a JSON array of strings with file descriptors: that of the network namespace in which
+the new process shall run, and further ones that ``start(arguments, descriptors)`` expects. The
+reply is ``[process id]``; when that process exits, ``[process id, exit status]`` follows. The
+server exits when the other end of the socket is closed.
 """
 
 import contextlib
@@ -27,21 +27,21 @@ Start = Callable[[list[str], list[int]], None]
 
 
 def main() -> None:
-    """Serve requests until nobody is left to make any."""
+    """Serve requests until the other end of the socket is closed."""
     requests = socket.socket(fileno=int(sys.argv[1]))
     start: Start = import_module(sys.argv[2]).start
-    # What is there stays; children need not copy it to look for garbage in it.
+    # Exclude imported objects from collections, so that children do not copy their pages.
     gc.collect()
     gc.freeze()
-    wake, waker = socket.socketpair()
-    waker.setblocking(False)  # noqa: FBT003 - the only way to say it
-    signal.set_wakeup_fd(waker.fileno())
+    wakeup_r, wakeup_w = socket.socketpair()
+    wakeup_w.setblocking(False)  # noqa: FBT003 - setblocking has no keyword
+    signal.set_wakeup_fd(wakeup_w.fileno())
     signal.signal(signal.SIGCHLD, lambda *_: None)
     while True:
-        ready, _, _ = select.select([requests, wake], [], [])
-        if wake in ready:
-            wake.recv(_BYTES)
-            _bury(requests)
+        ready, _, _ = select.select([requests, wakeup_r], [], [])
+        if wakeup_r in ready:
+            wakeup_r.recv(_BYTES)
+            _reap(requests)
         if requests in ready:
             message, descriptors, _, _ = socket.recv_fds(requests, _BYTES, _DESCRIPTORS)
             if not message:
@@ -54,16 +54,16 @@ def main() -> None:
             _send(requests, [child])
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for own in (requests, wake, waker):
+    for own in (requests, wakeup_r, wakeup_w):
         own.close()
-    # Ctrl-C at the terminal is for the one who cleans up, not for them.
+    # Only the main process handles Ctrl-C at the terminal; it ends the others.
     os.setsid()
     enter(descriptors[0])
     os.close(descriptors[0])
     start(json.loads(message), descriptors[1:])
 
 
-def _bury(requests: socket.socket) -> None:
+def _reap(requests: socket.socket) -> None:
     with contextlib.suppress(ChildProcessError):
         while True:
             child, status = os.waitpid(-1, os.WNOHANG)
