@@ -1,1 +1,1 @@
-"""Fault injection: the soak (``./dev soak``) and what ``tests/chaos`` (``./dev chaos``) shares with it."""
+"""Fault injection for the soak (``./dev soak``) and for ``tests/chaos`` (``./dev chaos``)."""

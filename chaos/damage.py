@@ -1,4 +1,4 @@
-"""What the soak does to the daemon's rules, as another root process on the node might."""
+"""Damages the daemon's rules, as another root process on the node might."""
 
 import json
 import random
@@ -15,12 +15,12 @@ _FAMILIES = {4: "ip", 6: "ip6"}
 
 
 def _nft(world: World, *words: str) -> None:
-    """Run nft; it may fail, because the daemon may have deleted the object already."""
+    """Run nft; ignore failures, because the daemon may have deleted the object meanwhile."""
     world.node.netns.run("nft", *words, check=False)
 
 
 def listed(world: World, family: int) -> list[dict[str, Any]]:
-    """The objects of our table with their handles, as ``nft -j`` lists them."""
+    """Return the objects of svcproxy's table with their handles, as ``nft -j`` lists them."""
     done = world.node.netns.run(
         "nft", "-j", "-a", "list", "table", _FAMILIES[family], TABLE, check=False
     )
@@ -78,7 +78,7 @@ def _delete_element(world: World, chance: random.Random) -> None:
 
 
 def _key(element: Any) -> str:
-    """The key of an element as ``nft -j`` gives it, in nft's own words."""
+    """Convert the key of an element from nft's JSON to nft's syntax."""
     if isinstance(element, list):  # of a map: key and value
         element = element[0]
     if isinstance(element, dict) and "elem" in element:
@@ -97,7 +97,7 @@ def _flush_set(world: World, chance: random.Random) -> None:
 
 
 def _intrude(world: World, chance: random.Random) -> None:
-    """Insert a foreign rule into one of our chains."""
+    """Insert a rule into one of svcproxy's chains."""
     if found := _some(world, chance, "chain"):
         family, chain = found
         _nft(world, "insert", "rule", family, TABLE, chain["name"], "counter", "return")
@@ -112,7 +112,7 @@ def _iptables(world: World, family: int, *words: str) -> None:
 
 
 def _chains(world: World, family: int, table: str) -> dict[str, int]:
-    """Our chains with the number of their rules."""
+    """Return svcproxy's chains with the number of their rules."""
     program = f"{'iptables' if family == 4 else 'ip6tables'}-{world.settings.variant}-save"
     saved = world.node.netns.run(program, "-t", table, check=False).stdout
     found: dict[str, int] = {}

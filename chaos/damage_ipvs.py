@@ -1,4 +1,4 @@
-"""What another root process on the node may do to the rules of IPVS mode."""
+"""Damages the objects of IPVS mode, as another root process on the node might."""
 
 import random
 
@@ -11,12 +11,12 @@ _SERVICE = {"TCP": "-t", "UDP": "-u", "SCTP": "-q"}
 
 
 def _run(world: World, *words: str) -> str:
-    """Run a program; the daemon may have been quicker, so that a failure does not matter."""
+    """Run a program; ignore failures, because the daemon may have changed the object meanwhile."""
     return world.node.netns.run(*words, check=False).stdout
 
 
 def _virtual_servers(world: World) -> list[tuple[str, ...]]:
-    """The virtual servers, as words of ``ipvsadm``."""
+    """Return the virtual servers as arguments of ``ipvsadm``."""
     lines = _run(world, "ipvsadm", "-L", "-n").splitlines()
     words = [line.split() for line in lines]
     return [(_SERVICE[w[0]], w[1]) for w in words if w and w[0] in _SERVICE]

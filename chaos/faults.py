@@ -1,4 +1,4 @@
-"""What the soak does to the API server, to the daemon, to the node and to the daemon's ports."""
+"""Faults of the API server, the daemon, the node, and clients of the daemon's ports."""
 
 import contextlib
 import random
@@ -24,16 +24,16 @@ GARBAGE = (
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong.
+    """A fault to inject.
 
     Attributes:
         name: its name.
-        strike: makes it go wrong, and right again; returns when that is over.
-        weight: how often it happens, relative to the others.
-        damages: whether rules are damaged, so that connections may fail until the repair.
+        strike: injects the fault, removes it again, and returns.
+        weight: how often it is chosen, relative to the others.
+        damages: whether it damages rules, so that connections may fail until the repair.
         kills: whether it ends the daemon.
-        seconds: how long it takes, about.
-        modes: in which variants there is such a thing; empty for all.
+        seconds: about how long it takes.
+        modes: the variants to which it applies; empty for all.
     """
 
     name: str
@@ -81,7 +81,7 @@ def _stall(world: World, chance: random.Random) -> None:
 
 
 def _half_open(world: World, _chance: random.Random) -> None:
-    """Make the present connections silent without closing them; new ones work."""
+    """Make existing connections silent without closing them; new connections work."""
     world.server.mute()
 
 
@@ -98,7 +98,7 @@ def _errors(world: World, chance: random.Random) -> None:
 
 
 def _garbage(world: World, chance: random.Random) -> None:
-    # Without the streaming list it is the answer to a plain list.
+    # Without WatchList, the garbage is the answer to a list.
     with _behaving(world, body=chance.choice(GARBAGE), watch_list=chance.random() < 0.5):
         world.server.store.trim(0)
         world.server.cut()
@@ -150,7 +150,7 @@ def _suspend(world: World, chance: random.Random) -> None:
 
 
 def _event_flood(world: World, _chance: random.Random) -> None:
-    """Cause tens of thousands of foreign nftables events within two seconds."""
+    """Cause tens of thousands of nftables events of another table within two seconds."""
     rules = "\n".join(
         f"add rule ip flood c ip saddr 10.99.{n // 250}.{n % 250} accept" for n in range(4000)
     )
@@ -161,7 +161,7 @@ def _event_flood(world: World, _chance: random.Random) -> None:
 
 
 def _addresses(world: World, _chance: random.Random) -> None:
-    """Addresses of the node come and go."""
+    """Add and remove addresses of the node."""
     lines = [f"10.98.{n // 250}.{n % 250 + 1}/32" for n in range(300)]
     netns.ip_batch((f"addr add {line} dev lo" for line in lines), world.node.netns.name)
     world.stopping.wait(2.0)
@@ -169,7 +169,7 @@ def _addresses(world: World, _chance: random.Random) -> None:
 
 
 def _flows(world: World, _chance: random.Random) -> None:
-    """Thousands of UDP flows, each with an entry in the table of connections."""
+    """Create thousands of UDP flows, each with a conntrack entry."""
     service = next((s for s in world.population.slots if s.udp and 4 in s.families), None)
     address = service.vip(4) if service is not None else "10.96.0.21"
     load = world.cluster.client.traffic.load("udp", address, 53, rate=800, duration=4, timeout=1.0)
@@ -189,7 +189,7 @@ REQUESTS = (
     b"GET /healthz HTTP/9.9\r\n\r\n",
     b"GET /healthz HTTP/1.1\r\nHost: x\r\n",
 )
-"""Requests from unknown clients: too long, too many headers, malformed, and one that never ends."""
+"""Bad requests: too long, with too many headers, malformed, and one without an end."""
 
 
 def _http_abuse(world: World, chance: random.Random) -> None:

@@ -1,10 +1,10 @@
 """Hostile objects: none of them may affect any other object.
 
-A real API server accepts some of them from any client that may create a Service; others only a
-broken or hostile API server returns. The soak and tests/chaos add them during churn, among faults.
-Single cases with exact expectations: tests/http/test_hostile.py (decoding, over HTTP),
-tests/kernel/test_hostile_names.py and test_hostile_texts.py (rules), tests/e2e/test_hostile.py (what
-a real API server accepts).
+A real API server accepts some of them from any client that may create a Service; others can come
+only from a broken or hostile API server. The soak and tests/chaos add them during churn and faults.
+Tests of single objects: tests/http/test_hostile.py (decoding, over HTTP),
+tests/kernel/test_hostile_names.py and test_hostile_texts.py (rules), tests/e2e/test_hostile.py
+(which of them a real API server accepts).
 """
 
 import json
@@ -23,7 +23,7 @@ _ADDRESS = "10.96.200.{}"
 
 
 def plain(obj: dict[str, Any]) -> bytes:
-    """JSON as an API server writes it."""
+    """Encode an object as an API server does."""
     return json.dumps(obj).encode()
 
 

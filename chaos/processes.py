@@ -1,4 +1,4 @@
-"""Memory, descriptors and threads of a process, and whether they stay constant."""
+"""Samples memory, descriptors and threads of processes, and checks that they stay constant."""
 
 import contextlib
 import statistics
@@ -24,7 +24,7 @@ class Sample:
 
 
 def sample(pid: int) -> Sample | None:
-    """Look at a process; ``None`` if it is not there."""
+    """Sample a process; ``None`` if it does not exist."""
     folder = Path("/proc", str(pid))
     try:
         status = dict(
@@ -45,7 +45,7 @@ def sample(pid: int) -> Sample | None:
 
 @dataclass
 class Generation:
-    """One process of the daemon, from its start to its end."""
+    """One process of the daemon, from start to exit."""
 
     pid: int
     began: float
@@ -55,21 +55,21 @@ class Generation:
 
     @property
     def seconds(self) -> float:
-        """How long it was seen."""
+        """The time between the first and the last sample."""
         return self.samples[-1].at - self.began if self.samples else 0.0
 
     def scrape(self, daemon: Daemon) -> None:
-        """Keep what /metrics says now; the last is what counts."""
+        """Store the current metrics; the last ones of a process are used."""
         with contextlib.suppress(DaemonError):
             self.metrics = daemon.metrics()
 
 
 @dataclass(frozen=True)
 class Steady:
-    """What of a generation changed after its warm-up; a verdict on its memory.
+    """How the resources of a process changed after its warm-up.
 
     Memory is compared by medians of the first and the last quarter of the time after warm-up,
-    descriptors and threads by minima: those are what remains when no request is being served.
+    descriptors and threads by minima: their number while no request is being served.
     """
 
     seconds: float
@@ -83,15 +83,15 @@ class Steady:
 
     @property
     def growth(self) -> float:
-        """How much of the memory after warm-up came in addition."""
+        """The growth of memory, relative to that after warm-up."""
         return (self.end_mb - self.warm_mb) / self.warm_mb
 
 
 def steady(generation: Generation, warm_up: float) -> Steady | None:
-    """Compare the begin of a generation's life after ``warm_up`` seconds with its end.
+    """Compare the resources of a process after ``warm_up`` seconds with those at its end.
 
     Returns:
-        The comparison, or ``None`` when it did not live long enough for one.
+        The comparison, or ``None`` if the process did not run long enough.
     """
     samples = [s for s in generation.samples if s.at >= generation.began + warm_up]
     quarter = len(samples) // 4

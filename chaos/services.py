@@ -1,9 +1,9 @@
-"""The Services of the soak: what their objects are, how they change, and who has to answer.
+"""The Services of the soak: their objects, their changes, and the expected servers.
 
-Every Service is a **slot** of a fixed flavour. A slot changes its endpoints, its settings and its
-presence at random, within bounds: the size of the whole cluster stays the same, so that growth of
-the daemon's memory means a leak. What a slot's addresses have to answer follows from its state by
-kube-proxy's rules, written down here once more and independently of the daemon.
+Every Service is a **slot** of a fixed flavour. A slot's endpoints, settings and existence change
+at random, within bounds: the size of the whole cluster stays the same, so that growth of the
+daemon's memory means a leak. Which servers must answer at a slot's addresses follows from its state
+by kube-proxy's rules, implemented here independently of the daemon.
 """
 
 import random
@@ -26,7 +26,7 @@ STABLE_OUTSIDE, STABLE_NODE_PORT = "203.0.113.1", 30001
 
 
 class Flavour(StrEnum):
-    """What is special about a Service."""
+    """The kind of a Service: which features it uses."""
 
     PLAIN = "plain"
     NODE_PORT = "node-port"
@@ -57,12 +57,12 @@ _WEIGHTS = {
     Flavour.LARGE: 1,
 }
 _LIMITED = {Flavour.RANGES, Flavour.LOCAL, Flavour.EXTERNAL}
-"""Flavours that need an address of the load balancers' range, which has 254."""
+"""Flavours that need a load balancer address, of which there are 254."""
 
 
 @dataclass(frozen=True)
 class Dial:
-    """A frontend and the servers that have to answer there; if none, no server may answer."""
+    """A frontend and the servers that must answer there; if empty, no server may answer."""
 
     source: str
     proto: str
@@ -85,7 +85,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Update:
-    """Objects to put into the API server, and objects to delete."""
+    """Objects to create or replace in the API server, and objects to delete."""
 
     put: tuple[Object, ...] = ()
     delete: tuple[Object, ...] = ()
@@ -93,7 +93,7 @@ class Update:
 
 @dataclass
 class Slot:
-    """A Service that changes; ``number`` decides about its addresses and ports."""
+    """A Service that changes; its addresses and ports derive from ``number``."""
 
     number: int
     flavour: Flavour
@@ -123,12 +123,12 @@ class Slot:
 
     @property
     def node_port(self) -> int:
-        """Its node port, if its flavour has one."""
+        """Its node port, 0 if its flavour has none."""
         return 30100 + self.number
 
     @property
     def udp(self) -> bool:
-        """Whether its port is a UDP one."""
+        """Whether its port is UDP."""
         return self.flavour is Flavour.UDP
 
     # --- Objects -----------------------------------------------------------------------------
@@ -176,12 +176,12 @@ class Slot:
         return made
 
     def slices(self) -> list[Object]:
-        """Its EndpointSlices, one of each family."""
+        """Its EndpointSlices, one per family."""
         return [self._slice(family) for family in self.families]
 
     def _slice(self, family: int) -> Object:
         made = m.endpoint_slice(self.service(), self._endpoints(family))
-        # Of an empty one the family could not be seen.
+        # The helper derives the family from the endpoints, and an empty slice has none.
         made["addressType"] = f"IPv{family}"
         made["metadata"]["name"] = f"s{self.number}-ipv{family}"
         return made
@@ -203,15 +203,15 @@ class Slot:
         ]
 
     def objects(self) -> list[Object]:
-        """All its objects; none while it is not present."""
+        """All its objects; empty while the Service does not exist."""
         return [self.service(), *self.slices()] if self.present else []
 
     # --- Changes -----------------------------------------------------------------------------
 
     def change(self, chance: random.Random) -> Update:
-        """Change something."""
+        """Make a random change."""
         kind = chance.random()
-        # A health check port is a listening socket of the daemon: those stay.
+        # A health-check node port is a socket of the daemon, whose number must stay constant.
         if (kind < 0.10 and self.flavour is not Flavour.LOCAL) or not self.present:
             self.present = not self.present
             everything = (self.service(), *self.slices())
@@ -229,17 +229,17 @@ class Slot:
         return Update(put=tuple(self.slices()))
 
     def choose_members(self, chance: random.Random) -> None:
-        """Have other endpoints: none up to three."""
+        """Choose new endpoints: none to three."""
         self.ghosts = chance.randrange(50_000)
         chosen = chance.sample(self.pods, chance.choice((0, 1, 1, 2, 2, 2, 3, 3)))
-        # What kube-proxy makes of terminating endpoints is a matter of policies and hints, too.
+        # Whether kube-proxy uses terminating endpoints also depends on policies and hints.
         plain = self.flavour not in {Flavour.LOCAL, Flavour.INTERNAL, Flavour.HINTS}
         self.members = [Member(pod, not plain or chance.random() < 0.85) for pod in chosen]
 
     # --- What has to be answered -------------------------------------------------------------
 
     def dials(self, zone: str) -> Iterator[Dial]:
-        """Every frontend with those who have to answer there, the node being in this zone."""
+        """Yield all frontends with the servers that must answer, if the node is in ``zone``."""
         if not self.present or self.flavour is Flavour.LARGE:
             return
         proto, port = ("udp", 53) if self.udp else ("tcp", 80)
@@ -280,7 +280,7 @@ _SPECIAL: dict[Flavour, Object] = {
 
 @dataclass(frozen=True)
 class Stable:
-    """A Service that never changes and is dialled all the time."""
+    """A Service that never changes and has continuous traffic."""
 
     name: str
     objects: tuple[Object, ...]
@@ -288,7 +288,7 @@ class Stable:
 
 
 def stable(cluster: Cluster) -> list[Stable]:
-    """The Services that never change."""
+    """Return the Services that never change."""
     here = [pod for pod in cluster.pods if pod.node == "node1"]
 
     def made(
@@ -337,12 +337,12 @@ def stable(cluster: Cluster) -> list[Stable]:
 
 
 class Population:
-    """All slots, and the Node that they are on.
+    """All slots, and the zone of the Node.
 
     Args:
-        pods: the pods behind them.
-        services: how many there are.
-        chance: decides about all that is random.
+        pods: the pods that serve as endpoints.
+        services: the number of Services.
+        chance: the source of random choices.
     """
 
     def __init__(self, pods: list[Pod], services: int, chance: random.Random) -> None:
@@ -359,13 +359,13 @@ class Population:
             self.slots.append(slot)
 
     def change(self, chance: random.Random) -> Update:
-        """Change one slot."""
+        """Change one random slot."""
         return chance.choice(self.slots).change(chance)
 
     def move_node(self, chance: random.Random) -> None:
-        """Put the node into another zone, or leave it."""
+        """Choose a random zone for the node, perhaps the same one."""
         self.zone = chance.choice(_ZONES)
 
     def dials(self) -> list[Dial]:
-        """Every frontend of every slot."""
+        """Return all frontends of all slots."""
         return [dial for slot in self.slots for dial in slot.dials(self.zone)]

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from chaos import keeper, verdict
+from chaos import cleanup_process, verdict
 from chaos.damage import DAMAGE
 from chaos.faults import FAULTS, Fault
 from chaos.options import arguments, settings
@@ -39,7 +39,7 @@ _REPAIRS = "svcproxy_drift_repairs_total"
 
 @dataclass(frozen=True)
 class Struck:
-    """A fault that happened; ``recovered`` is -1 if it was not recovered from in time."""
+    """An injected fault; ``recovered`` is the time to recovery in seconds, -1 if there was none."""
 
     name: str
     at: float
@@ -49,7 +49,7 @@ class Struck:
 
 @dataclass(frozen=True)
 class Minute:
-    """What a line of progress says."""
+    """The figures of a progress line."""
 
     minutes: float
     uptime: float
@@ -78,9 +78,9 @@ class Soak:
     """One soak.
 
     Args:
-        settings: what it is to be like.
-        folder: for files.
-        keep_log: where the daemon's log is to be kept.
+        settings: its settings.
+        folder: a folder for temporary files.
+        keep_log: the file for the daemon's log, if it is to be kept.
     """
 
     def __init__(self, settings: Settings, folder: Path, keep_log: Path | None = None) -> None:
@@ -90,14 +90,14 @@ class Soak:
         self.struck: list[Struck] = []
         self.minutes: list[Minute] = []
         self.quiet: list[float] = []
-        """Seconds to converge while nothing was wrong."""
+        """Convergence times without a fault, in seconds."""
         self._chance = random.Random(f"{settings.seed}-faults")
         self._began = time.monotonic()
         self._recent: deque[float] = deque()
         self._log_position = 0
 
     def run(self) -> list[Check]:
-        """Run it to its end; return what was checked.
+        """Run it to its end; return the results of the checks.
 
         Raises:
             DaemonError, NetnsError, TrafficError: the cluster could not be built or has failed.
@@ -130,7 +130,7 @@ class Soak:
             world.close()
 
     def figures(self, checks: Sequence[Check]) -> dict[str, Any]:
-        """All results, to be written to a file."""
+        """Return all results, to be written to a file."""
         world = self.world
         recovered = [struck.recovered for struck in self.struck]
         return {
@@ -169,7 +169,7 @@ class Soak:
             self.world.trouble.append(f"given up after {missed} faults without recovery")
 
     def _wait(self, seconds: float) -> None:
-        """Wait, and measure how long changes take in that time."""
+        """Wait, and measure how long changes take meanwhile."""
         until = time.monotonic() + seconds
         while not self.world.stopping.wait(max(0.0, min(3.0, until - time.monotonic()))):
             if time.monotonic() >= until:
@@ -194,7 +194,7 @@ class Soak:
         return chosen
 
     def _strike(self, fault: Fault) -> bool:
-        """Inject a fault and wait for recovery; return whether it came in time."""
+        """Inject a fault and wait for recovery; return whether it was in time."""
         world = self.world
         began = time.monotonic()
         excuse = Excuse(fault.name, began)
@@ -241,7 +241,7 @@ class Soak:
     # --- Beside the faults -------------------------------------------------------------------
 
     def _disturb(self) -> None:
-        """Change foreign tables all the time."""
+        """Change tables of another program continuously."""
         run = self.world.node.netns.run
         legacy = self.settings.variant == "legacy"
         while not self.world.stopping.wait(2.0):
@@ -262,9 +262,9 @@ class Soak:
             self.world.look()
             if time.monotonic() >= next_line:
                 next_line += _MINUTE
-                self._tell()
+                self._print_progress()
 
-    def _tell(self) -> None:
+    def _print_progress(self) -> None:
         world, generation = self.world, self.world.generation
         generation.scrape(world.daemon)
         last = generation.samples[-1] if generation.samples else None
@@ -331,7 +331,7 @@ def main() -> int:
             print(f"soak: {soak.settings}", flush=True)
             checks = soak.run()
     except KeyboardInterrupt:
-        print("soak: ended before its time; everything is removed", flush=True)
+        print("soak: interrupted; everything is removed", flush=True)
         return 130
     _summary(soak, checks)
     if chosen.json:
@@ -341,9 +341,9 @@ def main() -> int:
 
 @contextlib.contextmanager
 def _kept_folder() -> Iterator[Path]:
-    """A folder for all temporary files; at the end it is gone, and all namespaces with it."""
+    """Yield a folder for all temporary files; at the end, remove it and all namespaces."""
     folder = Path(tempfile.gettempdir(), f"svcproxy-soak-{os.getpid()}")
-    guard = keeper.start(os.getpid(), folder)
+    guard = cleanup_process.start(os.getpid(), folder)
     before = tempfile.tempdir
     try:
         folder.mkdir(mode=0o700)

@@ -1,4 +1,4 @@
-"""Connections through Services that never change, and how long a change takes to be in force."""
+"""Connections through Services that never change, and the latency of changes."""
 
 import threading
 import time
@@ -14,21 +14,21 @@ from testbed.traffic import Held, Load, TrafficError
 
 _CHUNK = 15.0
 _PATIENCE = 5.0
-"""Seconds after which a connection counts as failed: a lost SYN is sent again after 1 and 3."""
+"""Seconds after which a connection counts as failed: a lost SYN is retransmitted after 1 and 3."""
 _BEFORE = 1.0
 _AFTER = 0.5
 
 
 @dataclass
 class Excuse:
-    """A period in which connections may fail, because the rules were damaged."""
+    """A period in which connections may fail because rules were damaged."""
 
     fault: str
     began: float
     ended: float = float("inf")
 
     def covers(self, sample: Sample) -> bool:
-        """Whether a connection was under way in that time."""
+        """Return whether a connection overlaps the period."""
         return sample.until >= self.began - _BEFORE and sample.at <= self.ended + _AFTER
 
 
@@ -52,12 +52,12 @@ class Counts:
 
 
 class SteadyTraffic:
-    """New connections to the stable Services all the time, and one held open to each.
+    """Continuous new connections to the stable Services, and one open connection to each.
 
     Args:
         cluster: the machines.
         services: the Services.
-        rate: new connections a second in all.
+        rate: new connections per second, in total.
     """
 
     def __init__(self, cluster: Cluster, services: list[Stable], rate: float) -> None:
@@ -70,17 +70,17 @@ class SteadyTraffic:
         self._thread = threading.Thread(target=self._run, name="steady traffic", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the traffic."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for the last connections."""
+        """Stop, and wait for the last connections."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(_CHUNK + 2 * _PATIENCE)
 
     def all_served(self) -> bool:
-        """Whether every stable Service answers right now."""
+        """Return whether every stable Service answers now."""
         return all(
             isinstance(
                 self._cluster.host(each.dial.source).traffic.connect(
@@ -120,7 +120,7 @@ class SteadyTraffic:
         return traffic.hold("tcp", dial.address, dial.port, timeout=_PATIENCE)
 
     def _check(self, dial: Dial, connection: Held) -> Held:
-        """Use a held connection; return it, or a new one in the place of a broken one."""
+        """Use an open connection; return it, or a new one that replaces a broken one."""
         began = time.monotonic()
         outcome = connection.check(_PATIENCE)
         self.counts.held_checks += 1
@@ -155,11 +155,11 @@ class SteadyTraffic:
 
 
 class Probe:
-    """A Service whose one endpoint moves between two pods: how long does that take?
+    """Measures the latency of changes with a Service whose endpoint moves between two pods.
 
     Args:
         cluster: the machines.
-        server: where the Service is.
+        server: the API server that has the Service.
     """
 
     ADDRESSES = ("10.96.0.10", "fd00:10:96::10")
@@ -172,19 +172,19 @@ class Probe:
         self.seconds: list[float] = []
 
     def create(self) -> None:
-        """Put the Service."""
+        """Create the Service."""
         self._server.put(self._SERVICE)
         for family in (4, 6):
             self._put(family, 0)
 
     def move(self, limit: float) -> float:
-        """Move the endpoint of both families; give the seconds until both have moved.
+        """Move the endpoint of both families; return the seconds until both have moved.
 
-        After a move that failed the endpoint stays where it was to be, for the kernel may still
-        have the one before, and moving back to that would show nothing.
+        After a failed move the endpoint in the API stays at the new pod: the kernel may still have
+        the old one, so moving back would measure nothing.
 
         Raises:
-            TimeoutError: that took longer than ``limit`` seconds.
+            TimeoutError: the move took longer than ``limit`` seconds.
         """
         chosen = (self._turn + 1) % 2
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""The end of the soak: what must hold, each with its figures."""
+"""The checks at the end of the soak, each with its figures."""
 
 import random
 import time
@@ -14,9 +14,9 @@ from testbed.outcomes import Answer
 from testbed.waiting import eventually
 
 ENOUGH = 40
-"""Connections after which each of three servers has answered, but once in 10^6 times."""
+"""Connections after which one of three servers is still missing once in 10^6 times."""
 LONG_LIFE = 900.0
-"""Seconds of life from which on a process's memory has to be flat."""
+"""Age in seconds after which the memory of a process must be constant."""
 _GROWTH, _SHORT_GROWTH = 0.05, 0.5
 _MORE_DESCRIPTORS, _MORE_THREADS = 3, 1
 _SETTLING = 120.0
@@ -25,7 +25,7 @@ _DEFECTS = ("Traceback", "sync.defect", "watch.crashed", "after_sync.failed")
 
 @dataclass(frozen=True)
 class Check:
-    """Something that must hold."""
+    """The result of a check: a statement, whether it holds, and figures."""
 
     name: str
     holds: bool = True
@@ -44,10 +44,10 @@ def operations(metrics: Metrics) -> dict[str, int]:
 
 
 def settle(world: World) -> None:
-    """Wait until the daemon has programmed everything that the API server has told it.
+    """Wait until the daemon has programmed all objects of the API server.
 
     Raises:
-        AssertionError, TimeoutError: it did not.
+        AssertionError, TimeoutError: it did not in time.
     """
     world.probe.move(_SETTLING)
     eventually(
@@ -59,33 +59,33 @@ def settle(world: World) -> None:
 
 
 def restart_check(world: World) -> Check:
-    """A restart finds nothing to write: the kernel holds what a fresh daemon works out."""
+    """Check that a restart writes nothing: the kernel has what a new process computes."""
     name = "a restart writes nothing"
     world.end_daemon("SIGTERM at the end", lambda: world.daemon.stop(timeout=30.0))
     seconds = world.start_daemon()
-    time.sleep(2.0)  # what it might write after the first sync
+    world.daemon.wait_idle(2.0)  # include writes after the first sync
     written = operations(world.daemon.metrics())
     return Check(name, not written, f"{written or 'no operations'}, ready after {seconds:.1f} s")
 
 
 def answers_check(world: World, number: int) -> Check:
-    """Connections to a sample of all frontends reach the endpoints that the objects name."""
+    """Check that connections to a sample of all frontends reach the expected endpoints."""
     dials = world.population.dials()
     chosen = random.Random(world.settings.seed).sample(dials, min(number, len(dials)))
     chosen += [service.dial for service in world.stable]
     wrong = [dial for dial in chosen if _seen_wrong(world, dial)]
-    if wrong:  # a busy machine may have lost packets
+    if wrong:  # retry: a busy machine may have lost packets
         time.sleep(5.0)
     found = [f"{dial}: {seen}" for dial in wrong if (seen := _seen_wrong(world, dial))]
     empty = sum(not dial.servers for dial in chosen)
     figures = f"{len(chosen)} of {len(dials)} frontends dialled, {empty} of them without servers"
     if found:
         figures += f"; wrong: {len(found)}: " + "; ".join(found[:5])
-    return Check("the kernel's answers equal the desired state", not found, figures)
+    return Check("connections reach the expected endpoints", not found, figures)
 
 
 def _seen_wrong(world: World, dial: Dial) -> str:
-    """Return what is wrong at a frontend; empty if nothing is."""
+    """Return a deviation at a frontend, empty if there is none."""
     traffic = world.cluster.host(dial.source).traffic
     number = 1 if not dial.servers else ENOUGH if len(dial.servers) > 1 else 3
     if dial.sticky:
@@ -95,7 +95,7 @@ def _seen_wrong(world: World, dial: Dial) -> str:
     servers = {o.server for o in outcomes if isinstance(o, Answer)}
     others = Counter(o.label for o in outcomes if not isinstance(o, Answer))
     if not dial.servers:
-        return f"{servers} instead of nobody" if servers else ""
+        return f"{servers} instead of none" if servers else ""
     right = (
         servers <= dial.servers and len(servers) == 1 if dial.sticky else servers == dial.servers
     )
@@ -105,7 +105,7 @@ def _seen_wrong(world: World, dial: Dial) -> str:
 
 
 def steady_figures(world: World) -> list[tuple[int, Steady]]:
-    """What is known of each process that lived long enough, by its number."""
+    """Return the resources of each process that ran long enough, by number."""
     warm_up = min(600.0, 0.2 * world.settings.seconds)
     found = []
     for number, generation in enumerate(world.generations, 1):
@@ -115,12 +115,12 @@ def steady_figures(world: World) -> list[tuple[int, Steady]]:
 
 
 def process_checks(world: World) -> Iterator[Check]:
-    """Memory flat, descriptors and threads constant, for each process that lived long enough."""
+    """Check memory, descriptors and threads of each process that ran long enough."""
     judged = steady_figures(world)
     if not judged:
         seconds = max(generation.seconds for generation in world.generations)
         yield Check(
-            "memory is flat", figures=f"not judged: no process lived long ({seconds:.0f} s)"
+            "memory is flat", figures=f"not checked: no process ran long enough ({seconds:.0f} s)"
         )
     for number, s in judged:
         who = f"process {number} ({s.seconds / 60:.0f} min)"
@@ -151,7 +151,7 @@ def run_checks(world: World) -> Iterator[Check]:
         figures += "; first: " + "; ".join(some)
     yield Check("no connection failed", not counts.failures, figures)
     trouble = "; ".join(world.trouble[:5]) or "none"
-    yield Check("every fault was recovered from", not world.trouble, f"trouble: {trouble}")
+    yield Check("the daemon recovered from every fault", not world.trouble, f"trouble: {trouble}")
     lines = [line for line in world.daemon.logs() if any(word in line for word in _DEFECTS)]
     first = f", first: {lines[0][:300]}" if lines else ""
     yield Check("no defect was logged", not lines, f"{len(lines)} lines{first}")

@@ -1,4 +1,4 @@
-"""Everything a fault can act on: the cluster, the API server, the daemon, and their state."""
+"""The objects on which faults act: the cluster, the API server and the daemon."""
 
 import json
 import random
@@ -49,11 +49,11 @@ class Settings:
 
 
 class World:
-    """The soak's cluster with the daemon on its first node; ``close`` leaves nothing behind.
+    """The soak's cluster with the daemon on its first node; ``close`` removes everything.
 
     Args:
-        settings: what it is to be like.
-        folder: for files.
+        settings: the settings of the soak.
+        folder: a folder for temporary files.
     """
 
     def __init__(self, settings: Settings, folder: Path) -> None:
@@ -78,7 +78,7 @@ class World:
         self.changes = 0
         self.hostile_changes = 0
         self.trouble: list[str] = []
-        """Problems that no counter shows, one line each."""
+        """Problems that no metric counts, one line each."""
 
     def _flags(self) -> dict[str, str | None]:
         settings = self.settings
@@ -90,7 +90,7 @@ class World:
             flags = {"svcproxy-iptables-variant": settings.variant}
         return {"kubeconfig": str(self.folder / "kubeconfig"), **flags, **settings.flags}
 
-    # --- From the begin to the end -----------------------------------------------------------
+    # --- Life cycle --------------------------------------------------------------------------
 
     def build(self) -> None:
         """Build the cluster, fill the API server and start the daemon."""
@@ -109,7 +109,7 @@ class World:
         self.start_daemon()
 
     def close(self) -> None:
-        """End everything and remove it."""
+        """Stop and remove everything."""
         self.stopping.set()
         self._closing.close()
 
@@ -123,24 +123,29 @@ class World:
 
     @property
     def generation(self) -> Generation:
-        """The present process."""
+        """The current process of the daemon."""
         return self.generations[-1]
 
     def start_daemon(self) -> float:
-        """Start the daemon; return the seconds until it had synced both families."""
+        """Start the daemon; return the seconds until both families were synced."""
         self.daemon.start()
         self.generations.append(Generation(self.daemon.pid, time.monotonic()))
         return self.daemon.wait_ready(READY)
 
     def end_daemon(self, how: str, end: Callable[[], object]) -> None:
-        """End the daemon, and keep its last figures."""
+        """Stop the daemon, and keep its last metrics.
+
+        Args:
+            how: what stops it, in words.
+            end: stops it.
+        """
         self.look()
         self.generation.scrape(self.daemon)
         self.generation.ended_by = how
         end()
 
     def look(self) -> None:
-        """Take a sample of the daemon's process."""
+        """Sample the daemon's process."""
         generation = self.generation
         seen = sample(generation.pid)
         if seen is not None:
@@ -150,13 +155,13 @@ class World:
             self.trouble.append(f"the daemon ended by {generation.ended_by}")
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a counter over all processes so far, as of when each was last asked."""
+        """Return the sum of a counter over all processes so far, as of their last scrape."""
         return sum(g.metrics.value(name, **labels) for g in self.generations)
 
     # --- Objects -----------------------------------------------------------------------------
 
     def put_node(self) -> None:
-        """Put the Node object as it is now."""
+        """Create or update the Node object."""
         node = self.node
         addresses = [node.ipv4, node.ipv6]
         self.server.put(
@@ -169,7 +174,7 @@ class World:
         )
 
     def churn(self) -> None:
-        """Change things at the wanted rate until the soak stops; for a thread of its own."""
+        """Change objects at the configured rate until the soak stops; runs in its own thread."""
         chance = self.churn_chance
         hostile_objects = {
             name: found
