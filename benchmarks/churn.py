@@ -1,4 +1,4 @@
-"""Changes elsewhere: endpoints of Services that nobody dials come and go."""
+"""Background churn: replaces endpoints of Services that receive no connections."""
 
 import random
 import threading
@@ -12,17 +12,17 @@ _SEED = 11
 
 
 class Server(Protocol):
-    """Where objects are replaced."""
+    """An API server in which objects can be replaced."""
 
     def put(self, obj: Object) -> float:
         """Replace an object."""
 
 
 class Churn:
-    """Replaces one endpoint of one Service after the other, of ordinary ones at random.
+    """Replaces one endpoint at a time, of randomly chosen ordinary Services.
 
     Args:
-        server: where the Services are.
+        server: the API server that has the Services.
         population: the Services.
     """
 
@@ -35,7 +35,7 @@ class Churn:
         self._thread: threading.Thread | None = None
 
     def change(self) -> None:
-        """Replace one endpoint."""
+        """Replace one endpoint of one Service."""
         number = self._chance.choice(self._population.ordinary)
         generation = self._generations[number] = self._generations.get(number, 0) + 1
         self._server.put(self._population.moved_slice(number, generation))
@@ -46,14 +46,14 @@ class Churn:
             self.change()
 
     def start(self, rate: float) -> None:
-        """Make so many changes a second from now on, evenly, in a thread."""
+        """Start a thread that makes evenly spaced changes at this rate per second."""
         self.stop()
         self._stop.clear()
         self._thread = threading.Thread(target=self._run, args=(rate,), daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Leave the Services as they are now."""
+        """Stop making changes."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()

@@ -1,7 +1,7 @@
-"""Put the figures of benchmark runs into README.md and docs/performance.md.
+"""Writes the figures of benchmark runs into README.md and docs/performance.md.
 
-``python -m benchmarks.document`` reads every JSON file in ``docs/performance/`` and renews what
-stands between the markers in both pages; a test fails when they do not agree.
+``python -m benchmarks.document`` reads every JSON file in ``docs/performance/`` and replaces the
+text between the markers in both pages; a test fails if the pages are out of date.
 """
 
 import shlex
@@ -23,7 +23,7 @@ BEGIN, END = "<!-- figures: benchmarks/document.py -->", "<!-- end of figures --
 
 
 def reports() -> list[tuple[str, Report]]:
-    """The runs that are kept, by file name."""
+    """Return the stored runs, ordered by file name."""
     return [
         (path.name, msgspec.json.decode(path.read_bytes(), type=Report))
         for path in sorted(RUNS.glob("*.json"))
@@ -31,7 +31,7 @@ def reports() -> list[tuple[str, Report]]:
 
 
 def with_figures(page: Path, kept: Sequence[tuple[str, Report]]) -> str:
-    """The text of a page with the figures of these runs.
+    """Return the text of a page, updated with the figures of these runs.
 
     Raises:
         ValueError: the page has no markers.
@@ -47,7 +47,7 @@ def with_figures(page: Path, kept: Sequence[tuple[str, Report]]) -> str:
 
 
 def _short(results: Sequence[Result], kept: Sequence[tuple[str, Report]]) -> list[str]:
-    """One table: svcproxy, and in brackets kube-proxy where it was measured."""
+    """Return one table: svcproxy, with kube-proxy in brackets where it was measured."""
     head = ["", *map(_name, KINDS)]
     rows = [[target.title, *(_pair(target, kind, results) for kind in KINDS)] for target in TARGETS]
     others = sorted({r.subject for r in results} - {"svcproxy"})
@@ -104,7 +104,7 @@ def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def main() -> int:
-    """Renew the pages."""
+    """Update the pages."""
     kept = reports()
     if not kept:
         print(f"document: no run is kept in {RUNS.relative_to(ROOT)}", file=sys.stderr)

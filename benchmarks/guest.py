@@ -1,4 +1,4 @@
-"""IPVS where this machine's kernel has none: the same benchmark in User Mode Linux."""
+"""Runs the benchmark in User Mode Linux, for IPVS on machines whose kernel lacks it."""
 
 import sys
 import tempfile
@@ -17,20 +17,20 @@ ROOT = Path(__file__).resolve().parent.parent
 _SECONDS = 1200.0
 _MAPS = Path("/proc/sys/vm/max_map_count")
 _PAGE = 4096
-_SHARE = 0.8  # of the pages that it might have, for what was not thought of here
+_SHARE = 0.8  # safety margin for memory that the estimate does not include
 
 
 def needed(mode: str) -> bool:
-    """Whether the running kernel lacks what a mode needs."""
+    """Return whether the running kernel lacks a feature that a mode needs."""
     return mode == "ipvs" and not Path("/proc/net/ip_vs").exists()
 
 
 def fits(size: Size, changes: int) -> bool:
-    """Whether the API server of a size can make so many changes in a guest.
+    """Return whether a guest can run an API server of this size that makes so many changes.
 
-    Every page of a process in User Mode Linux may be a mapping of its own for this machine's
-    kernel, which allows a process so many (``vm.max_map_count``); with more, it is killed. The
-    API server is the largest: it keeps objects and events.
+    Each page of a process in User Mode Linux may be a separate mapping for the host's kernel,
+    which kills a process with more than ``vm.max_map_count`` of them. The API server is the
+    largest process: it stores objects and events.
     """
     needed = 20e6 + size.services * (4000 + 1500 * size.endpoints) + changes * 8000
     return needed < _SHARE * _PAGE * int(_MAPS.read_text())
@@ -43,18 +43,18 @@ def measure(
     arguments: Sequence[str],
     say: Callable[[str], None],
 ) -> Report | None:
-    """Run the benchmark in a guest and bring its report out; ``None`` if no size fits there.
+    """Run the benchmark in a guest and return its report; ``None`` if no size fits.
 
     Args:
-        mode: the mode to measure there.
-        sizes: the sizes that are wanted.
-        options: how thoroughly; endurance is left out where it does not fit.
+        mode: the mode to measure.
+        sizes: the requested sizes.
+        options: how much to measure; endurance is skipped if it does not fit.
         arguments: further arguments of the benchmark's command line.
-        say: gets its messages, line by line.
+        say: called with each line of progress.
 
     Raises:
-        MachineError: there is no User Mode Linux, or the benchmark failed in it; the message
-            ends with what it said.
+        MachineError: User Mode Linux is not installed, or the benchmark failed; the message ends
+            with its output.
     """
     chosen = [size for size in sizes if fits(size, 0)]
     if len(chosen) < len(sizes):
@@ -68,7 +68,7 @@ def measure(
         *arguments,
         f"--sizes={','.join(map(str, chosen))}",
         f"--endurance={options.endurance if endures else 0}",
-        # Both take ten times as long there.
+        # Both take ten times as long in a guest.
         f"--starts={min(options.starts, 1)}",
         f"--connections={min(options.connections, 300)}",
     ]
@@ -84,7 +84,7 @@ def measure(
 
 
 def _lines(say: Callable[[str], None]) -> Callable[[bytes], None]:
-    """Collect pieces of output and pass on the lines that tell of progress."""
+    """Collect pieces of output and pass on the lines that report progress."""
     rest = b""
 
     def echo(piece: bytes) -> None:

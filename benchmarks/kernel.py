@@ -1,7 +1,7 @@
-"""What is particular to one way of programming the kernel: to ask for it, clear it, count it.
+"""The kernel interface of each mode: its flags, and how to clear, list and count its objects.
 
-Another mode joins by another class here with the members of ``Iptables``, in ``Kernel`` and
-``MODES``. A mode that this machine's kernel does not have is measured in a guest, see ``guest``.
+To add a mode, add a class with the members of ``Iptables`` to ``Kernel`` and ``MODES``. Modes
+that this machine's kernel lacks are measured in a guest, see ``guest``.
 """
 
 import os
@@ -21,7 +21,7 @@ _TABLES = ("filter", "nat")
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """How much the kernel holds for IPv4."""
+    """The numbers of objects in the kernel for IPv4."""
 
     rules: int
     chains: int
@@ -42,10 +42,10 @@ class Iptables:
         return {"proxy-mode": self.mode, "svcproxy-iptables-variant": self.variant}
 
     def prepare(self, folder: Path) -> Sequence[str]:
-        """A prefix for the command line of other programs, so that they use this variant.
+        """Return a prefix for the command line of other programs, so that they use this variant.
 
-        They call plain ``iptables`` and what belongs to it; links of those names go into
-        ``folder``.
+        They call ``iptables`` and related programs by their plain names; links with these names
+        are created in ``folder``.
         """
         for family in ("iptables", "ip6tables"):
             for suffix in ("", "-save", "-restore"):
@@ -62,7 +62,7 @@ class Iptables:
             netns.run(program, stdin=text, timeout=_PATIENCE)
 
     def saved(self, netns: NetNS) -> str:
-        """All rules for IPv4 as text."""
+        """Return all rules for IPv4 as text."""
         program = f"iptables-{self.variant}-save"
         return "".join(
             netns.run(program, "-t", table, timeout=_PATIENCE).stdout for table in _TABLES
@@ -98,8 +98,8 @@ class Nftables:
         """The flags that svcproxy needs for it."""
         return {"proxy-mode": self.mode}
 
-    def prepare(self, folder: Path) -> Sequence[str]:  # noqa: ARG002 - as the other mode has it
-        """Nothing has to be prepared: there is one nftables."""
+    def prepare(self, folder: Path) -> Sequence[str]:  # noqa: ARG002 - same signature as the other modes
+        """Return no prefix: there are no variants of nftables."""
         return ()
 
     def clear(self, netns: NetNS) -> None:
@@ -107,11 +107,11 @@ class Nftables:
         netns.run("nft", "flush", "ruleset", timeout=_PATIENCE)
 
     def saved(self, netns: NetNS) -> str:
-        """All rules of all families, without the elements of sets and maps."""
+        """Return all rules of all families, without the elements of sets and maps."""
         return netns.run("nft", "--terse", "list", "ruleset", timeout=_PATIENCE).stdout
 
     def count(self, saved: str) -> Counted:
-        """Count what ``saved`` returned: chains, and the lines that are rules in them."""
+        """Count the chains and rules in the output of ``saved``."""
         chains = rules = 0
         inside = False
         for line in saved.splitlines():
@@ -132,7 +132,7 @@ class Nftables:
 
 
 class Ipvs:
-    """IPVS mode; it lays iptables rules as well, of the legacy variant."""
+    """IPVS mode; it also installs iptables rules, with the legacy variant."""
 
     mode = "ipvs"
     variants = ("",)
@@ -147,7 +147,7 @@ class Ipvs:
         return {"proxy-mode": self.mode, "svcproxy-iptables-variant": self._iptables.variant}
 
     def prepare(self, folder: Path) -> Sequence[str]:
-        """A prefix for the command line of other programs, so that they use legacy iptables."""
+        """Return a prefix for the command line of other programs: they use legacy iptables."""
         return self._iptables.prepare(folder)
 
     def clear(self, netns: NetNS) -> None:
@@ -155,18 +155,18 @@ class Ipvs:
         netns.run(sys.executable, "-m", "svcproxy", "--cleanup", timeout=_PATIENCE)
         self._iptables.clear(netns)
         if uml.inside():
-            # Removed real servers stay in a list for minutes, and each addition searches it: what
-            # comes next would not be a cold start. Only unloading ends that.
+            # Removed real servers stay in a list for minutes, and each addition searches that
+            # list, so the next run would not be a cold start. Unloading the modules clears it.
             loaded = [name for name in uml.MODULES if name.startswith(("ip_vs", "xt_ipvs"))]
             netns.run("modprobe", "-r", "-a", *sorted(loaded, key="ip_vs".__eq__))
             netns.run("modprobe", "-a", *loaded)
 
     def saved(self, netns: NetNS) -> str:
-        """All rules for IPv4 as text, and all virtual and real servers."""
+        """Return all rules for IPv4, and all virtual and real servers, as text."""
         return self._iptables.saved(netns) + netns.run("cat", "/proc/net/ip_vs").stdout
 
     def count(self, saved: str) -> Counted:
-        """Count what ``saved`` returned: rules, and virtual servers as chains."""
+        """Count the output of ``saved``: rules, and virtual servers as chains."""
         return self._iptables.count(saved)
 
     @property

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 from benchmarks.kernel import Kernel
 from benchmarks.population import PORT, SERVICE_RANGE, TARGET_PORT, Population, Shape, Size
 from benchmarks.realapi import RealApi
-from benchmarks.results import Change, Connections, Memory, Options, Received, Result
-from benchmarks.rule_growth import nat_rules, rules_passed
+from benchmarks.results import Change, ConnectionTimes, Memory, Options, Received, Result
+from benchmarks.rule_growth import nat_rules, rules_traversed
 from benchmarks.server import ApiServer
 from benchmarks.subject import Running, Subject
 from benchmarks.usage import Usage, usage
@@ -24,8 +24,8 @@ from testbed.waiting import eventually
 
 _SERVING_PODS = 5
 _DIAL_TIMEOUT = 0.25
-_PAUSE = 0.001  # between two dials: a sharper look would take CPU time from what it looks at
-_PARTS = 10  # of an endurance run; memory is looked at after each
+_PAUSE = 0.001  # between two connections; shorter pauses would take CPU time from the program
+_PARTS = 10  # of an endurance run; memory is sampled after each
 _QUIET_SECONDS = 1.0
 _QUIET_PATIENCE = 600.0
 _OPERATIONS = "svcproxy_kernel_operations_total"
@@ -47,7 +47,7 @@ def run(
     """Measure one program in one variant at one size, in a cluster of its own.
 
     Raises:
-        DaemonError: the program ended.
+        DaemonError: the program exited.
         AssertionError: it was not ready in time.
     """
     result = Result(
@@ -57,7 +57,7 @@ def run(
         folder = Path(name)
         cluster.serve(tcp=(TARGET_PORT,))
         node = cluster.nodes[0]
-        # Until a Service is programmed, whoever dials it is told at once and need not time out.
+        # Until a Service is programmed, connections to it fail immediately instead of timing out.
         netns.ip_batch([f"route add unreachable {SERVICE_RANGE}"], node.netns.name)
         pods = cluster.pods[:_SERVING_PODS]
         population = Population(size, [pod.ipv4 for pod in pods], shape)
@@ -80,7 +80,7 @@ def run(
 
 
 class _Run:
-    """The parts that the measurements of one run share."""
+    """One run: the state that its measurements share."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class _Run:
     ) -> None:
         self.node = cluster.nodes[0]
         self.pods: list[Pod] = cluster.pods[:_SERVING_PODS]
-        # A pod as client, as most are; one that serves nothing, so no connection is a hairpin.
+        # A pod as the client, the usual case; it is no endpoint, so no connection is a hairpin.
         self.client = cluster.pods[_SERVING_PODS]
         self.population = population
         self.api = api
@@ -100,7 +100,7 @@ class _Run:
         self.kernel = kernel
 
     def measure(self, result: Result, say: Say) -> None:
-        """Do everything, in an order in which nothing disturbs what comes after it."""
+        """Run all measurements, in an order in which none disturbs a later one."""
         options = result.options
         bare = self._to_pods(options.connections)
         for number in range(options.starts):
@@ -125,7 +125,7 @@ class _Run:
             self._restart(result)
 
     def usage(self) -> Usage:
-        """What the program has used so far."""
+        """Return the resources that the program has used so far."""
         self.running.check()
         return usage(self.running.daemon.pid)
 
@@ -139,7 +139,7 @@ class _Run:
         result.cold_start_cpu.append(self._settled().cpu)
 
     def _answered(self, pod: Pod | None, timeout: float) -> float:
-        """Dial the probe until this pod (or any) answers; give the time of that."""
+        """Connect to the probe until this pod (or any) answers; return the time of the answer."""
         address = self.population.probe.address
         deadline = time.monotonic() + timeout
         while True:
@@ -153,7 +153,7 @@ class _Run:
             time.sleep(_PAUSE)
 
     def _settled(self) -> Usage:
-        """Wait until the program has been quiet for a while; give its usage then."""
+        """Wait until the program has been idle for a while; return its usage then."""
         seen = [self.usage()]
 
         def quiet() -> bool:
@@ -170,7 +170,7 @@ class _Run:
         counted = self.kernel.count(saved)
         result.rules, result.chains = counted.rules, counted.chains
         if self.kernel.mode == "iptables":  # the count is about iptables rules
-            result.passed = rules_passed(nat_rules(saved), self.population)
+            result.rules_traversed = rules_traversed(nat_rules(saved), self.population)
 
     def _changes(self, result: Result) -> None:
         options = result.options
@@ -185,7 +185,7 @@ class _Run:
         result.change_applied = _mean(_CHANGES, before, after, ip_family="IPv4", stage="total")
 
     def _change(self, number: int, options: Options, spacing: float) -> Change:
-        """Move the probe's endpoint between two pods, and wait for the new one's answer."""
+        """Move the probe's endpoint between two pods, and wait until the new one answers."""
         used = self.usage()
         pod = self.pods[1 - number % 2]
         began = self.api.put(self.population.probe_slice(pod.ipv4))
@@ -194,7 +194,7 @@ class _Run:
         return Change(ended - began, self.usage().cpu - used.cpu)
 
     def _churn(self, result: Result, say: Say) -> float:
-        """Measure changes while others happen elsewhere; give the bytes sent for each change."""
+        """Measure changes during background churn; return the bytes received per change."""
         options = result.options
         if not (options.churn and options.churned):
             return 0.0
@@ -204,7 +204,7 @@ class _Run:
         time.sleep(1.0)
         before, sent = self.usage(), self.api.sent()
         try:
-            # At odd times, or the changes would keep step with the program's own rhythm.
+            # Random times: regular ones could be in phase with the program's sync period.
             result.churned = [
                 self._change(result.options.changes + number, options, chance.uniform(0.0, 0.1))
                 for number in range(options.churned)
@@ -216,19 +216,19 @@ class _Run:
         return sent / (options.churned + options.churn * (after.at - before.at))
 
     def _endurance(self, result: Result, say: Say) -> tuple[int, int, list[int]]:
-        """Change very many endpoints; give the resident memory before, after and in between."""
+        """Change very many endpoints; return the resident memory before, after and in between."""
         options = result.options
         if not options.endurance:
             return 0, 0, []
         say(f"{options.endurance} changes elsewhere, as fast as possible")
-        # What is replaced for the first time leaves holes that later changes use again.
+        # The first replacement of an object fragments memory; later changes reuse the gaps.
         self.api.storm(options.warm_up(result.size))
         before = self._settled()
         meanwhile = []
         for _ in range(_PARTS):
             self.api.storm(options.endurance // _PARTS)
             meanwhile.append(self.usage().rss)
-        # A change to the probe comes behind all of them in its watch.
+        # The change of the probe follows all of them in the watch.
         pod = self.pods[1]
         self.api.put(self.population.probe_slice(self.pods[0].ipv4))
         self._answered(self.pods[0], options.timeout)
@@ -238,8 +238,8 @@ class _Run:
         result.endurance_seconds = after.at - before.at
         return before.rss, after.rss, meanwhile
 
-    def _connections(self, number: int, bare: list[float]) -> Connections:
-        """Time connections to random Services, and for comparison to the pods themselves."""
+    def _connections(self, number: int, bare: list[float]) -> ConnectionTimes:
+        """Time connections to random Services and, for comparison, to pod addresses."""
         chance = random.Random(0)
         traffic, targets = self.client.traffic, self.population.dialled
         direct, service = [], []
@@ -248,10 +248,10 @@ class _Run:
             outcome = traffic.connect("tcp", chance.choice(targets).address, PORT)
             assert isinstance(outcome, Answer), f"a Service did not answer: {outcome}"
             service.append(outcome.seconds)
-        return Connections(bare, direct, service)
+        return ConnectionTimes(bare, direct, service)
 
     def _to_pods(self, number: int) -> list[float]:
-        """Time connections to pods by their own addresses."""
+        """Time connections to pod addresses."""
         dial = self.client.traffic.connect
         pods = random.choices(self.pods, k=number)
         return [dial("tcp", pod.ipv4, TARGET_PORT).seconds for pod in pods]
@@ -273,7 +273,7 @@ class _Run:
 
 
 def _mean(name: str, before: Metrics, after: Metrics, **labels: str) -> float | None:
-    """The mean of what a histogram has counted between two scrapes; ``None`` if nothing."""
+    """Return the mean of a histogram between two scrapes; ``None`` without observations."""
     grown = [
         after.value(f"{name}_{part}", **labels) - before.value(f"{name}_{part}", **labels)
         for part in ("sum", "count")
@@ -282,7 +282,7 @@ def _mean(name: str, before: Metrics, after: Metrics, **labels: str) -> float | 
 
 
 def _operations(before: Metrics, after: Metrics, changes: int) -> dict[str, float] | None:
-    """Kernel operations of IPv4 per change; ``None`` if the program does not count them."""
+    """Return kernel operations per change for IPv4; ``None`` if the program has no such metric."""
     if "svcproxy_build_info" not in after:
         return None
     return {

@@ -10,7 +10,7 @@ from pygal.style import Style
 from benchmarks.figures import count, median, megabytes, seconds
 from benchmarks.results import Change, Result
 
-# pygal hooks into the import system for plug-ins, in a way that Python warns of ever after.
+# pygal's plug-in loader changes the import system in a way that causes deprecation warnings.
 sys.meta_path = [f for f in sys.meta_path if type(f).__name__ != "PluginImportFixer"]
 
 _STYLE = Style(
@@ -25,7 +25,7 @@ Series = tuple[str, list[tuple[float, float]]]
 
 
 def write_plots(results: Sequence[Result], folder: Path, stem: str) -> list[Path]:
-    """Draw what the results have, into files that begin with ``stem``; give their paths."""
+    """Plot the results into files whose names begin with ``stem``; return their paths."""
     charts = {
         "change-by-size": _by_size(
             "A changed endpoint: API event to answering connection, p50",
@@ -67,7 +67,7 @@ def _chart(title: str, series: Iterable[Series], x_title: str, **options: object
         style=_STYLE,
         legend_at_bottom=True,
         legend_at_bottom_columns=2,
-        # A file that needs nothing from elsewhere.
+        # A self-contained file, without references to other resources.
         js=[],
         **options,
     )
@@ -79,7 +79,7 @@ def _chart(title: str, series: Iterable[Series], x_title: str, **options: object
 def _by_size(
     title: str, results: Sequence[Result], figure: Callable[[Result], float | None]
 ) -> pygal.XY | None:
-    """One line for each program, mode and variant over the number of Services."""
+    """Plot one line per program, mode and variant over the number of Services."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for result in sorted(results, key=lambda r: r.size.services):
         value = figure(result)
@@ -101,7 +101,7 @@ def _by_size(
 def _distribution(
     title: str, results: Sequence[Result], figure: Callable[[Result], Sequence[Change]]
 ) -> pygal.XY | None:
-    """The share of changes that took at most so long, at the size that most were measured at."""
+    """Plot the cumulative distribution of change latencies, at the most frequently measured size."""
     size = _common_size([result for result in results if figure(result)])
     series = []
     for result in results:

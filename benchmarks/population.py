@@ -1,13 +1,12 @@
-"""The Services of a made-up cluster, as API objects.
+"""The Services of a synthetic cluster, as API objects.
 
-Most Services have a cluster IP, one port and a handful of endpoints; some have a node port, and
-some, if asked for, a thousand endpoints. Addresses are random, as the API server allocates them,
-and the same in every run. Two kinds of Service have endpoints that answer:
+Most Services have a cluster IP, one port and a few endpoints; some have a node port, and
+optionally some have 1,000 endpoints. Addresses are random, as if allocated by the API server, and
+the same in every run. Two kinds of Service have endpoints that answer:
 
-- the **dialled** ones, spread over the whole list, stand for any Service when a connection is to
-  be timed;
-- the **probe**, whose one endpoint the benchmark moves. Its name comes last in every list, so
-  that whoever serves it has everything.
+- the **dialled** ones, distributed over the whole list, are used to time connections;
+- the **probe** has one endpoint, which the benchmark moves. Its name is the last one in every
+  list, so that a proxy that serves it has received everything.
 """
 
 import random
@@ -30,22 +29,22 @@ _NAMESPACES = 25
 _NODES = 250
 _PODS_PER_NODE = 253
 _LARGE = 1000
-_SLICE = 100  # how many endpoints the EndpointSlice controller puts into one slice
+_SLICE = 100  # the EndpointSlice controller's limit of endpoints per slice
 _CREATED = "2026-01-01T00:00:00Z"
 
 
 class Size(msgspec.Struct, frozen=True):
-    """How large a cluster is; its text is ``10000x5``."""
+    """The size of a cluster: Services x endpoints, written as ``10000x5``."""
 
     services: int
     endpoints: int
 
     @classmethod
     def parse(cls, text: str) -> "Size":
-        """Read ``SERVICESxENDPOINTS``.
+        """Parse ``SERVICESxENDPOINTS``.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: the text has another form.
         """
         services, _, endpoints = text.strip().partition("x")
         size = cls(int(services), int(endpoints or 1))
@@ -58,14 +57,14 @@ class Size(msgspec.Struct, frozen=True):
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """What the Services are like.
+    """The features of the Services.
 
     Attributes:
         node_ports: the share of Services with a node port (there are 2,768 at most).
         large: how many Services have 1,000 endpoints.
-        headless: for every Service, so many headless ones more, of no concern to a service proxy.
+        headless: additional headless Services per Service, which a service proxy ignores.
         dialled: how many Services have endpoints that answer, at most half of all.
-        seed: decides about all that is random.
+        seed: the seed of all random choices.
     """
 
     node_ports: float = 0.05
@@ -76,7 +75,7 @@ class Shape(msgspec.Struct, frozen=True):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A Service to dial."""
+    """A Service to connect to."""
 
     name: str
     address: str
@@ -86,10 +85,10 @@ class Population:
     """All Services of a cluster with their EndpointSlices.
 
     Args:
-        size: how many.
-        pods: the addresses of pods that answer on the target port; at least two. The dialled
-            Services have as many of them as the size asks for, as far as there are enough.
-        shape: what they are like.
+        size: the numbers of Services and endpoints.
+        pods: the addresses of at least two pods that answer on the target port. Dialled Services
+            have as many of them as endpoints as ``size`` says, or all if there are fewer.
+        shape: the features of the Services.
     """
 
     def __init__(self, size: Size, pods: Sequence[str], shape: Shape = Shape()) -> None:  # noqa: B008
@@ -99,7 +98,7 @@ class Population:
         self.shape = shape
         self.pods = tuple(pods)
         chance = random.Random(f"{shape.seed}-{size}")
-        # Neither the network's own address nor its last one is ever given to a Service.
+        # The first and the last address of the range are never allocated to a Service.
         numbers = range(1, SERVICE_RANGE.num_addresses - 1)
         chosen = chance.sample(numbers, size.services)
         self.addresses = [str(SERVICE_RANGE[number]) for number in chosen]
@@ -120,14 +119,14 @@ class Population:
 
     @property
     def dialled(self) -> list[Target]:
-        """The other Services that answer."""
+        """The other Services with endpoints that answer."""
         return [
             Target("/".join(self._name(number)), self.addresses[number])
             for number in sorted(self._dialled)
         ]
 
     def objects(self) -> Iterator[Object]:
-        """Every Service and EndpointSlice."""
+        """Yield all Services and EndpointSlices."""
         for number in range(self.size.services - 1):
             service = self._service(number)
             yield service
@@ -138,13 +137,13 @@ class Population:
         yield self.probe_slice(self.pods[0])
 
     def moved_slice(self, number: int, generation: int) -> Object:
-        """The slice of an ordinary Service, its last endpoint on another address each time."""
+        """Return the slice of an ordinary Service; its last endpoint depends on ``generation``."""
         endpoints = self._endpoints(number)
         endpoints[-1] = f"10.245.{generation % 250}.{number % 250 + 2}"
         return next(_slices(self._service(number), endpoints))
 
     def probe_slice(self, pod: str) -> Object:
-        """The probe's EndpointSlice with this pod behind it."""
+        """Return the probe's EndpointSlice with this pod as its endpoint."""
         return next(_slices(self._probe_service(), [pod]))
 
     def _name(self, number: int) -> tuple[str, str]:
@@ -187,7 +186,7 @@ class Population:
 
 
 def _headless(number: int) -> Iterator[Object]:
-    """A headless Service, with the labels that tell service proxies to pass it over."""
+    """Yield the objects of a headless Service, with the label that service proxies skip."""
     service = manifests.service(
         f"headless-{number:06d}", ["None"], [manifests.port(PORT, name="http")], namespace="quiet"
     )
@@ -198,7 +197,7 @@ def _headless(number: int) -> Iterator[Object]:
 
 
 def _pod_address(number: int) -> str:
-    """A pod on another node; in very large clusters, pods serve several Services."""
+    """Return the address of a pod on another node; in large clusters, Services share pods."""
     node, host = divmod(number % (_NODES * _PODS_PER_NODE), _PODS_PER_NODE)
     return f"10.244.{node + 2}.{host + 2}"
 
@@ -222,7 +221,7 @@ def _slices(service: Object, addresses: Sequence[str]) -> Iterator[Object]:
 
 
 def _registered(obj: Object) -> Object:
-    """Add what an API server would: nobody needs it here, but everybody has to read past it."""
+    """Add the metadata of real objects, which a client must skip when it decodes them."""
     metadata = obj["metadata"]
     name = metadata["name"]
     metadata["uid"] = f"00000000-0000-4000-8000-{crc32(name.encode()):012x}"

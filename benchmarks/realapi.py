@@ -1,4 +1,4 @@
-"""A real API server for the benchmark, in the place of ``server.ApiServer``."""
+"""A real API server for the benchmark, as a replacement of ``server.ApiServer``."""
 
 import threading
 import time
@@ -23,9 +23,9 @@ class RealApi:
 
     Args:
         node: the machine on whose loopback address it listens.
-        population: what it serves.
-        folder: where to write ``kubeconfig``, logs and data.
-        assets: the folder that holds the programs.
+        population: the Services that it serves.
+        folder: the folder for ``kubeconfig``, logs and data.
+        assets: the folder with the programs.
     """
 
     def __init__(self, node: Node, population: Population, folder: Path, assets: Path) -> None:
@@ -57,25 +57,25 @@ class RealApi:
         self._server.close()
 
     def put(self, obj: Object) -> float:
-        """Replace an object; give ``time.monotonic()`` of the server's acknowledgement."""
+        """Replace an object; return ``time.monotonic()`` of the server's response."""
         self._request("PUT", f"{collection(obj)}/{obj['metadata']['name']}", obj)
         return time.monotonic()
 
     def churn(self, rate: float) -> None:
-        """From now on, change endpoints elsewhere so many times a second; 0 ends it."""
+        """Start background churn at this rate per second; 0 stops it."""
         if rate:
             self._churn.start(rate)
         else:
             self._churn.stop()
 
     def storm(self, changes: int) -> float:
-        """Change endpoints elsewhere as fast as possible; give the seconds that it took."""
+        """Change endpoints as fast as possible; return the seconds that it took."""
         began = time.monotonic()
         self._churn.storm(changes)
         return time.monotonic() - began
 
     def sent(self) -> int:
-        """Unknown, so 0."""
+        """The number of bytes sent is unknown: 0."""
         return 0
 
     def _fill(self) -> None:
@@ -116,6 +116,6 @@ class RealApi:
         status, answer = RealApiServer.request_on(
             self._local.connection, method, path, {**obj, "metadata": metadata}
         )
-        # A namespace like kube-system may be there already.
+        # Namespaces such as kube-system exist already.
         if status not in {200, 201} and not (status == 409 and obj["kind"] == "Namespace"):
             raise ApiServerError(f"{method} {path}: {status} {answer}")

@@ -1,4 +1,4 @@
-"""Results as tables for people and as JSON for programs."""
+"""Reports: results as tables, JSON and plots."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ _ABSENT = "-"
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """What the figures depend on besides the program."""
+    """The machine on which the benchmark ran."""
 
     date: str
     cores: int
@@ -29,11 +29,11 @@ class Machine(msgspec.Struct, frozen=True):
 
     @property
     def disturbed(self) -> bool:
-        """Whether others were at work on the machine right before."""
+        """The load average at the start: whether other programs were busy."""
         return self.load > 0.25 * self.cores
 
     def lines(self) -> list[str]:
-        """The facts as text."""
+        """Describe the machine as text."""
         hardware = f"{self.cores} cores ({self.processor})"
         lines = [
             f"{self.date}, {hardware}, Linux {self.kernel}, Python {self.python}",
@@ -48,7 +48,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """Everything that one call of the benchmark found out: the content of the JSON file."""
+    """All results of one call of the benchmark: the content of the JSON file."""
 
     machine: Machine
     arguments: list[str]
@@ -56,20 +56,20 @@ class Report(msgspec.Struct):
     growth: list[Growth] = []
 
     def write(self, folder: Path, *, plots: bool = True) -> Path:
-        """Write the JSON file, the tables and the plots; give the path of the first."""
+        """Write the JSON file, the tables and the plots; return the path of the JSON file."""
         folder.mkdir(parents=True, exist_ok=True)
         stem = "bench-" + "".join(c for c in self.machine.date if c.isdecimal())
         path = folder / f"{stem}.json"
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
         (folder / f"{stem}.txt").write_text(self.text() + "\n", encoding="utf-8")
         if plots:
-            from benchmarks.plots import write_plots  # noqa: PLC0415 - takes time and memory
+            from benchmarks.plots import write_plots  # noqa: PLC0415 - the import takes time and memory
 
             write_plots(self.results, folder, stem)
         return path
 
     def text(self) -> str:
-        """All tables."""
+        """Return all tables as text."""
         lines = self.machine.lines()
         if self.results:
             lines += ["", *columns(result_table(self.results))]
@@ -86,7 +86,7 @@ class Report(msgspec.Struct):
 
 
 def machine(tools: Sequence[str]) -> Machine:
-    """Look at the machine; ``tools`` are versions of what is called."""
+    """Describe this machine; ``tools`` are the versions of the called programs."""
     return Machine(
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         cores=os.cpu_count() or 1,
@@ -106,7 +106,7 @@ def _processor() -> str:
 
 
 def result_table(results: Sequence[Result]) -> list[list[str]]:
-    """A table with one column for each result."""
+    """Return a table with one column per result."""
     head = ["", *(result.subject for result in results)]
     variants = ["", *(f"{result.mode} {result.variant}".strip() for result in results)]
     kernels = ["kernel", *(result.kernel.partition("-")[0] for result in results)]
@@ -155,7 +155,7 @@ def _growth(result: Result) -> str:
 
 
 def _per_change(result: Result) -> str:
-    """All kernel operations of a change, whatever they are called in the mode."""
+    """Return the number of kernel operations per change, of all kinds."""
     if result.change_operations is None:
         return ""
     return ", ".join(f"{count(n)} {name}" for name, n in sorted(result.change_operations.items()))
@@ -213,8 +213,8 @@ _ROWS: tuple[tuple[str, Callable[[Result], str]], ...] = (
     ("rules in the kernel (IPv4)", lambda r: count(r.rules)),
     ("  per Service", lambda r: f"{r.rules / r.size.services:.2f}"),
     ("  chains", lambda r: count(r.chains)),
-    ("rules passed by a new connection, from a pod", lambda r: _passed(r, "from_pod")),
-    ("  from outside", lambda r: _passed(r, "from_outside")),
+    ("rules passed by a new connection, from a pod", lambda r: _traversed(r, "from_pod")),
+    ("  from outside", lambda r: _traversed(r, "from_outside")),
     ("connect and one answer, random Service, p50", _connect("service", 0.5)),
     ("  p99", _connect("service", 0.99)),
     ("  to a pod's own address, past all rules, p50", _connect("direct", 0.5)),
@@ -224,5 +224,5 @@ _ROWS: tuple[tuple[str, Callable[[Result], str]], ...] = (
 )
 
 
-def _passed(result: Result, field: str) -> str:
-    return count(getattr(result.passed, field)) if result.passed else ""
+def _traversed(result: Result, field: str) -> str:
+    return count(getattr(result.rules_traversed, field)) if result.rules_traversed else ""

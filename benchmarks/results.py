@@ -1,4 +1,4 @@
-"""What one run found out; this is what the JSON file holds."""
+"""The results of one run, as stored in the JSON file."""
 
 import msgspec
 
@@ -9,19 +9,20 @@ _TICK = 0.01  # seconds
 
 
 class Options(msgspec.Struct, frozen=True):
-    """How thoroughly to measure.
+    """How much to measure.
 
     Attributes:
         starts: how many cold starts and restarts to measure.
         changes: how many changes to measure.
-        spacing: the seconds from the end of a change to the next one. Programs that make at least
-            a second pass between two syncs, like kube-proxy, need more, or that is measured.
-        churn: how many endpoints change elsewhere in a second while changes are measured again.
-        churned: how many changes to measure then.
-        endurance: how many endpoints to change elsewhere, as fast as possible, to see what it
-            does to memory; 0 for none.
+        spacing: the seconds from the end of a change to the next one. For programs with a minimum
+            interval of a second between syncs, like kube-proxy, it must exceed that interval,
+            otherwise the interval is measured.
+        churn: the number of background changes per second for a second round of changes.
+        churned: how many changes to measure in the second round.
+        endurance: how many endpoints to change as fast as possible, to measure the growth of
+            memory; 0 for none.
         connections: how many connections to time.
-        idle: the seconds of idleness to watch; the default has one periodic comparison in it.
+        idle: the seconds of idling to measure; the default includes one periodic resync.
         timeout: the seconds to wait for a cold start.
     """
 
@@ -36,16 +37,16 @@ class Options(msgspec.Struct, frozen=True):
     timeout: float = 300.0
 
     def storm(self, size: Size) -> int:
-        """How many changes endurance takes in all, those before memory is looked at included."""
+        """The total number of endurance changes, including those before memory is sampled."""
         return self.warm_up(size) + self.endurance if self.endurance else 0
 
     @staticmethod
     def warm_up(size: Size) -> int:
-        """After so many changes every Service has been changed, most of them several times."""
+        """The number of changes after which every Service has changed, most of them repeatedly."""
         return 5 * size.services
 
     def briefly(self) -> "Options":
-        """Less of everything, for sizes at which nothing but times of changes is promised."""
+        """Return reduced options, for sizes that have targets for the latency of changes only."""
         return msgspec.structs.replace(
             self,
             starts=min(self.starts, 1),
@@ -58,7 +59,7 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One moved endpoint: seconds until the new one answered, and of CPU time."""
+    """One moved endpoint: seconds until the new one answered, and seconds of CPU time."""
 
     latency: float
     cpu: float
@@ -69,8 +70,8 @@ class Memory(msgspec.Struct, frozen=True):
 
     Attributes:
         started: after the cold start.
-        after: after everything.
-        peak: the most there was.
+        after: after all measurements.
+        peak: the maximum.
         before_endurance: after the measured changes, before the many unmeasured ones.
         after_endurance: after those.
         meanwhile: after each tenth of those, while more of them were under way.
@@ -85,19 +86,19 @@ class Memory(msgspec.Struct, frozen=True):
 
     @property
     def growth(self) -> float:
-        """By what share the many changes made it grow; 0 if there were none."""
+        """The relative growth over the endurance changes; 0 without any."""
         before = self.before_endurance
         return (self.after_endurance - before) / before if before else 0.0
 
 
 class Received(msgspec.Struct, frozen=True):
-    """Bytes that the API server sent: at the cold start, and for each change under churn."""
+    """Bytes that the API server sent: at the cold start, and per change under churn."""
 
     start: int
     change: float
 
 
-class Connections(msgspec.Struct, frozen=True):
+class ConnectionTimes(msgspec.Struct, frozen=True):
     """Seconds of a connection and one answer.
 
     Attributes:
@@ -111,15 +112,15 @@ class Connections(msgspec.Struct, frozen=True):
     service: list[float]
 
 
-class Passed(msgspec.Struct, frozen=True):
-    """The rules that a new connection passes, the mean over random Services."""
+class RulesTraversed(msgspec.Struct, frozen=True):
+    """How many rules a new connection traverses: the mean over random Services."""
 
     from_pod: float
     from_outside: float
 
 
 class Result(msgspec.Struct):
-    """One program, in one mode and variant, at one size; ``None`` is what it does not tell."""
+    """One program in one mode and variant, at one size; ``None`` for figures it does not report."""
 
     subject: str
     mode: str
@@ -128,7 +129,7 @@ class Result(msgspec.Struct):
     shape: Shape
     options: Options
     kernel: str = ""
-    """The release of the kernel that it ran on."""
+    """The release of the kernel on which it ran."""
     cold_start: list[float] = []
     cold_start_cpu: list[float] = []
     restart: list[float] = []
@@ -136,26 +137,26 @@ class Result(msgspec.Struct):
     changes: list[Change] = []
     churned: list[Change] = []
     churned_cpu: float | None = None
-    """The share of one core that is used under churn."""
+    """CPU time under churn, as a share of one core."""
     received: Received | None = None
     endurance_seconds: float | None = None
     change_operations: dict[str, float] | None = None
     change_sync: float | None = None
     change_applied: float | None = None
-    """Seconds from the arrival of a change's event until the kernel has it, the mean."""
+    """Mean seconds from the arrival of a change's event until the kernel has it."""
     idle_cpu: float = 0.0
     memory: Memory | None = None
     rules: int = 0
     chains: int = 0
-    passed: Passed | None = None
-    connections: Connections | None = None
+    rules_traversed: RulesTraversed | None = msgspec.field(default=None, name="passed")
+    connections: ConnectionTimes | None = None
 
     @property
     def change_cpu(self) -> float | None:
-        """Seconds of CPU time that a change costs: the median, which no periodic comparison shifts.
+        """CPU seconds of a change: the median, which periodic resyncs do not affect.
 
-        User Mode Linux counts in ticks, of which a lone change takes one or two or none, whatever
-        it costs: there it is the time used under churn, for each of its changes.
+        User Mode Linux counts CPU time in ticks, and a single change takes zero to two of them:
+        there it is the CPU time under churn, divided by the number of changes.
         """
         if not self.changes:
             return None

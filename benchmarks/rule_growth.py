@@ -1,4 +1,4 @@
-"""How the number of rules that a new connection passes grows with the number of Services."""
+"""Computes how the number of rules that a new connection traverses grows with the Services."""
 
 import json
 import random
@@ -7,7 +7,7 @@ import msgspec
 
 from benchmarks.figures import count
 from benchmarks.population import PORT, Population, Shape, Size
-from benchmarks.results import Passed
+from benchmarks.results import RulesTraversed
 from svcproxy.backends.base import Desired
 from svcproxy.backends.iptables.backend import IptablesBackend
 from svcproxy.backends.settings import LocalTraffic, Settings
@@ -28,20 +28,20 @@ _SAMPLE = 300
 
 
 class Growth(msgspec.Struct, frozen=True):
-    """The rules passed at one size, and those that kube-proxy's list of Services would take."""
+    """The rules traversed at one size; ``linear`` is the mean for kube-proxy's list of Services."""
 
     size: Size
-    passed: Passed
-    list: float
+    traversed: RulesTraversed = msgspec.field(name="passed")
+    linear: float = msgspec.field(name="list")
 
 
 def nat_rules(saved: str) -> IptablesRuleset:
-    """The nat table in the output of iptables-save, or in a restore input for an empty table."""
+    """Parse the nat table of iptables-save's output, or of a restore input for an empty table."""
     return IptablesRuleset({"nat": parse_tables(saved).get("nat", {})})
 
 
-def rules_passed(rules: IptablesRuleset, population: Population) -> Passed:
-    """The mean over random Services, for a pod and a machine outside of the cluster.
+def rules_traversed(rules: IptablesRuleset, population: Population) -> RulesTraversed:
+    """Return the mean over random Services, for a pod and for a client outside the cluster.
 
     Raises:
         AssertionError: a connection would not be translated.
@@ -58,18 +58,18 @@ def rules_passed(rules: IptablesRuleset, population: Population) -> Passed:
             total += found.evaluated["nat PREROUTING"]
         return total / number
 
-    return Passed(from_pod=mean(POD, "br0"), from_outside=mean(CLIENT_IPV4, "eth0"))
+    return RulesTraversed(from_pod=mean(POD, "br0"), from_outside=mean(CLIENT_IPV4, "eth0"))
 
 
 def growth(size: Size, shape: Shape) -> Growth:
-    """Compute it for one size without any kernel, from the very text that would be loaded."""
+    """Compute the growth for one size from the restore input, without a kernel."""
     population = Population(size, PODS, shape)
-    passed = rules_passed(planned_rules(population), population)
-    return Growth(size, passed, size.services / 2)
+    traversed = rules_traversed(planned_rules(population), population)
+    return Growth(size, traversed, size.services / 2)
 
 
 def planned_rules(population: Population) -> IptablesRuleset:
-    """The nat rules that svcproxy's iptables mode writes for a population into an empty table."""
+    """Return the nat rules that iptables mode writes for a population into an empty table."""
     state = DesiredState(IPFamily.IPV4, "node1")
     for document in population.objects():
         raw = json.dumps(document).encode()
@@ -87,7 +87,7 @@ def planned_rules(population: Population) -> IptablesRuleset:
 
 
 class _Recorder(Iptables):
-    """Stands in for the programs: the kernel is empty, and keeps nothing but the inputs."""
+    """Replaces the iptables programs: the kernel is empty, and restore inputs are recorded."""
 
     def __init__(self) -> None:
         self.variant = Variant.LEGACY  # loads everything in one input
@@ -95,25 +95,25 @@ class _Recorder(Iptables):
         self.inputs: list[str] = []
 
     def save(self, *_tables: str) -> str:
-        """Give an empty kernel's rules."""
+        """Return the rules of an empty kernel."""
         return ""
 
     def restore(self, text: str) -> None:
-        """Keep the input."""
+        """Record the input."""
         self.inputs.append(text)
 
 
 def growth_table(found: list[Growth]) -> list[list[str]]:
-    """The rows of a table, with its head."""
+    """Return the rows of a table, with a header."""
     head = ["Services", "from a pod", "from outside", "a list, as kube-proxy's (n/2, computed)"]
     return [
         head,
         *(
             [
                 count(one.size.services),
-                count(one.passed.from_pod),
-                count(one.passed.from_outside),
-                count(one.list),
+                count(one.traversed.from_pod),
+                count(one.traversed.from_outside),
+                count(one.linear),
             ]
             for one in found
         ),

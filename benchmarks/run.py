@@ -1,4 +1,4 @@
-"""``./dev bench``: measure svcproxy, and other service proxies beside it, on this machine."""
+"""``./dev bench``: measures svcproxy, and optionally other service proxies, on this machine."""
 
 import argparse
 import compileall
@@ -30,44 +30,43 @@ RESULTS = Path(__file__).resolve().parent / "output"
 _GROWTH = "100x5,1000x5,10000x5,50000x5"
 
 _DESCRIPTION = """\
-Measures a service proxy on a cluster made of network namespaces, with real traffic. An API
-server in a process of its own serves the Services over HTTP (a real one, if KUBEBUILDER_ASSETS
-names the folder with kube-apiserver and etcd); the proxy runs on the node with its default
-settings. For every size and variant, in a fresh cluster:
+Measures a service proxy in a cluster of network namespaces, with real traffic. A separate process
+is the API server (the real one, if KUBEBUILDER_ASSETS is the folder with kube-apiserver and etcd);
+the proxy runs on the node with its default settings. For every size and variant, in a new cluster:
 
-  cold start   from the start of the process, with no rules there, until the Service that comes
-               last in every list answers a pod that dials it all the time
-  change       its one endpoint moves between two pods; from the API server's event until the
-               other pod answers through the cluster IP; then once more while endpoints of other
-               Services change all the time
-  endurance    very many endpoints change as fast as possible; what that does to memory, from
-               the moment at which every Service has been changed, most of them several times
-  connections  to random Services, and to pods by their own addresses for comparison
-  idle         CPU time while nothing changes; has one periodic comparison in it
-  restart      from the start of the process, with the rules there, to the end of its first sync
-  rules        those in the kernel, and those that a new connection passes: a packet is followed
-               through the saved rules; where these choose at random, that is the expected number
+  cold start   from the start of the process, without rules in the kernel, until the last Service
+               of every list answers a pod that connects to it continuously
+  change       the endpoint of that Service moves between two pods: from the API server's event
+               until the new pod answers at the cluster IP; measured again while endpoints of
+               other Services change
+  endurance    very many endpoints change as fast as possible: growth of memory after every
+               Service has changed, most of them several times
+  connections  connections to random Services and, for comparison, to pod addresses
+  idle         CPU time without changes; includes one periodic resync
+  restart      from the start of the process, with rules in the kernel, to the end of the first sync
+  rules        rules in the kernel, and rules that a new connection traverses: a packet is traced
+               through the saved rules; for random choices, this is the expected number
 
-Needs root. The machine's own network is not touched, but the legacy variant has one lock for
-the whole machine: nothing else should use iptables-legacy meanwhile.
+Needs root. The machine's own network is not changed, but the legacy variant uses one lock for the
+whole machine: no other program should use iptables-legacy at the same time.
 """
 _EPILOG = """\
 examples:
-  ./dev bench                                  everything; takes about a quarter of an hour
+  ./dev bench                                  everything; takes about 15 minutes
   ./dev bench --modes nftables --sizes 1000x5 --starts 1 --endurance 0     a quick look
   ./dev bench --modes nftables --sizes 1000x5 --spacing 1.3 --command 'kube-proxy --kubeconfig={kubeconfig}
       --hostname-override={node} --proxy-mode={mode} --cluster-cidr={cluster_cidr}
       --kube-api-content-type=application/json --conntrack-max-per-core=0 --conntrack-min=0'
-                                               kube-proxy beside svcproxy
+                                               kube-proxy and svcproxy
 
-Other programs find `iptables` in PATH as the variant that is measured. Restarts are measured
-where /metrics on 127.0.0.1:10249 has kube-proxy's names. `-` stands for what a program does not
-tell.
+For other programs, `iptables` in PATH is the measured variant. Restarts are measured if the
+program serves kube-proxy's metrics at 127.0.0.1:10249/metrics. `-` means that a program does not
+report a figure.
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Define the command line."""
     defaults, shape = Options(), Shape()
     parser = argparse.ArgumentParser(
         prog="./dev bench",
@@ -103,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST",
         type=_sizes,
         default=_GROWTH,
-        help="sizes for which to compute the rules passed, without a kernel (%(default)s)",
+        help="sizes for which to compute the rules traversed, without a kernel (%(default)s)",
     )
     _add_shape(parser, shape)
     _add_options(parser, defaults)
@@ -126,7 +125,7 @@ def _add_shape(parser: argparse.ArgumentParser, shape: Shape) -> None:
         "--headless",
         type=float,
         default=shape.headless,
-        help="headless Services more, as a share (%(default)s)",
+        help="additional headless Services, as a share of all (%(default)s)",
     )
     group.add_argument(
         "--dialled", type=int, default=shape.dialled, help="with real endpoints (%(default)s)"
@@ -145,9 +144,9 @@ def _add_options(parser: argparse.ArgumentParser, defaults: Options) -> None:
         "starts": "cold starts and restarts",
         "changes": "moves of the endpoint",
         "spacing": "seconds between two of them",
-        "churn": "changes elsewhere per second, for another round of moves",
-        "churned": "moves of the endpoint in that round",
-        "endurance": "changes elsewhere to see memory grow or not",
+        "churn": "background changes per second, for a second round of moves",
+        "churned": "moves of the endpoint in the second round",
+        "endurance": "changes as fast as possible, to measure the growth of memory",
         "connections": "connections to time",
         "idle": "seconds of idleness",
         "timeout": "seconds to wait for a cold start",
@@ -175,7 +174,7 @@ def _modes(text: str) -> list[str]:
 
 
 def _kernels(modes: Sequence[str], variants: str) -> list[Kernel]:
-    """The modes that this kernel has, each in all its variants or in those that are wanted."""
+    """Return the modes that this kernel supports, in all or in the requested variants."""
     wanted = set(variants.split(",")) if variants else set()
     known = {variant for mode in modes for variant in MODES[mode].variants}
     if wanted - known:
@@ -213,13 +212,13 @@ def _report(arguments: argparse.Namespace) -> Report:
 
 
 def _for_guest(arguments: Sequence[str]) -> list[str]:
-    """The command line without what the guest is told anyway."""
+    """Return the command line without the options that are set for the guest."""
     told = ("modes", "output", "growth", "variants", "sizes", "endurance", "starts", "connections")
     return _without(arguments, *(f"--{name}" for name in told))
 
 
 def _without(arguments: Sequence[str], *names: str) -> list[str]:
-    """A command line without these options, which have a value each."""
+    """Return a command line without these options, each of which has a value."""
     kept = []
     words = iter(arguments)
     for word in words:
@@ -238,13 +237,13 @@ def _say(*texts: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and write; give the exit code."""
+    """Measure, print and write the report; return the exit status."""
     arguments = parser().parse_args(argv)
     if os.geteuid():
-        print("bench: it makes network namespaces: run it as root", file=sys.stderr)
+        print("bench: this creates network namespaces: run it as root", file=sys.stderr)
         return 1
     cleanup_stale()
-    # The image ships byte code; a checkout has it only where Python may write it.
+    # The image contains byte code; a checkout has it only if Python may write it.
     compileall.compile_dir(str(Path(svcproxy.__file__).parent), quiet=2)
     try:
         report = _report(arguments)

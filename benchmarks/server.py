@@ -1,7 +1,7 @@
-"""The API server of a benchmark: a process of its own in the node's namespace.
+"""The fake API server of a benchmark: a separate process in the node's namespace.
 
-It is ordered over a socket, in lines of JSON, and ends when the other end of that goes away.
-This module is both ends: ``ApiServer`` here, ``main`` there.
+It is controlled over a socket, with lines of JSON, and exits when the other end is closed. This
+module has both ends: ``ApiServer`` controls, ``main`` is the process.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _PATIENCE = 120.0
 
 
 class ApiServerError(Exception):
-    """The process is gone or could not do what it was asked to."""
+    """The process has exited, or failed to carry out a request."""
 
 
 class ApiServer:
@@ -38,8 +38,8 @@ class ApiServer:
 
     Args:
         node: the machine on whose loopback address it listens.
-        population: what it serves.
-        folder: where to write ``kubeconfig`` and a log.
+        population: the Services that it serves.
+        folder: the folder for ``kubeconfig`` and a log.
     """
 
     def __init__(self, node: Node, population: Population, folder: Path) -> None:
@@ -53,7 +53,7 @@ class ApiServer:
         self._control.settimeout(_PATIENCE)
         with other:
             command = [sys.executable, "-m", "benchmarks.server", str(other.fileno())]
-            # Requests that it does not understand are its clients' affair, not the reader's.
+            # Do not print its errors for unsupported requests.
             with self._log.open("wb") as log:
                 self._process = self._node.netns.popen(
                     command, pass_fds=[other.fileno()], cwd=ROOT, output=log.fileno()
@@ -73,21 +73,21 @@ class ApiServer:
         return self
 
     def put(self, obj: Object) -> float:
-        """Replace an object; give ``time.monotonic()`` right before watches were told."""
+        """Replace an object; return ``time.monotonic()`` immediately before the watch event."""
         return float(self._request("put", object=obj))
 
     def churn(self, rate: float) -> None:
-        """From now on, change endpoints elsewhere so many times a second; 0 ends it."""
+        """Start background churn at this rate per second; 0 stops it."""
         self._request("churn", rate=rate)
 
     def storm(self, changes: int) -> float:
-        """Change endpoints elsewhere as fast as possible; give the seconds that it took."""
+        """Change endpoints as fast as possible; return the seconds that it took."""
         began = time.monotonic()
         self._request("storm", changes=changes)
         return time.monotonic() - began
 
     def sent(self) -> int:
-        """How many bytes it has sent to its clients so far."""
+        """The number of bytes sent to clients so far."""
         return int(self._request("sent"))
 
     def __exit__(
@@ -127,7 +127,7 @@ def _serve(
     for obj in population.objects():
         server.put(obj)
     server.write_kubeconfig(Path(others["kubeconfig"]))
-    # The garbage collector would go through all of it again and again while we measure.
+    # Otherwise the garbage collector would scan all objects repeatedly during measurements.
     gc.collect()
     gc.freeze()
     return Churn(server, population)

@@ -1,4 +1,4 @@
-"""What is measured: svcproxy, or any other service proxy by its command line."""
+"""The measured program: svcproxy, or another service proxy by its command line."""
 
 import contextlib
 import shlex
@@ -33,10 +33,10 @@ class Subject(msgspec.Struct, frozen=True):
         return Path(shlex.split(self.command)[0]).name if self.command else "svcproxy"
 
     def fill(self, **values: str) -> list[str]:
-        """The words of the command with ``{kubeconfig}`` and so on filled in.
+        """Return the words of the command, with placeholders such as ``{kubeconfig}`` replaced.
 
         Raises:
-            ValueError: it has a placeholder that is not among ``values``.
+            ValueError: a placeholder is not in ``values``.
         """
         try:
             return [word.format_map(values) for word in shlex.split(self.command)]
@@ -46,12 +46,12 @@ class Subject(msgspec.Struct, frozen=True):
 
 
 class Running:
-    """The program on a node: start it, end it, ask it."""
+    """A measured program on a node: starts and stops it, and reads its metrics."""
 
     def __init__(self, subject: Subject, kernel: Kernel, node: Node, folder: Path) -> None:
         flags = {**kernel.flags, "kubeconfig": str(folder / "kubeconfig")}
         self.daemon = Daemon(node, flags=flags)
-        # The start of the program is part of what is measured.
+        # The start of the program is measured, so it must not be forked.
         self.daemon.may_be_forked = False
         self.began = 0.0
         self.began_wall = 0.0
@@ -69,12 +69,12 @@ class Running:
             self.daemon.flags = {}
 
     def start(self) -> None:
-        """Start the process; ``began`` and ``began_wall`` tell when."""
+        """Start the process; ``began`` and ``began_wall`` are the time of the start."""
         self.began, self.began_wall = time.monotonic(), time.time()
         self.daemon.start()
 
     def stop(self) -> None:
-        """End the process in an orderly way, and otherwise by force."""
+        """Terminate the process; kill it if that fails."""
         with contextlib.suppress(DaemonError):
             self.daemon.signal(signal.SIGTERM)
         try:
@@ -83,7 +83,7 @@ class Running:
             self.daemon.kill()
 
     def metrics(self) -> Metrics:
-        """What /metrics says on kube-proxy's usual port; empty when nobody answers there."""
+        """Return the metrics on kube-proxy's default port; empty without an answer."""
         try:
             return self.daemon.metrics()
         except DaemonError:
@@ -91,11 +91,11 @@ class Running:
 
     @property
     def tells_syncs(self) -> bool:
-        """Whether /metrics says when the last sync was."""
+        """Return whether /metrics has the time of the last sync."""
         return _LAST_SYNC in self.metrics()
 
     def first_sync(self, timeout: float) -> float:
-        """Wait for the first sync of IPv4 and give its end in seconds after the start.
+        """Wait for the first sync of IPv4; return its end in seconds after the start.
 
         Raises:
             AssertionError: there was none in time.
@@ -104,18 +104,18 @@ class Running:
         def ended() -> float:
             self.check()
             stamps = list(self.metrics().matching(_LAST_SYNC))
-            # Older releases of kube-proxy do not tell the families apart.
+            # Older releases of kube-proxy have no label for the family.
             chosen = [s for s in stamps if s.labels.get("ip_family", "IPv4") == "IPv4"]
             return max((stamp.value for stamp in chosen), default=0.0)
 
-        # The time stamp is exact, so there is no need to disturb it by asking more often.
+        # The metric has the exact time, so frequent polling is unnecessary.
         return eventually(ended, "the first sync", timeout=timeout, every=0.1) - self.began_wall
 
     def check(self) -> None:
-        """See that it still runs.
+        """Check that the program is running.
 
         Raises:
-            DaemonError: it has ended.
+            DaemonError: it has exited.
         """
         if not self.daemon.running:
             raise DaemonError(f"it ended with status {self.daemon.returncode}")

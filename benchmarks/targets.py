@@ -1,4 +1,4 @@
-"""What svcproxy promises, beside what was measured."""
+"""svcproxy's performance targets, compared with measured figures."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,7 +15,7 @@ Kind = tuple[str, str]
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A figure of a result, and what it may be at most for each kind; ``None`` is no limit."""
+    """A figure of a result, and its limit for each kind; ``None`` is no limit."""
 
     title: str
     size: Size
@@ -88,7 +88,7 @@ TARGETS = (
 
 
 def target_table(results: Sequence[Result]) -> list[list[str]]:
-    """The targets as rows, svcproxy's figures as columns: ``4.9 ms (<= 5.0 ms)``, ``MISSED``."""
+    """Return a table of targets and svcproxy's figures: ``4.9 ms (<= 5.0 ms)``, ``MISSED``."""
     rows = [["", *(" ".join(filter(None, kind)) for kind in KINDS)]]
     for target in TARGETS:
         cells = [_cell(target, kind, results) for kind in KINDS]
@@ -100,9 +100,9 @@ def target_table(results: Sequence[Result]) -> list[list[str]]:
 def figures_of(
     target: Target, kind: Kind, results: Sequence[Result]
 ) -> tuple[float | None, list[float]]:
-    """What was measured of svcproxy, ``None`` if nothing was, and of other programs.
+    """Return the result of svcproxy, ``None`` if there is none, and those of other programs.
 
-    Of several results the last one counts.
+    Of several results of a program, the last one is used.
     """
     ours: float | None = None
     others = []

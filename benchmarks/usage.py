@@ -1,4 +1,4 @@
-"""What a process costs, as the kernel counts it."""
+"""CPU time and memory of a process, as counted by the kernel."""
 
 import os
 import time
@@ -10,14 +10,14 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What a process has used up to a moment.
+    """The resources that a process has used up to a point in time.
 
     Attributes:
-        at: ``time.monotonic()`` of that moment.
-        cpu: seconds of CPU time, user and system, its own and that of its children that have
-            ended. Its own is exact; its children's the kernel tells in steps of 10 ms.
+        at: ``time.monotonic()`` of that time.
+        cpu: seconds of CPU time, user and system, of the process and its exited children. That of
+            the process is exact, that of children has a resolution of 10 ms.
         rss: resident memory in bytes.
-        peak: the most there ever was of it.
+        peak: the maximum of the resident memory.
     """
 
     at: float
@@ -27,7 +27,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 def usage(pid: int) -> Usage:
-    """Read what a running process has used.
+    """Read the resources that a running process has used.
 
     Raises:
         OSError: there is no such process.
@@ -44,20 +44,20 @@ def usage(pid: int) -> Usage:
 
 
 def _own_seconds(pid: int) -> float:
-    """The CPU time of a process and all of its threads, those that have ended as well."""
-    # The clock of another process, as clock_getcpuclockid(3) computes its number.
+    """Return the CPU time of a process and all its threads, including exited ones."""
+    # The number of another process's CPU clock, as computed by clock_getcpuclockid(3).
     return time.clock_gettime((~pid << 3) | 2)
 
 
 def child_seconds(stat: str) -> float:
-    """The CPU time of a process's children that it has waited for, from ``/proc/PID/stat``."""
-    # The second field is the program's name in parentheses and may hold anything.
+    """Return the CPU time of a process's reaped children, from ``/proc/PID/stat``."""
+    # The second field is the program's name in parentheses and may contain any character.
     fields = stat.rpartition(")")[2].split()
     return sum(map(int, fields[13:15])) / _TICKS
 
 
 def status_bytes(status: str, name: str) -> int:
-    """A size in the text of ``/proc/PID/status``; 0 if it is not there."""
+    """Return a size in the text of ``/proc/PID/status``; 0 if it is missing."""
     for line in status.splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

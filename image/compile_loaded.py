@@ -1,7 +1,7 @@
-"""Compile to byte code what the daemon loads, and nothing else.
+"""Compiles the modules that the daemon imports, and no others, to byte code.
 
-The image's root file system is read-only at run time, so byte code must be there before. Most
-modules of the Kubernetes client are its generated models, which are never loaded.
+The image's root file system is read-only at run time, so byte code must be created in the build.
+Most modules of the Kubernetes client are generated models, which are never imported.
 """
 
 import importlib

@@ -16,7 +16,7 @@ from benchmarks.churn import Churn
 from benchmarks.population import SERVICE_RANGE, Population, Shape, Size
 from benchmarks.report import Machine, Report
 from benchmarks.results import Change, Memory, Options, Result
-from benchmarks.rule_growth import growth, planned_rules, rules_passed
+from benchmarks.rule_growth import growth, planned_rules, rules_traversed
 from benchmarks.subject import Subject
 from benchmarks.targets import LARGE, target_table
 from svcproxy.kube.core.decoding import decode_object
@@ -29,18 +29,20 @@ HEADLESS = "service.kubernetes.io/headless"
 PODS = ("10.244.1.2", "10.244.1.3", "10.244.1.4")
 
 
-class TestRulesPassed:
+class TestRulesTraversed:
     def test_they_grow_far_slower_than_the_list(self) -> None:
         small, large = growth(Size(100, 5), Shape()), growth(Size(1600, 5), Shape())
-        assert large.list == 16 * small.list
-        assert large.passed.from_pod < small.passed.from_pod + 20
-        assert small.passed.from_pod < small.passed.from_outside < small.passed.from_pod + 4
+        assert large.linear == 16 * small.linear
+        assert large.traversed.from_pod < small.traversed.from_pod + 20
+        assert (
+            small.traversed.from_pod < small.traversed.from_outside < small.traversed.from_pod + 4
+        )
 
     def test_every_service_is_reached_in_what_is_planned(self) -> None:
         population = Population(Size(50, 3), PODS, Shape(large=1))
         rules = planned_rules(population)
         assert "KUBE-SERVICES" in rules.tables["nat"]["PREROUTING"][0]
-        assert rules_passed(rules, population).from_pod > 3
+        assert rules_traversed(rules, population).from_pod > 3
 
 
 def is_headless(obj: Object) -> bool:
