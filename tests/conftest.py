@@ -21,6 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run every scenario of tests/chaos, not only the quick ones (./dev chaos)",
     )
+    parser.addoption(
+        "--regenerate",
+        action="store_true",
+        help="write the output sections of tests/scenarios instead of comparing them",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

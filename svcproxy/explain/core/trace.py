@@ -231,8 +231,11 @@ class _Path:
         """A packet for the node itself, which an IPVS virtual server may send on."""
         flows = self._hook("INPUT", flows)
         served = {f._replace(interface=""): w for f, w in flows.items() if f.virtual}
+        remote = {f: w for f, w in served.items() if not self._log.is_local(f.destination)}
+        # A real server on the node itself gets the packet without another hook.
+        self._accept({f: w for f, w in served.items() if f not in remote})
         self._accept({f: w for f, w in flows.items() if not f.virtual})
-        self._accept(self._hook("POSTROUTING", self._hook("OUTPUT", served)))
+        self._accept(self._hook("POSTROUTING", self._hook("OUTPUT", remote)))
 
     def _split(self, flows: dict[Flow, float]) -> tuple[dict[Flow, float], dict[Flow, float]]:
         local: dict[Flow, float] = {}

@@ -1,0 +1,167 @@
+"""What each mode makes of objects: from scratch, and incrementally in two orders.
+
+Everything that depends on the modes' planners and fakes is here.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from msgspec import structs
+
+from svcproxy import cli
+from svcproxy.backends.iptables.core.settings import IptablesSettings
+from svcproxy.backends.iptables.core.static import LISTS
+from svcproxy.backends.ipvs import chains as ipvs_chains
+from svcproxy.backends.ipvs.settings import IpvsSettings, scheduling
+from svcproxy.backends.nftables.core.settings import NftablesSettings
+from svcproxy.backends.settings import Settings
+from svcproxy.config import Config
+from svcproxy.explain.core import rendered_iptables, rendered_ipvs, rendered_nftables
+from svcproxy.explain.core.iptables_rules import IptablesRuleset
+from svcproxy.explain.core.ipvs_rules import IpvsRuleset
+from svcproxy.explain.core.nft_table import NftTable
+from svcproxy.model.names import IPFamily
+from svcproxy.model.objects import ApiObject, EndpointSlice, Node, Service, ServiceCIDR
+from svcproxy.modes import SettingsOf
+from svcproxy.state.desired import DesiredState
+from tests.property import test_iptables_incremental as iptables_machine
+from tests.property import test_ipvs_incremental as ipvs_machine
+from tests.property import test_nftables_incremental as nftables_machine
+from tests.scenarios.scenario import NODE_ADDRESSES, NODE_SUBNETS
+
+NODE = "node1"
+NODE_OBJECT = Node(
+    name=NODE,
+    zone="zone-a",
+    addresses=NODE_ADDRESSES,
+    pod_cidrs=("10.244.1.0/24", "fd00:10:244:1::/64"),
+)
+FLAGS = (
+    "--manifests=/manifests",
+    f"--hostname-override={NODE}",
+    "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
+)
+MODES = ("iptables", "nftables", "ipvs")
+UNORDERED = frozenset(LISTS) | {name for names in ipvs_chains.LISTS.values() for name in names}
+"""Chains in which the order of rules has no meaning."""
+
+
+class Made(NamedTuple):
+    """The rules of one mode and family."""
+
+    mode: str
+    family: IPFamily
+    iptables: IptablesRuleset | None = None
+    nftables: NftTable | None = None
+    ipvs: IpvsRuleset | None = None
+
+
+def config_of(mode: str, flags: Sequence[str]) -> Config:
+    """The configuration of a mode."""
+    mode_flag = f"--proxy-mode={mode}"
+    return cli.read([mode_flag, *FLAGS, *flags], {}).config
+
+
+def state_of(
+    config: Config, family: IPFamily, batches: Iterable[Sequence[ApiObject]]
+) -> DesiredState:
+    """The desired state after some batches of objects."""
+    state = DesiredState(family, NODE, external_ips=config.allows_external_ips)
+    for batch in batches:
+        for obj in batch:
+            take(state, obj)
+        state.checkout()
+    return state
+
+
+def take(state: DesiredState, obj: ApiObject) -> None:
+    """Let a state know of an object."""
+    match obj:
+        case Service():
+            state.update_service(obj)
+        case EndpointSlice():
+            state.update_slice(obj)
+        case ServiceCIDR():
+            state.update_service_cidr(obj)
+        case Node() if obj.name == NODE:
+            state.update_node(obj)
+
+
+def settings_of(config: Config, state: DesiredState, mode: str, family: IPFamily) -> Settings:
+    """The settings of a mode, as far as they do not depend on the kernel."""
+    common = structs.asdict(SettingsOf(config, family)(state.node))
+    if mode == "iptables":
+        return IptablesSettings(**common)
+    if mode == "nftables":
+        own = {"service_cidrs": state.service_cidrs, "drop_invalid": True}
+        return NftablesSettings(**{**common, **own})
+    six = family is IPFamily.IPV6
+    return IpvsSettings(
+        **common,
+        scheduling=scheduling(config.ipvs_scheduler or "rr"),
+        addresses=(NODE_ADDRESSES[six],),
+        subnets=(NODE_SUBNETS[six],),
+    )
+
+
+def from_scratch(mode: str, family: IPFamily, state: DesiredState, settings: Any) -> Made:
+    """The rules that a fresh process makes for an empty kernel."""
+    if mode == "iptables":
+        return Made(mode, family, iptables=rendered_iptables.rendered(state.ports, settings))
+    if mode == "nftables":
+        return Made(mode, family, nftables=rendered_nftables.rendered(state.ports, settings))
+    return Made(mode, family, ipvs=rendered_ipvs.rendered(state.ports, settings))
+
+
+def incrementally(
+    mode: str,
+    family: IPFamily,
+    settings: Any,
+    batches: Sequence[Sequence[ApiObject]],
+    config: Config,
+) -> Made:
+    """The rules in a fake kernel after a sync for each batch; the first is from scratch."""
+    machine: Any = _MACHINES[mode](settings)
+    machine.state = DesiredState(family, NODE, external_ips=config.allows_external_ips)
+    for batch in batches:
+        for obj in batch:
+            take(machine.state, obj)
+        machine.sync()
+    return _READERS[mode](family, machine)
+
+
+_MACHINES: dict[str, Callable[[Any], Any]] = {
+    "iptables": iptables_machine.Tables,
+    "nftables": nftables_machine.Table,
+    "ipvs": ipvs_machine.Machine,
+}
+
+
+def _read_iptables(family: IPFamily, machine: Any) -> Made:
+    sets = dict.fromkeys(machine.kernel.sets, frozenset[str]())
+    return Made("iptables", family, iptables=IptablesRuleset(machine.kernel.saved(), sets))
+
+
+def _read_nftables(family: IPFamily, machine: Any) -> Made:
+    name = "ip" if family is IPFamily.IPV4 else "ip6"
+    table = rendered_nftables.observed_table(machine.kernel.observed(), name)
+    return Made("nftables", family, nftables=table)
+
+
+def _read_ipvs(family: IPFamily, machine: Any) -> Made:
+    kernel = machine.kernel
+    ruleset = rendered_ipvs.ruleset(
+        kernel.tables.saved(),
+        {name: entries for name, (_, entries) in kernel.sets.items()},
+        kernel.servers,
+        kernel.real,
+        bound=kernel.bound,
+    )
+    return Made("ipvs", family, ipvs=ruleset)
+
+
+_READERS: dict[str, Callable[[IPFamily, Any], Made]] = {
+    "iptables": _read_iptables,
+    "nftables": _read_nftables,
+    "ipvs": _read_ipvs,
+}
