@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from msgspec import structs
 
 from svcproxy import cli
+from svcproxy.backends.core.node_settings import NodeSettings
 from svcproxy.backends.iptables.core.settings import IptablesSettings
-from svcproxy.backends.iptables.core.static import LISTS
+from svcproxy.backends.iptables.core.static import SHARED_CHAINS
 from svcproxy.backends.ipvs import chains as ipvs_chains
 from svcproxy.backends.ipvs.settings import IpvsSettings, scheduling
 from svcproxy.backends.nftables.core.settings import NftablesSettings
@@ -22,7 +23,6 @@ from svcproxy.explain.core.ipvs_rules import IpvsRuleset
 from svcproxy.explain.core.nft_table import NftTable
 from svcproxy.model.names import IPFamily
 from svcproxy.model.objects import ApiObject, EndpointSlice, Node, Service, ServiceCIDR
-from svcproxy.modes import SettingsOf
 from svcproxy.state.desired import DesiredState
 from tests.property import test_iptables_incremental as iptables_machine
 from tests.property import test_ipvs_incremental as ipvs_machine
@@ -42,7 +42,9 @@ FLAGS = (
     "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
 )
 MODES = ("iptables", "nftables", "ipvs")
-UNORDERED = frozenset(LISTS) | {name for names in ipvs_chains.LISTS.values() for name in names}
+UNORDERED = frozenset(SHARED_CHAINS) | {
+    name for names in ipvs_chains.LISTS.values() for name in names
+}
 """Chains in which the order of rules has no meaning."""
 
 
@@ -89,7 +91,7 @@ def take(state: DesiredState, obj: ApiObject) -> None:
 
 def settings_of(config: Config, state: DesiredState, mode: str, family: IPFamily) -> Settings:
     """The settings of a mode, as far as they do not depend on the kernel."""
-    common = structs.asdict(SettingsOf(config, family)(state.node))
+    common = structs.asdict(NodeSettings(config, family)(state.node))
     if mode == "iptables":
         return IptablesSettings(**common)
     if mode == "nftables":

@@ -5,7 +5,7 @@ from ipaddress import ip_address
 
 from msgspec import structs
 
-from svcproxy.backends.nftables.core.sets import parse_tier
+from svcproxy.backends.nftables.core.table_sets import parse_tier
 from svcproxy.explain.core.iptables_rules import IptablesRuleset, Tables
 from svcproxy.explain.core.ipvs_print import address_lines, server_lines, set_lines
 from svcproxy.explain.core.nft_print import chain_lines, element_commands, print_table, rule_text

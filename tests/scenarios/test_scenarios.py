@@ -12,6 +12,7 @@ from svcproxy.kube.core.decoding import decode_object
 from svcproxy.kube.core.parse import parse_object
 from svcproxy.model.names import IPFamily, Kind
 from svcproxy.model.objects import ApiObject, Node, Service
+from svcproxy.modes import all_modes
 from tests.scenarios.modes import (
     MODES,
     NODE_OBJECT,
@@ -35,13 +36,15 @@ SECTIONS = {
     ("ipvs", IPFamily.IPV6): "ipvs ip6",
 }
 
+ANNOTATIONS = frozenset().union(*(mode.annotations for mode in all_modes()))
+
 
 def objects_of(scenario: Scenario) -> list[ApiObject]:
     found = []
     for document in yaml.safe_load_all(scenario.sections.get("objects", "")):
         if document is not None:
             wire = decode_object(Kind(document["kind"]), json.dumps(document).encode())
-            found.append(parse_object(wire))
+            found.append(parse_object(wire, ANNOTATIONS))
     return [obj for obj in found if obj is not None]
 
 
