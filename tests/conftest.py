@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 
 from testbed.waiting import SLOW
-from tests import guests
+from tests import examples, guests
 
 # CI decides about a change, so it tries the same examples each time; everybody else explores.
 settings.register_profile("ci", derandomize=True)
@@ -22,6 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run every scenario of tests/chaos, not only the quick ones (./dev chaos)",
     )
     parser.addoption(
+        "--quick",
+        action="store_true",
+        help="a tenth of the examples of property tests, and no slow tests (./dev unit)",
+    )
+    parser.addoption(
         "--regenerate",
         action="store_true",
         help="write the output sections of tests/scenarios instead of comparing them",
@@ -29,6 +34,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.quick:
+        examples.quick = True
+        settings.register_profile("quick", settings(), max_examples=examples.examples(100))
+        settings.load_profile("quick")
     plugins = config.pluginmanager
     if config.option.variants:
         plugins.register(guests.Selection(config.option.variants))
@@ -36,3 +45,11 @@ def pytest_configure(config: pytest.Config) -> None:
         plugins.register(guests.ReportWriter(config, config.option.report_to))
     if not SLOW:
         plugins.register(guests.Guests(config.option.uml_variants))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.option.quick:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]

@@ -18,6 +18,7 @@ from svcproxy.backends.settings import LocalTraffic
 from svcproxy.backends.xtables.core.rule_text import FILTER
 from svcproxy.backends.xtables.core.savefile import Saved
 from svcproxy.model.names import IPFamily
+from tests.examples import examples
 from tests.fakes.restored_tables import RestoredTables
 from tests.property.machines import Machine
 from tests.property.strategies import SYNC, events
@@ -75,7 +76,7 @@ settings_values = st.builds(
 slow = [HealthCheck.too_slow]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=slow)
+@settings(max_examples=examples(200), deadline=None, suppress_health_check=slow)
 @given(settings_values, events)
 def test_incremental_equals_from_scratch(options: IptablesSettings, sequence: list[Any]) -> None:
     machine = Tables(options).take_all([*sequence, SYNC])
@@ -86,7 +87,7 @@ def test_incremental_equals_from_scratch(options: IptablesSettings, sequence: li
     assert machine.contents() == fresh.contents()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=slow)
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=slow)
 @given(settings_values, events)
 def test_applying_twice_changes_nothing(options: IptablesSettings, sequence: list[Any]) -> None:
     machine = Tables(options).take_all([*sequence, SYNC])
@@ -96,7 +97,7 @@ def test_applying_twice_changes_nothing(options: IptablesSettings, sequence: lis
     assert not machine.planner.plan_changes({})
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=slow)
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=slow)
 @given(settings_values, events, st.randoms(use_true_random=False))
 def test_the_order_of_events_does_not_matter(
     options: IptablesSettings, sequence: list[Any], random: Any
@@ -107,7 +108,7 @@ def test_the_order_of_events_does_not_matter(
     assert other.contents() == machine.contents()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=slow)
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=slow)
 @given(settings_values, events, st.randoms(use_true_random=False))
 def test_any_damage_is_repaired_by_a_resync(
     options: IptablesSettings, sequence: list[Any], random: Any

@@ -16,6 +16,7 @@ from svcproxy.backends.xtables.core.rule_text import NAT
 from svcproxy.backends.xtables.core.savefile import Saved
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
+from tests.examples import examples
 from tests.fakes.restored_tables import BUILT_IN, RestoredTables
 from tests.property.test_iptables_incremental import canonical
 
@@ -100,7 +101,7 @@ port_states = st.tuples(
 batches = st.dictionaries(numbers, st.none() | port_states, max_size=8)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.booleans(), batches), min_size=1, max_size=5), st.data())
 def test_all_other_ports_are_programmed(steps: list[Step], data: st.DataObject) -> None:
     machine = Refusing(names_lines=data.draw(st.booleans()))

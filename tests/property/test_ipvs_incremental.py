@@ -27,6 +27,7 @@ from svcproxy.backends.settings import LocalTraffic
 from svcproxy.backends.xtables.core.rule_text import NAT
 from svcproxy.model.names import IPFamily
 from svcproxy.state.desired import DesiredState
+from tests.examples import examples
 from tests.fakes.ipvs_kernel import IpvsKernel
 from tests.property.machines import feed
 from tests.property.strategies import NODE, SYNC, events
@@ -100,7 +101,9 @@ settings_values = st.builds(
     node_address=st.sampled_from(["", "192.168.50.1"]),
 )
 
-COMMON = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+COMMON = settings(
+    max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 BUSY = "busy"
 traffic = st.lists(
     st.tuples(

@@ -22,6 +22,7 @@ from svcproxy.model.objects import EndpointSlice, Service, SliceEndpoint, SliceP
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 from svcproxy.netlink.core.nf_tables.ruleset import element_data
 from svcproxy.netlink.core.nf_tables.transaction import Plan
+from tests.examples import examples
 from tests.property.machines import Machine
 from tests.property.strategies import NODE, SYNC, events, services
 from tests.unit.nftables.fake_kernel import FakeKernel, FakeSet
@@ -155,7 +156,7 @@ settings_values = st.builds(
 slow = [HealthCheck.too_slow]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=slow)
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=slow)
 @given(settings_values, histories())
 def test_incremental_equals_from_scratch(options: NftablesSettings, sequence: list[Any]) -> None:
     machine = run(options, sequence)
@@ -164,7 +165,7 @@ def test_incremental_equals_from_scratch(options: NftablesSettings, sequence: li
     assert machine.contents() == fresh.contents()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=slow)
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=slow)
 @given(settings_values, histories())
 def test_applying_twice_changes_nothing(options: NftablesSettings, sequence: list[Any]) -> None:
     machine = run(options, sequence)
@@ -174,7 +175,7 @@ def test_applying_twice_changes_nothing(options: NftablesSettings, sequence: lis
     assert not machine.planner.plan_changes({})
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=slow)
+@settings(max_examples=examples(80), deadline=None, suppress_health_check=slow)
 @given(settings_values, histories(), st.randoms(use_true_random=False))
 def test_the_order_of_events_does_not_matter(
     options: NftablesSettings, sequence: list[Any], random: Any
@@ -184,7 +185,7 @@ def test_the_order_of_events_does_not_matter(
     assert other.contents() == machine.contents()
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=slow)
+@settings(max_examples=examples(80), deadline=None, suppress_health_check=slow)
 @given(settings_values, histories(), st.randoms(use_true_random=False))
 def test_any_damage_is_repaired_by_a_comparison(
     options: NftablesSettings, sequence: list[Any], random: Any
@@ -337,7 +338,7 @@ class Expected:
 
 
 @pytest.mark.timeout(400)
-@settings(max_examples=100, deadline=None, suppress_health_check=slow)
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=slow)
 @given(settings_values, histories(), st.data())
 def test_packets_reach_the_expected_endpoints(
     options: NftablesSettings, sequence: list[Any], data: st.DataObject

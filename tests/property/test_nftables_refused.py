@@ -32,6 +32,7 @@ from svcproxy.netlink.core.nf_tables.transaction import (
 from svcproxy.netlink.nf_tables import RefusedMessage
 from svcproxy.state.desired import Changes, DesiredState
 from svcproxy.sysctl import conntrack_is_liberal
+from tests.examples import examples
 from tests.property.machines import feed
 from tests.property.strategies import NODE, SYNC
 from tests.property.test_nftables_incremental import canonical, histories
@@ -151,7 +152,7 @@ poisoned = st.sets(st.sampled_from([f"svc{n}" for n in range(6)]), max_size=3)
 # Shrinking such long histories takes minutes and gains little.
 @pytest.mark.timeout(400)
 @settings(
-    max_examples=40,
+    max_examples=examples(40),
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],

@@ -28,6 +28,8 @@ from svcproxy.netlink.core.nf_tables.dump import TableDump
 from svcproxy.state.desired import DesiredState
 from testbed.manifests import Object
 
+pytestmark = pytest.mark.slow
+
 SERVICES = 80
 PODS = ("10.244.1.2", "10.244.1.3")
 Ports = Mapping[ServicePortName, ServicePort | None]

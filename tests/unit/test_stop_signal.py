@@ -62,6 +62,7 @@ def test_a_signal_may_come_at_any_point_of_a_wait(stop: StopSignal) -> None:
     assert lines
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_signal_may_come_between_the_last_look_for_signals_and_the_wait() -> None:
     """No line of Python is run there; so many processes are stopped at about that moment."""

@@ -13,6 +13,7 @@ from svcproxy.backends.iptables.core import dispatch
 from svcproxy.backends.iptables.core.dispatch import LEAF, DispatchTree, frontend_key
 from svcproxy.backends.xtables.core.rule_text import Rules
 from svcproxy.model.names import Protocol
+from tests.examples import examples
 
 
 def tree(texts: dict[int, str], bits: int) -> DispatchTree:
@@ -103,7 +104,7 @@ batches = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(batches)
 def test_incremental_changes_equal_a_tree_from_scratch(steps: list[dict[int, str | None]]) -> None:
     incremental = DispatchTree("ROOT", 32, after=("the last rule",))

@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 
 from svcproxy.kube.core import rawjson
 from svcproxy.kube.core.rawjson import BrokenJsonError
+from tests.examples import examples
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=10,
 )
-FEW = settings(max_examples=40, deadline=None)
+FEW = settings(max_examples=examples(40), deadline=None)
 
 
 def depth_of(value: object) -> int:

@@ -5,6 +5,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from svcproxy.kube.core.outputs import Cause, Changed, Output, Removed, Step
 from svcproxy.kube.core.reflector import Reflector
 from svcproxy.model.names import Kind
+from tests.examples import examples
 from tests.fakes.lines import bookmark, error, event, item, page
 
 
@@ -99,6 +100,6 @@ class FollowsTheServer(RuleBasedStateMachine):
 
 
 FollowsTheServer.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None
+    max_examples=examples(60), stateful_step_count=25, deadline=None
 )
 TestFollowsTheServer = FollowsTheServer.TestCase
