@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from msgspec import structs
+from svcproxy.backends.nftables.core.sets import parse_tier
 
 from svcproxy import cli
 from svcproxy.backends.core.node_settings import NodeSettings
@@ -46,6 +47,11 @@ UNORDERED = frozenset(SHARED_CHAINS) | {
     name for names in ipvs_chains.LISTS.values() for name in names
 }
 """Chains in which the order of rules has no meaning."""
+
+
+def balances(chain: str) -> bool:
+    """Whether a chain of nftables mode depends on the lengths of endpoint lists only."""
+    return parse_tier(chain) is not None or chain.endswith("-tiers")
 
 
 class Made(NamedTuple):

@@ -5,7 +5,6 @@ from ipaddress import ip_address
 
 from msgspec import structs
 
-from svcproxy.backends.nftables.core.table_sets import parse_tier
 from svcproxy.explain.core.iptables_rules import IptablesRuleset, Tables
 from svcproxy.explain.core.ipvs_print import address_lines, server_lines, set_lines
 from svcproxy.explain.core.nft_print import chain_lines, element_commands, print_table, rule_text
@@ -15,7 +14,7 @@ from svcproxy.explain.core.packet import Host
 from svcproxy.explain.core.trace import Ruleset, trace
 from svcproxy.model.names import ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, ServicePort
-from tests.scenarios.modes import UNORDERED, Made
+from tests.scenarios.modes import UNORDERED, Made, balances
 from tests.scenarios.scenario import NODE_ADDRESSES, Sent
 
 _HOST = Host.of(*NODE_ADDRESSES)
@@ -106,8 +105,7 @@ def _nftables(made: NftTable, base: NftTable, shown: set[str]) -> list[str]:
         return print_table(made).replace("\t", "  ").splitlines()
     lines: list[str] = list(element_commands(made))
     for name in sorted(made.chains):
-        balances = parse_tier(name) is not None or name.endswith("-tiers")
-        if balances:
+        if balances(name):
             if "tiers" in shown:
                 lines += [line.replace("\t", "  ") for line in chain_lines(made, name)]
             continue

@@ -30,10 +30,27 @@ _MODULES = frozenset(
         "ipvs",
     ]
 )
-_WITHOUT_MEANING = frozenset(("--comment", "--mode", "--nfacct-name", "--seconds", "--mask"))
-"""Options with a value that decide nothing about the first packet of a connection."""
+_IGNORED: Mapping[str, tuple[str, ...]] = {
+    "--comment": (),
+    "--nfacct-name": (),
+    "--seconds": (),
+    "--mode": ("random",),
+    "--mask": ("255.255.255.255", ":".join(["ffff"] * 8)),
+}
+"""Options that decide nothing about the first packet of a connection, with the values for which
+that holds; none means all values."""
 _SWITCHES = frozenset(("--reap", "--rsource"))
-_ACTIONS = frozenset(("ACCEPT", "DROP", "REJECT", "RETURN", "DNAT", "MARK", "MASQUERADE", "SET"))
+_ACTIONS = {
+    "ACCEPT": (),
+    "DROP": (),
+    "REJECT": ("--reject-with",),
+    "RETURN": (),
+    "DNAT": ("--to-destination",),
+    "MARK": ("--set-xmark",),
+    "MASQUERADE": ("--random-fully",),
+    "SET": ("--add-set", "--exist", "--timeout"),
+}
+"""The targets, with the options that are understood of each."""
 
 
 class Facts(NamedTuple):
@@ -110,7 +127,7 @@ class _Parser:
             if option == "!":
                 self._negated = True
                 continue
-            if option in {"-j", "-g"}:
+            if option == "-j":
                 return self._finish(next(self._tokens), chains)
             self._option(option)
             self._negated = False
@@ -119,9 +136,7 @@ class _Parser:
     def _option(self, option: str) -> None:
         match option:
             case "-m":
-                name = next(self._tokens)
-                if name not in _MODULES:
-                    raise self._unknown("match", name)
+                self._module(next(self._tokens))
             case "--probability":
                 self._probability = float(next(self._tokens))
             case "--match-set":
@@ -132,10 +147,18 @@ class _Parser:
                 self._name(next(self._tokens))
             case _ if option in _CONDITIONS:
                 self._add(_CONDITIONS[option](next(self._tokens)))
-            case _ if option in _WITHOUT_MEANING:
-                next(self._tokens)
+            case _ if option in _IGNORED:
+                self._ignore(next(self._tokens), _IGNORED[option])
             case _ if option not in _SWITCHES:
                 raise self._unknown("option", option)
+
+    def _module(self, name: str) -> None:
+        if name not in _MODULES:
+            raise self._unknown("match", name)
+
+    def _ignore(self, value: str, known: tuple[str, ...]) -> None:
+        if known and value not in known:
+            raise self._unknown("value", value)
 
     def _name(self, name: str) -> None:
         if "--rcheck" in self._recent:
@@ -152,6 +175,9 @@ class _Parser:
         if target and target not in _ACTIONS and target not in chains:
             raise self._unknown("target", target)
         options = list(self._tokens)
+        for option in options:
+            if option.startswith("--") and option not in _ACTIONS.get(target, ()):
+                raise self._unknown("option", option)
         rule = Rule(self._text, tuple(self._matches), self._probability, target)
         if self._recent[:1] == ["--set"]:
             rule = rule._replace(remember=(self._recent[1], 0))
@@ -161,6 +187,8 @@ class _Parser:
             value, mask = self._value("--set-xmark", options).split("/")
             return rule._replace(mark=(int(value, 16), int(mask, 16)))
         if target == "SET":
+            if options[2] != "src":
+                raise self._unknown("value", options[2])
             seconds = int(self._value("--timeout", options)) if "--timeout" in options else 0
             return rule._replace(remember=(self._value("--add-set", options), seconds))
         return rule

@@ -30,6 +30,9 @@ _TRANSLATED = 0x20
 _DELETE = 2
 _TIMEOUT_FLAG = 0x10
 _LOCAL, _UNICAST = 2, 1
+_DESTINATION, _RANDOM = 1, 1
+_NETWORK, _TRANSPORT = 1, 2
+_MARK = 3
 
 
 class NftRuleset:
@@ -238,6 +241,8 @@ class _Rule:
                 branch.flow = branch.flow._replace(masqueraded=True)
                 return _ACCEPT, ""
             case "nat":
+                if expression.number(1) != _DESTINATION:
+                    raise UnknownRuleError("nat of the source")
                 address = branch.load(expression.register(3), len(branch.flow.source))
                 port = int.from_bytes(branch.load(expression.register(5), 2), "big")
                 branch.flow = branch.flow._replace(destination=address, port=port, translated=True)
@@ -263,22 +268,29 @@ class _Rule:
     def _on_payload(self, expression: Expression, branch: _Branch) -> bool:
         flow = branch.flow
         offset, length = expression.number(3), expression.number(4)
-        if expression.number(2) == 1:
+        header = expression.number(2)
+        if header == _NETWORK:
             data = bytes(12 if len(flow.source) == 4 else 8) + flow.source + flow.destination
+            first = 12 if len(flow.source) == 4 else 8
         else:
             data = bytes(2) + flow.port.to_bytes(2, "big")
-        if offset + length > len(data) or (expression.number(2) == 1 and offset < 8):
-            raise UnknownRuleError(f"payload {offset}..{offset + length} is not known")
+            first = 2
+        if header not in {_NETWORK, _TRANSPORT} or not first <= offset <= len(data) - length:
+            raise UnknownRuleError(
+                f"payload of header {header}, bytes {offset} to {offset + length}"
+            )
         branch.store(expression.register(1), data[offset : offset + length])
         return True
 
     def _on_meta(self, expression: Expression, branch: _Branch) -> bool:
         flow, key = branch.flow, expression.number(2)
         if 3 in expression.attributes:
+            if key != _MARK:
+                raise UnknownRuleError(f"meta key {key} is set")
             mark = int.from_bytes(branch.load(expression.register(3), 4), "little")
             branch.flow = flow._replace(mark=mark)
-            return key == 3
-        if key == 3:
+            return True
+        if key == _MARK:
             value = flow.mark.to_bytes(4, "little")
         elif key == 6:
             value = flow.interface.encode().ljust(16, b"\0")
@@ -320,6 +332,8 @@ class _Rule:
         return True
 
     def _on_numgen(self, expression: Expression, branch: _Branch) -> bool:
+        if expression.number(3) != _RANDOM or expression.number(4):
+            raise UnknownRuleError("numgen that counts, or has an offset")
         below, word = expression.number(2), expression.register(1)
         choose = self._walk.log.choose
         if choose is None and below > 1:
@@ -333,6 +347,8 @@ class _Rule:
         name = expression.text(1)
         if name not in self._table.sets:
             raise UnknownRuleError(f"look-up in set {name!r}, which is missing")
+        if expression.number(5):
+            raise UnknownRuleError(f"inverted look-up in set {name!r}")
         word, length = expression.register(2), describe_set(self._table.sets[name]).key_length
         branches: Iterable[_Branch] = (branch,)
         if branch.pending is not None and word <= branch.pending[0] < word + length // 4:

@@ -9,7 +9,8 @@ from svcproxy.backends.base import Desired
 from svcproxy.backends.iptables.core.plan import Observed
 from svcproxy.backends.iptables.core.planner import Planner
 from svcproxy.backends.iptables.core.settings import IptablesSettings
-from svcproxy.explain.core.iptables_rules import IptablesRuleset
+from svcproxy.backends.xtables.core.savefile import parse
+from svcproxy.explain.core.iptables_rules import IptablesRuleset, Sets
 from svcproxy.model.names import ServicePortName
 from svcproxy.model.serviceport import ServicePort
 
@@ -20,3 +21,13 @@ def rendered(
     """The rules that a planner with these settings makes for empty tables."""
     plan = Planner(settings).plan(Desired(ports, settings), settings, Observed({}))
     return IptablesRuleset.parse(plan.text(), dict.fromkeys(plan.create_sets, frozenset()))
+
+
+def observed_rules(saved: str, sets: Sets | None = None) -> IptablesRuleset:
+    """The rules in the output of iptables-save, other programs' rules included.
+
+    Args:
+        saved: the output.
+        sets: the entries of ipsets, as ``ipset list`` prints them.
+    """
+    return IptablesRuleset(parse(saved), sets)

@@ -3,11 +3,13 @@
 Where a rule matches at random (``statistic``, ``numgen``, an IPVS scheduler), every branch is
 followed with its probability, so that one trace shows all endpoints that a packet may reach.
 
-    trace = trace(Packet("10.244.1.9", "10.96.0.10", 80, interface="cni0"), ruleset, host)
-    for verdict in trace.verdicts: print(verdict)
+    packet = Packet("10.244.1.9", "10.96.0.10", 80, interface="cni0")
+    found = trace(packet, ruleset, Host.of("192.168.50.1"))
+    for line in explain(found, ruleset):
+        print(line)
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from fractions import Fraction
 from typing import NamedTuple, Protocol
@@ -35,7 +37,7 @@ class Step(NamedTuple):
         table: the table; for IPVS ``ipvs``.
         chain: the chain in it; for IPVS the virtual server.
         position: the rule's place in the chain, from 0.
-        probability: how likely the packet comes here and the rule matches.
+        probability: how likely the packet reaches the rule and the rule matches.
     """
 
     table: str
@@ -195,6 +197,18 @@ def trace(
     else:
         path.leave({first: 1.0})
     return Trace(tuple(log.steps), _verdicts(log.endings), log.evaluated)
+
+
+def explain(found: Trace, ruleset: Ruleset) -> Iterator[str]:
+    """The steps of a trace as lines: probability, table, and the rule in the syntax of its tool.
+
+    Args:
+        found: the trace.
+        ruleset: the rules that were traced.
+    """
+    for step in found.steps:
+        yield f"{fraction(step.probability)}{step.table} {step.chain}: {ruleset.text(step)}"
+    yield from map(str, found.verdicts)
 
 
 class _Path:
