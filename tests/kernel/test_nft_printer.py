@@ -10,13 +10,16 @@ from svcproxy.backends.base import Desired
 from svcproxy.backends.nftables.core.settings import NftablesSettings
 from svcproxy.backends.settings import LocalTraffic
 from svcproxy.explain.core.nft_print import print_table
+from svcproxy.explain.core.nft_rules import NftRuleset
+from svcproxy.explain.core.packet import Host, Packet
 from svcproxy.explain.core.rendered_nftables import observed_table, rendered
+from svcproxy.explain.core.trace import trace
 from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.serviceport import ServicePort
 from testbed import netns
 from testbed.netns import NetNS
 from tests.kernel.test_nftables_table import TABLES, Programmed, one_of_each
-from tests.unit.nftables.services import PODS, options
+from tests.unit.nftables.services import BALANCER, NODE, NODE_PORT, PODS, VIP, options
 
 pytestmark = pytest.mark.kernel
 
@@ -67,6 +70,27 @@ def test_a_table_is_printed_as_nft_lists_it(space: NetNS, family: IPFamily, layo
     full = settings_with(settings, cidrs)
     assert comparable(from_render(ports, full)) == comparable(listed)
     assert of_affinity(from_render(ports, full)) == of_affinity(from_kernel)
+
+
+def test_a_table_that_was_read_is_traced_as_the_rendered_one(
+    space: NetNS, family: IPFamily
+) -> None:
+    settings = options(family)
+    ports = {port.name: port for port in one_of_each(family)}
+    with contextlib.closing(Programmed(space, family)) as made:
+        made.backend.apply(made.backend.plan(Desired(ports, settings), made.backend.read()))
+        read = NftRuleset(observed_table(made.backend.read(), TABLES[family]))
+    made_here = NftRuleset(rendered(ports, settings_with(settings, ())))
+    client = "198.51.100.18" if family is IPFamily.IPV4 else "fd00:198::18"
+    targets = [(f"{VIP[family]}{n}", 80) for n in ("", "1", "2", "3")]
+    for address, port in (*targets, (BALANCER[family], 80), (NODE[family], NODE_PORT)):
+        packet = Packet(client, address, port)
+        host = Host.of(NODE[family])
+        found = trace(packet, read, host)
+        assert found.verdicts == trace(packet, made_here, host).verdicts
+        assert str(found) != "no match"
+        again = [NftRuleset.after(each, found.verdicts[0].updates) for each in (read, made_here)]
+        assert str(trace(packet, again[0], host)) == str(trace(packet, again[1], host))
 
 
 def settings_with(settings: NftablesSettings, cidrs: tuple[str, ...]) -> NftablesSettings:

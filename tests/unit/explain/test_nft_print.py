@@ -63,7 +63,38 @@ def test_base_chains_have_their_hook_and_their_rules() -> None:
     ]
 
 
-def test_the_tracer_refuses_what_it_does_not_know() -> None:
-    rules = NftRuleset(table(Rule((unknown("quota"), ex.verdict(Code.DROP)))))
-    with pytest.raises(UnknownRuleError, match="quota"):
+def expression(name: str, *attributes: bytes) -> bytes:
+    return nest(1, text(1, name), nest(2, *attributes))
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ((unknown("quota"),), "quota"),
+        ((ex.meta(Meta.L4PROTO, 0), expression("cmp", u32(1, 1), u32(2, 3))), "comparison"),
+        ((expression("meta", u32(2, 99), u32(1, 1)),), "meta key 99"),
+        ((ex.meta(Meta.MARK, 0), expression("meta", u32(2, 7), u32(3, 1))), "meta key 7 is set"),
+        ((ex.payload(Header.NETWORK, 0, 1, 0),), "payload"),
+        ((ex.payload(Header.TRANSPORT, 0, 2, 0),), "payload"),
+        ((expression("payload", u32(1, 1), u32(2, 0), u32(3, 0), u32(4, 6)),), "payload"),
+        ((expression("ct", u32(1, 1), u32(2, 9)),), "ct key 9"),
+        ((expression("fib", u32(1, 1), u32(2, 1), u32(3, 1)),), "fib"),
+        ((expression("numgen", u32(1, 1), u32(2, 2), u32(3, 0)),), "numgen"),
+        ((ex.random_number(2, 0), ex.compare(0, bytes(4))), "random number"),
+        ((ex.compare(0, bytes(4)),), "before it is loaded"),
+        ((ex.contained("missing", 0),), "missing"),
+        ((ex.verdict(Code.JUMP, "nowhere"),), "nowhere"),
+        ((expression("nat", u32(1, 0), u32(2, 2), u32(3, 1), u32(5, 2)),), "nat"),
+    ],
+)
+def test_the_tracer_refuses_what_it_does_not_know(rule: tuple[bytes, ...], message: str) -> None:
+    rules = NftRuleset(table(Rule((*rule, ex.verdict(Code.DROP)))))
+    with pytest.raises(UnknownRuleError, match=message):
         trace(Packet("10.244.1.9", "10.96.0.10", 80), rules)
+
+
+def test_a_chain_may_drop_what_reaches_its_end() -> None:
+    chain = ChainSpec("base", (), Hook("filter", 0, 0)).attributes()
+    dropping = chain.replace(u32(5, 1), u32(5, 0))
+    rules = NftRuleset(NftTable("ip", "svcproxy", chains={"base": dropping}))
+    assert str(trace(Packet("10.244.1.9", "10.96.0.10", 80), rules)) == "drop"
