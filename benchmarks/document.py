@@ -86,8 +86,8 @@ def _guest_remark(results: Sequence[Result]) -> list[str]:
 
 
 def _pair(target: Target, kind: Kind, results: Sequence[Result]) -> str:
-    ours, others = figures_of(target, kind, results)
-    text = target.text(ours) if ours is not None else "-"
+    measured, others = figures_of(target, kind, results)
+    text = target.text(measured) if measured is not None else "-"
     return text + "".join(f" ({target.text(value)})" for value in others)
 
 

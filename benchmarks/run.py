@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = parser.add_argument_group("what is measured")
+    what = parser.add_argument_group("scope")
     what.add_argument(
         "--sizes",
         metavar="LIST",
@@ -213,8 +213,17 @@ def _report(arguments: argparse.Namespace) -> Report:
 
 def _for_guest(arguments: Sequence[str]) -> list[str]:
     """Return the command line without the options that are set for the guest."""
-    told = ("modes", "output", "growth", "variants", "sizes", "endurance", "starts", "connections")
-    return _without(arguments, *(f"--{name}" for name in told))
+    set_for_guest = (
+        "modes",
+        "output",
+        "growth",
+        "variants",
+        "sizes",
+        "endurance",
+        "starts",
+        "connections",
+    )
+    return _without(arguments, *(f"--{name}" for name in set_for_guest))
 
 
 def _without(arguments: Sequence[str], *names: str) -> list[str]:

@@ -104,17 +104,17 @@ def figures_of(
 
     Of several results of a program, the last one is used.
     """
-    ours: float | None = None
+    measured: float | None = None
     others = []
     for result in results:
         if ((result.mode, result.variant), result.size) != (kind, target.size):
             continue
         value = target.figure(result)
         if result.subject == "svcproxy":
-            ours = value if value is not None else ours
+            measured = value if value is not None else measured
         elif value is not None:
             others.append(value)
-    return ours, others
+    return measured, others
 
 
 def _cell(target: Target, kind: Kind, results: Sequence[Result]) -> str:

@@ -84,10 +84,16 @@ def _delete_rule(world: World, chance: random.Random) -> None:
     family, table = chance.choice((4, 6)), chance.choice(("nat", "nat", "filter"))
     listed = _iptables(world, family, "-t", table, "-S").splitlines()
     chains = [line.split()[1] for line in listed if line.startswith("-A ")]
-    if ours := [name for name in chains if name.startswith("KUBE-")]:
-        chain = chance.choice(ours)
+    if proxy_chains := [name for name in chains if name.startswith("KUBE-")]:
+        chain = chance.choice(proxy_chains)
         _iptables(
-            world, family, "-t", table, "-D", chain, str(chance.randrange(ours.count(chain)) + 1)
+            world,
+            family,
+            "-t",
+            table,
+            "-D",
+            chain,
+            str(chance.randrange(proxy_chains.count(chain)) + 1),
         )
 
 

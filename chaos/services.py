@@ -243,13 +243,13 @@ class Slot:
         if not self.present or self.flavour is Flavour.LARGE:
             return
         proto, port = ("udp", 53) if self.udp else ("tcp", 80)
-        everybody = self._usable(zone)
-        here = frozenset(name for name in everybody if name.startswith("pod1"))
+        all_pods = self._usable(zone)
+        here = frozenset(name for name in all_pods if name.startswith("pod1"))
         sticky = self.flavour is Flavour.AFFINITY and self.special
-        inside = here if self.flavour is Flavour.INTERNAL and self.special else everybody
+        inside = here if self.flavour is Flavour.INTERNAL and self.special else all_pods
         for family in self.families:
             yield Dial("pod1a", proto, self.vip(family), port, inside, sticky)
-        outer = here if self.flavour is Flavour.LOCAL and self.special else everybody
+        outer = here if self.flavour is Flavour.LOCAL and self.special else all_pods
         if self.flavour in {Flavour.NODE_PORT, Flavour.LOCAL, Flavour.RANGES}:
             yield Dial("client", proto, "192.168.50.1", self.node_port, outer)
         if self.flavour is Flavour.RANGES:
@@ -308,14 +308,14 @@ def stable(cluster: Cluster) -> list[Stable]:
         dial = Dial(source, "tcp", address, port, names, sticky)
         return Stable(str(service["metadata"]["name"]), (service, slices), dial)
 
-    everybody, local = cluster.pods, "203.0.113.2"
+    all_pods, local = cluster.pods, "203.0.113.2"
     return [
-        made(21, everybody, "pod1a", "10.96.0.21"),
-        made(22, everybody, "pod1b", "fd00:10:96::22"),
-        made(23, everybody, "client", "192.168.50.1", STABLE_NODE_PORT, type="NodePort"),
+        made(21, all_pods, "pod1a", "10.96.0.21"),
+        made(22, all_pods, "pod1b", "fd00:10:96::22"),
+        made(23, all_pods, "client", "192.168.50.1", STABLE_NODE_PORT, type="NodePort"),
         made(
             24,
-            everybody,
+            all_pods,
             "client",
             STABLE_OUTSIDE,
             type="LoadBalancer",
@@ -332,7 +332,7 @@ def stable(cluster: Cluster) -> list[Stable]:
             externalTrafficPolicy="Local",
             healthCheckNodePort=31999,
         ),
-        made(26, everybody, "pod1b", "10.96.0.26", sessionAffinity="ClientIP"),
+        made(26, all_pods, "pod1b", "10.96.0.26", sessionAffinity="ClientIP"),
     ]
 
 
@@ -348,10 +348,10 @@ class Population:
     def __init__(self, pods: list[Pod], services: int, chance: random.Random) -> None:
         self.zone = _ZONES[0]
         self.slots: list[Slot] = []
-        spare = (f"203.0.113.{number}" for number in range(10, 250))
+        free_addresses = (f"203.0.113.{number}" for number in range(10, 250))
         for number in range(services):
             (flavour,) = chance.choices(list(_WEIGHTS), list(_WEIGHTS.values()))
-            outside = next(spare, "") if flavour in _LIMITED else ""
+            outside = next(free_addresses, "") if flavour in _LIMITED else ""
             if flavour in _LIMITED and not outside:
                 flavour = Flavour.PLAIN
             slot = Slot(number, flavour, pods, outside)

@@ -13,7 +13,7 @@ class StopSignal:
     arrives just before that thread blocks on a lock is handled only after the lock is acquired,
     which may be never. (A signal that arrives inside ``Event.wait`` deadlocks on the event's own
     lock.) So ``wait`` polls a socket, and the C-level handler writes to that socket immediately
-    (``signal.set_wakeup_fd``), whatever the interpreter is doing.
+    (``signal.set_wakeup_fd``), regardless of what the interpreter does.
     """
 
     def __init__(self) -> None:

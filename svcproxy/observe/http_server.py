@@ -2,7 +2,7 @@
 
 ``pages.py`` has the routes, ``engine.py`` the thread that serves them. Goals:
 
-1. Probes are answered immediately, whatever other clients do and however long a page takes:
+1. Probes are answered immediately, regardless of other clients and of slow pages:
    quick routes run in the server's thread, which never blocks, all others in worker threads.
 2. Errors of clients are counted (``docs/limits.md``), never logged.
 3. A restarted process can bind immediately, but never to a port that another server listens on.
@@ -105,7 +105,7 @@ def _bound(bind: Bind) -> socket.socket:
         except OSError as error:
             if error.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
                 raise  # otherwise the kernel has no IPv6
-    # [::] also serves IPv4 clients, as Go's listeners do, whatever net.ipv6.bindv6only says
+    # [::] also serves IPv4 clients, as Go's listeners do, regardless of net.ipv6.bindv6only
     return open_listen_socket(bind.host, bind.port, only_v6=bind.host != "::")
 
 
@@ -113,7 +113,7 @@ class HttpServer:
     """An HTTP server: an address and the routes served there.
 
     Args:
-        purpose: what is served, for messages; for example "metrics".
+        purpose: the purpose in messages, for example "metrics".
         flag: the flag that sets the address, without dashes.
         bind: where to listen.
         routes: the routes by path; one whose path ends in "/" also serves the paths directly

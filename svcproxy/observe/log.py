@@ -207,7 +207,7 @@ _now = time.monotonic
 
 
 def _exception(info: Any) -> BaseException | None:
-    """Return the exception that ``exc_info`` stands for."""
+    """Return the exception that ``exc_info`` refers to."""
     if isinstance(info, BaseException):
         return info
     if isinstance(info, tuple) and len(info) > 1 and isinstance(info[1], BaseException):

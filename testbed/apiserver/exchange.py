@@ -28,7 +28,9 @@ class Behaviour:
     field_selectors: bool = True  # support spec.clusterIP as a field; otherwise answer with 400
     gone_as_event: bool = True  # report "too old" to a watch by an event; otherwise by HTTP 410
     bookmark_seconds: float = 60.0
-    watch_seconds: float | None = None  # end watches after this time, whatever they request
+    watch_seconds: float | None = (
+        None  # end watches after this time, regardless of the requested time-out
+    )
     token: str | None = None  # require this bearer token
     delay: float = 0.0  # wait before answering any request
     stall: bool = False  # send nothing at all, but keep connections open
@@ -127,7 +129,7 @@ class Exchange:
         behaviour, query = self._behaviour, self._request.query
         authorization = self._request.headers.get("authorization")
         if status := behaviour.status or behaviour.refused.get(self._request.kind, 0):
-            return status, "told to refuse"
+            return status, "refused by the test"
         if behaviour.token and authorization != f"Bearer {behaviour.token}":
             return 401, "Unauthorized"
         if not self._request.kind:

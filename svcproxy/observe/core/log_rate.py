@@ -6,7 +6,7 @@ A flood of one event suppresses lines of that event only. The caller passes the 
 from svcproxy import limits
 
 OTHER_EVENTS = "(others)"
-"""The event name that stands for all events beyond the first ``limits.LOG_EVENT_NAMES``."""
+"""The event name for all events beyond the first ``limits.LOG_EVENT_NAMES``."""
 
 
 class _Bucket:
