@@ -1,12 +1,13 @@
-"""Tests that need a kernel with IPVS run in User Mode Linux, and look as if they ran here.
+"""Runs tests that need a kernel with IPVS in User Mode Linux, as if they ran in this session.
 
-A test runs there if its ``variant`` is ``ipvs``, or if it is marked ``uml``. The guests boot when
-the first test of the session starts, so that they work beside the tests of this machine's kernel;
-their own tests come last. There are two, for much of their time goes by with waiting. The pytest in the guest writes its reports to a file, from which the one
-here takes them over. What the guest did not report has failed, and so has what it skipped.
+A test runs in a guest if its ``variant`` is ``ipvs`` or it is marked ``uml``. Guests boot when the
+first test of the session starts and run in parallel with the session's other tests; their own
+tests are reported last. There are two guests, because their tests spend much time waiting. pytest
+in a guest writes its reports to a file, from which this session reads them. A test without a report
+has failed, and so has a test that was skipped in the guest.
 
-In a guest of one's own (``python -m testbed.uml -- .venv/bin/python -m pytest ...``) such tests
-run like any others.
+In a guest that was started by hand (``python -m testbed.uml -- .venv/bin/python -m pytest ...``),
+these tests run like any others.
 """
 
 import contextlib
@@ -23,11 +24,11 @@ from testbed import uml
 from testbed.machines import MachineError
 
 GUESTS = 2
-"""How many there are at most; the tests of a module stay together."""
+"""The maximum number of guests; the tests of a module run in the same one."""
 LIMIT = 1500.0
 """Seconds that a guest may take for all of its tests."""
 TEST_LIMIT = 300
-"""Seconds that one test may take there; starting programs is slow, and this machine is busy."""
+"""Seconds that one test may take in a guest; starting programs is slow, and the host is busy."""
 _WITHOUT = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]  # these write to the tree
 Report = dict[str, Any]
 
@@ -50,13 +51,13 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def variant_of(item: pytest.Item) -> str | None:
-    """The variant that a test runs with, if it has one."""
+    """Return the variant with which a test runs, if it has one."""
     callspec = getattr(item, "callspec", None)
     return callspec.params.get("variant") if callspec else None
 
 
 class Selection:
-    """Leaves out the tests of variants that were not asked for."""
+    """Deselects tests of variants that were not requested."""
 
     def __init__(self, variants: frozenset[str]) -> None:
         self._variants = variants
@@ -71,27 +72,27 @@ class Selection:
 
 
 class ReportWriter:
-    """Writes every report to a file: a line of JSON each, at once."""
+    """Writes every report to a file immediately, as a line of JSON."""
 
     def __init__(self, config: pytest.Config, path: Path) -> None:
         self._config = config
         self._output = path.open("w", encoding="utf-8")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Write a report down."""
+        """Write a report to the file."""
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         self._output.write(json.dumps(data) + "\n")
         self._output.flush()
 
 
 class GuestRun:
-    """A guest that runs some of the session's tests; it is gone after ``close``.
+    """A guest that runs some of the session's tests; ``close`` ends it.
 
     Args:
         items: the tests.
 
     Raises:
-        MachineError: there can be no guest.
+        MachineError: a guest cannot be started.
     """
 
     def __init__(self, items: list[pytest.Item]) -> None:
@@ -101,7 +102,7 @@ class GuestRun:
         self._position = 0
         self._seen: dict[str, list[Report]] = {}
         self.told = False
-        """Whether somebody has got to see why the guest came to a bad end."""
+        """Whether the cause of the guest's failure has been reported."""
         names = folder / "tests"
         names.write_text("".join(f"{item.nodeid}\n" for item in items), encoding="utf-8")
         root = items[0].config.rootpath
@@ -111,10 +112,10 @@ class GuestRun:
         self._guest = self._closing.enter_context(guest)
 
     def reports(self, name: str) -> list[Report]:
-        """Wait for the reports of a test: about its set-up, its call and its end.
+        """Wait for the reports of a test: of set-up, call and teardown.
 
         Raises:
-            MachineError: the guest ended before; the message ends with what was seen of it.
+            MachineError: the guest ended before; the message ends with its last output.
         """
         while not self._complete(name):
             running = self._guest.running(0.1)
@@ -125,7 +126,7 @@ class GuestRun:
         return self._seen[name]
 
     def trouble(self) -> str:
-        """Why the guest's pytest did not end well for reasons that no test has shown."""
+        """Return why the guest's pytest failed, if no test has reported that."""
         status = self._guest.wait().status
         failed = any(report["outcome"] == "failed" for r in self._seen.values() for report in r)
         if status == (1 if failed else 0):
@@ -153,7 +154,7 @@ class GuestRun:
 
 
 def shares(items: list[pytest.Item], count: int = GUESTS) -> list[list[pytest.Item]]:
-    """Deal tests out to at most so many guests, module by module, about as many to each."""
+    """Distribute tests evenly over at most ``count`` guests, module by module."""
     modules: dict[str, list[pytest.Item]] = {}
     for item in items:
         modules.setdefault(item.nodeid.partition("::")[0], []).append(item)
@@ -164,7 +165,7 @@ def shares(items: list[pytest.Item], count: int = GUESTS) -> list[list[pytest.It
 
 
 class Guests:
-    """Has the tests that need it run in a guest, and reports what became of them."""
+    """Runs the tests that need a guest in guests, and reports their results."""
 
     def __init__(self, variants: frozenset[str]) -> None:
         self._variants = variants
@@ -177,9 +178,9 @@ class Guests:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Put the guest's tests last, where it has had time to run them.
+        """Move the guests' tests to the end, so that guests have time to run them meanwhile.
 
-        What needs more than that kernel has is left out: ``./dev vm`` runs it.
+        Tests that need features which that kernel lacks are deselected: ``./dev vm`` runs them.
         """
         items[:] = [item for item in items if item.get_closest_marker("vm") is None]
         items.sort(key=self._needs_guest)
@@ -203,7 +204,7 @@ class Guests:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        """Report a test of the guest as if it had run here."""
+        """Report a test of a guest as a test of this session."""
         if not self._needs_guest(item):
             return None
         hook = item.ihook
@@ -214,7 +215,7 @@ class Guests:
         return True
 
     def pytest_unconfigure(self) -> None:
-        """End the guests, whatever they do."""
+        """End the guests, even while tests are running."""
         for run in set(self._runs.values()):
             run.close()
 

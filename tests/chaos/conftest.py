@@ -23,7 +23,7 @@ _CONNECTION = 5.0
 _MEGABYTE = 1 << 20
 _COLUMNS = ("scenario", "variant", "recovered s", "failed", "of", "log lines", "RSS MB", "note")
 FAR = 120.0
-"""Seconds after which a recovery certainly has failed, however busy the machine is."""
+"""Seconds after which a recovery has failed, even on a busy machine."""
 
 
 @dataclass
@@ -42,11 +42,11 @@ class Row:
     last_failure: float = 0.0
     """Seconds from the end of the fault to the start of the last connection that failed."""
     failures: list[str] = field(default_factory=list)
-    """Some of them: when, where to and what was seen."""
+    """Some failed connections: time, target and outcome."""
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """What the table says."""
+        """The cells of the table."""
         return (
             self.scenario,
             self.variant,
@@ -60,22 +60,22 @@ class Row:
 
 
 ROWS: list[Sequence[str]] = []
-"""The cells of each row; they come with the tests' reports, from a guest, too."""
+"""The cells of each row; they are part of the tests' reports, also of those from a guest."""
 _PROPERTY = "figures"
 
 
 @dataclass
 class Limits:
-    """What a scenario may cost; generous, for a busy machine.
+    """The limits of a scenario; generous, for a busy machine.
 
     Attributes:
-        recovered: seconds from the end of the fault until a change is in force again.
+        recovered: seconds from the end of the fault until a change is in the kernel again.
         lines: lines in the log.
-        uncounted: lines with this text do not count, because the scenario itself asks for them.
-        megabytes: what is added to the daemon's memory.
+        uncounted: lines with this text do not count, because the scenario itself causes them.
+        megabytes: growth of the daemon's memory.
         failing: for how many seconds after the fault connections may fail, if it damages rules;
             ``None`` if none may fail at any time.
-        tracebacks: whether the log may have tracebacks, as without memory.
+        tracebacks: whether the log may contain tracebacks, for example without free memory.
     """
 
     recovered: float = 60.0
@@ -93,24 +93,24 @@ class Scene:
     world: World
     variant: str
     properties: list[tuple[str, object]] = field(default_factory=list)
-    """Of the present test; its report takes them along."""
+    """The rows of the current test, to be added to its report."""
 
     def lines(self) -> int:
-        """How many lines the daemon has logged."""
+        """Return how many lines the daemon has logged."""
         return len(self.world.daemon.logs())
 
     def megabytes(self) -> float:
-        """The daemon's resident memory."""
+        """Return the daemon's resident memory."""
         seen = sample(self.world.daemon.pid)
         return seen.rss / _MEGABYTE if seen is not None else 0.0
 
     def served(self) -> bool:
-        """Whether every stable Service answers right now."""
+        """Return whether every stable Service answers now."""
         return self.world.traffic.all_served()
 
     @contextlib.contextmanager
     def started_with(self, *prefix: str) -> Iterator[None]:
-        """Have the daemon run under another command for a while."""
+        """Run the daemon under another command for a while."""
         daemon = self.world.daemon
         try:
             self.world.end_daemon("SIGTERM", lambda: daemon.stop(timeout=30))
@@ -124,7 +124,7 @@ class Scene:
 
     @contextlib.contextmanager
     def trouble(self, scenario: str, limits: Limits | None = None) -> Iterator[Row]:
-        """Have connections all the time; let a fault happen within, and judge its effects."""
+        """Run continuous traffic during a fault, then check the effects of the fault."""
         limits = limits or Limits()
         row = Row(scenario, self.variant, rss_before=self.megabytes())
         lines, world = self.lines(), self.world
@@ -164,7 +164,7 @@ class Scene:
         return sum(uncounted is None or uncounted not in line for line in logged)
 
     def _wrong(self, result: LoadResult, index: int) -> list[Sample]:
-        """The connections that were not answered by one of the Service's own servers."""
+        """Return the connections that were not answered by one of the Service's servers."""
         servers = self.world.stable[index].dial.servers
         return [
             s
@@ -195,7 +195,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out scenarios that are not quick, unless all are asked for."""
+    """Deselect scenarios that are not quick, unless all are requested."""
     for item in items:
         if item.path.is_relative_to(_SCENARIOS) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(600))
@@ -212,7 +212,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="module")
 def flags() -> dict[str, str]:
-    """Further flags of the module's daemon."""
+    """Additional flags of the module's daemon."""
     return {}
 
 
@@ -239,7 +239,7 @@ def own_scene(variant: str, flags: dict[str, str]) -> Iterator[Scene]:
 
 @pytest.fixture
 def scene(own_scene: Scene, request: pytest.FixtureRequest) -> Scene:
-    """The module's scene, with the daemon running and everything in force."""
+    """The module's scene, with the daemon running and all objects programmed."""
     world = own_scene.world
     own_scene.properties = request.node.user_properties
     if not world.daemon.running:
@@ -250,7 +250,7 @@ def scene(own_scene: Scene, request: pytest.FixtureRequest) -> Scene:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Take the figures over."""
+    """Collect the figures of a report."""
     if report.when == "teardown":
         ROWS.extend(cells for name, cells in report.user_properties if name == _PROPERTY)  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""What a broken or hostile API server, or a network that swallows packets, does to the daemon."""
+"""The daemon with a broken or hostile API server, or with packet loss."""
 
 import gzip
 import random
@@ -17,7 +17,7 @@ from tests.chaos.conftest import FAR, Limits, Scene
 pytestmark = pytest.mark.kernel
 
 VARIANTS = ("nftables",)
-"""What comes before the backend is the same in every mode."""
+"""These faults do not depend on the mode."""
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def _well_behaved(scene: Scene) -> Iterator[None]:
     scene.world.server.unmute()
 
 
-# These come first: after broken answers the daemon waits up to half a minute before it asks again
-# for a kind, as client-go does, and a new Service is not seen until then.
+# These run first: after broken answers the daemon waits up to 30 s before its next request for a
+# kind, as client-go does, and does not see new Services until then.
 HOSTILE = hostile.objects("10.96.0.21")
 _QUICK = {"deep", "bytes"}
 
@@ -43,8 +43,8 @@ _QUICK = {"deep", "bytes"}
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.quick] if n in _QUICK else []) for n in HOSTILE]
 )
-def test_a_hostile_object_costs_itself_only(scene: Scene, name: str) -> None:
-    """It comes by a watch, then by a list, then to a fresh daemon; all others are as without it."""
+def test_a_hostile_object_affects_only_itself(scene: Scene, name: str) -> None:
+    """It arrives in a watch, in a list, and at the start; no other object is affected."""
     world, (obj, encode) = scene.world, HOSTILE[name]
     limits = Limits(lines=100, megabytes=60)
     try:
@@ -63,7 +63,7 @@ def test_a_hostile_object_costs_itself_only(scene: Scene, name: str) -> None:
 
 
 def _assert_new_services_are_served(scene: Scene, name: str, number: int) -> None:
-    """A new Service, seen only through what comes after the hostile object, works at once."""
+    """A new Service that follows the hostile object in the stream works immediately."""
     world, pod = scene.world, scene.world.cluster.pods[0]
     service = m.service(name, [f"10.96.0.{number}"], [m.port(80, name="http", target=TARGETS[0])])
     piece = m.endpoint_slice(service, [pod.ipv4])
@@ -82,7 +82,7 @@ def _assert_new_services_are_served(scene: Scene, name: str, number: int) -> Non
             world.server.delete(obj["kind"], "default", obj["metadata"]["name"])
 
 
-def test_half_open_watches_are_given_up(scene: Scene) -> None:
+def test_half_open_watches_are_closed(scene: Scene) -> None:
     """Without FIN or RST, the daemon notices because bookmarks are missing."""
     limits = Limits(recovered=faults.IDLE + 60)
     with scene.trouble("half-open watches", limits) as row:
@@ -90,7 +90,7 @@ def test_half_open_watches_are_given_up(scene: Scene) -> None:
         row.note = f"silence is noticed after {faults.IDLE:.0f} s"
 
 
-def test_a_server_that_says_nothing_for_a_while(scene: Scene) -> None:
+def test_a_stalled_server(scene: Scene) -> None:
     with scene.trouble("API server stalls for 20 s"):
         scene.world.server.behaviour.stall = True
         time.sleep(20)  # the duration of the fault
@@ -182,7 +182,7 @@ def test_garbage_while_the_daemon_starts(scene: Scene) -> None:
 
 
 def test_a_gzip_bomb(scene: Scene) -> None:
-    """A megabyte on the wire that unpacks to one gigabyte."""
+    """A megabyte on the wire that decompresses to one gigabyte."""
     bomb = gzip.compress(b" " * (1 << 30), 9)
     limits = Limits(recovered=90, megabytes=300)
     with scene.trouble("gzip bomb (1 GB)", limits) as row:

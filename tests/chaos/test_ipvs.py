@@ -1,4 +1,4 @@
-"""What other root processes, and a kernel at its limits, do to IPVS mode (in User Mode Linux)."""
+"""IPVS mode with damage by other root processes, and missing kernel modules (User Mode Linux)."""
 
 import contextlib
 import random
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.kernel
 VARIANTS = ("ipvs",)
 PERIOD = 10.0
 _BUSY = 30.0
-"""Seconds that a repair may take in a guest, beside the period."""
+"""Seconds that a repair may take in a guest, in addition to the period."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def chance() -> random.Random:
     ],
 )
 def test_damage_is_repaired(scene: Scene, chance: random.Random, name: str) -> None:
-    """The kernel does not notify of such changes: the periodic comparison finds them."""
+    """The kernel does not report such changes: the periodic audit finds them."""
     fault = next(f for f in damage_ipvs.DAMAGE if f.name == name)
     limits = Limits(failing=PERIOD + _BUSY)
     with scene.trouble(f"{name}, 5 times", limits):
@@ -68,7 +68,7 @@ def test_the_lock_of_xtables_held_for_a_minute(scene: Scene, tmp_path: Path) -> 
 
 @contextlib.contextmanager
 def _without_modules(*names: str) -> Iterator[None]:
-    """The guest's kernel lacks these modules, and can load none."""
+    """Make these modules unavailable to the guest's kernel."""
     program = Path("/proc/sys/kernel/modprobe")
     before = program.read_text(encoding="ascii")
     program.write_text("/bin/false", encoding="ascii")
@@ -81,7 +81,7 @@ def _without_modules(*names: str) -> Iterator[None]:
 
 
 def _flush_rules(space: NetNS) -> None:
-    """Remove all rules, for they hold the modules."""
+    """Remove all rules, because they prevent unloading of modules."""
     for program in ("iptables-legacy", "ip6tables-legacy"):
         for table in ("nat", "filter"):
             space.run(program, "-w", "5", "-t", table, "-F")
@@ -89,7 +89,7 @@ def _flush_rules(space: NetNS) -> None:
 
 
 def test_a_start_without_a_module(scene: Scene) -> None:
-    """It ends and names the module, time and again, and starts when the module can be loaded."""
+    """It exits with an error that names the module, and starts once the module can be loaded."""
     world = scene.world
     with scene.trouble("start without xt_set", Limits(failing=FAR)) as row:
         world.end_daemon("SIGTERM", lambda: world.daemon.stop(timeout=30))
@@ -105,7 +105,7 @@ def test_a_start_without_a_module(scene: Scene) -> None:
 
 
 def test_a_start_without_nf_tables(scene: Scene) -> None:
-    """The guest's kernel has none for IP: it says so and changes nothing."""
+    """The guest's kernel has no nf_tables for IP: the daemon reports that and changes nothing."""
     world = scene.world
     second = Daemon(
         world.node,
@@ -129,7 +129,7 @@ def test_a_start_without_nf_tables(scene: Scene) -> None:
 
 @pytest.mark.uml
 def test_iptables_mode_without_a_match(request: pytest.FixtureRequest) -> None:
-    """What needs the module waits for it; Services that do not need it are served meanwhile."""
+    """Services that need the module wait for it; other Services are served meanwhile."""
     with made("legacy", {}, services=10) as scene:
         scene.properties = request.node.user_properties
         world = scene.world

@@ -1,4 +1,4 @@
-"""What other root processes, and a kernel at its limits, do to the rules and to the daemon."""
+"""The daemon with damage by other root processes, and with a kernel at its limits."""
 
 import contextlib
 import random
@@ -43,11 +43,11 @@ def _repairs(scene: Scene) -> float:
 
 
 def _struck(scene: Scene, chance: random.Random, name: str, times: int) -> None:
-    """Do one kind of damage so many times, and see the service come back within bounds."""
+    """Cause one kind of damage several times, and check that Services recover in time."""
     fault = next(
         f for f in damage.DAMAGE if f.name == name and (not f.modes or scene.variant in f.modes)
     )
-    # Nothing tells of changes to legacy rules: they are found by the periodic comparison.
+    # The kernel does not report changes of legacy rules: periodic resyncs find them.
     bound = PERIOD if scene.variant == "legacy" else 1.0
     with scene.trouble(f"{name}, {times} times", Limits(failing=bound + 30)) as row:
         before = _repairs(scene)
@@ -85,7 +85,7 @@ def test_the_lock_of_xtables_held_for_a_minute(scene: Scene, tmp_path: Path) -> 
 
 
 def _netlink(*messages: bytes) -> None:
-    """Send messages to conntrack, in this thread's namespace, and read the answers."""
+    """Send messages to conntrack in this thread's namespace, and read the answers."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:
         sock.bind((0, 0))
         for message in messages:
@@ -101,7 +101,7 @@ def _attribute(kind: int, data: bytes) -> bytes:
 
 
 def _flow(number: int, seconds: int) -> bytes:
-    """A request for an assured UDP flow in conntrack's table."""
+    """Return a request that creates an assured UDP flow in the conntrack table."""
     nested = 0x8000
     source, target = struct.pack("!I", (10 << 24 | 77 << 16) + number // 60000), b"\x0a\x4d\xff\x01"
     port, other = struct.pack("!H", 1024 + number % 60000), struct.pack("!H", 9999)
@@ -122,8 +122,8 @@ def _flow(number: int, seconds: int) -> bytes:
     return head + body
 
 
-def test_a_full_table_of_connections(scene: Scene) -> None:
-    """New connections fail for lack of room whoever programs; the daemon carries on."""
+def test_a_full_conntrack_table(scene: Scene) -> None:
+    """New connections fail while the table is full, with any proxy; the daemon keeps working."""
     world = scene.world
     folder = Path("/proc/sys/net/netfilter")
     most = int((folder / "nf_conntrack_max").read_text(encoding="ascii"))
@@ -146,8 +146,8 @@ def test_a_full_table_of_connections(scene: Scene) -> None:
         eventually(lambda: count() < most / 2, "the end of the flows", timeout=FAR)
 
 
-def test_more_events_than_the_daemon_can_take(scene: Scene, chance: random.Random) -> None:
-    """It is held while the kernel tells tens of thousands of events (ENOBUFS)."""
+def test_more_events_than_the_daemon_can_handle(scene: Scene, chance: random.Random) -> None:
+    """It is suspended while the kernel sends tens of thousands of events (ENOBUFS)."""
     with scene.trouble("event flood while suspended (ENOBUFS)", Limits(failing=60)):
         scene.world.daemon.signal(signal.SIGSTOP)
         try:
@@ -162,14 +162,14 @@ def test_more_events_than_the_daemon_can_take(scene: Scene, chance: random.Rando
 
 
 @pytest.mark.nftables_only
-def test_addresses_of_the_node_come_and_go(scene: Scene, chance: random.Random) -> None:
+def test_changing_addresses_of_the_node(scene: Scene, chance: random.Random) -> None:
     with scene.trouble("300 node addresses come and go, 5 times"):
         for _ in range(5):
             faults.FAULTS_BY_NAME["addresses"].strike(scene.world, chance)
 
 
 def test_two_daemons_at_once(scene: Scene) -> None:
-    """As in a rolling update: both want the same, so neither undoes what the other does."""
+    """As in a rolling update: both have the same desired state, so neither undoes changes."""
     world = scene.world
     flags = {
         **world.daemon.flags,
@@ -219,7 +219,7 @@ def _again_and_again(action: Callable[[], None], every: float) -> Iterator[None]
 
 @pytest.mark.nftables_only
 def test_beside_a_running_kube_proxy_of_another_mode(scene: Scene) -> None:
-    """kube-proxy (iptables mode) writes its rules every 2 s, for other Services than ours."""
+    """kube-proxy (iptables mode) writes its rules every 2 s, for other Services."""
     offered = [
         Offered("theirs", "10.96.250.1", 80, 32500, [scene.world.cluster.pods[0].ipv4], 8080)
     ]
@@ -235,7 +235,7 @@ def test_beside_a_running_kube_proxy_of_another_mode(scene: Scene) -> None:
 
 @pytest.mark.iptables_only
 def test_beside_a_running_kube_proxy_of_the_same_mode(scene: Scene) -> None:
-    """kube-proxy knows the same stable Services and writes over ours; neither may win for good."""
+    """kube-proxy serves the same stable Services and overwrites rules; Services must recover."""
     offered = [
         Offered(
             "stable21", "10.96.0.21", 80, 32521, [p.ipv4 for p in scene.world.cluster.pods], 8080

@@ -1,4 +1,4 @@
-"""What happens to the process: ended at any moment, suspended, or short of what it needs."""
+"""Faults of the process: killed at any moment, suspended, or short of resources."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ def chance() -> random.Random:
 def test_kills_at_random_moments_under_churn(
     variant: str, chance: random.Random, request: pytest.FixtureRequest
 ) -> None:
-    """With so many Services that only some of them change during a start."""
+    """With so many Services that only a part of them changes during a start."""
     with made(variant, {}, services=300) as scene:
         scene.properties = request.node.user_properties
         steps.kills_under_churn(scene, chance, kills=20)
@@ -56,7 +56,7 @@ def test_64_descriptors(scene: Scene) -> None:
     steps.few_descriptors(scene)
 
 
-def test_strangers_on_the_health_port(scene: Scene, chance: random.Random) -> None:
+def test_abuse_of_the_health_port(scene: Scene, chance: random.Random) -> None:
     limits = Limits(lines=50, uncounted="sync.done")  # of the churn, a line for each sync
     with scene.trouble("HTTP abuse: 500 bad requests", limits) as row, steps.churn(scene):
         for _ in range(5):
@@ -76,7 +76,7 @@ def _flood_with_big_objects(scene: Scene) -> list[tuple[str, str]]:
 
 
 def _short_of_memory(scene: Scene, scenario: str) -> None:
-    """Make it read a list of 54 MB; it lives or ends with a status, and recovers with a restart."""
+    """Serve a list of 54 MB: the daemon survives, or exits with an error and recovers by restart."""
     world = scene.world
     ended: list[int | None] = []
     with scene.trouble(scenario, Limits(lines=1000, megabytes=400, tracebacks=True)) as row:
@@ -103,7 +103,7 @@ def _short_of_memory(scene: Scene, scenario: str) -> None:
 
 
 def test_limited_address_space(scene: Scene) -> None:
-    """MemoryErrors: no thread may be missing afterwards."""
+    """After a MemoryError no thread may be missing."""
     text = Path("/proc", str(scene.world.daemon.pid), "status").read_text(encoding="utf-8")
     size = next(int(line.split()[1]) * 1024 for line in text.splitlines() if "VmSize" in line)
     limit = size + (30 << 20)
@@ -117,7 +117,7 @@ def test_limited_address_space(scene: Scene) -> None:
 
 @pytest.mark.skipif(not CGROUPS.is_dir(), reason="no memory controller of cgroup version 1")
 def test_limited_memory(scene: Scene) -> None:
-    """The kernel ends it when it takes more than its container may have."""
+    """The kernel kills it when it exceeds its container's limit."""
     group = CGROUPS / f"svp-chaos-{os.getpid()}"
     group.mkdir()
     try:
@@ -143,7 +143,7 @@ def test_a_full_pipe_for_the_log_in_iptables_mode(scene: Scene, tmp_path: Path) 
 
 
 def _with_a_full_pipe(scene: Scene, folder: Path) -> None:
-    """Whoever takes the log has stopped to read: the daemon programs all the same."""
+    """The reader of the log has stopped reading: the daemon still programs changes."""
     pipe = folder / "log"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
@@ -163,7 +163,7 @@ def _with_a_full_pipe(scene: Scene, folder: Path) -> None:
 @pytest.mark.skipif(FAKETIME is None, reason="needs libfaketime (apt-get install libfaketime)")
 @pytest.mark.nftables_only
 def test_jumps_of_the_clock(scene: Scene, tmp_path: Path) -> None:
-    """The time of day jumps by hours and days, as on nodes whose clock is set late.
+    """The wall clock jumps by hours and days, as on nodes whose clock is set late.
 
     Only in nftables mode: with libfaketime, Python sometimes cannot start programs (EINVAL).
     """
@@ -190,7 +190,7 @@ def test_jumps_of_the_clock(scene: Scene, tmp_path: Path) -> None:
 
 
 def test_without_any_program(scene: Scene, tmp_path: Path) -> None:
-    """PATH becomes empty while it runs; nftables mode needs no program at all."""
+    """All programs disappear while it runs; nftables mode needs none."""
     folder = tmp_path / "programs"
     folder.mkdir()
     for place in map(Path, ("/usr/sbin", "/sbin", "/usr/bin", "/bin")):
@@ -215,7 +215,7 @@ def test_without_any_program(scene: Scene, tmp_path: Path) -> None:
 
 
 def test_a_read_only_proc_sys(scene: Scene) -> None:
-    """As in a container that is not privileged."""
+    """As in an unprivileged container."""
     script = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
     with (
         scene.started_with("unshare", "-m", "sh", "-c", script, "sh"),

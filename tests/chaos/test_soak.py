@@ -1,4 +1,4 @@
-"""The soak itself, for a minute: it runs, its verdict is good, and it leaves nothing behind."""
+"""A soak of a minute: it passes, and removes everything at its end."""
 
 import contextlib
 import json
@@ -45,7 +45,9 @@ def test_a_minute_of_soak_ends_well(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moment", ["start", "namespaces", "daemon", "traffic"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_it_can_be_ended_at_any_time(tmp_path: Path, number: signal.Signals, moment: str) -> None:
+def test_it_can_be_interrupted_at_any_time(
+    tmp_path: Path, number: signal.Signals, moment: str
+) -> None:
     def came() -> bool:
         if moment == "start":
             return any(tmp_path.iterdir())
@@ -65,7 +67,7 @@ def test_it_can_be_ended_at_any_time(tmp_path: Path, number: signal.Signals, mom
 
 
 def processes(folder: Path) -> list[str]:
-    """The command lines of those whose temporary files go to a folder, as the soak's children."""
+    """Return the command lines of processes with temporary files in a folder: the soak's children."""
     wanted, found = f"TMPDIR={folder}".encode(), []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):

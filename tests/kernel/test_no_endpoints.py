@@ -43,7 +43,7 @@ def test_everybody_is_refused_at_once(stage: Stage, family: int) -> None:
     _assert_all_refused(stage, family, offer, *outside)
 
 
-def test_endpoints_come_and_go(stage: Stage, family: int) -> None:
+def test_endpoints_are_added_and_removed(stage: Stage, family: int) -> None:
     offer, *outside = _everything(stage, family)
     pod = stage.here[0]
     for _ in range(2):

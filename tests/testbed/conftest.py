@@ -1,4 +1,4 @@
-"""One cluster for all tests of the test bed, with Services made of hand-written rules."""
+"""One cluster for all tests of the test bed, with hand-written rules for Services."""
 
 from collections.abc import Iterator
 
@@ -8,10 +8,11 @@ from testbed.cluster import Cluster
 
 
 def rules(vip: str, node: str, pods: tuple[str, str], left: str, right: str) -> str:
-    """What a proxy would write, by hand.
+    """Install rules as a proxy would.
 
-    Port 80 of the VIP leads to the first pod, port 81 to the second, 82 is rejected and 83
-    dropped; node port 30080 leads to the first pod. Hairpin and node port traffic is masqueraded.
+    Port 80 of the VIP is translated to the first pod, port 81 to the second, 82 is rejected and 83
+    dropped; node port 30080 is translated to the first pod. Hairpin and node port traffic is
+    masqueraded.
     """
     first, second = (f"{left}{pod}{right}:8080" for pod in pods)
     lines = ["*filter"]

@@ -12,7 +12,7 @@ from testbed.netns import NetNS, NetnsError
 pytestmark = pytest.mark.kernel
 
 
-def test_a_cluster_comes_and_goes_fast_and_whole() -> None:
+def test_a_cluster_is_created_and_removed_quickly_and_completely() -> None:
     began = time.monotonic()
     with Cluster(nodes=2, pods=3) as cluster:
         built = time.monotonic()
@@ -26,7 +26,7 @@ def test_a_cluster_comes_and_goes_fast_and_whole() -> None:
     assert closed - closing < 0.5
 
 
-def test_an_exception_leaves_nothing_behind() -> None:
+def test_an_exception_removes_everything() -> None:
     cluster = Cluster()
 
     def fail() -> None:
@@ -39,7 +39,7 @@ def test_an_exception_leaves_nothing_behind() -> None:
     assert not netns.existing(f"{cluster.prefix}-")
 
 
-def test_a_failed_build_leaves_nothing_behind() -> None:
+def test_a_failed_build_removes_everything() -> None:
     cluster = Cluster(nodes=1, pods=1)
     cluster.pods[0].ipv4 = "300.1.1.1"
     with pytest.raises(NetnsError, match=r"300\.1\.1\.1"):
@@ -47,7 +47,7 @@ def test_a_failed_build_leaves_nothing_behind() -> None:
     assert not netns.existing(f"{cluster.prefix}-")
 
 
-def test_what_dead_processes_left_is_removed() -> None:
+def test_namespaces_of_dead_processes_are_removed() -> None:
     code = (
         "import os\n"
         "from testbed.cluster import Cluster\n"
@@ -73,7 +73,7 @@ def test_clusters_of_living_processes_stay(cluster: Cluster) -> None:
     assert netns.existing(f"{cluster.prefix}-") == before
 
 
-def test_callables_run_inside_and_nothing_leaks_out(cluster: Cluster) -> None:
+def test_callables_run_inside_the_namespace_only(cluster: Cluster) -> None:
     space = cluster.pods[0].netns
     outside = Path("/proc/thread-self/ns/net").readlink()
     inside = space.call(lambda: Path("/proc/thread-self/ns/net").readlink())
@@ -82,7 +82,7 @@ def test_callables_run_inside_and_nothing_leaks_out(cluster: Cluster) -> None:
     assert "10.244.1.2" in space.run("ip", "-4", "addr", "show").stdout
 
 
-def test_errors_cross_over(cluster: Cluster) -> None:
+def test_errors_are_raised_in_the_caller(cluster: Cluster) -> None:
     space = cluster.pods[0].netns
     with pytest.raises(ZeroDivisionError):
         space.call(lambda: 1 / 0)
@@ -93,7 +93,7 @@ def test_errors_cross_over(cluster: Cluster) -> None:
         NetNS("svp-no-such").run("true")
 
 
-def test_two_clusters_do_not_meet(cluster: Cluster) -> None:
+def test_two_clusters_are_independent(cluster: Cluster) -> None:
     with Cluster(nodes=1, pods=1) as other:
         other.serve(tcp=[7000])
         outcome = cluster.client.traffic.connect("tcp", other.pods[0].ipv4, 7000)

@@ -1,4 +1,4 @@
-"""The daemon's wrapper, tried on a stand-in; the real one has its own tests."""
+"""The wrapper of the daemon, with a fake program; the real daemon has its own tests."""
 
 import signal
 import sys
@@ -39,7 +39,7 @@ def daemon(cluster: Cluster, tmp_path: Path) -> Iterator[Daemon]:
     made.close()
 
 
-def test_it_starts_is_asked_and_ends(daemon: Daemon, tmp_path: Path) -> None:
+def test_it_starts_answers_and_stops(daemon: Daemon, tmp_path: Path) -> None:
     with daemon:
         assert daemon.running
         log = daemon.log_file
@@ -62,7 +62,7 @@ def test_it_starts_is_asked_and_ends(daemon: Daemon, tmp_path: Path) -> None:
     assert daemon.logs() == []
 
 
-def test_one_that_will_not_end_is_killed(daemon: Daemon) -> None:
+def test_a_daemon_that_does_not_stop_is_killed(daemon: Daemon) -> None:
     daemon.program = [*daemon.program, "stubborn"]
     with daemon:
         with pytest.raises(DaemonError, match="did not end within"):
@@ -70,7 +70,7 @@ def test_one_that_will_not_end_is_killed(daemon: Daemon) -> None:
         assert not daemon.running
 
 
-def test_one_that_ends_at_once_shows_its_log(daemon: Daemon) -> None:
+def test_an_early_exit_shows_the_log(daemon: Daemon) -> None:
     daemon.program = (sys.executable, "-c", "print('no such flag'); raise SystemExit(2)")
     with pytest.raises(DaemonError, match=r"status 2; its log:\nno such flag"), daemon:
         pass

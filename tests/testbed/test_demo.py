@@ -1,4 +1,4 @@
-"""The demo, from end to end with the real daemon, as ``./dev demo`` runs it."""
+"""The demo from start to end with the real daemon, as run by ``./dev demo``."""
 
 import shutil
 import signal
@@ -33,7 +33,7 @@ def end(demo: subprocess.Popen[str], folder: Path) -> str:
     return output
 
 
-def test_it_shows_that_everything_works(tmp_path: Path) -> None:
+def test_all_steps_succeed(tmp_path: Path) -> None:
     demo = start(tmp_path)
     output = end(demo, tmp_path)
     assert demo.returncode == 0, output
@@ -51,7 +51,7 @@ def test_an_interruption_cleans_up(tmp_path: Path, number: int) -> None:
     assert "interrupted" in output
 
 
-def test_a_step_that_sees_something_else_fails(tmp_path: Path) -> None:
+def test_a_step_with_unexpected_results_fails(tmp_path: Path) -> None:
     copy, temporary = tmp_path / "copy", tmp_path / "tmp"
     temporary.mkdir()
     for name in ("testbed", "examples"):

@@ -1,4 +1,4 @@
-"""Tests in User Mode Linux count like tests here: what does not pass there, fails here."""
+"""Tests in User Mode Linux count like other tests: those that do not pass there fail the session."""
 
 import json
 import os
@@ -46,9 +46,9 @@ def test_here(): assert not uml.inside()
 
 
 def _outcomes(folder: Path, *options: str, path: str) -> tuple[int, dict[str, list[str]]]:
-    """The exit status of a session with the tests above, and what it reported.
+    """Return the exit status of a session with the tests above, and its reports.
 
-    For each test, what was not just passed: the phase and the end of the message.
+    For each test, these are the phases that did not pass, with the end of the message.
     """
     for name, text in (
         ("pytest.ini", _SETTINGS),
@@ -79,7 +79,7 @@ def _message(longrepr: str | dict[str, dict[str, str]]) -> str:
     return longrepr if isinstance(longrepr, str) else longrepr["reprcrash"]["message"]
 
 
-def test_what_does_not_pass_in_the_guest_fails_here(tmp_path: Path) -> None:
+def test_tests_that_do_not_pass_in_the_guest_fail_here(tmp_path: Path) -> None:
     status, outcomes = _outcomes(tmp_path, path=os.environ["PATH"])
     assert status == 1
     assert outcomes.pop("test_here") == []

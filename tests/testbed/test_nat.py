@@ -1,4 +1,4 @@
-"""Traffic through hand-written NAT rules: what every test of the daemon relies on."""
+"""Traffic through hand-written NAT rules, on which all tests of the daemon rely."""
 
 import time
 
@@ -34,7 +34,7 @@ def test_a_vip_leads_to_its_pod_and_keeps_the_source(
 ) -> None:
     host = services.host(source)
     if source == "pod2a":
-        # its own node knows nothing of the Service, as if no proxy ran there
+        # its own node has no rules for the Service, as if no proxy ran there
         outcome = host.traffic.connect(proto, VIPS[family], 80, timeout=0.2)
         assert isinstance(outcome, TimedOut)
         return
@@ -68,7 +68,9 @@ def test_a_node_port_masquerades_the_client(services: Cluster, family: int, prot
 @both_families
 @both_protocols
 @pytest.mark.parametrize("source", ["pod1a", "client", "node1"])
-def test_reject_is_told_from_drop(services: Cluster, family: int, proto: str, source: str) -> None:
+def test_reject_and_drop_are_distinguished(
+    services: Cluster, family: int, proto: str, source: str
+) -> None:
     traffic = services.host(source).traffic
     rejected = traffic.connect(proto, VIPS[family], 82)
     assert isinstance(rejected, Refused)
@@ -107,7 +109,7 @@ def test_a_udp_flow_with_a_fixed_port_sticks_to_its_endpoint(services: Cluster) 
     assert ask(7777) == "pod1a"
     dnat(node, "-D", "10.96.0.8", "10.244.1.2", "udp")
     dnat(node, "-A", "10.96.0.8", "10.244.1.3", "udp")
-    assert ask(7777) == "pod1a"  # connection tracking has it
+    assert ask(7777) == "pod1a"  # the flow is in connection tracking
     assert ask() == "pod1b"
     dnat(node, "-D", "10.96.0.8", "10.244.1.3", "udp")
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.kernel
     ("source", "target"),
     [("pod1a", "pod1b"), ("pod1a", "pod2b"), ("client", "pod2a"), ("pod2a", "pod2a")],
 )
-def test_everyone_reaches_pods_and_is_seen_as_itself(
+def test_all_hosts_reach_pods_with_their_own_address(
     cluster: Cluster, source: str, target: str, proto: str, family: int
 ) -> None:
     host, pod = cluster.host(source), cluster.host(target)
@@ -69,7 +69,7 @@ def test_datagrams_are_new_flows(cluster: Cluster) -> None:
     assert len(ports) == 50
 
 
-def test_a_held_connection_breaks_when_its_server_goes(cluster: Cluster) -> None:
+def test_a_held_connection_breaks_when_its_server_stops(cluster: Cluster) -> None:
     pod = cluster.pods[1]
     pod.traffic.serve(tcp=[9090])
     with cluster.client.traffic.hold("tcp", pod.ipv4, 9090) as held:
@@ -106,7 +106,7 @@ def test_a_load_keeps_its_rate(cluster: Cluster, proto: str, family: int) -> Non
     assert 400 < result.rate < 520
 
 
-def test_a_load_does_not_wait_for_those_that_hang(cluster: Cluster) -> None:
+def test_a_load_does_not_wait_for_hanging_connections(cluster: Cluster) -> None:
     load = cluster.client.traffic.load("tcp", "10.96.0.99", 80, rate=300, duration=0.5, timeout=0.4)
     result = load.wait()
     assert result.labels == {"timed out": 150}
@@ -114,7 +114,7 @@ def test_a_load_does_not_wait_for_those_that_hang(cluster: Cluster) -> None:
     assert all(isinstance(sample.outcome, TimedOut) for sample in result.failures)
 
 
-def test_a_load_tells_refusals(cluster: Cluster) -> None:
+def test_a_load_reports_refusals(cluster: Cluster) -> None:
     traffic, pod = cluster.client.traffic, cluster.pods[0]
     for proto, how in (("tcp", "reset"), ("udp", "icmp")):
         result = traffic.load(proto, pod.ipv4, 9, rate=200, duration=0.2).wait()
@@ -125,7 +125,7 @@ def test_a_load_tells_refusals(cluster: Cluster) -> None:
     }
 
 
-def test_others_are_served_during_a_load(cluster: Cluster) -> None:
+def test_other_requests_are_served_during_a_load(cluster: Cluster) -> None:
     load = cluster.client.traffic.load("tcp", cluster.pods[0].ipv4, 8080)
     counts = cluster.client.traffic.burst("tcp", cluster.pods[1].ipv4, 8080, 100)
     result = load.stop()
@@ -159,7 +159,7 @@ def test_a_request_is_cheap(cluster: Cluster) -> None:
     assert best < 0.002
 
 
-def test_mistakes_are_told(cluster: Cluster) -> None:
+def test_invalid_requests_are_reported(cluster: Cluster) -> None:
     traffic = cluster.client.traffic
     with pytest.raises(ValueError, match="tcp or udp"):
         traffic.connect("TCP", "10.0.0.1", 80)

@@ -1,4 +1,4 @@
-"""User Mode Linux as a test bed: a command's output, status and files come out, or an error."""
+"""User Mode Linux as a test bed: returns a command's output, status and files, or an error."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ def test_nothing_else_of_the_host_can_be_changed(tmp_path: Path) -> None:
 
 
 def _processes(mark: str) -> list[int]:
-    """The processes whose command line has ``mark``."""
+    """Return the processes whose command line contains ``mark``."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
@@ -103,7 +103,7 @@ def test_the_command_line_passes_output_and_status_on() -> None:
 
 
 def test_small_shared_memory_is_not_in_the_way() -> None:
-    """As in a container that was made without a thought of it."""
+    """As in a container with the default size of /dev/shm."""
     small = "mount -t tmpfs -o size=1m,noexec tmpfs /dev/shm"
     command = f"{small} && exec {sys.executable} -m testbed.uml -- echo here"
     done = subprocess.run(

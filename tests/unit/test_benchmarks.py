@@ -1,4 +1,4 @@
-"""The pure parts of the benchmarks: what they generate, follow, and compute."""
+"""The pure parts of the benchmarks: the population, figures and reports."""
 
 import json
 import os
@@ -30,7 +30,7 @@ PODS = ("10.244.1.2", "10.244.1.3", "10.244.1.4")
 
 
 class TestRulesTraversed:
-    def test_they_grow_far_slower_than_the_list(self) -> None:
+    def test_they_grow_much_slower_than_a_list(self) -> None:
         small, large = growth(Size(100, 5), Shape()), growth(Size(1600, 5), Shape())
         assert large.linear == 16 * small.linear
         assert large.traversed.from_pod < small.traversed.from_pod + 20
@@ -38,7 +38,7 @@ class TestRulesTraversed:
             small.traversed.from_pod < small.traversed.from_outside < small.traversed.from_pod + 4
         )
 
-    def test_every_service_is_reached_in_what_is_planned(self) -> None:
+    def test_every_service_is_reached_in_planned_rules(self) -> None:
         population = Population(Size(50, 3), PODS, Shape(large=1))
         rules = planned_rules(population)
         assert "KUBE-SERVICES" in rules.tables["nat"]["PREROUTING"][0]
@@ -46,19 +46,19 @@ class TestRulesTraversed:
 
 
 def is_headless(obj: Object) -> bool:
-    """Whether service proxies pass over it: a headless Service, or a slice that is labelled so."""
+    """Whether service proxies ignore an object: a headless Service, or a slice with its label."""
     labels = obj["metadata"]["labels"]
     return obj["spec"]["clusterIP"] == "None" if "spec" in obj else HEADLESS in labels
 
 
 def endpoints_of(server: FakeApiServer) -> dict[str, list[str]]:
-    """The addresses in each slice that a server has, by the slice's name."""
+    """Return the addresses in each slice of a server, by the slice's name."""
     slices = server.store.tables["EndpointSlice"].objects.values()
     return {s.key[1]: [e["addresses"][0] for e in s.obj["endpoints"]] for s in slices}
 
 
 class TestPopulation:
-    def test_it_has_what_was_asked_for(self) -> None:
+    def test_it_has_the_requested_features(self) -> None:
         population = Population(Size(400, 5), PODS, Shape(node_ports=0.1, large=2, dialled=30))
         objects = list(population.objects())
         services = [o for o in objects if o["kind"] == "Service" and not is_headless(o)]
@@ -106,7 +106,7 @@ class TestPopulation:
             parsed = parse_object(decode_object(Kind(obj["kind"]), json.dumps(obj).encode()))
             assert parsed or is_headless(obj)
 
-    def test_churn_changes_one_endpoint_of_services_that_nobody_dials(self) -> None:
+    def test_churn_changes_one_endpoint_of_services_without_connections(self) -> None:
         population = Population(Size(60, 3), PODS, Shape(dialled=20))
         with FakeApiServer() as server:
             for obj in population.objects():
@@ -121,7 +121,7 @@ class TestPopulation:
         assert all(len(set(before[name]) - set(after[name])) == 1 for name in changed)
 
     @pytest.mark.parametrize("text", ["", "x5", "5x5", "100x0", "100x1001", "many"])
-    def test_sizes_that_make_no_sense(self, text: str) -> None:
+    def test_invalid_sizes(self, text: str) -> None:
         with pytest.raises(ValueError, match=r".*"):
             Size.parse(text)
 
@@ -142,7 +142,7 @@ class TestFigures:
         with pytest.raises(ValueError, match="quantiles"):
             figures.quantile(values, share)
 
-    def test_figures_as_people_read_them(self) -> None:
+    def test_figures_are_formatted(self) -> None:
         given = [0.000085, 0.0083, 0.8312, 7.456, 156.2]
         assert [figures.seconds(value) for value in given] == [
             *("85 µs", "8.3 ms", "831 ms", "7.46 s", "156 s")
@@ -160,7 +160,7 @@ class TestUsage:
         stat = f"12 (a) b) {' '.join(fields)}"
         assert usage.child_seconds(stat) * usage._TICKS == pytest.approx(13 + 14)
 
-    def test_a_process_of_any_kind_tells_its_own_time_exactly(self) -> None:
+    def test_the_cpu_time_of_a_process_is_exact(self) -> None:
         begin = usage.usage(os.getpid()).cpu
         spent = time.process_time()
         while time.process_time() < spent + 0.013:
@@ -199,11 +199,11 @@ class TestCommands:
         with pytest.raises(ValueError, match="there is no new"):
             run._kernels(["iptables"], "new")
 
-    def test_the_guest_is_told_all_but_where_and_what(self) -> None:
+    def test_the_guest_gets_all_arguments_but_its_own(self) -> None:
         given = ["--sizes", "1000x5", "--modes", "ipvs", "--output=x", "--changes", "9"]
         assert run._for_guest(given) == ["--changes", "9"]
 
-    def test_a_guest_gets_what_its_processes_can_hold(
+    def test_a_guest_gets_sizes_that_its_processes_can_hold(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         maps = tmp_path / "max_map_count"
@@ -239,7 +239,7 @@ class TestReport:
             rules=6200,
         )
 
-    def test_a_table_shows_what_there_is_and_leaves_out_what_nobody_tells(self) -> None:
+    def test_a_table_omits_rows_without_figures(self) -> None:
         text = Report(self.machine, [], [self.result()]).text()
         rows = {line[:40].strip(): line.split()[-2:] for line in text.splitlines() if line}
         assert rows["cold start: start to last Service's answe"[:40]] == ["1.10", "s"]
@@ -300,7 +300,7 @@ class TestReport:
         pytest.param([], None, id="none"),
     ],
 )
-def test_what_a_change_costs(spent: list[float], wanted: float | None) -> None:
+def test_the_cpu_time_of_a_change(spent: list[float], wanted: float | None) -> None:
     result = Result("svcproxy", "ipvs", "", LARGE, Shape(), Options())
     result.changes = [Change(0.01, cpu) for cpu in spent]
     result.churned_cpu = 0.125

@@ -1,4 +1,4 @@
-"""Dashboard and alerts ask only for what the daemon tells: names and labels, expression by expression."""
+"""The dashboard and the alerts use only series and labels that the daemon exports."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from svcproxy.observe.exposition import render
 from svcproxy.observe.metrics import Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-# What Prometheus adds to every series
+# Labels that Prometheus adds to every series
 TARGET_LABELS = {"instance", "job"}
 _SUFFIXES = {
     "counter": ("_total",),
@@ -61,7 +61,7 @@ QUERIES = list(queries())
 
 @pytest.fixture(scope="module")
 def series() -> dict[str, set[str]]:
-    """The labels of every series that a daemon has in some mode, by name."""
+    """The labels of all series of all modes, by name."""
     found: dict[str, set[str]] = {}
     for mode in ProxyMode:
         metrics = Metrics(mode)
@@ -87,7 +87,7 @@ def selectors(expression: str) -> list[promql_parser.VectorSelector]:
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.where)
-def test_every_series_and_label_asked_for_exists(query: Query, series: dict[str, set[str]]) -> None:
+def test_every_queried_series_and_label_exists(query: Query, series: dict[str, set[str]]) -> None:
     asked = selectors(query.expression)
     assert asked
     known = set(TARGET_LABELS)
@@ -106,7 +106,7 @@ def test_rule_sync_latency_comes_first() -> None:
         assert "kubeproxy_sync_proxy_rules_duration_seconds_bucket" in expression
 
 
-def test_every_metric_of_our_own_is_on_the_dashboard(series: dict[str, set[str]]) -> None:
+def test_every_svcproxy_metric_is_on_the_dashboard(series: dict[str, set[str]]) -> None:
     shown = {str(s.name) for query in QUERIES for s in selectors(query.expression)}
     own = {re.sub(r"_(bucket|count|sum)$", "", name) for name in series if "svcproxy_" in name}
     assert own == {re.sub(r"_bucket$", "", name) for name in shown if "svcproxy_" in name}

@@ -13,7 +13,7 @@ from svcproxy.kube.credentials import SERVICE_ACCOUNT
 
 ROOT = Path(__file__).parents[2]
 
-# What the daemon asks for; tests/kernel/test_privileges.py derives the same from its requests
+# The permissions that the daemon uses; tests/kernel/test_privileges.py derives them from requests
 NEEDED = {
     ("", "services"): {"list", "watch"},
     ("discovery.k8s.io", "endpointslices"): {"list", "watch"},
@@ -46,7 +46,7 @@ def container(pod: Any) -> Any:
     return found
 
 
-def test_all_that_is_needed_is_there(objects: dict[str, Any]) -> None:
+def test_all_required_objects_exist(objects: dict[str, Any]) -> None:
     assert set(objects) == {
         "ConfigMap", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"
     }  # fmt: skip
@@ -54,7 +54,7 @@ def test_all_that_is_needed_is_there(objects: dict[str, Any]) -> None:
         assert objects[kind]["metadata"]["namespace"] == "kube-system"
 
 
-def test_rbac_grants_what_the_code_uses_and_no_more(objects: dict[str, Any]) -> None:
+def test_rbac_grants_exactly_what_the_code_uses(objects: dict[str, Any]) -> None:
     granted: dict[tuple[str, str], set[str]] = {}
     for rule in objects["ClusterRole"]["rules"]:
         assert set(rule) == {"apiGroups", "resources", "verbs"}
@@ -94,7 +94,7 @@ def test_it_runs_on_every_linux_node_before_any_service_works(
 
 
 @pytest.mark.parametrize("kind", ["containers", "initContainers"])
-def test_our_command_line_takes_the_command(
+def test_the_command_line_is_valid(
     objects: dict[str, Any], pod: Any, tmp_path: Path, kind: str
 ) -> None:
     file = tmp_path / "config.conf"
@@ -140,7 +140,7 @@ def test_the_api_server_is_named_by_a_file_that_needs_no_service(pod: Any) -> No
 @pytest.mark.parametrize(
     ("probe", "path"), [("startup", "/livez"), ("liveness", "/livez"), ("readiness", "/readyz")]
 )
-def test_probes_ask_where_the_daemon_answers(container: Any, probe: str, path: str) -> None:
+def test_probes_use_the_daemon_s_ports(container: Any, probe: str, path: str) -> None:
     config = Config()
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert container[f"{probe}Probe"]["httpGet"] == {"path": path, "port": "healthz"}
@@ -196,7 +196,7 @@ def test_mounts(pod: Any, container: Any) -> None:
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
     mounts |= {mount["mountPath"]: mount for mount in prepare["volumeMounts"]}
     assert {mount["name"] for mount in mounts.values()} == set(volumes)
-    # Whole folders would be updated under running pods, on all nodes at once
+    # Volumes without subPath would be updated in running pods, on all nodes at the same time
     assert all("subPath" in m for m in mounts.values() if m["name"] == "configuration")
     lock = volumes[mounts["/run/xtables.lock"]["name"]]
     assert lock["hostPath"] == {"path": "/run/xtables.lock", "type": "FileOrCreate"}
@@ -205,7 +205,7 @@ def test_mounts(pod: Any, container: Any) -> None:
     assert volumes[mounts["/lib/modules"]["name"]]["hostPath"] == {"path": "/lib/modules"}
 
 
-def test_every_container_asks_for_resources_and_runs_this_version(pod: Any, container: Any) -> None:
+def test_every_container_requests_resources_and_runs_this_version(pod: Any, container: Any) -> None:
     for one in [container, *pod["initContainers"]]:
         assert set(one["resources"]["requests"]) == {"cpu", "memory"}
         assert one["image"] == f"svcproxy:{__version__}"
@@ -227,11 +227,11 @@ def test_the_build_lock_agrees_with_the_development_lock() -> None:
 
 
 def unwrapped(name: str) -> str:
-    """A file's text with continued lines joined."""
+    """Return a file's text with continuation lines joined."""
     return re.sub(r"\s*\\\n\s*", " ", read(name))
 
 
-def test_dockerignore_lets_through_what_the_dockerfile_copies() -> None:
+def test_dockerignore_includes_what_the_dockerfile_copies() -> None:
     copied = {
         name.rstrip("/")
         for line in re.findall(r"^COPY (?!--from)(.+) \S+$", read("Dockerfile"), re.MULTILINE)

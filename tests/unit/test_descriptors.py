@@ -1,4 +1,4 @@
-"""The limit of open files: raised, given back to programs, divided."""
+"""The limit of open files: raised, restored in child processes, divided."""
 
 import resource
 import subprocess
@@ -26,20 +26,20 @@ DESCRIPTOR_LIMIT.restore_in(2**22 - 1)  # no such process
 '''
 
 
-def test_the_soft_limit_is_raised_and_programs_get_the_former_one() -> None:
+def test_the_soft_limit_is_raised_and_programs_get_the_original_one() -> None:
     command = ("prlimit", "--nofile=256:512", sys.executable, "-c", RAISING, "256")
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["512", "(256, 512)"]
 
 
-def test_a_limit_that_is_high_enough_needs_nothing() -> None:
+def test_a_sufficient_limit_is_not_changed() -> None:
     command = ("prlimit", "--nofile=512:512", sys.executable, "-c", RAISING, "512")
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["512", "(512, 512)"]
 
 
 @pytest.mark.parametrize("limit", [64, 256, 1024, 4096, 2**20, 2**30])
-def test_the_shares_fit_the_limit(limit: int) -> None:
+def test_the_allocation_fits_the_limit(limit: int) -> None:
     pages, checks, listeners = allocate(limit)
     assert min(pages, checks) >= 8
     assert listeners >= 0
@@ -49,14 +49,14 @@ def test_the_shares_fit_the_limit(limit: int) -> None:
     assert checks <= limits.HEALTH_CHECK_CONNECTIONS
 
 
-def test_the_shares_of_common_limits() -> None:
+def test_the_allocation_of_common_limits() -> None:
     assert allocate(64) == DescriptorAllocation(8, 8, 0)
     assert allocate(256) == DescriptorAllocation(32, 32, 64)
     assert allocate(1024) == DescriptorAllocation(64, 128, 576)
     assert allocate(resource.RLIM_INFINITY).listeners > 2**30
 
 
-def test_a_share_is_taken_whole_or_not_at_all() -> None:
+def test_descriptors_are_acquired_completely_or_not_at_all() -> None:
     budget = DescriptorBudget(3, 256)
     assert budget.acquire(2)
     assert not budget.acquire(2)

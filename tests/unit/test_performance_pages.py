@@ -1,4 +1,4 @@
-"""The figures on the pages are those of the runs that are kept."""
+"""The figures on the pages are those of the stored runs."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from benchmarks import document
 
 
 @pytest.mark.parametrize("page", document.PAGES, ids=lambda page: page.name)
-def test_a_page_shows_the_kept_runs(page: Path) -> None:
+def test_a_page_shows_the_stored_runs(page: Path) -> None:
     kept = document.reports()
     assert kept, "no run is kept"
     assert page.read_text() == document.with_figures(page, kept), (
@@ -17,7 +17,7 @@ def test_a_page_shows_the_kept_runs(page: Path) -> None:
     )
 
 
-def test_a_kept_run_names_no_folder_of_its_machine() -> None:
+def test_a_stored_run_names_no_folder_of_its_machine() -> None:
     told = [argument for _, report in document.reports() for argument in report.arguments]
     assert told
     words = [word for argument in told for word in re.split(r"[ =,']", argument)]

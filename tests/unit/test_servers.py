@@ -1,4 +1,4 @@
-"""The daemon's servers as the flags want them, over real sockets."""
+"""The daemon's HTTP servers for various flags, over real sockets."""
 
 import http.client
 import json
@@ -31,7 +31,7 @@ class Event(NamedTuple):
 
 
 class Recorder(LogOnly):
-    """Keeps what is told of the node."""
+    """Records events about the node."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -84,7 +84,7 @@ def answers(address: Bind | None, path: str) -> bool:
         return False
 
 
-def test_what_is_in_force_is_told(config: Config) -> None:
+def test_the_effective_configuration_is_served(config: Config) -> None:
     with serving(config):
         page: dict[str, Any] = json.loads(get(config.metrics_bind_address, "/configz")[1])
         assert page == {"kubeproxy.config.k8s.io": as_document(config)}
@@ -94,7 +94,7 @@ def test_what_is_in_force_is_told(config: Config) -> None:
         assert get(config.healthz_bind_address, "/healthz")[0] == 200
 
 
-def test_the_detail_of_the_log_can_be_changed_with_profiling_only(config: Config) -> None:
+def test_the_verbosity_can_be_changed_with_profiling_only(config: Config) -> None:
     verbosity = Verbosity(0)
     with serving(config, verbosity=verbosity):
         assert get(config.metrics_bind_address, "/debug/flags/v", "PUT", "2")[0] == 200
@@ -112,7 +112,7 @@ def test_no_address_is_no_server(config: Config) -> None:
                 get(address, "/healthz")
 
 
-def test_ports_in_use_are_told_by_events_and_tried_again(
+def test_ports_in_use_are_reported_by_events_and_retried(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(servers, "_RETRY_SECONDS", 0.05)

@@ -1,4 +1,4 @@
-"""The wish to stop."""
+"""The stop request, set by signals at any moment."""
 
 import os
 import random
@@ -26,11 +26,11 @@ def stop() -> Iterator[StopSignal]:
     signal.signal(signal.SIGUSR1, before)
 
 
-def test_nothing_is_wished_at_first(stop: StopSignal) -> None:
+def test_there_is_no_stop_request_at_first(stop: StopSignal) -> None:
     assert not stop.wait(0.01)
 
 
-def test_nobody_waits_for_room_for_more_signals(stop: StopSignal) -> None:
+def test_signals_do_not_block_when_the_pipe_is_full(stop: StopSignal) -> None:
     for _ in range(10_000):
         signal.raise_signal(signal.SIGUSR1)
     assert stop.wait()
@@ -43,7 +43,7 @@ def test_a_signal_ends_a_wait_and_all_later_ones(stop: StopSignal) -> None:
 
 
 @pytest.mark.timeout(20)
-def test_a_signal_may_come_at_any_point_of_a_wait(stop: StopSignal) -> None:
+def test_a_signal_may_arrive_at_any_point_of_a_wait(stop: StopSignal) -> None:
     """With ``threading.Event`` this hangs at the first point within its lock."""
     lines = 0
 
@@ -64,8 +64,8 @@ def test_a_signal_may_come_at_any_point_of_a_wait(stop: StopSignal) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_a_signal_may_come_between_the_last_look_for_signals_and_the_wait() -> None:
-    """No line of Python is run there; so many processes are stopped at about that moment."""
+def test_a_signal_may_arrive_between_the_last_check_for_signals_and_the_wait() -> None:
+    """No Python code runs at that point, so the test stops many processes at about that moment."""
     chance = random.Random(1)
     for _ in range(300):
         ready, tell = os.pipe()

@@ -1,4 +1,4 @@
-"""Threads that end the process when they fail, and report when they do not get on."""
+"""Threads that fail end the process, threads that stall are reported."""
 
 import threading
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def release() -> Iterator[threading.Event]:
 
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, SystemExit, RecursionError])
-def test_whatever_a_thread_raises_ends_the_process(
+def test_any_exception_in_a_thread_ends_the_process(
     deaths: list[str], error: type[BaseException]
 ) -> None:
     def fail() -> None:
@@ -46,7 +46,7 @@ def test_a_thread_may_return(deaths: list[str]) -> None:
     assert "worker" not in threads.stalled()
 
 
-def test_a_thread_that_is_overdue_is_named_until_it_reports(release: threading.Event) -> None:
+def test_an_overdue_thread_is_named_until_it_reports(release: threading.Event) -> None:
     reported, go_on = threading.Event(), threading.Event()
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""Who gets a connection, and who has to make room, over socket pairs."""
+"""Limits of client connections, and eviction beyond them, over socket pairs."""
 
 import selectors
 import socket
@@ -19,7 +19,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 
 class Room:
-    """Connections whose clients are at the other ends of socket pairs."""
+    """Client connections over socket pairs; the test has the clients' ends."""
 
     def __init__(self, stack: ExitStack, limits: ClientLimits) -> None:
         self._stack = stack
@@ -31,7 +31,7 @@ class Room:
     def enter(
         self, peer: bytes, sent: bytes = b"", handler: HttpHandler | None = None
     ) -> socket.socket:
-        """Come in as a client of this address that has sent something already."""
+        """Connect as a client with this address that has already sent data."""
         ours, theirs = socket.socketpair()
         self._stack.enter_context(theirs)
         theirs.settimeout(0)
@@ -64,12 +64,12 @@ def is_open(client: socket.socket) -> bool:
         return True
 
 
-def test_what_has_come_already_is_answered_at_once(stack: ExitStack) -> None:
+def test_data_received_before_accept_is_answered_immediately(stack: ExitStack) -> None:
     client = Room(stack, ClientLimits()).enter(b"a", REQUEST)
     assert client.recv(4096).startswith(OK)
 
 
-def test_one_address_gives_way_to_itself_only(stack: ExitStack) -> None:
+def test_a_client_at_its_limit_evicts_its_own_connection(stack: ExitStack) -> None:
     room = Room(stack, ClientLimits(connections=10, per_peer=3))
     before = count("connections_per_peer")
     kept = room.enter(b"kubelet")
@@ -79,7 +79,7 @@ def test_one_address_gives_way_to_itself_only(stack: ExitStack) -> None:
     assert count("connections_per_peer") - before == 17
 
 
-def test_the_address_with_the_most_connections_gives_way(stack: ExitStack) -> None:
+def test_the_address_with_the_most_connections_loses_one(stack: ExitStack) -> None:
     room = Room(stack, ClientLimits(connections=4, per_peer=3))
     before = count("connections")
     kept = room.enter(b"kubelet")
@@ -91,13 +91,13 @@ def test_the_address_with_the_most_connections_gives_way(stack: ExitStack) -> No
     assert count("connections") - before == 1
 
 
-def test_of_equals_the_oldest_gives_way(stack: ExitStack) -> None:
+def test_among_equals_the_oldest_connection_is_closed(stack: ExitStack) -> None:
     room = Room(stack, ClientLimits(connections=3))
     clients = [room.enter(bytes([number])) for number in range(4)]
     assert [is_open(client) for client in clients] == [False, True, True, True]
 
 
-def test_an_unfinished_request_is_counted_when_its_time_is_over(stack: ExitStack) -> None:
+def test_an_incomplete_request_is_counted_at_its_time_out(stack: ExitStack) -> None:
     room = Room(stack, ClientLimits(request=0.0))
     before = count("request_seconds")
     client = room.enter(b"a", b"GET /")
@@ -108,7 +108,7 @@ def test_an_unfinished_request_is_counted_when_its_time_is_over(stack: ExitStack
     assert count("request_seconds") - before == 1
 
 
-def test_one_of_several_requests_is_answered_in_a_turn(stack: ExitStack) -> None:
+def test_one_pipelined_request_is_answered_per_iteration(stack: ExitStack) -> None:
     room = Room(stack, ClientLimits())
     client = room.enter(b"a", REQUEST * 3)
     seen: list[int] = []
@@ -119,8 +119,8 @@ def test_one_of_several_requests_is_answered_in_a_turn(stack: ExitStack) -> None
     assert room.connections.deadline() > time.monotonic()
 
 
-def test_a_turn_answers_few_of_the_clients_that_sent_several_requests(stack: ExitStack) -> None:
-    """A probe that comes meanwhile would wait for an answer to each of them."""
+def test_an_iteration_serves_a_limited_number_of_pipelining_clients(stack: ExitStack) -> None:
+    """Otherwise a new probe would wait until all of them are answered."""
     room = Room(stack, ClientLimits())
     answered: list[HttpRequest] = []
 
@@ -171,5 +171,5 @@ def test_a_defect_ends_its_connection_and_is_logged_once(stack: ExitStack) -> No
         ("fe80::1%eth0", "fe80::1", True),
     ],
 )
-def test_who_counts_as_one_client(one: str, other: str, *, same: bool) -> None:
+def test_clients_are_identified_by_address_or_prefix(one: str, other: str, *, same: bool) -> None:
     assert (_peer((one, 1)) == _peer((other, 2))) is same

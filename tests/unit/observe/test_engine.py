@@ -11,7 +11,7 @@ from svcproxy.observe.engine import Engine
 from testbed.waiting import eventually
 
 
-def test_a_turn_that_hangs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_iteration_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "THREAD_STEP_SECONDS", 0.0)
     hung, release = threading.Event(), threading.Event()
 

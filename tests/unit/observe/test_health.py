@@ -12,7 +12,7 @@ EPOCH = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 
 
 class Clock:
-    """Both clocks of the state; the wall clock can be set back on its own."""
+    """Both clocks of the state; the wall clock can be set independently."""
 
     def __init__(self) -> None:
         self.elapsed = 0.0
@@ -46,7 +46,7 @@ def codes(health: HealthState) -> tuple[int, int]:
     return health.healthz().status, health.livez().status
 
 
-def test_healthy_before_anything_happened(health: HealthState) -> None:
+def test_healthy_before_the_first_event(health: HealthState) -> None:
     assert health.healthz() == ProbeResult(
         200,
         b'{"lastUpdated":"2027-01-15T08:00:00.000000Z","currentTime":"2027-01-15T08:00:00.000000Z",'
@@ -62,7 +62,7 @@ def test_a_family_that_never_started_is_starting_up(health: HealthState, clock: 
     assert "status" not in body(health.livez())
 
 
-def test_a_first_sync_that_never_succeeds_is_noticed(health: HealthState, clock: Clock) -> None:
+def test_a_first_sync_that_never_succeeds_is_unhealthy(health: HealthState, clock: Clock) -> None:
     health.started(V4)
     health.queued(V4)
     clock.elapsed = 59.999
@@ -105,7 +105,7 @@ def test_nothing_waiting_is_healthy_for_ever(health: HealthState, clock: Clock) 
     assert codes(health) == (200, 200)
 
 
-def test_what_comes_during_a_sync_still_waits_after_it(health: HealthState, clock: Clock) -> None:
+def test_changes_during_a_sync_still_wait_after_it(health: HealthState, clock: Clock) -> None:
     health.queued(V4)
     health.taken(V4)
     clock.elapsed = 10.0
@@ -155,12 +155,12 @@ def test_one_late_family_is_enough(health: HealthState, clock: Clock) -> None:
     assert live["healthy"] is False
 
 
-def test_never_updated_and_unfit_shows_go_s_zero_time(health: HealthState) -> None:
+def test_unhealthy_without_an_update_shows_go_s_zero_time(health: HealthState) -> None:
     health.node_changed(Node(name="n1", deleting=True))
     assert body(health.healthz())["lastUpdated"] == "0001-01-01T00:00:00Z"
 
 
-def test_setting_the_wall_clock_changes_no_verdict(health: HealthState, clock: Clock) -> None:
+def test_setting_the_wall_clock_does_not_change_health(health: HealthState, clock: Clock) -> None:
     health.updated(V4)
     health.queued(V4)
     clock.wall_offset += 86400
@@ -179,9 +179,7 @@ def test_setting_the_wall_clock_changes_no_verdict(health: HealthState, clock: C
         (Node(name="n1", deleting=True), False),
     ],
 )
-def test_the_node_decides_on_healthz_alone(
-    health: HealthState, node: Node, *, eligible: bool
-) -> None:
+def test_the_node_affects_healthz_only(health: HealthState, node: Node, *, eligible: bool) -> None:
     health.node_changed(node)
     assert codes(health) == (200 if eligible else 503, 200)
     health.node_changed(None)
@@ -191,7 +189,7 @@ def test_the_node_decides_on_healthz_alone(
     assert answer["healthy"] is True
 
 
-def test_a_node_not_seen_yet_is_not_eligible(clock: Clock) -> None:
+def test_an_unknown_node_is_not_eligible(clock: Clock) -> None:
     health = HealthState(sync_period=30.0, clock=clock.monotonic, wall=clock.wall)
     assert codes(health) == (503, 200)
 
@@ -205,7 +203,7 @@ def test_without_an_api_no_node_is_needed(clock: Clock) -> None:
     assert codes(health) == (200, 200)
 
 
-def test_synced_waits_for_the_first_sync_of_all_begun_families(health: HealthState) -> None:
+def test_synced_waits_for_the_first_sync_of_all_started_families(health: HealthState) -> None:
     health.started(V4)
     health.queued(V6)
     assert not health.synced
@@ -296,7 +294,7 @@ def test_the_node_does_not_matter_to_readiness(clock: Clock) -> None:
     assert health.readyz().status == 200
 
 
-def test_stalled_threads_are_named_and_concern_healthz_not(clock: Clock) -> None:
+def test_stalled_threads_are_named_and_do_not_affect_healthz(clock: Clock) -> None:
     health = serving(clock, stalled=("watch-Service",))
     health.node_changed(Node(name="n1"))
     for family in (V4, V6):

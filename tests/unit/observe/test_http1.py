@@ -1,4 +1,4 @@
-"""The framing rules of HTTP/1.1, and their bounds."""
+"""The framing rules of HTTP/1.1, and the parser's limits."""
 
 from itertools import pairwise
 
@@ -63,7 +63,7 @@ def test_a_request() -> None:
         GET + b"a: b\r\n" * 64 + END,
     ],
 )
-def test_what_is_taken(data: bytes) -> None:
+def test_accepted_requests(data: bytes) -> None:
     assert parse(data) is not None
 
 
@@ -105,7 +105,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("data", MALFORMED)
-def test_what_is_malformed(data: bytes) -> None:
+def test_malformed_requests(data: bytes) -> None:
     with pytest.raises(RequestRefused) as caught:
         parse(data)
     assert (caught.value.status, caught.value.limit) == (400, "malformed")
@@ -126,7 +126,7 @@ def test_what_is_malformed(data: bytes) -> None:
         (PUT + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 501, "unsupported"),
     ],
 )
-def test_what_is_too_much_or_not_served(data: bytes, status: int, limit: str) -> None:
+def test_requests_beyond_limits_or_unsupported(data: bytes, status: int, limit: str) -> None:
     with pytest.raises(RequestRefused) as caught:
         parse(data)
     assert (caught.value.status, caught.value.limit) == (status, limit)
@@ -176,7 +176,7 @@ def test_bodies_that_are_refused(header: bytes, status: bytes, limit: str) -> No
     assert made.out.startswith(b"HTTP/1.1 " + status)
 
 
-def test_who_waits_for_leave_to_send_a_body_gets_it() -> None:
+def test_expect_100_continue_is_answered() -> None:
     made = session()
     made.feed(PUT + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n")
     assert made.next() is None
@@ -189,12 +189,12 @@ def test_who_waits_for_leave_to_send_a_body_gets_it() -> None:
     assert request.body == b"hi"
 
 
-def test_a_single_question_needs_no_body() -> None:
+def test_without_keep_alive_bodies_are_not_read() -> None:
     asked, made = say(PUT + b"Content-Length: 999999\r\n\r\n", keep_alive=False)
     assert (len(asked), made.closing) == (1, True)
 
 
-def test_nothing_is_kept_of_what_comes_after_the_end() -> None:
+def test_data_after_the_last_request_is_discarded() -> None:
     _, made = say(b"nonsense\r\n")
     for _ in range(10):
         made.feed(bytes(100_000))
@@ -203,7 +203,7 @@ def test_nothing_is_kept_of_what_comes_after_the_end() -> None:
 
 
 @given(data=st.sampled_from([*MALFORMED, GET + HOST + END + GET]), cuts=st.sets(st.integers(0, 60)))
-def test_pieces_make_no_difference(data: bytes, cuts: set[int]) -> None:
+def test_requests_may_arrive_in_any_pieces(data: bytes, cuts: set[int]) -> None:
     places = [0, *sorted(c for c in cuts if c < len(data)), len(data)]
     made, requests = session(), 0
     for start, end in pairwise(places):

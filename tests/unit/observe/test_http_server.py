@@ -157,7 +157,7 @@ def test_healthz_and_livez(
     assert get(health_server.address, "/metrics")[0] == 404
 
 
-def test_a_failing_answer_is_a_500_and_serving_goes_on(
+def test_a_failing_route_is_a_500_and_the_server_continues(
     server: HttpServer, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics.registry, "collect", lambda: 1 / 0)
@@ -177,7 +177,7 @@ def test_garbage_and_broken_connections_do_no_harm(
     assert capfd.readouterr().err == ""
 
 
-def test_a_slow_client_is_hung_up_on(metrics: Metrics) -> None:
+def test_a_slow_client_is_disconnected(metrics: Metrics) -> None:
     server = metrics_server(ANY, metrics, "iptables", limits=ClientLimits(idle=0.1))
     server.start()
     with closing(socket.create_connection(server.address)) as client:
@@ -186,7 +186,7 @@ def test_a_slow_client_is_hung_up_on(metrics: Metrics) -> None:
     server.stop()
 
 
-def test_a_client_that_trickles_is_hung_up_on(metrics: Metrics) -> None:
+def test_a_trickling_client_is_disconnected(metrics: Metrics) -> None:
     server = metrics_server(ANY, metrics, "iptables", limits=ClientLimits(request=0.2))
     server.start()
     with closing(socket.create_connection(server.address)) as client:
@@ -199,7 +199,7 @@ def test_a_client_that_trickles_is_hung_up_on(metrics: Metrics) -> None:
     server.stop()
 
 
-def test_waiting_connections_do_not_keep_probes_out(health: HealthState, metrics: Metrics) -> None:
+def test_idle_connections_do_not_lock_out_probes(health: HealthState, metrics: Metrics) -> None:
     server = make_health_server(ANY, health, metrics, limits=ClientLimits(connections=4))
     server.start()
     idle = [socket.create_connection(server.address) for _ in range(20)]
@@ -238,7 +238,7 @@ def test_a_port_that_becomes_free_is_served(server: HttpServer, metrics: Metrics
     second.stop()
 
 
-def test_a_port_that_is_free_is_served_at_once(metrics: Metrics) -> None:
+def test_a_free_port_is_served_immediately(metrics: Metrics) -> None:
     server = metrics_server(ANY, metrics, "iptables")
     failures: list[BindError] = []
     server.start_or_retry(failures.append)
@@ -247,7 +247,7 @@ def test_a_port_that_is_free_is_served_at_once(metrics: Metrics) -> None:
     server.stop()
 
 
-def test_after_a_stop_nothing_is_tried_again(server: HttpServer, metrics: Metrics) -> None:
+def test_stop_ends_the_retries(server: HttpServer, metrics: Metrics) -> None:
     second = metrics_server(server.address, metrics, "nftables")
     second.start_or_retry(lambda _: None, every=0.02)
     second.stop()
@@ -277,7 +277,7 @@ def test_an_address_of_another_node(health: HealthState, metrics: Metrics) -> No
     assert message.endswith("--healthz-bind-address")
 
 
-def test_any_other_reason_is_told_in_the_system_s_words(
+def test_other_bind_errors_quote_the_system(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -288,7 +288,7 @@ def test_any_other_reason_is_told_in_the_system_s_words(
         metrics_server(ANY, metrics, "iptables").start()
 
 
-def test_stop_is_quick_and_hangs_up_on_everybody(metrics: Metrics) -> None:
+def test_stop_is_quick_and_disconnects_all_clients(metrics: Metrics) -> None:
     server = metrics_server(ANY, metrics, "iptables")
     server.start()
     clients = [socket.create_connection(server.address) for _ in range(10)]
@@ -313,7 +313,7 @@ def test_stop_right_after_start_and_before_it(metrics: Metrics) -> None:
         assert time.monotonic() - begun < 0.5
 
 
-def test_a_restart_binds_the_same_port_at_once(metrics: Metrics) -> None:
+def test_a_restart_binds_the_same_port_immediately(metrics: Metrics) -> None:
     server = metrics_server(ANY, metrics, "iptables")
     server.start()
     address = server.address
@@ -345,7 +345,7 @@ def test_all_addresses_are_those_of_both_families(metrics: Metrics, unspecified:
 
 
 @pytest.mark.parametrize("target", ["/metrics", "/metrics?x=y", "/metrics#z", "http://x/metrics"])
-def test_however_a_slow_page_is_asked_for_probes_do_not_wait(
+def test_probes_do_not_wait_for_slow_pages(
     server: HttpServer, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
     begun, release = threading.Event(), threading.Event()

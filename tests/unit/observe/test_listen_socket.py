@@ -1,4 +1,4 @@
-"""Listening sockets, with clients that come faster than they are accepted."""
+"""Listening sockets whose clients connect faster than they are accepted."""
 
 import socket
 from contextlib import ExitStack
@@ -14,7 +14,7 @@ _ALLOWED = int(Path("/proc/sys/net/core/somaxconn").read_text())
 
 @pytest.mark.skipif(_ALLOWED < _CLIENTS, reason="net.core.somaxconn allows fewer connections")
 def test_a_burst_of_clients_is_queued() -> None:
-    """Without room the SYN of a probe is dropped, and tried again after its time-out of a second."""
+    """With a full backlog, a probe's SYN is dropped and retransmitted only after a second."""
     with ExitStack() as stack:
         server = stack.enter_context(open_listen_socket("127.0.0.1", 0, only_v6=False))
         for _ in range(_CLIENTS):

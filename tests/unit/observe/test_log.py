@@ -71,7 +71,7 @@ def test_text(configure: Configure) -> None:
     assert lines.take() == "fatal over"
 
 
-def test_the_detail_can_be_changed_on_the_way(configure: Configure) -> None:
+def test_the_verbosity_can_change_at_run_time(configure: Configure) -> None:
     verbosity = log.Verbosity(0)
     lines = configure(adjustable=verbosity)
     logger = structlog.get_logger()
@@ -99,19 +99,19 @@ def test_the_detail_can_be_changed_on_the_way(configure: Configure) -> None:
         ("[::1]:80", "[::1]:80"),
     ],
 )
-def test_text_values_stay_on_their_line(configure: Configure, value: object, shown: str) -> None:
+def test_text_values_cannot_break_lines(configure: Configure, value: object, shown: str) -> None:
     lines = configure()
     structlog.get_logger().info("event", key=value)
     assert lines.take() == f"info  event key={shown}"
 
 
-def test_text_survives_what_is_no_unicode(configure: Configure) -> None:
+def test_text_survives_invalid_unicode(configure: Configure) -> None:
     lines = configure()
     structlog.get_logger().info("event\n", key="\udcff")
     assert lines.take() == 'info  "event\\n" key="\\udcff"'
 
 
-def test_text_shows_a_traceback_below_its_line(configure: Configure) -> None:
+def test_text_shows_a_traceback_below_the_line(configure: Configure) -> None:
     lines = configure()
     try:
         _ = 1 / 0
@@ -170,7 +170,7 @@ def test_debug_shows_from_verbosity_2_on(configure: Configure, verbosity: int, s
     assert len(lines.raw) == shown
 
 
-def test_libraries_are_heard_from_warnings_on(configure: Configure) -> None:
+def test_warnings_and_errors_of_libraries_are_logged(configure: Configure) -> None:
     configure("text", 9)
     lines = configure("text", 9)  # once more: no line may come twice
     logger = logging.getLogger("urllib3.connectionpool")
@@ -190,7 +190,7 @@ def test_libraries_are_heard_from_warnings_on(configure: Configure) -> None:
     assert lines.take().endswith("ZeroDivisionError: division by zero")
 
 
-def test_a_faulty_log_call_of_a_library_does_no_harm(configure: Configure) -> None:
+def test_a_faulty_log_call_of_a_library_is_logged(configure: Configure) -> None:
     lines = configure()
     # Straight to our handler: pytest's own would complain
     log._ToStructlog().emit(
@@ -230,7 +230,7 @@ print("alive")
 """
 
 
-def test_a_reader_that_went_away_costs_only_the_lines() -> None:
+def test_without_a_reader_only_log_lines_are_lost() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -240,7 +240,7 @@ def test_a_reader_that_went_away_costs_only_the_lines() -> None:
     assert (done.returncode, done.stdout) == (0, b"alive\n")
 
 
-def test_a_closed_stderr_costs_only_the_lines() -> None:
+def test_with_stderr_closed_only_log_lines_are_lost() -> None:
     done = subprocess.run(
         ["/bin/sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, SCRIPT],
         check=False,

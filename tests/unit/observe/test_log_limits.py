@@ -1,4 +1,4 @@
-"""What outsiders can cause in the log: limited in length and rate, and nothing can be forged."""
+"""Untrusted input in the log: its length and rate are limited, and it cannot forge lines."""
 
 import json
 import os
@@ -32,7 +32,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_value_cannot_forge_a_line_or_steer_a_terminal(
+def test_a_value_cannot_forge_a_line_or_control_a_terminal(
     configure: Configure, value: str, log_format: str
 ) -> None:
     lines = configure(log_format)
@@ -124,7 +124,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_a_flood_of_one_event_costs_only_that_event(configure: Configure, clock: Clock) -> None:
+def test_a_flood_of_one_event_suppresses_only_that_event(
+    configure: Configure, clock: Clock
+) -> None:
     lines = configure()
     logger = structlog.get_logger()
     for number in range(5000):
@@ -145,7 +147,7 @@ def test_tracebacks_are_limited_in_rate(configure: Configure, clock: Clock) -> N
     assert len(lines.raw) == limits.LOG_BURST_LINES
 
 
-def test_suppressed_lines_are_reported_when_it_calms_down() -> None:
+def test_suppressed_lines_are_reported_after_the_flood() -> None:
     rates = LineRateLimiter()
     for _ in range(limits.LOG_BURST_LINES + 7):
         rates.admit("a", 100.0)
@@ -155,7 +157,7 @@ def test_suppressed_lines_are_reported_when_it_calms_down() -> None:
     assert not rates.suppressing
 
 
-def test_suppressed_lines_are_reported_every_minute_in_a_lasting_flood() -> None:
+def test_suppressed_lines_are_reported_every_minute_during_a_flood() -> None:
     rates = LineRateLimiter()
     now, take_reports, admitted = 0.0, [], 0
     while now < 185.0:
@@ -166,7 +168,7 @@ def test_suppressed_lines_are_reported_every_minute_in_a_lasting_flood() -> None
     assert admitted <= limits.LOG_BURST_LINES + 186 * limits.LOG_LINES_PER_SECOND
 
 
-def test_event_names_without_end_share_one_bucket() -> None:
+def test_excess_event_names_share_one_bucket() -> None:
     rates = LineRateLimiter()
     admitted = sum(rates.admit(f"event {n}", 0.0) for n in range(10_000))
     assert admitted == limits.LOG_EVENT_NAMES + limits.LOG_BURST_LINES
@@ -203,7 +205,7 @@ def popen(script: str, stderr: int, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def test_a_full_pipe_blocks_no_log_call_and_the_loss_is_told() -> None:
+def test_a_full_pipe_blocks_no_log_call_and_lost_lines_are_reported() -> None:
     reading, writing = os.pipe()
     with popen(FLOOD, writing, "60") as process:
         os.close(writing)
@@ -223,7 +225,7 @@ def test_a_full_pipe_blocks_no_log_call_and_the_loss_is_told() -> None:
     assert told[-1].endswith(" info  the.end")
 
 
-def test_a_reader_that_never_comes_back_delays_the_end_by_half_a_second() -> None:
+def test_a_stuck_reader_delays_the_exit_by_half_a_second() -> None:
     reading, writing = os.pipe()
     with popen(FLOOD, writing, "0.1") as process:
         os.close(writing)
@@ -261,7 +263,7 @@ structlog.get_logger().error("last.line")
         ("raise KeyError('x')", 1, "    KeyError: 'x'"),
     ],
 )
-def test_the_last_line_before_the_end_comes_out(end: str, status: int, last: str) -> None:
+def test_the_last_line_before_the_exit_is_written(end: str, status: int, last: str) -> None:
     with popen(LAST.format(end=end), subprocess.PIPE) as process:
         _, told = process.communicate(timeout=60)
     assert process.returncode == status

@@ -30,7 +30,7 @@ RECORDED = Path(__file__).parents[2] / "fakes" / "kube_proxy_1_36_metrics.txt"
 
 @pytest.fixture(autouse=True)
 def _counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the kernel had accounting objects here; tests/kernel/test_metrics.py looks at real ones."""
+    """Simulate nfacct counters; tests/kernel/test_metrics.py uses real ones."""
     monkeypatch.setattr(nfacct, "packets", lambda names: dict.fromkeys(names, 1))
 
 
@@ -65,7 +65,7 @@ def listed() -> list[Listed]:
 
 
 def recorded() -> Iterator[Listed]:
-    """What kube-proxy itself was seen to serve."""
+    """The metrics that a real kube-proxy has served."""
     for line in RECORDED.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             name, kind, labels, modes = line.split()
@@ -111,7 +111,7 @@ def test_each_mode_has_exactly_the_metrics_of_the_table(mode: ProxyMode) -> None
     assert found == wanted
 
 
-def test_the_table_has_all_that_kube_proxy_has() -> None:
+def test_the_table_has_all_metrics_of_kube_proxy() -> None:
     exact = {row.name: row for row in listed()}
     prefixes = tuple(name.removesuffix("*") for name in exact if name.endswith("*"))
     for theirs in recorded():
@@ -127,7 +127,7 @@ def test_the_table_has_all_that_kube_proxy_has() -> None:
             assert row.here.startswith("not applicable, because ")
 
 
-def test_kube_proxy_s_metrics_tell_their_stability() -> None:
+def test_kube_proxy_s_metrics_state_their_stability() -> None:
     for name, family in families(touched()).items():
         ours = not name.startswith(("kubeproxy_", "rest_client_"))
         assert family.documentation.startswith("[ALPHA] ") is not ours
@@ -150,20 +150,20 @@ def test_buckets(name: str, buckets: list[float]) -> None:
     assert found[: len(wanted) + 1] == [*wanted, "+Inf"]
 
 
-def test_process_wide_settings_of_the_library_stay_as_they_are() -> None:
+def test_global_settings_of_the_library_are_not_changed() -> None:
     Metrics()
     registry = CollectorRegistry()
     Counter("other", "Of somebody else.", registry=registry)
     assert b"other_created" in generate_latest(registry)
 
 
-def test_two_daemons_in_one_process_do_not_meet() -> None:
+def test_two_daemons_in_one_process_have_separate_metrics() -> None:
     one, other = Metrics(), Metrics()
     one.service_changes.inc()
     assert families(other)["kubeproxy_sync_proxy_rules_service_changes_total"].samples[0].value == 0
 
 
-def test_build_info_tells_the_version() -> None:
+def test_build_info_has_the_version() -> None:
     (sample,) = families(Metrics(ProxyMode.NFTABLES))["svcproxy_build_info"].samples
     assert (sample.labels["version"], sample.labels["mode"]) == (__version__, "nftables")
     assert sample.value == 1
@@ -174,7 +174,7 @@ def test_every_family_has_a_help_text_of_one_sentence() -> None:
         assert family.documentation.endswith(".") or family.name.startswith("python_gc")
 
 
-def test_a_first_failure_is_an_increase() -> None:
+def test_counters_are_exported_before_the_first_failure() -> None:
     metrics = Metrics(ProxyMode.NFTABLES)
     health = HealthState(sync_period=30.0, clock=lambda: 0.0, wall=lambda: 0.0)
     Reporter(IPFamily.IPV6, metrics, health, LogOnly())
@@ -187,7 +187,7 @@ def test_a_first_failure_is_an_increase() -> None:
     assert "last_timestamp_seconds{" not in text, "it would be taken for 1970"
 
 
-def test_processes_cannot_make_series_without_end() -> None:
+def test_process_names_cannot_create_unlimited_series() -> None:
     metrics = Metrics()
     for number in range(100):
         metrics.count_external_change(f"process-{number}")

@@ -1,4 +1,4 @@
-"""What is served on the two ports, asked over real sockets."""
+"""The pages of both ports, requested over real sockets."""
 
 import gzip
 import http.client
@@ -27,7 +27,7 @@ from tests.fakes.compatibility import rows
 
 ANY = Bind("127.0.0.1", 0)
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,application/json;q=0.1"
-# In the manner of Prometheus, which would rather have OpenMetrics
+# The headers of Prometheus, which prefers OpenMetrics
 PROMETHEUS = (
     (
         "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;"
@@ -128,7 +128,7 @@ def test_the_configuration_in_force(ports: Ports) -> None:
 
 @pytest.mark.parametrize("accept", ["", "*/*", "text/plain", "text/html;q=0.9, text/*;q=0.1"])
 @pytest.mark.parametrize(("path", "line"), [("/flagz", "v=3"), ("/statusz", "Emulation version:")])
-def test_status_pages_are_text_for_people(ports: Ports, accept: str, path: str, line: str) -> None:
+def test_status_pages_are_text_by_default(ports: Ports, accept: str, path: str, line: str) -> None:
     answer = ports.ask(path, accept=accept)
     assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
     assert answer.text.startswith(f"\nkube-proxy {path[1:]}\n")
@@ -137,7 +137,7 @@ def test_status_pages_are_text_for_people(ports: Ports, accept: str, path: str, 
 
 @pytest.mark.parametrize(("path", "kind"), [("/flagz", "Flagz"), ("/statusz", "Statusz")])
 @pytest.mark.parametrize("version", ["v1beta1", "v1alpha1"])
-def test_status_pages_are_objects_for_programs(
+def test_status_pages_are_objects_on_request(
     ports: Ports, path: str, kind: str, version: str
 ) -> None:
     parameters = f"g=config.k8s.io;v={version};as={kind}"
@@ -154,7 +154,7 @@ def test_status_pages_are_objects_for_programs(
     }
 
 
-def test_what_the_objects_tell(ports: Ports) -> None:
+def test_the_content_of_the_objects(ports: Ports) -> None:
     accept = "application/json;g=config.k8s.io;v=v1beta1;as="
     flags = ports.json("/flagz", accept + "Flagz")["flags"]
     assert flags["healthz-bind-address"] == "0.0.0.0:10256"
@@ -176,7 +176,7 @@ def test_what_the_objects_tell(ports: Ports) -> None:
         "text/plain;q=0",
     ],
 )
-def test_what_is_not_served_is_refused_as_the_api_does(
+def test_unsupported_versions_are_refused_as_by_the_api_server(
     ports: Ports, path: str, accept: str
 ) -> None:
     answer = ports.ask(path, accept=accept)
@@ -184,7 +184,7 @@ def test_what_is_not_served_is_refused_as_the_api_does(
     assert (answer.status, refusal["code"], refusal["reason"]) == (406, 406, "NotAcceptable")
 
 
-def test_healthz_of_the_metrics_port_counts(ports: Ports) -> None:
+def test_healthz_of_the_metrics_port_is_counted(ports: Ports) -> None:
     assert ports.ask("/metrics/slis", "DELETE").text == "metrics reset\n"
     assert "kubernetes_healthcheck{" not in ports.ask("/metrics/slis").text
     assert ports.ask("/healthz?verbose").text == "[+]ping ok\nhealthz check passed\n"
@@ -227,9 +227,7 @@ def test_a_scrape_in_either_format_can_be_parsed(ports: Ports, path: str) -> Non
         "application/openmetrics-text;q=0",
     ],
 )
-def test_all_who_take_text_get_buckets_that_are_named_as_kube_proxy_s(
-    ports: Ports, accept: str
-) -> None:
+def test_clients_that_accept_text_get_kube_proxy_s_bucket_names(ports: Ports, accept: str) -> None:
     answer = ports.ask("/metrics", accept=accept)
     assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert 'kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="1"} 0\n' in (
@@ -238,9 +236,7 @@ def test_all_who_take_text_get_buckets_that_are_named_as_kube_proxy_s(
 
 
 @pytest.mark.parametrize(("accept", "is_text"), [("", True), (OPENMETRICS, False)])
-def test_a_scrape_is_compressed_for_those_who_ask(
-    ports: Ports, accept: str, *, is_text: bool
-) -> None:
+def test_a_scrape_is_compressed_on_request(ports: Ports, accept: str, *, is_text: bool) -> None:
     answer = ports.ask("/metrics", accept=accept, accept_encoding="deflate, gzip;q=0.5")
     assert answer.headers["Content-Encoding"] == "gzip"
     text = gzip.decompress(answer.body).decode()
@@ -292,7 +288,7 @@ def test_other_debug_pages(ports: Ports) -> None:
     assert ports.ask("/debug/pprof/profile?seconds=soon").status == 400
 
 
-def test_all_servers_are_told_apart(ports: Ports) -> None:
+def test_all_servers_have_distinct_names(ports: Ports) -> None:
     assert all(isinstance(server, HttpServer) for server in ports.servers.values())
     assert ports.ask("/metrics", port="health").status == 404
     assert ports.ask("/livez").status == 404

@@ -171,14 +171,14 @@ def test_the_answer_with_ready_endpoints(make: Make, family: IPFamily) -> None:
     assert headers["X-Load-Balancing-Endpoint-Weight"] == "2"
     assert headers["Content-Length"] == str(len(body))
     assert "Date" in headers
-    # To the byte what kube-proxy answers
+    # Byte for byte the answer of kube-proxy
     assert body == (
         b'{\n\t"service": {\n\t\t"namespace": "shop",\n\t\t"name": "web"\n\t},\n'
         b'\t"localEndpoints": 2,\n\t"serviceProxyHealthy": true\n}'
     )
 
 
-def test_endpoints_come_and_go(make: Make) -> None:
+def test_endpoints_are_added_and_removed(make: Make) -> None:
     servers = make()
     port = open_port(servers, "10.0.0.1")
     assert servers.request(port)[0] == 200
@@ -247,7 +247,7 @@ def test_a_deleted_service_closes_its_port_and_connections(make: Make) -> None:
     servers.remove()
 
 
-def test_a_service_that_needs_no_server_any_more(make: Make) -> None:
+def test_a_service_that_no_longer_needs_a_server(make: Make) -> None:
     servers = make()
     port = open_port(servers, "10.0.0.1")
     servers.set(0)
@@ -262,7 +262,7 @@ def test_a_changed_port(make: Make) -> None:
     assert servers.count(new) == 1
 
 
-def test_a_port_goes_from_one_service_to_another(make: Make) -> None:
+def test_a_port_moves_from_one_service_to_another(make: Make) -> None:
     servers = make()
     port = open_port(servers, "10.0.0.1")
     api = NamespacedName("shop", "api")
@@ -342,10 +342,10 @@ def test_one_address_in_use_leaves_none_open(make: Make) -> None:
         assert not listens(port, "127.0.0.2")
 
 
-def test_a_socket_that_cannot_be_watched_is_tried_again_and_keeps_no_share(
+def test_a_socket_that_cannot_be_watched_is_retried_and_releases_its_descriptors(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel limits how many descriptors a user may watch (``epoll``), and memory can run out."""
+    """The kernel limits the number of epoll watches per user, and memory can run out."""
     failures = iter([errno.ENOSPC, errno.ENOMEM])
     register = selectors.EpollSelector.register
 
@@ -394,7 +394,7 @@ def test_an_unexpected_error_at_one_port_does_not_keep_others_closed(make: Make)
     ]
 
 
-def test_a_failure_that_is_not_wanted_any_more(make: Make) -> None:
+def test_a_removed_service_is_not_retried(make: Make) -> None:
     servers = make()
     with taken() as other:
         port = other.getsockname()[1]
@@ -433,7 +433,7 @@ def closed(client: socket.socket) -> float:
     return time.monotonic() - begun
 
 
-def test_slow_clients_hold_nobody_up_and_are_hung_up_on(make: Make) -> None:
+def test_slow_clients_delay_no_others_and_are_disconnected(make: Make) -> None:
     servers = make(limits=ClientLimits(request=0.4))
     port = open_port(servers, "10.0.0.1")
     with ExitStack() as stack:
@@ -461,7 +461,7 @@ def test_a_request_in_small_pieces(make: Make) -> None:
         assert client.recv(64).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-def test_too_many_connections_the_oldest_makes_room(make: Make) -> None:
+def test_beyond_the_connection_limit_the_oldest_is_closed(make: Make) -> None:
     servers = make(limits=ClientLimits(connections=3))
     port = open_port(servers, "10.0.0.1")
     with ExitStack() as stack:
@@ -476,7 +476,7 @@ def test_too_many_connections_the_oldest_makes_room(make: Make) -> None:
         assert clients[2].recv(64).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-def test_a_big_body_does_not_take_the_answer_back(make: Make) -> None:
+def test_a_large_unread_body_does_not_discard_the_answer(make: Make) -> None:
     servers = make()
     port = open_port(servers, "10.0.0.1")
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
@@ -503,7 +503,7 @@ def test_a_big_body_does_not_take_the_answer_back(make: Make) -> None:
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\n\r\n", 200),
     ],
 )
-def test_nonsense_gets_an_answer(make: Make, request_: bytes, status: int) -> None:
+def test_malformed_requests_get_an_answer(make: Make, request_: bytes, status: int) -> None:
     servers = make()
     port = open_port(servers, "10.0.0.1")
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
@@ -528,7 +528,7 @@ def test_a_request_can_be_cut_anywhere() -> None:
             assert heads[2].method == "GET"
 
 
-def test_clients_that_break_off(make: Make) -> None:
+def test_clients_that_disconnect(make: Make) -> None:
     servers = make()
     port = open_port(servers, "10.0.0.1")
     with capture_logs() as lines:
@@ -540,7 +540,7 @@ def test_clients_that_break_off(make: Make) -> None:
     assert lines == []
 
 
-def test_a_fault_in_one_answer_ends_only_that_one(make: Make) -> None:
+def test_a_defect_in_one_answer_affects_only_that_one(make: Make) -> None:
     servers = make()
     port = open_port(servers, "10.0.0.1")
     with capture_logs() as lines:
@@ -570,7 +570,7 @@ def test_hundreds_of_services_in_one_thread(make: Make) -> None:
     assert threading.active_count() == before + 1
 
 
-def test_stop_closes_everything_for_good(make: Make) -> None:
+def test_stop_closes_everything_permanently(make: Make) -> None:
     servers = make()
     port = open_port(servers, "10.0.0.1")
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
@@ -596,7 +596,7 @@ def test_nothing_to_serve_needs_no_thread(make: Make) -> None:
     servers.servers.stop()
 
 
-def test_the_proxy_is_healthy_whatever_becomes_of_the_node(make: Make) -> None:
+def test_the_node_does_not_affect_the_proxy_s_health(make: Make) -> None:
     elapsed = 0.0
     health = HealthState(sync_period=30.0, clock=lambda: elapsed, wall=time.time)
     servers = make(healthy=lambda: health.healthy)
@@ -612,7 +612,7 @@ def test_the_proxy_is_healthy_whatever_becomes_of_the_node(make: Make) -> None:
     assert servers.request(port)[0] == 200
 
 
-def test_without_file_descriptors_the_oldest_makes_room() -> None:
+def test_without_free_descriptors_the_oldest_connection_is_closed() -> None:
     class Starved(socket.socket):
         def accept(self) -> tuple[socket.socket, Any]:
             raise OSError(errno.EMFILE, "Too many open files")

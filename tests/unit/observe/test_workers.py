@@ -1,4 +1,4 @@
-"""Threads for slow pages."""
+"""Worker threads for slow pages."""
 
 import threading
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def test_jobs_run_a_few_at_a_time_in_order(workers: Workers) -> None:
     assert sorted(begun) == [0, 1, 2, 4, 5]
 
 
-def test_a_thread_is_used_again(workers: Workers) -> None:
+def test_threads_are_reused(workers: Workers) -> None:
     done: list[str] = []
     for number in range(5):
         workers.submit(number, lambda: done.append(threading.current_thread().name))
@@ -44,7 +44,7 @@ def test_a_thread_is_used_again(workers: Workers) -> None:
     assert set(done) <= {"test-page-0", "test-page-1"}
 
 
-def test_nothing_runs_after_the_end(workers: Workers) -> None:
+def test_nothing_runs_after_stop(workers: Workers) -> None:
     done: list[int] = []
     workers.stop(5.0)
     workers.submit(1, lambda: done.append(1))
