@@ -20,7 +20,7 @@ from svcproxy.cleanup.sweeper import Sweeper
 from svcproxy.config import Config, LocalMode
 from svcproxy.conntrack.cleaner import StaleFlows
 from svcproxy.descriptors import DESCRIPTOR_LIMIT, DescriptorBudget, allocate
-from svcproxy.kube.recorder import EventRecorder, LogOnly
+from svcproxy.kube.event_recorder import EventRecorder, LoggingRecorder
 from svcproxy.kube.source import Source
 from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import Node
@@ -346,7 +346,7 @@ def _source(
         from svcproxy.kube.manifests import ManifestSource  # noqa: PLC0415
 
         folder = Path(config.manifests)
-        return ManifestSource(folder, node_name, annotations=spec.annotations), LogOnly()
+        return ManifestSource(folder, node_name, annotations=spec.annotations), LoggingRecorder()
     from svcproxy.kube.api import KubernetesSource  # noqa: PLC0415
     from svcproxy.kube.credentials import ClientSettings  # noqa: PLC0415
     from svcproxy.kube.events import KubernetesEvents  # noqa: PLC0415

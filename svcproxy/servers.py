@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 
 from svcproxy.config import Config, flags_of
-from svcproxy.kube.recorder import EventRecorder
+from svcproxy.kube.event_recorder import EventRecorder
 from svcproxy.limits import HTTP_CONNECTIONS
 from svcproxy.observe.client_connections import ClientLimits
 from svcproxy.observe.core.routes import Route

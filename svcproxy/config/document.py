@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from svcproxy.config.collect import Given, setting_message
-from svcproxy.config.fields import FIELDS
+from svcproxy.config.file_fields import FIELDS
 from svcproxy.config.model import HEALTHZ_PORT, METRICS_PORT
 from svcproxy.config.parsing import Bind, parse_ip, printable
 from svcproxy.config.yaml_values import Loader, is_null, text_of

@@ -12,7 +12,7 @@ import yaml
 
 from svcproxy.config import yaml_values
 from svcproxy.config.document import API_VERSION, KIND
-from svcproxy.config.fields import FIELDS, Field, is_zero_duration
+from svcproxy.config.file_fields import FIELDS, Field, is_zero_duration
 from svcproxy.config.flags import FLAGS
 from svcproxy.config.model import Config
 from svcproxy.config.parsing import Bind, format_duration

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from svcproxy.config.collect import Given, collect, setting_message
 from svcproxy.config.document import Document, decode
-from svcproxy.config.fields import FIELDS
+from svcproxy.config.file_fields import FIELDS
 from svcproxy.config.flags import FLAGS, finish, flag_name_of
 from svcproxy.config.model import Loaded
 

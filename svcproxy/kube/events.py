@@ -8,7 +8,7 @@ Goals:
 3. All nodes together create one Event for a conflict between Services. The name of an Event is
    derived from its content and the time, so the API server accepts the first and rejects copies.
 
-The interface is ``recorder.EventRecorder``. The format is that of client-go's ``tools/events``, which
+The interface is ``event_recorder.EventRecorder``. The format is that of client-go's ``tools/events``, which
 kube-proxy uses. The reporting controller is ``kube-proxy`` as well, because people search for that
 name; the reporting instance names svcproxy.
 """
@@ -58,7 +58,7 @@ class EventLimits:
     Attributes:
         queue: Events that may wait to be sent.
         remembered: recent Events that are compared with new ones.
-        fold_seconds: seconds within which an equal Event is not sent again.
+        dedup_seconds: seconds within which an equal Event is not sent again.
         burst: Events that may be sent without a pause.
         interval: seconds between Events after the burst.
         attempts: how often sending an Event is attempted.
@@ -68,7 +68,7 @@ class EventLimits:
 
     queue: int = 200
     remembered: int = 2000
-    fold_seconds: float = 300.0
+    dedup_seconds: float = 300.0
     burst: int = 25
     interval: float = 5.0
     attempts: int = 5
@@ -166,7 +166,7 @@ class KubernetesEvents:
         now = self._clock()
         while self._recent:
             oldest = next(iter(self._recent))
-            fresh = now - self._recent[oldest] < self._limits.fold_seconds
+            fresh = now - self._recent[oldest] < self._limits.dedup_seconds
             if fresh and len(self._recent) < self._limits.remembered:
                 break
             del self._recent[oldest]
@@ -300,7 +300,7 @@ class _Sender:
         }
         regarding |= {"namespace": name.namespace} if name.namespace else {}
         regarding |= {"uid": uid} if uid else {}
-        window = int(when.timestamp() / self._limits.fold_seconds)
+        window = int(when.timestamp() / self._limits.dedup_seconds)
         digest = sha256("\0".join((*map(str, occurrence), uid, str(window))).encode())
         suffix = f".{digest.hexdigest()[:16]}"
         return {

@@ -66,14 +66,14 @@ class Frontend(msgspec.Struct, frozen=True, gc=False):
 class Endpoint(msgspec.Struct, frozen=True, gc=False, order=True):
     """An address and port behind a Service port.
 
-    ``is_local`` is true if the endpoint is on this node. ``unplaced`` is true if its EndpointSlice
+    ``is_local`` is true if the endpoint is on this node. ``node_unknown`` is true if its EndpointSlice
     names no node, as slices made by hand may; such an endpoint may be on this node.
     """
 
     address: str
     port: int
     is_local: bool = False
-    unplaced: bool = False
+    node_unknown: bool = False
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):

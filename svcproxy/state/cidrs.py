@@ -14,7 +14,7 @@ class ServiceRanges:
         self._checked_out: tuple[str, ...] = ()
 
     @property
-    def present(self) -> tuple[str, ...]:
+    def current(self) -> tuple[str, ...]:
         """The distinct ranges, sorted."""
         return self._ranges
 

@@ -11,7 +11,7 @@ from svcproxy.model.objects import EndpointSlice, Node, Service, ServiceCIDR, Se
 from svcproxy.model.serviceport import FrontendKind, ServicePort
 from svcproxy.state.cidrs import ServiceRanges
 from svcproxy.state.claims import Address, Claim, Claims, Conflict
-from svcproxy.state.ports import service_port
+from svcproxy.state.port_builder import service_port
 from svcproxy.state.slices import SliceCache
 from svcproxy.state.topology import NodeLocation
 
@@ -125,7 +125,7 @@ class DesiredState:
     @property
     def service_cidrs(self) -> tuple[str, ...]:
         """The known ranges of cluster IPs of this family."""
-        return self._service_cidrs.present
+        return self._service_cidrs.current
 
     @property
     def pending(self) -> bool:

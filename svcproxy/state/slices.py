@@ -15,7 +15,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     address: str
     port: int
     is_local: bool
-    unplaced: bool
+    node_unknown: bool
     ready: bool
     serving: bool
     terminating: bool
@@ -74,7 +74,7 @@ class SliceCache:
         yield service
 
     def candidates(
-        self, service: NamespacedName, node_name: str, ports: Collection[PortKey], most: int
+        self, service: NamespacedName, node_name: str, ports: Collection[PortKey], limit: int
     ) -> Merged:
         """Merge the slices of a Service to a sorted endpoint list for each port.
 
@@ -87,7 +87,7 @@ class SliceCache:
             service: the name of the Service.
             node_name: the name of this node.
             ports: the ports of the Service; slices may have others.
-            most: the maximum number of endpoints for each port. Which ones are taken depends on
+            limit: the maximum number of endpoints for each port. Which ones are taken depends on
                 the slices only, not on the order of their arrival.
         """
         merged: dict[PortKey, dict[tuple[str, int], Candidate]] = {}
@@ -100,13 +100,13 @@ class SliceCache:
                 if key not in ports:
                     continue
                 by_target = merged.setdefault(key, {})
-                if len(by_target) >= most:
+                if len(by_target) >= limit:
                     truncated = truncated or bool(endpoint_slice.endpoints)
                     continue
                 _merge(by_target, endpoint_slice.endpoints, port.port, node_name)
-        truncated = truncated or any(len(found) > most for found in merged.values())
+        truncated = truncated or any(len(found) > limit for found in merged.values())
         return Merged(
-            {k: [found[t] for t in sorted(found)[:most]] for k, found in merged.items()}, truncated
+            {k: [found[t] for t in sorted(found)[:limit]] for k, found in merged.items()}, truncated
         )
 
 

@@ -68,4 +68,4 @@ def _apply_hints(ready: list[Candidate], location: NodeLocation) -> list[Candida
 
 
 def _endpoints(chosen: list[Candidate]) -> tuple[Endpoint, ...]:
-    return tuple([Endpoint(c.address, c.port, c.is_local, c.unplaced) for c in chosen])
+    return tuple([Endpoint(c.address, c.port, c.is_local, c.node_unknown) for c in chosen])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import structlog
 
 from svcproxy.backends.base import ExternalChange, Outcome, TransactionError
-from svcproxy.kube.recorder import EventRecorder
+from svcproxy.kube.event_recorder import EventRecorder
 from svcproxy.limits import SERVICE_TARGETS
 from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.serviceport import FrontendKind, ServicePort, Verdict

@@ -12,8 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from svcproxy.kube.credentials import ClientSettings
+from svcproxy.kube.event_recorder import EventRecorder, LoggingRecorder
 from svcproxy.kube.events import EventLimits, KubernetesEvents
-from svcproxy.kube.recorder import EventRecorder, LogOnly
 from svcproxy.model.names import NamespacedName
 
 WEB = NamespacedName("shop", "web")
@@ -202,7 +202,7 @@ def test_the_number_of_remembered_events_is_bounded(api: Api, make: Make) -> Non
 
 def test_equal_events_of_two_nodes_have_the_same_name(api: Api, make: Make) -> None:
     for node in ("n1", "n2"):
-        make(node, EventLimits(fold_seconds=1e6)).service(WEB, "R", "note")
+        make(node, EventLimits(dedup_seconds=1e6)).service(WEB, "R", "note")
     make("n3").service(WEB, "R", "another note")
     wait_for(lambda: len(api.events) == 3)
     names = [e["metadata"]["name"] for e in api.events]
@@ -352,7 +352,7 @@ def test_stop_without_any_event(make: Make) -> None:
 
 
 def test_without_an_api_server_events_are_logged() -> None:
-    recorder: EventRecorder = LogOnly()
+    recorder: EventRecorder = LoggingRecorder()
     with capture_logs() as lines:
         recorder.service(WEB, "R", "note", action="Listen")
         recorder.node("Starting", "")

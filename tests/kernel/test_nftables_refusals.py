@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from svcproxy.backends.base import Backend, BackendError, Desired, Outcome
 from svcproxy.backends.nftables.core.plan import KernelState
-from svcproxy.kube.recorder import LogOnly
+from svcproxy.kube.event_recorder import LoggingRecorder
 from svcproxy.model.names import IPFamily, Kind, NamespacedName, Protocol
 from svcproxy.model.objects import EndpointSlice, Service, ServicePortSpec, SliceEndpoint, SlicePort
 from svcproxy.model.serviceport import ServicePort, Verdict
@@ -277,7 +277,7 @@ def _loop(programmed: Programmed) -> Iterator[tuple[FamilyLoop[KernelState, Plan
         backend,
         DesiredState(programmed.family, "node1"),
         Schedule(0.0, 30.0),
-        Reporter(programmed.family, Metrics(), health, LogOnly()),
+        Reporter(programmed.family, Metrics(), health, LoggingRecorder()),
         settings_for=lambda _node: programmed.settings,
         clock=clock,
     )

@@ -49,7 +49,7 @@ class Table(Machine):
         lists = (
             e for p in self.state.ports.values() for e in (*p.local_endpoints, *p.cluster_endpoints)
         )
-        return {e.address for e in lists if e.is_local or e.unplaced}
+        return {e.address for e in lists if e.is_local or e.node_unknown}
 
     def applied(self, plan: Plan) -> None:
         table = self.kernel.table

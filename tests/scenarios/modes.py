@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from msgspec import structs
-from svcproxy.backends.nftables.core.sets import parse_tier
 
 from svcproxy import cli
 from svcproxy.backends.core.node_settings import NodeSettings
@@ -16,6 +15,7 @@ from svcproxy.backends.iptables.core.static import SHARED_CHAINS
 from svcproxy.backends.ipvs import chains as ipvs_chains
 from svcproxy.backends.ipvs.settings import IpvsSettings, scheduling
 from svcproxy.backends.nftables.core.settings import NftablesSettings
+from svcproxy.backends.nftables.core.table_sets import parse_tier
 from svcproxy.backends.settings import Settings
 from svcproxy.config import Config
 from svcproxy.explain.core import rendered_iptables, rendered_ipvs, rendered_nftables

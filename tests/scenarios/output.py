@@ -54,7 +54,7 @@ def _endpoints(endpoints: tuple[Endpoint, ...]) -> str:
 
 def _endpoint(endpoint: Endpoint) -> str:
     address = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
-    where = " here" if endpoint.is_local else " anywhere" if endpoint.unplaced else ""
+    where = " here" if endpoint.is_local else " anywhere" if endpoint.node_unknown else ""
     return f"{address}:{endpoint.port}{where}"
 
 

@@ -14,7 +14,7 @@ from svcproxy import servers
 from svcproxy.config import Config, ProxyMode
 from svcproxy.config.export import as_document
 from svcproxy.config.parsing import Bind
-from svcproxy.kube.recorder import LogOnly
+from svcproxy.kube.event_recorder import LoggingRecorder
 from svcproxy.observe.health import HealthState
 from svcproxy.observe.http_server import BindError
 from svcproxy.observe.log import Verbosity
@@ -30,7 +30,7 @@ class Event(NamedTuple):
     action: str
 
 
-class Recorder(LogOnly):
+class Recorder(LoggingRecorder):
     """Records events about the node."""
 
     def __init__(self) -> None:

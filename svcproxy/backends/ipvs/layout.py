@@ -313,7 +313,7 @@ class _Layout:
     def _hairpin(self, endpoints: tuple[Endpoint, ...]) -> None:
         # Only an endpoint on this node can be sent to itself by this node.
         for e in endpoints:
-            if e.is_local or e.unplaced:
+            if e.is_local or e.node_unknown:
                 entry = SetEntry(e.address, self.protocol, e.port, e.address)
                 self.entries.add((self.sets.loop_back, entry))
 

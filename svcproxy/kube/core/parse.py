@@ -18,7 +18,7 @@ from svcproxy.kube.core.addresses import (
     is_ipv6,
     is_plain_ipv4,
 )
-from svcproxy.kube.core.fields import (
+from svcproxy.kube.core.field_parsing import (
     check_list_length,
     check_port,
     parse_address_field,

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from svcproxy.config import FLAGS, default_of
-from svcproxy.config.fields import FIELDS
+from svcproxy.config.file_fields import FIELDS
 from tests.fakes.compatibility import rows
 from tests.unit.config.test_file import FILES
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from svcproxy.config import Config, ConfigError, Loaded, LocalMode, LogFormat, ProxyMode
 from svcproxy.config.document import decode
-from svcproxy.config.fields import FIELDS
+from svcproxy.config.file_fields import FIELDS
 from svcproxy.config.parsing import Bind
 from svcproxy.config.precedence import from_file
 

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from svcproxy import __version__
 from svcproxy.config import ProxyMode
-from svcproxy.kube.recorder import LogOnly
+from svcproxy.kube.event_recorder import LoggingRecorder
 from svcproxy.model.names import IPFamily, Kind
 from svcproxy.modes import mode_spec
 from svcproxy.netlink import nfacct
@@ -84,7 +84,7 @@ def touched(mode: ProxyMode = ProxyMode.IPTABLES) -> Metrics:
     """Metrics in which every series has a value."""
     metrics = Metrics(mode, mode_spec(mode).metrics)
     health = HealthState(sync_period=30.0, clock=lambda: 0.0, wall=lambda: 0.0)
-    Reporter(IPFamily.IPV4, metrics, health, LogOnly())
+    Reporter(IPFamily.IPV4, metrics, health, LoggingRecorder())
     for attribute in vars(metrics).values():
         names = getattr(attribute, "_labelnames", ())
         child = attribute.labels(*("x" for _ in names)) if names else attribute
@@ -177,7 +177,7 @@ def test_every_family_has_a_help_text_of_one_sentence() -> None:
 def test_counters_are_exported_before_the_first_failure() -> None:
     metrics = Metrics(ProxyMode.NFTABLES)
     health = HealthState(sync_period=30.0, clock=lambda: 0.0, wall=lambda: 0.0)
-    Reporter(IPFamily.IPV6, metrics, health, LogOnly())
+    Reporter(IPFamily.IPV6, metrics, health, LoggingRecorder())
     text = render(metrics.registry).body.decode()
     for name in ("nftables_sync_failures", "nftables_cleanup_failures"):
         assert f'kubeproxy_sync_proxy_rules_{name}_total{{ip_family="IPv6"}} 0\n' in text

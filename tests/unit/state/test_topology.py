@@ -16,7 +16,7 @@ def endpoint(address: str, *marks: str, zones: str = "", nodes: str = "") -> Can
         address=address,
         port=80,
         is_local="local" in marks,
-        unplaced=False,
+        node_unknown=False,
         ready=ready,
         serving=ready or "leaving" in marks,
         terminating=leaving,

@@ -14,7 +14,7 @@ from svcproxy.model.names import NamespacedName, ServicePortName
 from svcproxy.model.objects import Service
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import Changes, DesiredState
-from svcproxy.state.ports import service_port
+from svcproxy.state.port_builder import service_port
 from svcproxy.sync.core.isolation import Ports, isolate
 from tests.unit.sync.test_loop import Content, DictBackend, Stage, service
 

@@ -15,7 +15,7 @@ from svcproxy.backends.base import (
     TransactionError,
 )
 from svcproxy.backends.settings import Settings
-from svcproxy.kube.recorder import LogOnly
+from svcproxy.kube.event_recorder import LoggingRecorder
 from svcproxy.model.names import IPFamily, Kind, NamespacedName, Protocol
 from svcproxy.model.objects import EndpointSlice, Node, Service, ServicePortSpec
 from svcproxy.observe.health import HealthState
@@ -114,7 +114,7 @@ class Stage:
             checked,
             DesiredState(IPFamily.IPV4, "node1"),
             Schedule(1.0, 30.0),
-            Reporter(IPFamily.IPV4, self.metrics, self.health, LogOnly()),
+            Reporter(IPFamily.IPV4, self.metrics, self.health, LoggingRecorder()),
             settings_for=_settings,
             hooks=(self.results.append,),
             clock=lambda: self.now,

@@ -93,7 +93,9 @@ class _Renderer:
         lists = (
             port.local_endpoints if local else port.cluster_endpoints for local in self.used_lists
         )
-        hairpins = {e.address for endpoints in lists for e in endpoints if e.is_local or e.unplaced}
+        hairpins = {
+            e.address for endpoints in lists for e in endpoints if e.is_local or e.node_unknown
+        }
         return PortElements(self.elements, self.lists, self.cluster_addresses, hairpins)
 
     def _put(self, name: str, key: bytes, encoded: bytes) -> None:

@@ -63,7 +63,7 @@ def _local_ready(candidates: Sequence[Candidate]) -> tuple[str, ...]:
 
 def _serving(candidates: Sequence[Candidate]) -> tuple[Endpoint, ...]:
     return tuple(
-        Endpoint(c.address, c.port, c.is_local, c.unplaced)
+        Endpoint(c.address, c.port, c.is_local, c.node_unknown)
         for c in candidates
         if c.ready or c.serving
     )

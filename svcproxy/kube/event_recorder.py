@@ -47,7 +47,7 @@ class EventRecorder(Protocol):
         """Stop sending, and wait at most a second for a request that is in flight."""
 
 
-class LogOnly:
+class LoggingRecorder:
     """An ``EventRecorder`` for use without an API server: it logs Events."""
 
     def service(
