@@ -48,7 +48,7 @@ class Source:
     def text(self, longest: int = 64) -> str:
         """Return text: the next byte is its length, the bytes after that its UTF-8.
 
-        What is not UTF-8 becomes lone surrogates, which JSON may carry as escapes.
+        Invalid UTF-8 becomes lone surrogates, which JSON may carry as escapes.
         """
         return self.take(self.number(longest + 1)).decode("utf-8", "surrogateescape")
 

@@ -87,7 +87,7 @@ def _check_json(line: LogLine, event: dict[str, Any]) -> None:
     assert line.data.count(b"\n") == 1
     assert len(line.data) <= limits.LOG_LINE_BYTES
     assert all(0x20 <= byte < 0x7F for byte in line.data[:-1])
-    told = json.loads(line.data)
-    assert list(told)[:3] == ["ts", "level", "event"]
-    assert told.keys() <= event.keys()
-    assert told["level"] == "warning"
+    decoded = json.loads(line.data)
+    assert list(decoded)[:3] == ["ts", "level", "event"]
+    assert decoded.keys() <= event.keys()
+    assert decoded["level"] == "warning"

@@ -27,7 +27,7 @@ class ProxyMode(StrEnum):
 
 
 class LocalMode(StrEnum):
-    """How traffic from pods of this node is detected."""
+    """How traffic from pods is distinguished from traffic from outside."""
 
     CLUSTER_CIDR = "ClusterCIDR"
     NODE_CIDR = "NodeCIDR"

@@ -111,7 +111,8 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         flag(
             "cluster-cidr",
             "CIDRS",
-            "CIDRs of the pods in the cluster, at most one of each IP family; for ClusterCIDR",
+            "CIDRs of the pods in the cluster, at most one of each IP family;"
+            " for local mode ClusterCIDR",
             "cluster_cidrs",
             parse=parse_cluster_cidrs,
             used=used_for(LocalMode.CLUSTER_CIDR),
@@ -119,7 +120,7 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         flag(
             "detect-local-mode",
             "MODE",
-            "how to detect traffic from pods of this node:"
+            "how to detect local traffic, that is, traffic from pods:"
             " ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix",
             parse=parse_choice(
                 LocalMode, empty=LocalMode.CLUSTER_CIDR, available=frozenset(LocalMode)
@@ -128,7 +129,7 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         flag(
             "pod-bridge-interface",
             "NAME",
-            "bridge that the pods are attached to; for BridgeInterface",
+            "bridge that pods are attached to; for local mode BridgeInterface",
             "bridge_interface",
             parse=parse_interface(15),
             used=used_for(LocalMode.BRIDGE_INTERFACE),
@@ -137,7 +138,7 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         flag(
             "pod-interface-name-prefix",
             "PREFIX",
-            "prefix of the names of pods' interfaces; for InterfaceNamePrefix",
+            "prefix of the names of pods' interfaces; for local mode InterfaceNamePrefix",
             "interface_name_prefix",
             parse=parse_interface(14),
             used=used_for(LocalMode.INTERFACE_NAME_PREFIX),
@@ -224,13 +225,13 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         flag(
             "conntrack-max-per-core",
             "NUMBER",
-            "maximum number of tracked connections per CPU core; 0 keeps the kernel's limit",
+            "limit on tracked connections per CPU core; 0 keeps the kernel's limit",
             parse=parse_integer(0, _INT32),
         ),
         flag(
             "conntrack-min",
             "NUMBER",
-            "minimum number of tracked connections, regardless of --conntrack-max-per-core",
+            "minimum of the limit on tracked connections, regardless of the number of cores",
             parse=parse_integer(0, _INT32),
         ),
         timeout_flag(
@@ -317,7 +318,9 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             "log format: text or json",
             parse=parse_choice(LogFormat, available=frozenset(LogFormat)),
         ),
-        duration_flag("log-flush-frequency", "accepted without effect: log lines are not buffered"),
+        duration_flag(
+            "log-flush-frequency", "accepted without effect: log lines are written immediately"
+        ),
         boolean_flag(
             "log-text-split-stream",
             "accepted without effect: all lines go to stderr",
@@ -326,7 +329,7 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         flag(
             "log-text-info-buffer-size",
             "SIZE",
-            "accepted without effect: log lines are not buffered",
+            "accepted without effect: log lines are written immediately",
             parse=parse_quantity,
         ),
         boolean_flag(
@@ -337,7 +340,7 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
         flag(
             "log-json-info-buffer-size",
             "SIZE",
-            "accepted without effect: log lines are not buffered",
+            "accepted without effect: log lines are written immediately",
             parse=parse_quantity,
         ),
     ),

@@ -78,12 +78,12 @@ class Victim:
 
 
 @pytest.fixture
-def victim(tmp_path: Path) -> Iterator[Victim]:
+def server_process(tmp_path: Path) -> Iterator[Victim]:
     with closing(Victim(tmp_path)) as made:
         yield made
 
 
-def stranger(port: int, source: str = "127.0.0.2") -> socket.socket:
+def abusive_client(port: int, source: str = "127.0.0.2") -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), 10, source_address=(source, 0))
 
 
@@ -96,15 +96,15 @@ def send_all(client: socket.socket, pieces: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("number", [64, 1000])
-def test_unfinished_requests_with_6_mb_of_headers(victim: Victim, number: int) -> None:
-    before = victim.peak
+def test_unfinished_requests_with_6_mb_of_headers(server_process: Victim, number: int) -> None:
+    before = server_process.peak
     line = b"a" * 65_000 + b": b\r\n"
     pieces = [b"GET /healthz HTTP/1.1\r\n", *[line] * 95]
     longest = 0.0
     with ExitStack() as stack:
         clients = []
         for index in range(number):
-            client = stranger(victim.health, f"127.0.{1 + index % 50}.2")
+            client = abusive_client(server_process.health, f"127.0.{1 + index % 50}.2")
             clients.append(stack.enter_context(client))
             send_all(client, pieces[:2])
         threads = [threading.Thread(target=send_all, args=(c, pieces[2:])) for c in clients[-64:]]
@@ -112,72 +112,74 @@ def test_unfinished_requests_with_6_mb_of_headers(victim: Victim, number: int) -
             thread.start()
         for _ in range(20):
             begin = time.monotonic()
-            assert victim.get(victim.health, "/livez")[0] == 200
+            assert server_process.get(server_process.health, "/livez")[0] == 200
             longest = max(longest, time.monotonic() - begin)
         for thread in threads:
             thread.join()
-        assert victim.peak - before < 6 * MB
+        assert server_process.peak - before < 6 * MB
         assert longest < READINESS_PROBE
-    assert victim.refused("header_bytes") >= 64
-    assert victim.stderr.read_bytes() == b""
+    assert server_process.refused("header_bytes") >= 64
+    assert server_process.stderr.read_bytes() == b""
 
 
-def test_a_content_length_of_5000_digits_is_counted_and_not_logged(victim: Victim) -> None:
+def test_a_content_length_of_5000_digits_is_counted_and_not_logged(server_process: Victim) -> None:
     request = b"PUT /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"
     for _ in range(100):
-        with stranger(victim.metrics) as client:
+        with abusive_client(server_process.metrics) as client:
             client.sendall(request)
             assert client.recv(64).startswith(b"HTTP/1.1 400 ")
-    assert victim.refused("malformed") == 100
-    assert victim.stderr.read_bytes() == b""
+    assert server_process.refused("malformed") == 100
+    assert server_process.stderr.read_bytes() == b""
 
 
-def test_one_client_address_does_not_use_up_all_connections(victim: Victim) -> None:
+def test_one_client_address_does_not_use_up_all_connections(server_process: Victim) -> None:
     with (
         ExitStack() as stack,
-        closing(http.client.HTTPConnection("127.0.0.1", victim.health, timeout=10)) as kept,
+        closing(http.client.HTTPConnection("127.0.0.1", server_process.health, timeout=10)) as kept,
     ):
         kept.request("GET", "/livez")
         assert kept.getresponse().read()
         local = kept.sock.getsockname()
         for _ in range(200):
-            stack.enter_context(stranger(victim.health))
+            stack.enter_context(abusive_client(server_process.health))
         eventually(
-            lambda: victim.refused("connections_per_peer") == 200 - HTTP_CONNECTIONS_PER_PEER,
-            "the end of all but the stranger's share",
+            lambda: (
+                server_process.refused("connections_per_peer") == 200 - HTTP_CONNECTIONS_PER_PEER
+            ),
+            "the end of all but one client's share",
         )
         kept.request("GET", "/livez")
         assert kept.getresponse().read()
         assert kept.sock.getsockname() == local
 
 
-def test_probes_do_not_wait_for_slow_pages(victim: Victim) -> None:
+def test_probes_do_not_wait_for_slow_pages(server_process: Victim) -> None:
     """A profile of 30 s occupies one worker, scrapes the others; a probe has 10 s."""
 
     def profiling() -> bool:
-        page = victim.get(victim.metrics, "/debug/pprof/profile?seconds=0")[1]
+        page = server_process.get(server_process.metrics, "/debug/pprof/profile?seconds=0")[1]
         return b"a profile is being taken" in page
 
-    with stranger(victim.metrics) as client:
+    with abusive_client(server_process.metrics) as client:
         client.sendall(b"GET /debug/pprof/profile?seconds=30 HTTP/1.1\r\nHost: x\r\n\r\n")
         eventually(profiling, "the profile")
         scrapes = [
-            threading.Thread(target=victim.get, args=(victim.metrics, "/metrics"))
+            threading.Thread(target=server_process.get, args=(server_process.metrics, "/metrics"))
             for _ in range(10)
         ]
         for thread in scrapes:
             thread.start()
         for _ in range(20):
-            assert victim.get(victim.metrics, "/healthz")[0] == 200
+            assert server_process.get(server_process.metrics, "/healthz")[0] == 200
         assert profiling()
         for thread in scrapes:
             thread.join()
 
 
-def test_pipelined_requests_do_not_delay_other_clients(victim: Victim) -> None:
-    with stranger(victim.health) as client:
+def test_pipelined_requests_do_not_delay_other_clients(server_process: Victim) -> None:
+    with abusive_client(server_process.health) as client:
         client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
-        assert victim.get(victim.health, "/livez")[0] == 200
+        assert server_process.get(server_process.health, "/livez")[0] == 200
         answers = b""
         while answers.count(b"HTTP/1.1 200 OK") < 100:
             piece = client.recv(65536)

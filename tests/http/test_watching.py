@@ -162,16 +162,18 @@ def test_stop_before_start_and_twice_is_harmless(server: FakeApiServer) -> None:
 
 
 def test_every_request_is_reported_for_metrics(server: FakeApiServer, follow: Follow) -> None:
-    told: list[tuple[str, str, str, float]] = []
+    reported: list[tuple[str, str, str, float]] = []
     settings = ClientSettings(
-        master=server.url, backoff_seconds=0.05, on_request=lambda *request: told.append(request)
+        master=server.url,
+        backoff_seconds=0.05,
+        on_request=lambda *request: reported.append(request),
     )
     follow(settings)
     host = f"{server.host}:{server.port}"
-    assert {request[:3] for request in told} == {("GET", host, "200")}
-    assert all(0 <= seconds < 10 for *_, seconds in told)
+    assert {request[:3] for request in reported} == {("GET", host, "200")}
+    assert all(0 <= seconds < 10 for *_, seconds in reported)
     server.behaviour.status = 500
     server.cut()
-    eventually(lambda: ("GET", host, "500") in {request[:3] for request in told}, "a refusal")
+    eventually(lambda: ("GET", host, "500") in {request[:3] for request in reported}, "a refusal")
     server.outage()
-    eventually(lambda: ("GET", host, "<error>") in {request[:3] for request in told}, "silence")
+    eventually(lambda: ("GET", host, "<error>") in {request[:3] for request in reported}, "silence")
