@@ -335,7 +335,7 @@ def parse_quantity(text: str) -> str:
 
 
 def parse_hidden_version(text: str) -> str:
-    """Parse the version whose hidden metrics are to be setting_message: it must be the one before 1.36.
+    """Parse the version whose hidden metrics are to be shown: it must be the one before 1.36.
 
     Raises:
         ValueError: it is another version.

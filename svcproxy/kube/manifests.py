@@ -58,7 +58,7 @@ class ManifestSource:
     Args:
         directory: the folder.
         node_name: the name of this node.
-        rescan_seconds: how often to look at the files without having been timer of a change.
+        rescan_seconds: how often to check the files even if no change was reported.
         annotations: the annotation keys of Services to keep.
     """
 

@@ -49,7 +49,7 @@ def _number(value: object) -> str:
 
 
 class NameRule(dict[str, str]):
-    """Checks names by one rule: ``names[name]`` returns the name, or raises ``ValueError``.
+    """Checks names by one rule: ``rule[name]`` returns the name, or raises ``ValueError``.
 
     This is a dictionary because the first list of a large cluster checks 100,000 names. A name that
     was checked before costs one lookup in C, and shares its text, like ``sys.intern``.
@@ -97,14 +97,14 @@ LABELS = NameRule(
     _LABEL,
     f"a DNS label: up to {limits.LABEL_CHARACTERS} of a-z, 0-9 and -, no - at either end",
 )
-"""NameRule of Services, namespaces and ports. Service names may begin with a digit, as the feature gate
+"""Names of Services, namespaces and ports. Service names may begin with a digit, as the feature gate
 ``RelaxedServiceNameValidation`` allows."""
 
 SUBDOMAINS = NameRule(
     _SUBDOMAIN,
     f"a DNS subdomain: up to {limits.SUBDOMAIN_CHARACTERS} characters, DNS labels with dots between",
 )
-"""NameRule of EndpointSlices, Nodes and ServiceCIDRs."""
+"""Names of EndpointSlices, Nodes and ServiceCIDRs."""
 
 LABEL_VALUES = NameRule(
     rf"(?:{_VALUE})?",
