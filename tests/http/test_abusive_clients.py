@@ -40,7 +40,7 @@ READINESS_PROBE = 5.0
 """The timeout of the readiness probe in deploy/daemonset.yaml."""
 
 
-class Victim:
+class ServerProcess:
     """A process with the health and the metrics server."""
 
     def __init__(self, folder: Path) -> None:
@@ -78,8 +78,8 @@ class Victim:
 
 
 @pytest.fixture
-def server_process(tmp_path: Path) -> Iterator[Victim]:
-    with closing(Victim(tmp_path)) as made:
+def server_process(tmp_path: Path) -> Iterator[ServerProcess]:
+    with closing(ServerProcess(tmp_path)) as made:
         yield made
 
 
@@ -96,7 +96,9 @@ def send_all(client: socket.socket, pieces: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("number", [64, 1000])
-def test_unfinished_requests_with_6_mb_of_headers(server_process: Victim, number: int) -> None:
+def test_unfinished_requests_with_6_mb_of_headers(
+    server_process: ServerProcess, number: int
+) -> None:
     before = server_process.peak
     line = b"a" * 65_000 + b": b\r\n"
     pieces = [b"GET /healthz HTTP/1.1\r\n", *[line] * 95]
@@ -122,7 +124,9 @@ def test_unfinished_requests_with_6_mb_of_headers(server_process: Victim, number
     assert server_process.stderr.read_bytes() == b""
 
 
-def test_a_content_length_of_5000_digits_is_counted_and_not_logged(server_process: Victim) -> None:
+def test_a_content_length_of_5000_digits_is_counted_and_not_logged(
+    server_process: ServerProcess,
+) -> None:
     request = b"PUT /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"
     for _ in range(100):
         with abusive_client(server_process.metrics) as client:
@@ -132,7 +136,7 @@ def test_a_content_length_of_5000_digits_is_counted_and_not_logged(server_proces
     assert server_process.stderr.read_bytes() == b""
 
 
-def test_one_client_address_does_not_use_up_all_connections(server_process: Victim) -> None:
+def test_one_client_address_does_not_use_up_all_connections(server_process: ServerProcess) -> None:
     with (
         ExitStack() as stack,
         closing(http.client.HTTPConnection("127.0.0.1", server_process.health, timeout=10)) as kept,
@@ -153,7 +157,7 @@ def test_one_client_address_does_not_use_up_all_connections(server_process: Vict
         assert kept.sock.getsockname() == local
 
 
-def test_probes_do_not_wait_for_slow_pages(server_process: Victim) -> None:
+def test_probes_do_not_wait_for_slow_pages(server_process: ServerProcess) -> None:
     """A profile of 30 s occupies one worker, scrapes the others; a probe has 10 s."""
 
     def profiling() -> bool:
@@ -176,7 +180,7 @@ def test_probes_do_not_wait_for_slow_pages(server_process: Victim) -> None:
             thread.join()
 
 
-def test_pipelined_requests_do_not_delay_other_clients(server_process: Victim) -> None:
+def test_pipelined_requests_do_not_delay_other_clients(server_process: ServerProcess) -> None:
     with abusive_client(server_process.health) as client:
         client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
         assert server_process.get(server_process.health, "/livez")[0] == 200
