@@ -42,7 +42,7 @@ def decode(data: bytes, origin: str) -> Document:
         document.problems.append(f"{origin}: not YAML: {_reason(error)}")
         return document
     if more:
-        document.warnings.append(f"{origin}: only the first of its YAML documents counts")
+        document.warnings.append(f"{origin}: only its first YAML document is read")
     if not isinstance(root, yaml.MappingNode):
         document.problems.append(
             f"{origin}: it has no fields; it must begin with apiVersion: {API_VERSION}"
@@ -96,7 +96,7 @@ class _Decoder:
             elif isinstance(node, yaml.MappingNode):
                 self._struct(dict(self._fields(node, f"{path}.")), f"{path}.")
             elif not is_null(node):
-                self._problem(path, text_of(node), "must hold fields of its own")
+                self._problem(path, text_of(node), "must be a map of fields")
 
     def _leaf(self, path: str, node: yaml.Node) -> None:
         field = FIELDS[path]

@@ -244,7 +244,7 @@ class ManifestSource:
             problems += file.problems
             for key, obj in file.objects.items():
                 if key in owner:
-                    reason = f"is in {owner[key]} already, which counts"
+                    reason = f"is in {owner[key]} already, which takes precedence"
                     problems.append(Problem(*key, "", reason, name))
                 else:
                     owner[key] = name

@@ -95,7 +95,7 @@ class Reflector:
         # The resourceVersion of each object, or a hash of its bytes if it came with a relist
         self._versions: dict[NamespacedName, str | int] = {}
         self._seen: set[NamespacedName] = set()
-        # The names that the last output removed, in case that the consumer failed to process it
+        # The names that the last output removed, in case the consumer failed to process it
         self._removed: list[NamespacedName] = []
         self._has_listed = False
         self._saw_empty_list = False

@@ -251,8 +251,8 @@ def test_values_are_read_as_by_kube_proxy(text: str, field: str, value: object) 
         ("iptables: {masqueradeBit: 1.5}", "iptables.masqueradeBit=1.5", "a whole number"),
         ("iptables: {masqueradeBit: 1:1}", "iptables.masqueradeBit=1:1", "must be a number"),
         ("iptables: {masqueradeBit: 32}", "iptables.masqueradeBit=32", "from 0 to 31"),
-        ("iptables: 5", "iptables=5", "must hold fields of its own"),
-        ("iptables: [a]", "iptables=(a list)", "must hold fields of its own"),
+        ("iptables: 5", "iptables=5", "must be a map of fields"),
+        ("iptables: [a]", "iptables=(a list)", "must be a map of fields"),
         ("clusterCIDR: 10", "clusterCIDR=10", "must be a string, but is a number"),
         ("clusterCIDR: y", "clusterCIDR=y", "must be a string, but is a boolean"),
         ("clusterCIDR: {}", "clusterCIDR=(a map)", "must be a string, but is a map"),
@@ -310,7 +310,7 @@ def test_all_problems_of_file_and_flags_are_reported_together() -> None:
         ("oomScoreAdj: 1\noomScoreAdj: 2", "conf: oomScoreAdj: given twice; the last one counts"),
         (r'"a\nb": 1', r"conf: 'a\nb': unknown field, ignored; leave it out"),
         ("ipvs: {scheduler: x, scheduler: rr}", "conf: ipvs.scheduler: given twice; the last one"),
-        ("---\nmode: x", "conf: only the first of its YAML documents counts"),
+        ("---\nmode: x", "conf: only its first YAML document is read"),
     ],
 )
 def test_mistakes_that_kube_proxy_tolerates_are_warnings(text: str, warning: str) -> None:

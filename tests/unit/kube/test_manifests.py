@@ -149,7 +149,10 @@ def test_the_first_file_by_name_counts(folder: Folder) -> None:
     first = folder.write("a.yaml", service("a", 81))
     sink.wait(lambda: folder.port("a") == 81)
     sink.wait(lambda: sink.problems)
-    assert str(sink.problems[0]) == "b.yaml Service default/a: is in a.yaml already, which counts"
+    assert (
+        str(sink.problems[0])
+        == "b.yaml Service default/a: is in a.yaml already, which takes precedence"
+    )
     first.unlink()
     sink.wait(lambda: folder.port("a") == 82)
     assert sink.deletes == []
