@@ -1,1 +1,1 @@
-"""One folder per way of making the kernel agree; each holds a pure plan and a kernel adapter."""
+"""The backends: each folder with a ``mode`` module programs one part of the kernel."""

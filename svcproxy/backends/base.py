@@ -1,4 +1,4 @@
-"""What the sync loop asks of a backend, whichever part of the kernel it programs."""
+"""The interface between the sync loop and the backends."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, TypeVar
@@ -15,7 +15,7 @@ Plan = TypeVar("Plan")
 
 
 class Desired(msgspec.Struct, frozen=True):
-    """The whole desired state of one family, the input of a plan from scratch.
+    """The whole desired state of one family: the input of ``Backend.plan``.
 
     Attributes:
         ports: all Service ports of the family.
@@ -29,17 +29,19 @@ class Desired(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What an applied plan did.
+    """The result of applying a plan.
 
-    ``operations`` counts kernel operations by kind, in the backend's own words (for example
-    ``chain_written``); it is empty when there was nothing to do. ``sizes`` tells how much the
-    kernel holds now by kind, for example rules by table. ``written`` counts what this sync
-    sent, by the same kinds.
+    A backend leaves a Service port that the kernel refuses in its former state, and applies
+    everything else. The loop reports the port once and passes it to ``plan_changes`` again, with
+    back-off, until the kernel accepts it. Until then the backend must remember the state that the
+    kernel holds, not the refused one.
 
-    ``refused`` are the Service ports that the kernel refused in this sync, with the reason in
-    words. The backend left each as it was before and applied everything else. The loop reports
-    each once and passes it to ``plan_changes`` again, with back-off, until the kernel takes it;
-    for that the backend must remember the state that the kernel still holds, not the refused one.
+    Attributes:
+        operations: the number of kernel operations by kind, in the backend's terms (for example
+            ``chain_written``); empty if nothing differed.
+        sizes: the number of objects in the kernel by kind, for example rules by table.
+        written: the number of objects that this sync wrote, by the same kinds.
+        refused: the Service ports that the kernel refused in this sync, with the reasons.
     """
 
     operations: Mapping[str, int]
@@ -52,13 +54,12 @@ class ExternalChange(msgspec.Struct, frozen=True):
     """Another program changed kernel state that svcproxy may have programmed.
 
     Attributes:
-        process: the name of the process, as the kernel has it (up to 15 characters); empty if
-            unknown.
+        process: the name of the process, which the kernel cuts to 15 characters; empty if unknown.
         pid: its process ID in the initial PID namespace; 0 if unknown.
         certain: whether the change certainly affects svcproxy's objects; otherwise it may.
         families: the IP families that are affected.
-        affects_inputs: an input of svcproxy changed, such as the node's addresses, not what it
-            programs: the update that follows does not count as a repair.
+        affects_inputs: whether an input of svcproxy changed, such as the node's addresses, and not
+            its rules. The resync that follows does not count as a repair.
     """
 
     process: str
@@ -73,7 +74,7 @@ class Maintenance(NamedTuple):
 
     Attributes:
         next_in: seconds until the next call; ``None`` for not before the next sync.
-        found: a change of another program that calls for a resync.
+        found: a change by another program that calls for a resync.
     """
 
     next_in: float | None = None
@@ -83,15 +84,16 @@ class Maintenance(NamedTuple):
 class Backend(Protocol[Observed, Plan]):
     """Programs one IP family.
 
-    The sync loop calls from a single thread, in one of two ways: ``read``, ``plan`` and
-    ``apply`` for a comparison from scratch, or ``plan_changes`` and ``apply`` for what changed
-    since the last successful ``apply``. After a failure of any of them the next call is
-    ``read``; a backend may therefore advance its memory of the kernel while planning.
+    The sync loop calls it from a single thread. A full sync calls ``read``, ``plan`` and ``apply``;
+    a partial sync calls ``plan_changes`` and ``apply``, with the changes since the last successful
+    ``apply``. ``plan`` and ``plan_changes`` compute from their arguments and from what ``probe``,
+    ``read`` and ``apply`` learned about the kernel. They do no I/O. After any failure the next call
+    is ``read``, so a backend may update its record of the kernel's state while planning.
     """
 
     @property
     def family(self) -> IPFamily:
-        """The family that this backend programs."""
+        """The IP family."""
 
     @property
     def max_skipped_resyncs(self) -> int:
@@ -101,62 +103,66 @@ class Backend(Protocol[Observed, Plan]):
         """
 
     def probe(self) -> None:
-        """Check that the kernel and the tools can do the job, and prepare what must exist.
+        """Check the kernel and the programs that the backend needs, and set kernel parameters.
 
         Raises:
-            BackendUnavailable: they cannot; the message names the remedy.
+            BackendUnavailable: something is missing; the message names the remedy.
         """
 
     def is_unchanged(self) -> bool:
-        """Whether the kernel certainly holds what the last ``apply`` left, by a cheap check.
+        """Check cheaply whether the kernel's state is certainly that of the last ``apply``.
 
-        If so, the loop may skip a periodic resync. ``False`` if that is unknown.
+        If so, the loop may skip a periodic resync. Return ``False`` if it is unknown.
         """
 
     def read(self) -> Observed:
-        """Read what the kernel holds now, ours and what may be ours.
+        """Read the state of all kernel objects that may belong to the backend.
 
         Raises:
             BackendError: the kernel could not be read.
         """
 
     def plan(self, desired: Desired, observed: Observed) -> Plan:
-        """Compute the difference between ``desired`` and what the kernel holds."""
+        """Compute what makes the ``observed`` state equal to the ``desired`` one.
+
+        It may be called again with the same ``observed`` state and fewer Service ports.
+        """
 
     def plan_changes(self, changes: Changes, settings: Settings) -> Plan | None:
-        """Compute what ``changes`` mean for the kernel as of the last ``apply``.
+        """Compute what applies ``changes`` to the state after the last ``apply``.
 
         Args:
-            changes: the changed Service ports. A port that was refused before may be among them
-                without having changed since.
-            settings: the current settings; the same object as long as nothing in them changed.
+            changes: the changed Service ports, and unchanged ones that the kernel refused before.
+            settings: the current settings; the same object as long as they are equal.
 
         Returns:
             The plan, or ``None`` if only a resync can apply the changes.
         """
 
     def apply(self, plan: Plan) -> Outcome:
-        """Make the kernel agree, in one transaction where it offers one; an empty plan is free.
+        """Execute the plan, in one transaction if the kernel has transactions.
+
+        An empty plan costs nothing.
 
         Raises:
-            BackendError: the kernel refused; nothing can be assumed about its state.
+            BackendError: the kernel refused; its state is unknown.
         """
 
     def maintain(self, should_yield: Callable[[], bool]) -> Maintenance:
-        """Do periodic work: let real servers drain, audit the kernel.
+        """Do periodic work, such as to remove drained real servers and to audit the kernel.
 
-        The loop calls it after each sync, and again when the returned delay has passed.
+        The loop calls it after each sync, and again after the returned delay.
 
         Args:
-            should_yield: whether changes are waiting, so that long work should continue in the
-                next call.
+            should_yield: returns whether changes are waiting; long work should then stop and
+                continue in the next call.
 
         Raises:
-            BackendError: the kernel did not do what was asked.
+            BackendError: the kernel refused.
         """
 
     def clean_up(self) -> None:
-        """Remove everything of this backend from the kernel.
+        """Remove all objects of this backend from the kernel.
 
         Raises:
             BackendError: something could not be removed.
@@ -164,13 +170,13 @@ class Backend(Protocol[Observed, Plan]):
 
 
 class BackendError(Exception):
-    """The kernel could not be read or written; the sync is retried from scratch."""
+    """The kernel could not be read or written; the loop retries with a full sync."""
 
 
 class TransactionError(BackendError):
-    """The kernel refused a transaction: iptables-restore failed, or nftables' commit.
+    """The kernel refused a transaction of iptables-restore or nf_tables.
 
-    kube-proxy counts these, and only these, as failures to restore.
+    Only these count as restore failures in kube-proxy's metrics.
     """
 
 

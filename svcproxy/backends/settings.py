@@ -1,4 +1,4 @@
-"""What decides about rules besides Services: flags and the Node object."""
+"""What rules depend on besides Services, from flags and the Node object."""
 
 import msgspec
 
@@ -6,10 +6,13 @@ from svcproxy.model.names import IPFamily
 
 
 class LocalTraffic(msgspec.Struct, frozen=True, gc=False):
-    """How packets of pods on this node (or in this cluster) are told from others.
+    """How to recognise packets of pods on this node or in this cluster (``--detect-local-mode``).
 
-    One of ``source`` (a CIDR) and ``interface`` (``name`` or, for a prefix, ``name+``) is set;
-    neither means that the detection is off (``--detect-local-mode`` and its companions).
+    If neither attribute is set, they cannot be recognised.
+
+    Attributes:
+        source: the CIDR of their source addresses.
+        interface: the interface on which they arrive; ``name+`` for all with that prefix.
     """
 
     source: str = ""
@@ -20,7 +23,7 @@ class LocalTraffic(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def matches_all(self) -> bool:
-        """Whether every address counts as local, so that no traffic comes from outside."""
+        """Whether the CIDR contains all addresses, so that no packet comes from outside."""
         return self.source.endswith("/0")
 
 
@@ -30,12 +33,12 @@ class Settings(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         family: the IP family.
         masquerade_bit: the fwmark bit that asks for masquerading (0 to 31).
-        masquerade_all: masquerade everything sent to a cluster IP.
-        local_traffic: how local pods' packets are recognised.
-        node_port_ranges: CIDRs whose local addresses serve node ports; empty means all.
-        node_address: the node's primary address, empty when unknown; a load balancer's source
-            ranges that hold it admit the node itself.
-        localhost_node_ports: serve node ports on 127.0.0.0/8 (IPv4 only).
+        masquerade_all: whether to masquerade all packets to cluster IPs.
+        local_traffic: how to recognise packets of local pods.
+        node_port_ranges: the CIDRs whose local addresses serve node ports; empty means all.
+        node_address: the node's primary address, empty if unknown. If it is in a load balancer's
+            source ranges, the node itself may use the load balancer.
+        localhost_node_ports: whether to serve node ports on 127.0.0.0/8 (IPv4 only).
     """
 
     family: IPFamily

@@ -137,7 +137,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         return due if self._maintain_at is None else min(due, self._maintain_at)
 
     def step(self) -> None:
-        """Take what is in the inbox, and sync or maintain if it is time; never raises."""
+        """Empty the inbox, and sync or maintain if it is time; never raises."""
         try:
             self._take(self.inbox.drain())
             if self._clock() >= self._held.next_due:

@@ -61,8 +61,10 @@ class Programmer(Generic[Observed, Plan]):
         self._clock = clock
 
     def update_settings(self) -> None:
-        """Compute the settings again, because the Node object changed."""
-        self._settings = self._settings_for(self._state.node)
+        """Compute the settings for the changed Node object; equal ones stay the same object."""
+        settings = self._settings_for(self._state.node)
+        if settings != self._settings:
+            self._settings = settings
 
     def program(self, changes: Changes, *, full: bool, pending: Changes) -> Programmed:
         """Plan and apply.

@@ -1,4 +1,4 @@
-"""Kernel parameters in a network namespace, where some may be set and others not."""
+"""Kernel parameters in a network namespace, which allows only some of them."""
 
 import subprocess
 import sys
@@ -55,7 +55,7 @@ def test_init_only_sets_up_and_ends(space: NetNS, mode: str) -> None:
     assert value(space, "udp_timeout") == 20
     assert value(space, "udp_timeout_stream") == 100
     assert space.run("cat", "/proc/sys/net/ipv4/conf/all/route_localnet").stdout == "1\n"
-    # The limit can only be set outside: a warning with a remedy, where kube-proxy ends.
+    # The limit can only be set in the initial namespace: a warning, where kube-proxy exits.
     (warning,) = [line for line in done.stderr.splitlines() if "sysctl.not_set" in line]
     assert "sysctl=net.netfilter.nf_conntrack_max" in warning
     assert f"wanted={limit + 1}" in warning
@@ -67,8 +67,8 @@ def test_init_only_sets_up_and_ends(space: NetNS, mode: str) -> None:
     assert outside == {n.name: n.read_text() for n in _HERE.glob("nf_conntrack_*timeout*")}
 
 
-def test_a_start_that_is_not_privileged_enough_goes_on(space: NetNS) -> None:
-    """Root without CAP_SYS_RESOURCE, as in a container: the score stays, and it is told."""
+def test_a_start_without_cap_sys_resource_succeeds(space: NetNS) -> None:
+    """As in a container: the OOM score stays, with a warning."""
     command = ("setpriv", "--bounding-set=-sys_resource", sys.executable, "-m", "svcproxy")
     flags = ("--init-only", "--proxy-mode=nftables", "--oom-score-adj=-998")
     done = space.run(*command, *flags, "--conntrack-max-per-core=0", check=False)
@@ -77,7 +77,7 @@ def test_a_start_that_is_not_privileged_enough_goes_on(space: NetNS) -> None:
 
 
 def test_a_read_only_proc_sys_is_a_warning(space: NetNS) -> None:
-    """As in a container that is not privileged; kube-proxy never starts there."""
+    """As in an unprivileged container, where kube-proxy never starts."""
     script = (
         "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys &&"
         f" exec {sys.executable} -m svcproxy --init-only --proxy-mode=nftables --oom-score-adj=0"
@@ -86,8 +86,8 @@ def test_a_read_only_proc_sys_is_a_warning(space: NetNS) -> None:
     before = value(space, "tcp_timeout_close_wait")
     done = space.run("unshare", "--mount", "sh", "-c", script, check=False)
     assert done.returncode == 0, done.stderr
-    told = [line for line in done.stderr.splitlines() if "sysctl.not_set" in line]
+    warnings = [line for line in done.stderr.splitlines() if "sysctl.not_set" in line]
     names = ("tcp_timeout_established", "tcp_timeout_close_wait", "route_localnet")
-    assert all(any(name in line for line in told) for name in names), done.stderr
-    assert all("remedy=" in line for line in told)
+    assert all(any(name in line for line in warnings) for name in names), done.stderr
+    assert all("remedy=" in line for line in warnings)
     assert value(space, "tcp_timeout_close_wait") == before

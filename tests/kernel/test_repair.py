@@ -1,4 +1,4 @@
-"""Rules that others remove come back; rules outlive the daemon."""
+"""Rules that other programs remove are restored; rules stay without the daemon."""
 
 import contextlib
 import signal
@@ -36,7 +36,7 @@ def _served(stage: Stage, offer: Offer) -> bool:
 
 @contextlib.contextmanager
 def _damage(stage: Stage) -> Iterator[None]:
-    """Do damage within; the daemon is held, lest it repairs before the damage has been seen."""
+    """Stop the daemon for the duration of the block, so that it cannot repair the damage yet."""
     stage.daemon.signal(signal.SIGSTOP)
     try:
         yield
@@ -45,7 +45,7 @@ def _damage(stage: Stage) -> Iterator[None]:
 
 
 def _assert_repaired(stage: Stage, family: int, *damages: list[str]) -> None:
-    """Do damage of which traffic takes notice, and see it repaired within a sync period."""
+    """Damage rules that traffic needs, and check that they are repaired within a sync period."""
     offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
     assert _served(stage, offer)
     before = sorted(stage.rules(family))
@@ -78,12 +78,12 @@ def test_a_single_deleted_rule_is_repaired(stage: Stage, family: int) -> None:
     _assert_repaired(stage, family, ["-t", "nat", "-D", "KUBE-NODEPORTS", "1"])
 
 
-def test_a_foreign_rule_in_our_chains_is_removed(stage: Stage, family: int) -> None:
+def test_a_rule_of_another_program_in_our_chains_is_removed(stage: Stage, family: int) -> None:
     _assert_repaired(stage, family, ["-t", "nat", "-I", "KUBE-SERVICES", "-j", "RETURN"])
 
 
 def test_traffic_stops_while_the_damage_lasts(stage: Stage, family: int) -> None:
-    """What is repaired is really what the traffic needs."""
+    """The rules that are repaired are those that traffic needs."""
     offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
     with _damage(stage):
         stage.iptables(family, "-t", "nat", "-F")
@@ -91,7 +91,7 @@ def test_traffic_stops_while_the_damage_lasts(stage: Stage, family: int) -> None
     eventually(lambda: _served(stage, offer), "the repair", timeout=REPAIR)
 
 
-def test_rules_of_others_are_left_alone(stage: Stage, family: int) -> None:
+def test_rules_of_other_programs_stay(stage: Stage, family: int) -> None:
     foreign = [
         ["-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "9999", "-j", "RETURN"],
         ["-t", "filter", "-A", "FORWARD", "-p", "tcp", "--dport", "9999", "-j", "DROP"],

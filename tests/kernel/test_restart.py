@@ -1,4 +1,4 @@
-"""Killing, stopping and restarting the daemon under load, and what it leaves behind."""
+"""Killing, stopping and restarting the daemon under load."""
 
 import tempfile
 import time
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.kernel
 
 RATE = 300 / PATIENCE
 LOST = 10.0 if uml.inside() else 1.0
-"""Seconds after which a connection counts as lost. Within one, a lost packet is not sent again;
-but the guest stands still for seconds when this machine is busy."""
+"""Seconds after which a connection counts as lost. TCP sends a lost SYN again after one second, but
+the guest pauses for seconds when this machine is busy."""
 
 
 @pytest.fixture(params=ALL_VARIANTS)
@@ -53,7 +53,7 @@ def folder(cluster: Cluster) -> Iterator[ManifestFolder]:
 
 
 def virtual_servers(cluster: Cluster) -> str:
-    """IPVS's table of node1, without its counters of connections."""
+    """Return the virtual servers of node1, without the numbers of connections."""
     space = cluster.nodes[0].netns
     text = space.call(lambda: Path("/proc/thread-self/net/ip_vs").read_text(encoding="ascii"))
     return "\n".join(" ".join(line.split()[:4]) for line in text.splitlines())
@@ -89,7 +89,7 @@ def test_no_connection_is_lost_when_the_daemon_is_killed_and_restarted(
         daemon.stop()
         daemon.start()
         daemon.wait_ready()
-        # Every restart is over; the load goes on for a moment to see what they left.
+        # All restarts are done; keep the load a moment longer to detect late effects.
         elapsed = time.monotonic() - started
         time.sleep(max(0.3, 2.0 - elapsed))
         result = load.stop()
@@ -97,7 +97,7 @@ def test_no_connection_is_lost_when_the_daemon_is_killed_and_restarted(
         assert result.total >= 0.9 * RATE * elapsed, "the load did not reach its rate"
         assert rules(cluster, variant) == before
         operations = [line for line in daemon.logs() if "sync.done" in line]
-        # Only the very first of all syncs wrote anything: one line for each family.
+        # Only the very first sync of each family wrote anything.
         assert sum("_written=" in line or "_added=" in line for line in operations) == 2, operations
 
 
@@ -113,7 +113,7 @@ def test_sigterm_ends_within_two_seconds_and_leaves_the_rules(
         assert all(name.startswith("pod") for name in answers), answers
 
 
-def test_a_change_made_while_the_daemon_was_down_is_all_that_a_restart_writes(
+def test_a_restart_writes_only_changes_made_while_the_daemon_was_down(
     cluster: Cluster, folder: ManifestFolder, variant: str
 ) -> None:
     word = {"nftables": "element_added", "ipvs": "virtual_server_written"}.get(
@@ -130,7 +130,7 @@ def test_a_change_made_while_the_daemon_was_down_is_all_that_a_restart_writes(
         assert isinstance(outcome, Answer)
         assert outcome.server == node.pods[0].name
         written = [line for line in daemon.logs() if f"{word}=" in line]
-        # The two lines before are the first daemon's.
+        # The first two lines are of the first daemon.
         assert len(written) == 3
         assert "family=IPv4" in written[-1]
         if variant == "nftables":

@@ -1,4 +1,4 @@
-"""What stops the daemon at the start: one clear line with the remedy, exit code 1, no traceback."""
+"""Fatal errors at the start: one line with the remedy, exit code 1, no traceback."""
 
 import http.client
 import subprocess
@@ -75,7 +75,7 @@ def test_missing_capabilities(space: NetNS, tmp_path: Path, variant: str) -> Non
 
 @contextmanager
 def held(space: NetNS, port: int) -> Iterator[None]:
-    """Another program listens on a port of the node."""
+    """Have another program listen on a port of the node."""
     program = (
         f"import socket, time; s = socket.create_server(('127.0.0.1', {port}));"
         " print('listening', flush=True); time.sleep(60)"
@@ -93,7 +93,7 @@ def held(space: NetNS, port: int) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("flag", "port"), [("--metrics-bind-address", 10249), ("--healthz-bind-address", 10256)]
 )
-def test_a_port_in_use_if_that_is_to_be_fatal(
+def test_a_port_in_use_with_bind_address_hard_fail(
     space: NetNS, tmp_path: Path, flag: str, port: int
 ) -> None:
     with held(space, port):
@@ -103,7 +103,7 @@ def test_a_port_in_use_if_that_is_to_be_fatal(
 
 
 def test_a_port_in_use_is_taken_over_when_it_is_free(space: NetNS, tmp_path: Path) -> None:
-    """As in a takeover: kube-proxy holds the ports until it is gone; the rules cannot wait."""
+    """kube-proxy holds the ports until it has stopped; rules are programmed before that."""
     flags = (f"--manifests={tmp_path}", "--hostname-override=n1")
     with (tmp_path.parent / "log").open("w+b") as log:
         with held(space, 10249), held(space, 10256):
@@ -177,7 +177,7 @@ NEVER = {"svcproxy.cleanup.sweep", "kubernetes", "yaml", "requests", "rich", "py
     "variant",
     [pytest.param(name, marks=[pytest.mark.uml] * (name == "ipvs")) for name in FOREIGN],
 )
-def test_what_other_modes_need_is_not_loaded(space: NetNS, tmp_path: Path, variant: str) -> None:
+def test_modules_of_other_modes_are_not_loaded(space: NetNS, tmp_path: Path, variant: str) -> None:
     mode = variant if variant in {"nftables", "ipvs"} else "iptables"
     flags = [f"--proxy-mode={mode}", f"--manifests={tmp_path}"]
     if mode != "nftables":

@@ -1,8 +1,8 @@
-"""kube-proxy leaves, svcproxy comes, and back: in every pair of modes, without a failed connection.
+"""Takeover from kube-proxy and rollback, in each pair of modes, without a failed connection.
 
-kube-proxy is played by its rules (``testbed.kube_proxy``); leaving them in place is what it does
-when it ends. The pairs of IPVS mode with itself and with legacy iptables run in User Mode Linux,
-whose nf_tables has no tables for IP; those with the nft variant and with nftables mode in a virtual machine.
+``testbed.kube_proxy`` writes the rules of kube-proxy, which stay when kube-proxy stops. The pairs
+of IPVS mode with itself and with legacy iptables run in User Mode Linux, whose nf_tables has no
+tables for IP; those with the nft variant and with nftables mode run in a virtual machine.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ pytestmark = pytest.mark.kernel
 RATE = 300
 """Connections a second."""
 PATIENCE = 10.0 if SLOW else 1.0
-"""Seconds that a connection may take: the load shares the guest's only CPU with the daemon, and
-waits for it. That no packet is lost is told there by the kernel, which sends none again."""
+"""Seconds that a connection may take: in the guest, the load shares the only CPU with the daemon.
+Lost packets are detected there by the kernel's counter of retransmitted SYNs."""
 MODES = ("nft", "legacy", "nftables")
 PROGRAMS = ("iptables", "ip6tables")
 VARIANTS = ("legacy",) if uml.inside() else ("nft", "legacy")
 LONG = 60.0 if SLOW else 5.0
-"""Seconds until the leftovers are gone; it takes many programs, which start slowly in the guest."""
+"""Seconds until the clean-up is complete; it runs many programs, which start slowly in the guest."""
 IPVS_PAIRS = [
     pytest.param(*pair, marks=pytest.mark.uml)
     for pair in (("ipvs", "ipvs"), ("ipvs", "legacy"), ("legacy", "ipvs"))
@@ -48,12 +48,12 @@ IPVS_PAIRS = [
     for pair in (("ipvs", "nft"), ("nft", "ipvs"), ("ipvs", "nftables"), ("nftables", "ipvs"))
 ]
 IPVS_VARIANT = "nft" if vm.inside() else "legacy"
-"""Of iptables, for what IPVS mode needs of it."""
+"""The variant of iptables that IPVS mode uses."""
 VIPS = {4: "10.96.0.10", 6: "fd00:10:96::10"}
 NODE_PORT = 30080
 SECOND = {4: "192.168.50.101", 6: "fd00:192:168:50::101"}
-"""The client's addresses for node ports. IPVS tells connections by client and endpoint: one that
-uses a port for a cluster IP and for a node port at a time confuses it, if both lead to one pod."""
+"""The client's addresses for node ports. IPVS identifies connections by client and endpoint, so a
+client port must not be used for a cluster IP and a node port of the same pod at the same time."""
 KUBELETS = ("KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT")
 
 
@@ -65,7 +65,7 @@ def cluster() -> Iterator[Cluster]:
         changes = (f"addr add {address}{length} dev eth0" for address, length in lengths)
         ip_batch(changes, built.client.netns.name)
         if SLOW:
-            daemons()  # what starts them takes seconds to start, more so under load
+            daemons()  # the fork server takes seconds to start, longer under load
         yield built
 
 
@@ -74,7 +74,7 @@ def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = ManifestFolder(tmp_path_factory.mktemp("manifests"))
     port = manifests.port(80, name="http", target=8080, node_port=NODE_PORT)
     web = manifests.service("web", VIPS.values(), [port], type="NodePort")
-    # What only we serve: it has ipsets with the iptables variants.
+    # A Service without rules of kube-proxy; in iptables mode it has ipsets.
     sticky = manifests.service(
         "sticky",
         ["10.96.0.12", "fd00:10:96::12"],
@@ -89,7 +89,7 @@ def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Target(NamedTuple):
-    """What a client asks, from where (empty for any of its addresses), and how often a second."""
+    """An address and port that a client connects to, its rate per second, and its source address."""
 
     address: str
     port: int
@@ -112,20 +112,20 @@ class Open:
         ]
 
     def close(self) -> None:
-        """Close them, each of which must still be answered."""
+        """Close them; each must still get an answer."""
         for target, connection in zip(self._targets, self._held, strict=True):
             answer = connection.check(PATIENCE)
             assert isinstance(answer, Answer), f"an old connection to {target}"
             connection.close()
 
     def renew(self) -> None:
-        """Close them and open others."""
+        """Close them and open new ones."""
         self.close()
         self._open()
 
 
 class Machine:
-    """The node as a takeover sees it."""
+    """The node, and what each mode of svcproxy and kube-proxy has in its kernel."""
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self._cluster = cluster
@@ -134,13 +134,13 @@ class Machine:
         self.space = self.node.netns
 
     def kube_proxy(self, how: str) -> KubeProxyRules | KubeProxyIpvs:
-        """What kube-proxy lays for the Service ``web``, in one of its modes."""
+        """Return kube-proxy's rules for the Service ``web`` in one of its modes."""
         return (
             self.kube_proxy_ipvs() if how == "ipvs" else KubeProxyRules(self.space, how, self._web)
         )
 
     def kube_proxy_ipvs(self, variant: str = IPVS_VARIANT, *more: Offered) -> KubeProxyIpvs:
-        """kube-proxy's IPVS mode, for ``web`` and more Services."""
+        """Return kube-proxy's objects in IPVS mode, for ``web`` and more Services."""
         addresses = (*self.node.bridge_ips, *(self.node.ip(family) for family in VIPS))
         return KubeProxyIpvs(self.space, variant, (*self._web, *more), addresses)
 
@@ -154,7 +154,7 @@ class Machine:
 
     def daemon(self, mode: str) -> Daemon:
         variant = {"svcproxy-iptables-variant": IPVS_VARIANT} if mode == "ipvs" else {}
-        # What open connections keep in place is looked at again after this time.
+        # Seconds until the clean-up is retried while connections are open.
         again = period_flags(mode, longest="1s") if SLOW else {}
         return Daemon(self.node, self._folder, flags={**mode_flags(mode), **variant, **again})
 
@@ -162,7 +162,7 @@ class Machine:
     def traffic(self) -> Iterator["Open"]:
         """``RATE`` connections a second, to cluster IPs and node ports; none may fail.
 
-        Gives the connections that are open all the while.
+        Yields the connections that are open all the time.
         """
         client = self._cluster.client.traffic
         targets = [
@@ -185,16 +185,16 @@ class Machine:
             assert result.total >= target.rate / 4, (target, result.total)
         held.close()
         if SLOW:
-            assert self._sent_again() == before, "a connection had to be asked for again"
+            assert self._sent_again() == before, "a SYN was lost"
 
     def _sent_again(self) -> int:
-        """How many first packets the client had to send once more, after a second."""
+        """Return how many SYNs the client had to retransmit."""
         text = self._cluster.client.netns.run("cat", "/proc/net/netstat").stdout
         names, figures = (line.split() for line in text.splitlines() if line[:6] == "TcpExt")
         return int(figures[names.index("TCPSynRetrans")])
 
     def chains(self, variant: str) -> set[str]:
-        """The names of kube-proxy's and our chains in one variant, kubelet's left out."""
+        """Return the chains of kube-proxy and svcproxy in one variant, without those of kubelet."""
         found: set[str] = set()
         for program, tables in zip(PROGRAMS, ("ip_tables_names", "ip6_tables_names"), strict=True):
             names = self.space.run("cat", f"/proc/net/{tables}", check=False).stdout.split()
@@ -204,7 +204,7 @@ class Machine:
         return {c for c in found if c.startswith("KUBE-") and c not in KUBELETS}
 
     def tables(self) -> set[str]:
-        """The nftables tables that are no iptables'."""
+        """Return the nftables tables of kube-proxy and svcproxy."""
         if "nft" not in VARIANTS:
             return set()
         lines = self.space.run("nft", "list", "tables").stdout.splitlines()
@@ -213,11 +213,11 @@ class Machine:
     def sets(self) -> set[str]:
         return set(self.space.run("ipset", "list", "-n").stdout.split())
 
-    def remains_of_others(self, mode: str) -> dict[str, set[str]]:
-        """What is not ``mode``'s; empty when all of it has gone."""
-        ours = {"ip svcproxy", "ip6 svcproxy"} if mode == "nftables" else set()
+    def stale_objects(self, mode: str) -> dict[str, set[str]]:
+        """Return the objects of modes other than ``mode``; empty after a complete clean-up."""
+        own = {"ip svcproxy", "ip6 svcproxy"} if mode == "nftables" else set()
         found = {
-            "tables": self.tables() - ours,
+            "tables": self.tables() - own,
             "sets": {name for name in self.sets() if not _is_set_of(mode, name)},
             **{
                 v: self.chains(v)
@@ -226,11 +226,11 @@ class Machine:
             },
         }
         if mode in VARIANTS:
-            strange = ("KUBE-IPVS", "KUBE-NODE-PORT", "KUBE-LOAD", "KUBE-SOURCE", "KUBE-PROXY-CAN")
-            found[mode] = {c for c in self.chains(mode) if c.startswith(strange)}
+            other = ("KUBE-IPVS", "KUBE-NODE-PORT", "KUBE-LOAD", "KUBE-SOURCE", "KUBE-PROXY-CAN")
+            found[mode] = {c for c in self.chains(mode) if c.startswith(other)}
         if mode == "ipvs":
-            strange = ("KUBE-SVC", "KUBE-SEP", "KUBE-EXT", "KUBE-NODEPORTS", "KUBE-PROXY-CAN")
-            found[IPVS_VARIANT] = {c for c in self.chains(IPVS_VARIANT) if c.startswith(strange)}
+            other = ("KUBE-SVC", "KUBE-SEP", "KUBE-EXT", "KUBE-NODEPORTS", "KUBE-PROXY-CAN")
+            found[IPVS_VARIANT] = {c for c in self.chains(IPVS_VARIANT) if c.startswith(other)}
             # Both modes have a chain of this name, but not in this table.
             filters = [
                 self.space.run(f"{p}-{IPVS_VARIANT}-save", "-t", "filter").stdout for p in PROGRAMS
@@ -239,28 +239,28 @@ class Machine:
         return {what: names for what, names in found.items() if names}
 
     def wait_only(self, mode: str, daemon: Daemon | None = None, held: Open | None = None) -> None:
-        """Wait until there is nothing of other modes.
+        """Wait until the objects of other modes are removed.
 
-        If IPVS carries connections, the ``held`` ones, it stays with what guards it; they are
-        closed when that has been seen, and others opened.
+        If IPVS carries the ``held`` connections, it stays together with its access filter until
+        they are closed and new ones opened.
         """
         if daemon and held and mode != "ipvs":
             daemon.wait_log("cleanup.not_removed", timeout=LONG)
-            assert self.ipvs_remains()
+            assert self.ipvs_objects()
             held.renew()
             self.wait_no_ipvs()
-        eventually(lambda: not self.remains_of_others(mode), f"nothing but {mode}", timeout=LONG)
+        eventually(lambda: not self.stale_objects(mode), f"nothing but {mode}", timeout=LONG)
 
-    def ipvs_remains(self) -> str:
-        """What there is of IPVS itself, as text; empty if there is nothing."""
+    def ipvs_objects(self) -> str:
+        """Return IPVS's virtual servers and interface as text; empty if there are none."""
         servers = self.space.run("ipvsadm", "-S", "-n").stdout
         return servers + self.space.run("ip", "link", "show", IPVS_DEVICE, check=False).stdout
 
     def wait_no_ipvs(self) -> None:
-        eventually(lambda: not self.ipvs_remains(), "IPVS's end", timeout=LONG)
+        eventually(lambda: not self.ipvs_objects(), "no IPVS objects", timeout=LONG)
 
     def clean_up(self) -> int:
-        """``svcproxy --cleanup``; its exit status."""
+        """Run ``svcproxy --cleanup`` and return its exit status."""
         command = (sys.executable, "-m", "svcproxy", "--cleanup")
         return self.space.run(*command, check=False).returncode
 
@@ -278,39 +278,39 @@ def machine(cluster: Cluster, folder: Path) -> Iterator[Machine]:
     assert made.clean_up() == 0
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [*itertools.product(MODES, MODES), *IPVS_PAIRS])
-def test_takeover_and_rollback(machine: Machine, theirs: str, ours: str) -> None:
-    rules = machine.kube_proxy(theirs)
+@pytest.mark.parametrize(("before", "after"), [*itertools.product(MODES, MODES), *IPVS_PAIRS])
+def test_takeover_and_rollback(machine: Machine, before: str, after: str) -> None:
+    rules = machine.kube_proxy(before)
     rules.install()
     with machine.traffic() as held:
-        with machine.daemon(ours) as daemon:
-            machine.wait_only(ours, daemon, held if theirs == "ipvs" else None)
+        with machine.daemon(after) as daemon:
+            machine.wait_only(after, daemon, held if before == "ipvs" else None)
         rules.install()
-        if ours == "nftables":
-            # kube-proxy knows nothing of our table: docs say to delete it once kube-proxy serves.
+        if after == "nftables":
+            # kube-proxy ignores svcproxy's table: docs say to delete it once kube-proxy serves.
             for family in ("ip", "ip6"):
                 machine.space.run("nft", "delete", "table", family, "svcproxy")
 
 
 @pytest.mark.uml
-def test_what_only_kube_proxys_ipvs_mode_served_goes(machine: Machine) -> None:
-    """Also when our mode is IPVS, too: its Service was deleted while nobody was there."""
-    gone = [
-        Offered("gone", vip, 80, NODE_PORT + 1, [], 8080)
+def test_stale_services_of_kube_proxys_ipvs_mode_are_removed(machine: Machine) -> None:
+    """In IPVS mode too: the Service was deleted while no proxy ran."""
+    stale = [
+        Offered("stale", vip, 80, NODE_PORT + 1, [], 8080)
         for vip in ("10.96.0.99", "fd00:10:96::99")
     ]
-    machine.kube_proxy_ipvs("legacy", *gone).install()
-    assert all(o.vip in machine.ipvs_remains() for o in gone)
+    machine.kube_proxy_ipvs("legacy", *stale).install()
+    assert all(o.vip in machine.ipvs_objects() for o in stale)
     with machine.daemon("ipvs"):
-        for o in gone:
-            eventually(lambda o=o: o.vip not in machine.ipvs_remains(), f"the end of {o.vip}")  # type: ignore[misc]
+        for vip in (o.vip for o in stale):
+            eventually(lambda vip=vip: vip not in machine.ipvs_objects(), f"no {vip}")  # type: ignore[misc]
         addresses = machine.space.run("ip", "address", "show", "dev", IPVS_DEVICE).stdout
         assert VIPS[4] in addresses
-        assert gone[0].vip not in addresses
+        assert stale[0].vip not in addresses
 
 
-def test_every_change_of_our_own_mode(machine: Machine) -> None:
-    """All six changes without IPVS, under one load; nothing of the former mode is left after each."""
+def test_every_change_of_mode(machine: Machine) -> None:
+    """All six changes without IPVS, under one load; each removes the objects of the former mode."""
     first, *others = ("nft", "legacy", "nft", "nftables", "legacy", "nftables", "nft")
     with machine.daemon(first) as daemon:
         daemon.stop()
@@ -321,8 +321,8 @@ def test_every_change_of_our_own_mode(machine: Machine) -> None:
 
 
 @pytest.mark.vm
-def test_every_change_of_our_own_mode_with_ipvs(machine: Machine) -> None:
-    """From IPVS to all others and back, also on the ports that it still remembers."""
+def test_every_change_of_mode_with_ipvs(machine: Machine) -> None:
+    """From IPVS to all others and back, also from client ports that IPVS still remembers."""
     modes = ("ipvs", "nft", "ipvs", "legacy", "ipvs", "nftables", "ipvs")
     with machine.daemon(modes[0]) as daemon:
         daemon.stop()
@@ -331,15 +331,15 @@ def test_every_change_of_our_own_mode_with_ipvs(machine: Machine) -> None:
             with machine.daemon(mode) as daemon:
                 machine.wait_only(mode, daemon, held if former == "ipvs" else None)
                 if mode == "ipvs":
-                    held.renew()  # so that IPVS has something to carry
+                    held.renew()  # these connections go through IPVS
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_ipvs_modes_rules_go(machine: Machine, mode: str) -> None:
-    """Its chains share names with iptables mode's: those stay where they are in use."""
+def test_rules_of_ipvs_mode_are_removed(machine: Machine, mode: str) -> None:
+    """Chains whose names iptables mode uses as well stay in the variant that it uses."""
     for variant in ("nft", "legacy"):
         machine.kube_proxy_ipvs(variant).install_rules()
-    # This kernel has no dummy links; what counts is the name.
+    # This kernel has no dummy links; only the name matters.
     machine.space.run("ip", "link", "add", IPVS_DEVICE, "type", "bridge")
     with machine.daemon(mode):
         assert machine.sets()
@@ -350,7 +350,7 @@ def test_ipvs_modes_rules_go(machine: Machine, mode: str) -> None:
         )
 
 
-def test_cleanup_leaves_nothing_of_any_mode_and_others_alone(machine: Machine) -> None:
+def test_cleanup_removes_all_modes_and_keeps_objects_of_other_programs(machine: Machine) -> None:
     foreign = {
         "nat": ["-A", "PREROUTING", "-p", "tcp", "--dport", "9999", "-j", "RETURN"],
         "filter": ["-N", "KUBE-FIREWALL"],
@@ -358,18 +358,18 @@ def test_cleanup_leaves_nothing_of_any_mode_and_others_alone(machine: Machine) -
     }
     for variant in ("nft", "legacy"):
         for table, rule in foreign.items():
-            # Kubelet's may be there already: our daemon lays that chain, too.
+            # The chain of kubelet may exist already: svcproxy creates it, too.
             machine.space.run(f"iptables-{variant}", "-t", table, *rule, check=False)
     machine.space.run("nft", "add", "table", "ip", "others")
     machine.space.run("ipset", "create", "OTHERS", "hash:ip")
-    for theirs in MODES:
-        machine.kube_proxy(theirs).install()
-        machine.kube_proxy_ipvs("legacy" if theirs == "legacy" else "nft").install_rules()
-    for ours in MODES:
-        with machine.daemon(ours):
+    for mode in MODES:
+        machine.kube_proxy(mode).install()
+        machine.kube_proxy_ipvs("legacy" if mode == "legacy" else "nft").install_rules()
+    for mode in MODES:
+        with machine.daemon(mode):
             pass
     assert machine.clean_up() == 0
-    assert machine.remains_of_others("") == {"sets": {"OTHERS"}}
+    assert machine.stale_objects("") == {"sets": {"OTHERS"}}
     assert "ip others" in machine.space.run("nft", "list", "tables").stdout
     for variant in ("nft", "legacy"):
         saved = machine.space.run(f"iptables-{variant}-save").stdout
@@ -379,11 +379,11 @@ def test_cleanup_leaves_nothing_of_any_mode_and_others_alone(machine: Machine) -
         machine.space.run(f"iptables-{variant}", "-t", "nat", *rule)
     machine.space.run("nft", "delete", "table", "ip", "others")
     machine.space.run("ipset", "destroy", "OTHERS")
-    assert machine.clean_up() == 0, "once more, with nothing left to remove"
+    assert machine.clean_up() == 0, "again, with nothing to remove"
 
 
-def test_cleanup_makes_no_legacy_tables(cluster: Cluster) -> None:
-    """To look at a legacy table with its own tools would create it."""
+def test_cleanup_creates_no_legacy_tables(cluster: Cluster) -> None:
+    """Reading a legacy table with iptables-legacy-save would create it."""
     space = cluster.pods[0].netns
     done = space.run(sys.executable, "-m", "svcproxy", "--cleanup")
     assert done.returncode == 0
@@ -391,8 +391,8 @@ def test_cleanup_makes_no_legacy_tables(cluster: Cluster) -> None:
     assert not space.run("cat", "/proc/net/ip6_tables_names").stdout
 
 
-def test_a_failed_removal_is_told_and_tried_again(machine: Machine, folder: Path) -> None:
-    """A foreign rule that uses one of the ipsets keeps it; when the rule goes, the set goes."""
+def test_a_failed_removal_is_reported_once_and_retried(machine: Machine, folder: Path) -> None:
+    """An ipset stays as long as a rule of another program uses it."""
     machine.kube_proxy_ipvs("nft").install_rules()
     rule = ["FORWARD", "-m", "set", "--match-set", "KUBE-CLUSTER-IP", "dst,dst", "-j", "DROP"]
     machine.space.run("iptables-nft", "-A", *rule)
@@ -405,11 +405,13 @@ def test_a_failed_removal_is_told_and_tried_again(machine: Machine, folder: Path
         time.sleep(1.5)  # no second report in the next sync period
         assert sum("cleanup.not_removed" in line for line in daemon.logs()) == 1, "reported once"
         machine.space.run("iptables-nft", "-D", *rule)
-        eventually(lambda: "KUBE-CLUSTER-IP" not in machine.sets(), "the set's end", timeout=3.0)
+        eventually(
+            lambda: "KUBE-CLUSTER-IP" not in machine.sets(), "the removal of the ipset", timeout=3.0
+        )
 
 
-def test_invalid_packets_pass_where_conntrack_is_liberal(machine: Machine) -> None:
-    """kube-proxy reads the parameter, whoever has set it."""
+def test_invalid_packets_are_accepted_if_conntrack_is_liberal(machine: Machine) -> None:
+    """As in kube-proxy, the value of the parameter counts, not the flag."""
     for liberal in (True, False):
         value = str(int(liberal))
         machine.space.sysctl({"netfilter/nf_conntrack_tcp_be_liberal": value})

@@ -1,4 +1,4 @@
-"""docs/migration.md names only files, flags, metrics and log lines that there are."""
+"""docs/migration.md names only files, flags, metrics and log events that exist."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Changes leave nothing behind, and what they are computed with does not grow with the cluster."""
+"""Changes leak no memory, and the memory for one change does not grow with the cluster."""
 
 import gc
 import json
@@ -60,7 +60,7 @@ def nftables(state: DesiredState) -> PlanChanges:
 
 
 class Daemon:
-    """The way of a change from its JSON to its plan."""
+    """Processes changes from JSON to the plan."""
 
     def __init__(
         self, planner: Callable[[DesiredState], PlanChanges], services: int = SERVICES
@@ -90,12 +90,12 @@ class Daemon:
     def move(self, number: int, generation: int) -> None:
         self.take(self.population.moved_slice(number, generation))
         changes = self.state.checkout()
-        # None, if chance takes the same one again at the same of its 250 addresses.
+        # No port, if the same slice randomly gets the same one of its 250 addresses again.
         assert len(changes.ports) <= 1
         self.plan_changes(changes.ports)
 
-    def nothing_new(self, objects: list[Object]) -> None:
-        """What a watch brings that begins anew: objects that are known."""
+    def take_again(self, objects: list[Object]) -> None:
+        """Take objects that are already known, as from a restarted watch."""
         for obj in objects:
             self.take(obj)
             assert not self.state.checkout()
@@ -105,7 +105,7 @@ every_planner = pytest.mark.parametrize("planner", [iptables, nftables, ipvs])
 
 
 @every_planner
-def test_very_many_changes_need_no_more_memory(
+def test_memory_does_not_grow_with_the_number_of_changes(
     planner: Callable[[DesiredState], PlanChanges],
 ) -> None:
     tracemalloc.start()
@@ -126,12 +126,12 @@ def test_very_many_changes_need_no_more_memory(
 def test_a_change_takes_as_much_memory_among_many_services_as_among_few(
     planner: Callable[[DesiredState], PlanChanges],
 ) -> None:
-    """No copy of the state, no list of all names: nothing that grows with the cluster."""
-    few, many = (_taken_by_a_change(planner, services) for services in (SERVICES, 6 * SERVICES))
+    """A change makes no copy of the state and no list of all names."""
+    few, many = (_memory_of_a_change(planner, services) for services in (SERVICES, 6 * SERVICES))
     assert many < few * 1.25, f"{few} bytes among few, {many} among many"
 
 
-def _taken_by_a_change(planner: Callable[[DesiredState], PlanChanges], services: int) -> int:
+def _memory_of_a_change(planner: Callable[[DesiredState], PlanChanges], services: int) -> int:
     daemon = Daemon(planner, services)
     daemon.change(20)
     taken = []
@@ -141,33 +141,32 @@ def _taken_by_a_change(planner: Callable[[DesiredState], PlanChanges], services:
         daemon.change(1)
         taken.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    # A table that happens to be enlarged is no matter of a single change.
+    # The median ignores the change that happens to enlarge a hash table.
     return sorted(taken)[len(taken) // 2]
 
 
 @every_planner
-def test_there_and_back_again_leaves_not_a_single_object(
+def test_changes_back_and_forth_leave_no_objects(
     planner: Callable[[DesiredState], PlanChanges],
 ) -> None:
     daemon = Daemon(planner)
     number = daemon.population.ordinary[0]
 
-    def there_and_back(times: int) -> int:
+    def back_and_forth(times: int) -> int:
         for _ in range(times):
             daemon.move(number, 1)
             daemon.move(number, 2)
         gc.collect()
         return sys.getallocatedblocks()
 
-    few, many = there_and_back(10), there_and_back(200)
+    few, many = back_and_forth(10), back_and_forth(200)
     assert many - few < 20, f"{many - few} objects more after 200 times"
 
 
-def test_what_is_known_already_leaves_not_a_single_object() -> None:
-    """A watch that has to begin anew brings all of it again."""
+def test_known_objects_of_a_restarted_watch_leave_no_objects() -> None:
     daemon = Daemon(nftables)
     objects = list(daemon.population.objects())
-    few, many = (_blocks_after(daemon.nothing_new, objects) for _ in range(2))
+    few, many = (_blocks_after(daemon.take_again, objects) for _ in range(2))
     assert many - few < 20, f"{many - few} objects more"
 
 

@@ -1,4 +1,4 @@
-"""Kernel parameters, in a directory that stands in for /proc/sys."""
+"""Kernel parameters, in a directory in place of /proc/sys."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The recording backend: a dictionary stands for the kernel."""
+"""The recording backend: it writes to a dictionary instead of the kernel."""
 
 from collections.abc import Callable
 

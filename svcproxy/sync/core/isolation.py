@@ -61,7 +61,7 @@ def _failure(plan: PlanAll, ports: Ports) -> Exception | None:
         plan(ports)
     except (BackendError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 - any exception is what is looked for
+    except Exception as error:  # noqa: BLE001 - the search is for any exception
         return error
     return None
 

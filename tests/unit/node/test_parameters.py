@@ -7,20 +7,20 @@ from svcproxy.node.core.parameters import conntrack_parameters, max_connections
 
 
 @pytest.mark.parametrize(
-    ("per_core", "least", "cpus", "expected"),
+    ("per_core", "minimum", "cpus", "expected"),
     [
-        (32768, 131072, 2, 131072),  # the least
+        (32768, 131072, 2, 131072),  # the minimum
         (32768, 131072, 8, 262144),
         (32768, 131072, 32, 1 << 20),
-        (32768, 131072, 64, 1 << 20),  # and no more
-        (1 << 19, 1 << 22, 4, 1 << 20),  # the cap is looked at before the least is
+        (32768, 131072, 64, 1 << 20),  # the cap
+        (1 << 19, 1 << 22, 4, 1 << 20),  # the cap applies before the minimum
         (1, 1 << 21, 4, 1 << 21),
-        (0, 131072, 64, 0),  # left alone
+        (0, 131072, 64, 0),  # unchanged
         (32768, 0, 1, 32768),
     ],
 )
-def test_how_many_connections(per_core: int, least: int, cpus: int, expected: int) -> None:
-    config = Config(conntrack_max_per_core=per_core, conntrack_min=least)
+def test_the_limit_of_connections(per_core: int, minimum: int, cpus: int, expected: int) -> None:
+    config = Config(conntrack_max_per_core=per_core, conntrack_min=minimum)
     assert max_connections(config, cpus) == expected
 
 
@@ -32,7 +32,7 @@ def test_defaults_are_kube_proxys() -> None:
     }
 
 
-def test_everything_can_be_asked_for_and_left_alone() -> None:
+def test_each_parameter_can_be_set_and_left_unchanged() -> None:
     everything = Config(
         conntrack_tcp_be_liberal=True,
         conntrack_udp_timeout=40.0,

@@ -1,4 +1,4 @@
-"""Kernel parameters in a directory tree that looks like the kernel's."""
+"""Node parameters, in directories that stand in for /proc and /sys."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ CONNTRACK = "sys/net/netfilter/nf_conntrack_"
 
 
 class Tree:
-    """A stand-in for ``/proc`` and ``/sys``, which counts writes by their times."""
+    """Directories in place of ``/proc`` and ``/sys``; writes are detected by their times."""
 
     def __init__(self, root: Path) -> None:
         self.proc, self.sys = root / "proc", root / "sys"
@@ -63,7 +63,7 @@ def tree(tmp_path: Path) -> Tree:
     return Tree(tmp_path)
 
 
-def test_what_differs_is_set(tree: Tree) -> None:
+def test_different_values_are_set(tree: Tree) -> None:
     tree.set_up(conntrack_tcp_be_liberal=True, conntrack_udp_timeout=10.0)
     assert tree["max"] == 262144
     assert int(tree.hash_size.read_text()) == 65536
@@ -71,11 +71,11 @@ def test_what_differs_is_set(tree: Tree) -> None:
     assert tree["tcp_timeout_close_wait"] == 3600, "raised"
     assert tree["tcp_be_liberal"] == 1
     assert tree["udp_timeout"] == 10
-    assert tree["udp_timeout_stream"] == 120, "nobody asked"
+    assert tree["udp_timeout_stream"] == 120, "no flag is given"
     assert int(tree.oom.read_text()) == -999
 
 
-def test_what_is_right_is_not_written(tree: Tree) -> None:
+def test_correct_values_are_not_written(tree: Tree) -> None:
     tree.set_up()
     assert tree.changed(tree.set_up) == []
 
@@ -86,23 +86,23 @@ def test_the_hash_table_only_grows(tree: Tree) -> None:
     assert tree.hash_size.read_text() == "1048576\n"
 
 
-def test_a_limit_that_is_left_alone_leaves_the_hash_table_alone(tree: Tree) -> None:
+def test_the_hash_table_is_unchanged_without_a_limit(tree: Tree) -> None:
     tree.set_up(conntrack_max_per_core=0)
     assert tree["max"] == 65536
     assert tree.hash_size.read_text() == "16384\n"
 
 
-def test_what_is_missing_is_told_with_a_remedy_and_the_rest_is_set(tree: Tree) -> None:
+def test_a_missing_parameter_is_reported_with_a_remedy_and_the_others_are_set(tree: Tree) -> None:
     tree.lose("max")
-    (told,) = [line for line in tree.set_up() if line["log_level"] == "warning"]
-    assert told["sysctl"] == "net.netfilter.nf_conntrack_max"
-    assert told["wanted"] == 262144
-    assert "nf_conntrack" in told["remedy"]
+    (warning,) = [line for line in tree.set_up() if line["log_level"] == "warning"]
+    assert warning["sysctl"] == "net.netfilter.nf_conntrack_max"
+    assert warning["wanted"] == 262144
+    assert "nf_conntrack" in warning["remedy"]
     assert tree["tcp_timeout_close_wait"] == 3600
-    assert tree.hash_size.read_text() == "16384\n", "of no use without the limit"
+    assert tree.hash_size.read_text() == "16384\n", "useless without the limit"
 
 
-def test_odd_contents_are_told(tree: Tree) -> None:
+def test_unexpected_contents_are_reported(tree: Tree) -> None:
     (tree.proc / f"{CONNTRACK}max").write_text("unlimited\n")
     warnings = [line for line in tree.set_up() if line["log_level"] == "warning"]
     assert [w["sysctl"] for w in warnings] == ["net.netfilter.nf_conntrack_max"]

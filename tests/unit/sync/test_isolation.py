@@ -87,8 +87,8 @@ def test_a_change_for_which_planning_fails_leaves_the_last_good_state(stage: Sta
     assert set(stage.backend.kernel) == {"ns/a:http", "ns/b:http", "ns/c:http"} | {
         f"ns/s{n}:http" for n in range(4, 8)
     }
-    told = [log for log in logs if log.get("service_port") == "ns/b:http"]
-    assert len(told) == 1
+    reports = [log for log in logs if log.get("service_port") == "ns/b:http"]
+    assert len(reports) == 1
     assert all("ns/b:http" not in map(str, s.changes.ports) for s in stage.results)
     assert stage.health.livez().status == 200
     assert before
