@@ -187,8 +187,7 @@ def _start(
     verbosity: logging.Verbosity | None,
 ) -> None:
     ready = _prepare(config, spec)
-    _warn_of_unserved_node_ports(config)
-    _note_unknown_local_traffic(config)
+    _report_settings(config)
     metrics = Metrics(spec.name, spec.metrics)
     source, events = _source(config, spec, node_name, metrics)
     running.add(events.stop)
@@ -212,22 +211,28 @@ def _start(
     shared = _Shared(
         config, spec, node_name, metrics, health, events, running, sweeper, checks, listeners
     )
-    release_memory = memory_manager(len(ready.backends))
-    loops = [_loop(shared, backend, release_memory) for backend in ready.backends]
-    for loop in loops:
-        loop.start()
-        running.add(partial(loop.stop, _STOP_SECONDS / len(loops)))
-    if sweeper is not None:
-        sweeper.start()
-        running.add(partial(sweeper.stop, _STOP_SECONDS / len(loops)))
-    _watch_kernel(ready, loops, shared)
+    loops = _start_loops(shared, ready)
     source.start(Fanout([loop.inbox for loop in loops], metrics, health))
     running.add(source.stop)
     events.node("Starting", "")
 
 
-def _warn_of_unserved_node_ports(config: Config) -> None:
-    """Warn if node ports are limited to ranges without an address of this node."""
+def _start_loops(shared: _Shared, ready: ReadyBackends) -> list[FamilyLoop[Any, Any]]:
+    """Start the loop of each family, and what acts on their backends beside them."""
+    release_memory = memory_manager(len(ready.backends))
+    loops = [_loop(shared, backend, release_memory) for backend in ready.backends]
+    for loop in loops:
+        loop.start()
+        shared.running.add(partial(loop.stop, _STOP_SECONDS / len(loops)))
+    if shared.sweeper is not None:
+        shared.sweeper.start()
+        shared.running.add(partial(shared.sweeper.stop, _STOP_SECONDS / len(loops)))
+    _watch_kernel(ready, loops, shared)
+    return loops
+
+
+def _report_settings(config: Config) -> None:
+    """Log settings that are valid but may not have the intended effect on this node."""
     ranges = config.nodeport_addresses
     if ranges and not config.nodeport_primary:
         found = (local_addresses(family, config.nodeport_cidrs(family)) for family in IPFamily)
@@ -238,10 +243,7 @@ def _warn_of_unserved_node_ports(config: Config) -> None:
                 reason="no address of this node is in the ranges for node ports",
                 remedy="add a range that has one (--nodeport-addresses, nodePortAddresses)",
             )
-
-
-def _note_unknown_local_traffic(config: Config) -> None:
-    """Log that packets of pods cannot be recognised; as in kube-proxy, that is the default."""
+    # Without --cluster-cidr, packets of pods cannot be recognised; as in kube-proxy, the default.
     if config.detect_local_mode is LocalMode.CLUSTER_CIDR and not config.cluster_cidrs:
         log.info(
             "local_traffic.unknown",

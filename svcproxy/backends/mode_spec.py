@@ -113,7 +113,7 @@ class ModeSpec(msgspec.Struct, frozen=True, kw_only=True):
             if the schedule adapts to how long syncs take.
         metrics: those of kube-proxy's metrics that only some modes have and this one shows,
             without the prefix ``kubeproxy_``.
-        cleanup: how to remove what the mode leaves in the kernel.
+        cleanup: returns how to remove what the mode leaves in the kernel.
         writes_kernel: whether it programs the kernel. Otherwise, the daemon sets no kernel
             parameters, deletes no conntrack entries, opens no health-check node ports, and removes
             no objects of other modes either.
@@ -125,7 +125,7 @@ class ModeSpec(msgspec.Struct, frozen=True, kw_only=True):
     annotations: frozenset[str] = frozenset()
     longest_pause: float = math.inf
     metrics: frozenset[str] = frozenset()
-    cleanup: Cleanup = Cleanup()
+    cleanup: Callable[[], Cleanup] = Cleanup
     writes_kernel: bool = True
 
 

@@ -14,7 +14,7 @@ from svcproxy.modes import all_modes
 def sweep_family(active: ActiveMode, family: IPFamily) -> CleanupResult:
     """Remove stale rules of one family. Rules are removed first, because they carry traffic."""
     keep = () if active.mode is None else _chains_in_use(active)
-    return _run(step for mode in all_modes() for step in mode.cleanup.rules(active, family, keep))
+    return _run(step for mode in all_modes() for step in mode.cleanup().rules(active, family, keep))
 
 
 def sweep_shared(active: ActiveMode) -> CleanupResult:
@@ -22,7 +22,7 @@ def sweep_shared(active: ActiveMode) -> CleanupResult:
     return _run(
         [
             lambda: _destroy_ipsets(active),
-            *(step for mode in all_modes() for step in mode.cleanup.shared(active)),
+            *(step for mode in all_modes() for step in mode.cleanup().shared(active)),
         ]
     )
 
@@ -57,13 +57,13 @@ def _run(steps: Iterable[CleanupStep]) -> CleanupResult:
 def _chains_in_use(active: ActiveMode) -> tuple[str, ...]:
     """Return the chains that connections of inactive modes still depend on."""
     inactive = (mode for mode in all_modes() if mode.name != active.mode)
-    return tuple(chain for mode in inactive for chain in mode.cleanup.chains_in_use())
+    return tuple(chain for mode in inactive for chain in mode.cleanup().chains_in_use())
 
 
 def _destroy_ipsets(active: ActiveMode) -> Mapping[str, int]:
     stale = [
-        mode.cleanup.owns_ipset
+        mode.cleanup().owns_ipset
         for mode in all_modes()
-        if mode.name != active.mode and (active.mode is None or not mode.cleanup.chains_in_use())
+        if mode.name != active.mode and (active.mode is None or not mode.cleanup().chains_in_use())
     ]
     return {"set_destroyed": destroy_ipsets(lambda name: any(owns(name) for owns in stale))}

@@ -3,7 +3,8 @@
 Legacy tables are read only if they exist, because reading one creates it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from functools import partial
 
 from svcproxy.backends.base import BackendError, BackendUnavailable
 from svcproxy.backends.iptables.core.cleanup import (
@@ -12,6 +13,8 @@ from svcproxy.backends.iptables.core.cleanup import (
     removal_inputs,
     stale_chains,
 )
+from svcproxy.backends.iptables.core.naming import ENDPOINT_PREFIX
+from svcproxy.backends.mode_spec import ActiveMode, Cleanup, CleanupStep
 from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.backends.xtables.core.savefile import parse
 from svcproxy.backends.xtables.variant import legacy_tables
@@ -65,3 +68,12 @@ def _existing_tables(variant: Variant, family: IPFamily) -> tuple[str, ...]:
         return SEARCHED if generation() is not None else ()
     existing = legacy_tables(family)
     return tuple(table for table in SEARCHED if table in existing)
+
+
+def _steps(active: ActiveMode, family: IPFamily, keep: Collection[str]) -> Iterator[CleanupStep]:
+    for variant in Variant:
+        owner = ChainOwner(active.mode) if active.mode and active.variant == variant else None
+        yield partial(remove_stale_chains, variant, family, owner, keep)
+
+
+CLEANUP = Cleanup(rules=_steps, owns_ipset=lambda name: name.startswith(ENDPOINT_PREFIX))

@@ -1,13 +1,8 @@
 """iptables mode, as the daemon sees it."""
 
-from collections.abc import Collection, Iterator
-from functools import partial
-
 from svcproxy.backends.core.node_settings import settings_for
 from svcproxy.backends.mode_spec import (
-    ActiveMode,
     Cleanup,
-    CleanupStep,
     ModeSpec,
     OnExternalChange,
     ReadyBackends,
@@ -15,7 +10,6 @@ from svcproxy.backends.mode_spec import (
     probed,
 )
 from svcproxy.config import Config
-from svcproxy.model.names import IPFamily
 
 
 def _make(config: Config) -> ReadyBackends:
@@ -43,22 +37,10 @@ def _make(config: Config) -> ReadyBackends:
     return ReadyBackends(backends, watch, variant)
 
 
-def _cleanup_steps(
-    active: ActiveMode, family: IPFamily, keep: Collection[str]
-) -> Iterator[CleanupStep]:
-    from svcproxy.backends.iptables.cleanup import remove_stale_chains  # noqa: PLC0415
-    from svcproxy.backends.iptables.core.cleanup import ChainOwner  # noqa: PLC0415
-    from svcproxy.backends.xtables.commands import Variant  # noqa: PLC0415
+def _cleanup() -> Cleanup:
+    from svcproxy.backends.iptables.cleanup import CLEANUP  # noqa: PLC0415
 
-    for variant in Variant:
-        owner = ChainOwner(active.mode) if active.mode and active.variant == variant else None
-        yield partial(remove_stale_chains, variant, family, owner, keep)
-
-
-def _owns_ipset(name: str) -> bool:
-    from svcproxy.backends.iptables.core.naming import ENDPOINT_PREFIX  # noqa: PLC0415
-
-    return name.startswith(ENDPOINT_PREFIX)
+    return CLEANUP
 
 
 MODE = ModeSpec(
@@ -74,5 +56,5 @@ MODE = ModeSpec(
             "iptables_localhost_nodeports_accepted_packets",
         )
     ),
-    cleanup=Cleanup(rules=_cleanup_steps, owns_ipset=_owns_ipset),
+    cleanup=_cleanup,
 )

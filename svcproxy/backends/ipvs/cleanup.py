@@ -5,7 +5,8 @@ for this: an object cannot exist without its module.
 """
 
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from svcproxy.backends.ipvs.links import Links
 from svcproxy.backends.ipvs.naming import IPVS_FILTER, SETS, SUBSTITUTES
 from svcproxy.backends.ipvs.operations import DeleteVirtualServer, Failure
 from svcproxy.backends.ipvs.values import DUMMY_INTERFACE
+from svcproxy.backends.mode_spec import ActiveMode, Cleanup, CleanupStep
 from svcproxy.model.names import IPFamily
 from svcproxy.model.sysctl import Sysctl
 
@@ -49,15 +51,6 @@ def chains_in_use() -> tuple[str, ...]:
     as the node has these addresses.
     """
     return (IPVS_FILTER,) if has_connections() else ()
-
-
-def report_chains_in_use(chains: Collection[str]) -> Mapping[str, int]:
-    """Fail, so that the clean-up is retried when ``chains`` are no longer in use.
-
-    Raises:
-        BackendError: always; it names the chains.
-    """
-    raise BackendError(f"{', '.join(chains)} stays: connections still go through IPVS")
 
 
 def remove_virtual_servers(keep: Collection[str], *, now: bool) -> dict[str, int]:
@@ -136,3 +129,21 @@ def _text(failure: Failure) -> str:
             return f"{key.address} {key.port}/{key.protocol.keyword} ({failure.reason})"
         case operation:
             return f"{operation} ({failure.reason})"
+
+
+def _rules(_active: ActiveMode, _family: IPFamily, keep: Collection[str]) -> Iterator[CleanupStep]:
+    """Yield a step that fails while chains are in use, so that the clean-up is retried."""
+
+    def report_chains_in_use() -> Mapping[str, int]:
+        raise BackendError(f"{', '.join(keep)} stays: connections still go through IPVS")
+
+    if keep:
+        yield report_chains_in_use
+
+
+def _shared(active: ActiveMode) -> Iterator[CleanupStep]:
+    if active.mode != "ipvs":
+        yield partial(remove_virtual_servers, active.keep, now=active.mode is None)
+
+
+CLEANUP = Cleanup(_rules, _shared, IPSETS.__contains__, chains_in_use)

@@ -1,15 +1,10 @@
 """IPVS mode, as the daemon sees it."""
 
-from collections.abc import Collection, Iterator
-from functools import partial
-
 from svcproxy.backends.base import ExternalChange
 from svcproxy.backends.core.node_settings import is_of_family, settings_for
 from svcproxy.backends.ipvs.scheduling import ANNOTATIONS
 from svcproxy.backends.mode_spec import (
-    ActiveMode,
     Cleanup,
-    CleanupStep,
     ModeSpec,
     OnExternalChange,
     ReadyBackends,
@@ -49,32 +44,10 @@ def _make(config: Config) -> ReadyBackends:
     return ReadyBackends(probed(make), watch, variant)
 
 
-def _cleanup_rules(
-    _active: ActiveMode, _family: IPFamily, keep: Collection[str]
-) -> Iterator[CleanupStep]:
-    from svcproxy.backends.ipvs.cleanup import report_chains_in_use  # noqa: PLC0415
+def _cleanup() -> Cleanup:
+    from svcproxy.backends.ipvs.cleanup import CLEANUP  # noqa: PLC0415
 
-    if keep:
-        yield partial(report_chains_in_use, keep)
-
-
-def _cleanup_shared(active: ActiveMode) -> Iterator[CleanupStep]:
-    from svcproxy.backends.ipvs.cleanup import remove_virtual_servers  # noqa: PLC0415
-
-    if active.mode != MODE.name:
-        yield partial(remove_virtual_servers, active.keep, now=active.mode is None)
-
-
-def _owns_ipset(name: str) -> bool:
-    from svcproxy.backends.ipvs.cleanup import IPSETS  # noqa: PLC0415
-
-    return name in IPSETS
-
-
-def _chains_in_use() -> tuple[str, ...]:
-    from svcproxy.backends.ipvs.cleanup import chains_in_use  # noqa: PLC0415
-
-    return chains_in_use()
+    return CLEANUP
 
 
 MODE = ModeSpec(
@@ -82,5 +55,5 @@ MODE = ModeSpec(
     make=_make,
     annotations=ANNOTATIONS,
     metrics=frozenset(("sync_proxy_rules_iptables_restore_failures",)),
-    cleanup=Cleanup(_cleanup_rules, _cleanup_shared, _owns_ipset, _chains_in_use),
+    cleanup=_cleanup,
 )

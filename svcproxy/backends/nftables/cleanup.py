@@ -1,8 +1,10 @@
 """Removing kube-proxy's table, and svcproxy's while another mode is active."""
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 
+from svcproxy.backends.mode_spec import ActiveMode, Cleanup, CleanupStep
 from svcproxy.backends.nftables.client import RefusedError
 from svcproxy.backends.nftables.table import KernelTable
 from svcproxy.model.names import IPFamily
@@ -43,3 +45,10 @@ def _delete_table(family: IPFamily, name: str) -> bool:
         raise
     finally:
         table.close()
+
+
+def _steps(active: ActiveMode, family: IPFamily, _keep: Collection[str]) -> Iterator[CleanupStep]:
+    yield partial(delete_tables, family, keep_own=active.mode == "nftables")
+
+
+CLEANUP = Cleanup(rules=_steps)

@@ -1,13 +1,8 @@
 """nftables mode, as the daemon sees it."""
 
-from collections.abc import Collection, Iterator
-from functools import partial
-
 from svcproxy.backends.core.node_settings import settings_for
 from svcproxy.backends.mode_spec import (
-    ActiveMode,
     Cleanup,
-    CleanupStep,
     ModeSpec,
     OnExternalChange,
     ReadyBackends,
@@ -15,7 +10,7 @@ from svcproxy.backends.mode_spec import (
     probed,
 )
 from svcproxy.config import Config
-from svcproxy.model.names import REQUIRED_KINDS, IPFamily, Kind
+from svcproxy.model.names import REQUIRED_KINDS, Kind
 
 
 def _make(config: Config) -> ReadyBackends:
@@ -34,12 +29,10 @@ def _make(config: Config) -> ReadyBackends:
     return ReadyBackends(backends, watch)
 
 
-def _cleanup_steps(
-    active: ActiveMode, family: IPFamily, _keep: Collection[str]
-) -> Iterator[CleanupStep]:
-    from svcproxy.backends.nftables.cleanup import delete_tables  # noqa: PLC0415
+def _cleanup() -> Cleanup:
+    from svcproxy.backends.nftables.cleanup import CLEANUP  # noqa: PLC0415
 
-    yield partial(delete_tables, family, keep_own=active.mode == MODE.name)
+    return CLEANUP
 
 
 MODE = ModeSpec(
@@ -58,5 +51,5 @@ MODE = ModeSpec(
             "sync_proxy_rules_nftables_cleanup_failures",
         )
     ),
-    cleanup=Cleanup(rules=_cleanup_steps),
+    cleanup=_cleanup,
 )
