@@ -82,7 +82,7 @@ def expression(name: str, *attributes: bytes) -> bytes:
         ((expression("numgen", u32(1, 1), u32(2, 2), u32(3, 0)),), "numgen"),
         ((ex.random_number(2, 0), ex.compare(0, bytes(4))), "random number"),
         ((ex.compare(0, bytes(4)),), "before it is loaded"),
-        ((ex.contained("missing", 0),), "missing"),
+        ((ex.in_set("missing", 0),), "missing"),
         ((ex.verdict(Code.JUMP, "nowhere"),), "nowhere"),
         ((expression("nat", u32(1, 0), u32(2, 2), u32(3, 1), u32(5, 2)),), "nat"),
     ],
