@@ -79,7 +79,7 @@ def test_a_table_that_was_read_is_traced_as_the_rendered_one(
     ports = {port.name: port for port in one_of_each(family)}
     with contextlib.closing(Programmed(space, family)) as made:
         made.backend.apply(made.backend.plan(Desired(ports, settings), made.backend.read()))
-        read = NftRuleset(observed_table(made.backend.read(), TABLES[family]))
+        read = NftRuleset(observed_table(made.backend.read().table, TABLES[family]))
     made_here = NftRuleset(rendered(ports, settings_with(settings, ())))
     client = "198.51.100.18" if family is IPFamily.IPV4 else "fd00:198::18"
     targets = [(f"{VIP[family]}{n}", 80) for n in ("", "1", "2", "3")]
