@@ -94,3 +94,8 @@ class Selectors(msgspec.Struct, frozen=True, gc=False):
     labels: str = ""
     fields: str = ""
     optional: bool = False
+
+    def query(self) -> list[tuple[str, str]]:
+        """Return the selectors as query parameters."""
+        parameters = (("labelSelector", self.labels), ("fieldSelector", self.fields))
+        return [(name, value) for name, value in parameters if value]

@@ -112,7 +112,7 @@ class Reflector:
             self._version = ""
         if self._phase is not _Phase.PAGES or not self._token:
             self._seen.clear()
-        query = self._selector_query()
+        query = self._selectors.query()
         if self._phase is _Phase.PAGES:
             if self._paged:
                 query.append(("limit", str(self._page_limit)))
@@ -211,14 +211,6 @@ class Reflector:
         """
         self._phase = _Phase.BEGIN
         self._versions = dict.fromkeys((*self._versions, *self._removed), "")
-
-    def _selector_query(self) -> list[tuple[str, str]]:
-        query = []
-        if self._selectors.labels:
-            query.append(("labelSelector", self._selectors.labels))
-        if self._selectors.fields:
-            query.append(("fieldSelector", self._selectors.fields))
-        return query
 
     def _event(self, event: wire.WatchEvent, output: Output) -> None:
         match event.type:
