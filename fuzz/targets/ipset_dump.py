@@ -1,9 +1,9 @@
 """Dumps of ipsets: a malformed message hides no entry of another message."""
 
-from svcproxy.backends.ipvs import ipset_messages as messages
-from svcproxy.backends.ipvs.operations import AddEntries, CreateSet
-from svcproxy.backends.ipvs.values import SetEntry, SetKind
 from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.core import ipset as messages
+from svcproxy.netlink.core.kernel_objects import SetEntry, SetKind
+from svcproxy.netlink.core.operations import AddEntries, CreateSet
 
 _ENTRIES = {
     "hash:ip": SetEntry("10.0.0.1"),
@@ -16,7 +16,7 @@ _V4 = IPFamily.IPV4
 
 
 def _body(operation: AddEntries | CreateSet) -> bytes:
-    (piece,) = messages.pieces(operation, _V4)
+    (piece,) = messages.operation_requests(operation, _V4)
     return piece.request.body
 
 

@@ -2,12 +2,13 @@
 
 import contextlib
 
-from svcproxy.backends.ipvs import link_messages, messages
-from svcproxy.backends.ipvs.operations import AddRealServer, AddVirtualServer
-from svcproxy.backends.ipvs.values import RealServerKey, VirtualServer, VirtualServerKey
 from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.core import ipvs as messages
+from svcproxy.netlink.core import rtnetlink
+from svcproxy.netlink.core.kernel_objects import RealServerKey, VirtualServer, VirtualServerKey
 from svcproxy.netlink.core.messages import NetlinkMessage
 from svcproxy.netlink.core.messages import messages as split
+from svcproxy.netlink.core.operations import AddRealServer, AddVirtualServer
 from svcproxy.netlink.errors import MalformedError
 
 _KEYS = {
@@ -19,11 +20,14 @@ _REAL = {
     IPFamily.IPV6: RealServerKey("fd00::1", 8080),
 }
 _SERVER = VirtualServer("rr", 1, 60)
-_VIRTUAL = {f: messages.request(0, AddVirtualServer(k, _SERVER)).body for f, k in _KEYS.items()}
-_ADDRESSES = {f: link_messages.bind(1, k.address).body for f, k in _KEYS.items()}
-_LINK = link_messages.create_dummy("kube-ipvs0").body
+_VIRTUAL = {
+    f: messages.operation_request(0, AddVirtualServer(k, _SERVER)).body for f, k in _KEYS.items()
+}
+_ADDRESSES = {f: rtnetlink.add_address_request(1, k.address).body for f, k in _KEYS.items()}
+_LINK = rtnetlink.create_dummy_request("kube-ipvs0").body
 _REAL_SERVERS = {
-    f: messages.request(0, AddRealServer(_KEYS[f], real, 1)).body for f, real in _REAL.items()
+    f: messages.operation_request(0, AddRealServer(_KEYS[f], real, 1)).body
+    for f, real in _REAL.items()
 }
 
 SEEDS = (
@@ -53,13 +57,13 @@ def _decode(body: bytes, family: IPFamily) -> None:
     assert found[0] == found[-1] == (_KEYS[family], _SERVER)
     list(messages.decode_real_servers([body], family))
     address = _ADDRESSES[family]
-    bound = list(link_messages.decode_addresses([address, body, address], family))
+    bound = list(rtnetlink.decode_addresses([address, body, address], family))
     assert bound[0].address == bound[-1].address == _KEYS[family].address
-    links = list(link_messages.decode_links([_LINK, body, _LINK]))
+    links = list(rtnetlink.decode_links([_LINK, body, _LINK]))
     assert links[0].name == links[-1].name == "kube-ipvs0"
-    link_messages.arrange(links, bound, "kube-ipvs0")
-    follower = link_messages.Follower("kube-ipvs0")
-    follower.concerns(NetlinkMessage(kind, 0, 0, body) for kind in (16, 17, 20, 21))
+    rtnetlink.classify_addresses(links, bound, "kube-ipvs0")
+    events = rtnetlink.AddressEventFilter("kube-ipvs0")
+    events.is_relevant(NetlinkMessage(kind, 0, 0, body) for kind in (16, 17, 20, 21))
 
 
 def _spliced(data: bytes) -> list[bytes]:

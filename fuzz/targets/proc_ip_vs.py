@@ -1,15 +1,15 @@
 """``/proc/net/ip_vs``: lines of other programs and malformed lines hide none of svcproxy's virtual servers."""
 
 from svcproxy.backends.base import Desired
-from svcproxy.backends.ipvs import procfile
 from svcproxy.backends.ipvs.audit import Audit, Difference
 from svcproxy.backends.ipvs.plan import Observed
 from svcproxy.backends.ipvs.planner import Planner
 from svcproxy.backends.ipvs.settings import IpvsSettings
 from svcproxy.backends.ipvs.termination import Termination
-from svcproxy.backends.ipvs.values import RealServerKey, VirtualServer, VirtualServerKey
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
+from svcproxy.netlink.core import ipvs_listing
+from svcproxy.netlink.core.kernel_objects import RealServerKey, VirtualServer, VirtualServerKey
 
 _PREAMBLE = (
     b"IP Virtual Server version 1.2.1 (size=4096)\n"
@@ -32,19 +32,19 @@ SEEDS = (
 
 def check(data: bytes) -> None:
     """Read a listing with the input between two of svcproxy's virtual servers."""
-    for line in procfile.LINES.findall(data):
+    for line in ipvs_listing.LINES.findall(data):
         _look_at(*line)
     for family in IPFamily:
-        procfile.parse(data, family)
+        ipvs_listing.parse_listing(data, family)
         _others_survive(data, family)
 
 
 def _look_at(real: bytes, written: bytes, properties: bytes) -> None:
     if real:
-        procfile.identified_real(real)
-    procfile.identified(written)
+        ipvs_listing.parse_real_server(real)
+    ipvs_listing.parse_key(written)
     for family in IPFamily:
-        procfile.in_usual_form(properties, family)
+        ipvs_listing.normalize_properties(properties, family)
 
 
 def _others_survive(data: bytes, family: IPFamily) -> None:
@@ -52,8 +52,8 @@ def _others_survive(data: bytes, family: IPFamily) -> None:
     first, second = (_record(key, family) for key in keys)
     listing = b"".join((_PREAMBLE, first, b"FWM  00000001 rr \n", data, b"\n", second))
     real = RealServerKey(_REAL[family], 8080)
-    named = [procfile.written(key).split()[1] in data for key in keys]
-    found = procfile.parse(listing, family)
+    named = [ipvs_listing.format_key(key).split()[1] in data for key in keys]
+    found = ipvs_listing.parse_listing(listing, family)
     for key, overwritten in zip(keys, named, strict=True):
         assert overwritten or found[key] == {real: 1}, key
     if not any(named):
@@ -62,9 +62,9 @@ def _others_survive(data: bytes, family: IPFamily) -> None:
 
 
 def _record(key: VirtualServerKey, family: IPFamily) -> bytes:
-    properties = procfile.properties(VirtualServer("rr"), family, _TICKS)
-    real = procfile.written_real(RealServerKey(_REAL[family], 8080), 1)
-    return b"%b %b\n  -> %b      0          0\n" % (procfile.written(key), properties, real)
+    properties = ipvs_listing.format_properties(VirtualServer("rr"), family, _TICKS)
+    real = ipvs_listing.format_real_server(RealServerKey(_REAL[family], 8080), 1)
+    return b"%b %b\n  -> %b      0          0\n" % (ipvs_listing.format_key(key), properties, real)
 
 
 def _audited(listing: bytes, family: IPFamily, size: int) -> list[Difference]:

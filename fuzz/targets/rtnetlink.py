@@ -4,15 +4,15 @@ from contextlib import suppress
 from struct import pack
 
 from fuzz.structure import Source
-from svcproxy.backends.ipvs.link_messages import (
-    Follower,
-    arrange,
-    decode_addresses,
-    decode_links,
-)
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.attributes import attribute
 from svcproxy.netlink.core.messages import messages
+from svcproxy.netlink.core.rtnetlink import (
+    AddressEventFilter,
+    classify_addresses,
+    decode_addresses,
+    decode_links,
+)
 from svcproxy.netlink.errors import MalformedError
 
 _DUMMY = "kube-ipvs0"
@@ -50,9 +50,9 @@ def check(data: bytes) -> None:
         for body in bodies:
             with suppress(MalformedError):
                 bound += decode_addresses([body], family)
-        arrange(links, bound, _DUMMY)
-    follower = Follower(_DUMMY)
+        classify_addresses(links, bound, _DUMMY)
+    events = AddressEventFilter(_DUMMY)
     with suppress(MalformedError):
-        follower.concerns(messages(data))
-    follower.know(decode_links([_LINK]))
-    assert follower.concerns(messages(_event(20, _ADDRESS)))
+        events.is_relevant(messages(data))
+    events.set_interfaces(decode_links([_LINK]))
+    assert events.is_relevant(messages(_event(20, _ADDRESS)))

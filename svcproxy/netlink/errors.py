@@ -5,6 +5,8 @@ All are ``OSError`` with an error number. Backends translate them to their own e
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class NetlinkError(OSError):
@@ -56,3 +58,21 @@ class InterruptedDumpError(NetlinkError):
 
 class RequestRefusedError(NetlinkError):
     """The kernel answered a request with an error number."""
+
+
+@contextmanager
+def doing(action: str) -> Iterator[None]:
+    """Name an action in the text of its errors: ``cannot list ipsets: Operation not permitted``.
+
+    Other ``OSError`` become ``NetlinkError``.
+
+    Args:
+        action: the action, as an infinitive without ``to``.
+    """
+    try:
+        yield
+    except NetlinkError as error:
+        error.add_context(f"cannot {action}")
+        raise
+    except OSError as error:
+        raise NetlinkError(error.errno or 0, f"cannot {action}: {error.strerror}") from error

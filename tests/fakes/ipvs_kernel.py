@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from errno import EINVAL, ESRCH
 
-from svcproxy.backends.ipvs.operations import (
+from svcproxy.backends.ipvs.plan import Observed
+from svcproxy.netlink.core.kernel_objects import (
+    Connections,
+    RealServerKey,
+    SetEntry,
+    SetKind,
+    VirtualServer,
+    VirtualServerKey,
+)
+from svcproxy.netlink.core.operations import (
     AddEntries,
     AddRealServer,
     AddressOperation,
@@ -25,15 +34,6 @@ from svcproxy.backends.ipvs.operations import (
     SetRealServer,
     SetVirtualServer,
     SwapSets,
-)
-from svcproxy.backends.ipvs.plan import Observed
-from svcproxy.backends.ipvs.values import (
-    Connections,
-    RealServerKey,
-    SetEntry,
-    SetKind,
-    VirtualServer,
-    VirtualServerKey,
 )
 from tests.fakes.restored_tables import RestoredTables
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from random import Random
 
-from svcproxy.backends.ipvs.values import (
+from svcproxy.netlink.core.kernel_objects import (
     RealServers,
     ServerFlag,
     VirtualServer,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from svcproxy.backends.ipvs.operations import AddRealServer, AddVirtualServer, DeleteVirtualServer
 from svcproxy.backends.ipvs.settings import SCHEDULERS
-from svcproxy.backends.ipvs.values import RealServerKey, VirtualServer, VirtualServerKey
 from svcproxy.model.names import Protocol
+from svcproxy.netlink.core.kernel_objects import RealServerKey, VirtualServer, VirtualServerKey
+from svcproxy.netlink.core.operations import AddRealServer, AddVirtualServer, DeleteVirtualServer
 from testbed import manifests as m
 from testbed.outcomes import Answer
 from testbed.waiting import PATIENCE, eventually

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from svcproxy.backends.ipvs.connection import Ipvs
-from svcproxy.backends.ipvs.operations import SetRealServer
-from svcproxy.backends.ipvs.values import VirtualServerKey
 from svcproxy.model.names import Protocol
+from svcproxy.netlink.core.kernel_objects import VirtualServerKey
+from svcproxy.netlink.core.operations import SetRealServer
+from svcproxy.netlink.ipvs import IpvsSocket
 from testbed.waiting import eventually
 from tests.kernel.conftest import PORTS, StageWith, all_at, at, servers
 from tests.kernel.virtual_servers import Servers
@@ -119,7 +119,7 @@ def test_damage_does_not_hide_behind_our_own_changes(stage_with: StageWith, fami
     assert node.weights(damaged.vip) == right
     key = VirtualServerKey(Protocol.TCP, damaged.vip, 80)
 
-    def damage(ipvs: Ipvs) -> object:
+    def damage(ipvs: IpvsSocket) -> object:
         return ipvs.execute([SetRealServer(key, real, 7) for real in ipvs.real_servers(key)])
 
     assert node.ask(damage) == []

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from svcproxy.backends.base import BackendError, ExternalChange
-from svcproxy.backends.ipvs.address_watcher import AddressWatcher
 from svcproxy.backends.nf_tables_watcher import LOST, NftablesWatcher
 from svcproxy.backends.nftables.client import NftablesClient, RefusedError
 from svcproxy.conntrack import table as conntrack_table
 from svcproxy.conntrack.table import ConntrackError, Table
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.address_watcher import AddressWatcher
 from svcproxy.netlink.client import NetlinkClient
 from svcproxy.netlink.core.attributes import text
 from svcproxy.netlink.core.conntrack import Destination
@@ -286,7 +286,7 @@ def test_lost_nftables_events_trigger_a_resync(space: NetNS) -> None:
 def test_lost_address_events_trigger_a_resync(space: NetNS) -> None:
     calls: list[bool] = []
     before = _refused("enobufs")
-    watcher = space.call(lambda: AddressWatcher(lambda: calls.append(True)))
+    watcher = space.call(lambda: AddressWatcher("kube-ipvs0", lambda: calls.append(True)))
     watcher._listener._socket._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     added = "".join(f"addr add 10.9.0.{n}/32 dev lo\n" for n in range(1, 200))
     space.run("ip", "-batch", "-", stdin=added)

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from svcproxy.backends.ipvs.connection import Ipvs
-from svcproxy.backends.ipvs.values import VirtualServer, VirtualServerKey
 from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.core.kernel_objects import VirtualServer, VirtualServerKey
+from svcproxy.netlink.ipvs import IpvsSocket
 from testbed.cluster import Node
 
 FAMILIES = {4: IPFamily.IPV4, 6: IPFamily.IPV6}
@@ -16,9 +16,9 @@ class Servers:
     def __init__(self, node: Node, family: int) -> None:
         self._node, self._family = node, FAMILIES[family]
 
-    def ask(self, question: Callable[[Ipvs], object]) -> object:
+    def ask(self, question: Callable[[IpvsSocket], object]) -> object:
         def answer() -> object:
-            ipvs = Ipvs(self._family)
+            ipvs = IpvsSocket(self._family)
             try:
                 return question(ipvs)
             finally:
@@ -36,7 +36,7 @@ class Servers:
         key = VirtualServerKey(Protocol.TCP, address, port)
         found: dict[str, int] = {}
 
-        def look(ipvs: Ipvs) -> None:
+        def look(ipvs: IpvsSocket) -> None:
             found.update((k.address, weight) for k, (weight, _) in ipvs.real_servers(key).items())
 
         self.ask(look)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from svcproxy.backends.ipvs.connection import Ipvs
-from svcproxy.backends.ipvs.ipset import Sets
-from svcproxy.backends.ipvs.links import Links
-from svcproxy.backends.ipvs.operations import DestroySet
+from svcproxy.backends.ipvs.naming import DUMMY_INTERFACE
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.messages import NetlinkRequest
+from svcproxy.netlink.core.operations import DestroySet
+from svcproxy.netlink.ipset import IpsetSocket
+from svcproxy.netlink.ipvs import IpvsSocket
+from svcproxy.netlink.rtnetlink import RouteSocket
 from testbed import netns
 from testbed.netns import NetNS
 
@@ -60,7 +61,11 @@ def namespace(_shared: NetNS) -> Iterator[NetNS]:
 
 
 def _empty() -> None:
-    ipvs, sets, links = Ipvs(IPFamily.IPV4), Sets(IPFamily.IPV4), Links(IPFamily.IPV4)
+    ipvs, sets, links = (
+        IpvsSocket(IPFamily.IPV4),
+        IpsetSocket(IPFamily.IPV4),
+        RouteSocket(IPFamily.IPV4, DUMMY_INTERFACE),
+    )
     assert ipvs._client.execute([NetlinkRequest(ipvs._kind, 0, _FLUSH)]) == []
     assert sets.execute([DestroySet(name) for name in sets.headers()]) == []
     links.remove()
@@ -75,9 +80,9 @@ def family(request: pytest.FixtureRequest) -> IPFamily:
 
 
 @pytest.fixture
-def ipvs(namespace: NetNS, family: IPFamily) -> Iterator[Ipvs]:
+def ipvs(namespace: NetNS, family: IPFamily) -> Iterator[IpvsSocket]:
     """IPVS of the namespace; it fails where the kernel has none."""
-    opened = namespace.call(lambda: Ipvs(family))
+    opened = namespace.call(lambda: IpvsSocket(family))
     yield opened
     opened.close()
 

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from svcproxy.backends.ipvs.address_watcher import AddressWatcher
-from svcproxy.backends.ipvs.links import Links
-from svcproxy.backends.ipvs.operations import BindAddresses, UnbindAddresses
-from svcproxy.backends.ipvs.values import DUMMY_INTERFACE, Addresses
+from svcproxy.backends.ipvs.naming import DUMMY_INTERFACE
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.address_watcher import AddressWatcher
+from svcproxy.netlink.core.kernel_objects import Addresses
+from svcproxy.netlink.core.operations import BindAddresses, UnbindAddresses
+from svcproxy.netlink.rtnetlink import RouteSocket
 from testbed import netns
 from testbed.netns import NetNS
 
@@ -21,8 +22,8 @@ OTHER = "eth0"
 
 
 @pytest.fixture
-def links(namespace: NetNS, family: IPFamily) -> Iterator[Links]:
-    opened = namespace.call(lambda: Links(family))
+def links(namespace: NetNS, family: IPFamily) -> Iterator[RouteSocket]:
+    opened = namespace.call(lambda: RouteSocket(family, DUMMY_INTERFACE))
     yield opened
     opened.close()
 
@@ -35,7 +36,7 @@ def host(namespace: NetNS) -> Iterator[NetNS]:
     netns.ip_batch([f"link del {OTHER}"], namespace.name)
 
 
-def test_the_interface_is_made_once_and_stays_down(namespace: NetNS, links: Links) -> None:
+def test_the_interface_is_made_once_and_stays_down(namespace: NetNS, links: RouteSocket) -> None:
     assert links.read() == Addresses(frozenset(), (), ())
     shown = namespace.run("ip", "-d", "-o", "link", "show", DUMMY_INTERFACE).stdout
     assert " dummy " in shown
@@ -50,7 +51,7 @@ def test_the_interface_is_made_once_and_stays_down(namespace: NetNS, links: Link
 
 
 def test_addresses_are_bound_and_unbound(
-    namespace: NetNS, links: Links, address: Address, family: IPFamily
+    namespace: NetNS, links: RouteSocket, address: Address, family: IPFamily
 ) -> None:
     links.read()
     wanted = tuple(address(n) for n in range(1, 6))
@@ -66,7 +67,7 @@ def test_addresses_are_bound_and_unbound(
         assert links.read() == Addresses(frozenset(wanted[:1]), (), ())
 
 
-def test_addresses_are_counted(host: NetNS, links: Links, address: Address) -> None:
+def test_addresses_are_counted(host: NetNS, links: RouteSocket, address: Address) -> None:
     """Those of all interfaces: it must not cost a list of them."""
     links.read()
     before = host.call(links.count)
@@ -84,7 +85,7 @@ def _word(family: IPFamily) -> str:
 
 
 def test_an_address_is_connected_to_while_the_interface_is_down(
-    namespace: NetNS, links: Links, address: Address
+    namespace: NetNS, links: RouteSocket, address: Address
 ) -> None:
     """What the node needs it for: packets to it are for the node itself."""
     links.read()
@@ -99,7 +100,9 @@ def test_an_address_is_connected_to_while_the_interface_is_down(
     assert namespace.call(refused) == errno.ECONNREFUSED
 
 
-def test_failures_name_their_addresses(namespace: NetNS, links: Links, address: Address) -> None:
+def test_failures_name_their_addresses(
+    namespace: NetNS, links: RouteSocket, address: Address
+) -> None:
     links.read()
     namespace.run("ip", "link", "del", DUMMY_INTERFACE)
     wanted = (address(1), address(2))
@@ -130,7 +133,7 @@ def test_the_nodes_own_addresses(alone: NetNS, family: IPFamily) -> None:
         ],
         alone.name,
     )
-    links = alone.call(lambda: Links(family))
+    links = alone.call(lambda: RouteSocket(family, DUMMY_INTERFACE))
     seen = links.read()
     links.close()
     if family is IPFamily.IPV6:
@@ -147,7 +150,7 @@ def test_the_nodes_own_addresses(alone: NetNS, family: IPFamily) -> None:
 def noticed(host: NetNS) -> Iterator[threading.Event]:
     """Set when the watcher has reported a change."""
     event = threading.Event()
-    watcher = host.call(lambda: AddressWatcher(event.set))
+    watcher = host.call(lambda: AddressWatcher(DUMMY_INTERFACE, event.set))
     watcher.start()
     yield event
     watcher.stop()
@@ -163,7 +166,7 @@ def test_changes_of_the_nodes_addresses_are_noticed(
 
 
 def test_changes_of_virtual_servers_addresses_are_not(
-    host: NetNS, noticed: threading.Event, links: Links, address: Address
+    host: NetNS, noticed: threading.Event, links: RouteSocket, address: Address
 ) -> None:
     many = tuple(address(n) for n in range(1, 1001))
     for _ in range(2):
@@ -178,7 +181,7 @@ def test_changes_of_virtual_servers_addresses_are_not(
     assert noticed.wait(10)
 
 
-def test_thousands_of_addresses(links: Links, address: Address) -> None:
+def test_thousands_of_addresses(links: RouteSocket, address: Address) -> None:
     links.read()
     many = tuple(address(n) for n in range(1, 3001))
     sent = links.sent

@@ -6,14 +6,14 @@ import pytest
 
 from svcproxy.backends.base import Desired, Outcome
 from svcproxy.backends.ipvs.backend import IpvsBackend, IpvsOptions
-from svcproxy.backends.ipvs.ipset import Sets
 from svcproxy.backends.ipvs.naming import SETS
-from svcproxy.backends.ipvs.operations import AddEntries, FlushSet
-from svcproxy.backends.ipvs.values import SetEntry
 from svcproxy.backends.settings import LocalTraffic, Settings
 from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
+from svcproxy.netlink.core.kernel_objects import SetEntry
+from svcproxy.netlink.core.operations import AddEntries, FlushSet
+from svcproxy.netlink.ipset import IpsetSocket
 from svcproxy.state.desired import Changes
 from testbed.netns import NetNS
 
@@ -165,7 +165,7 @@ def crowded(bench: Bench, address: Address) -> Iterator[str]:
     ]
 
     def fill() -> None:
-        sets = Sets(bench.family)
+        sets = IpsetSocket(bench.family)
         sets.execute([AddEntries(name, kind, tuple(entries))])
         sets.close()
 
@@ -173,7 +173,7 @@ def crowded(bench: Bench, address: Address) -> Iterator[str]:
     yield name
 
     def empty() -> None:
-        sets = Sets(bench.family)
+        sets = IpsetSocket(bench.family)
         sets.execute([FlushSet(name)])
         sets.close()
 

@@ -3,24 +3,24 @@
 from collections.abc import Callable
 from functools import partial
 
-from svcproxy.backends.ipvs.connection import Ipvs, read_listing
 from svcproxy.backends.ipvs.kernel import ticks_per_second
-from svcproxy.backends.ipvs.operations import AddRealServer, AddVirtualServer, ServerOperation
-from svcproxy.backends.ipvs.procfile import (
+from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.core.ipvs_listing import (
     LINES,
     Line,
-    parse,
-    properties,
-    written,
-    written_real,
+    format_key,
+    format_properties,
+    format_real_server,
+    parse_listing,
 )
-from svcproxy.backends.ipvs.values import (
+from svcproxy.netlink.core.kernel_objects import (
     RealServerKey,
     ServerFlag,
     VirtualServer,
     VirtualServerKey,
 )
-from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.core.operations import AddRealServer, AddVirtualServer, ServerOperation
+from svcproxy.netlink.ipvs import IpvsSocket, read_listing
 from testbed.netns import NetNS
 
 Address = Callable[[int], str]
@@ -41,13 +41,13 @@ def foreign(namespace: NetNS) -> None:
     ):
         namespace.run("ipvsadm", *options)
     for family, host in ((IPFamily.IPV4, "192.0.2.1"), (IPFamily.IPV6, "2001:db8::1")):
-        opened = namespace.call(partial(Ipvs, family))
+        opened = namespace.call(partial(IpvsSocket, family))
         key = VirtualServerKey(Protocol.TCP, host, 80)
         opened.execute([AddVirtualServer(key, RR), AddRealServer(key, RealServerKey(host, 1), 1)])
         opened.close()
 
 
-def test_it_is_what_netlink_says(namespace: NetNS, ipvs: Ipvs, address: Address) -> None:
+def test_it_is_what_netlink_says(namespace: NetNS, ipvs: IpvsSocket, address: Address) -> None:
     foreign(namespace)
     made: list[ServerOperation] = []
     for number, protocol in enumerate(Protocol, 1):
@@ -59,7 +59,7 @@ def test_it_is_what_netlink_says(namespace: NetNS, ipvs: Ipvs, address: Address)
             for n in range(number)
         )
     assert ipvs.execute(made) == []
-    found = parse(listing(namespace), ipvs.family)
+    found = parse_listing(listing(namespace), ipvs.family)
     assert found.keys() == ipvs.virtual_servers().keys()
     assert len(found) == 4
     for key, servers in found.items():
@@ -67,7 +67,9 @@ def test_it_is_what_netlink_says(namespace: NetNS, ipvs: Ipvs, address: Address)
         assert servers
 
 
-def test_it_is_written_as_an_audit_expects(namespace: NetNS, ipvs: Ipvs, address: Address) -> None:
+def test_it_is_written_as_an_audit_expects(
+    namespace: NetNS, ipvs: IpvsSocket, address: Address
+) -> None:
     """Otherwise every virtual server would be looked at closely, which takes long."""
     foreign(namespace)
     real = RealServerKey(address(2), 80)
@@ -79,8 +81,8 @@ def test_it_is_written_as_an_audit_expects(namespace: NetNS, ipvs: Ipvs, address
             key = VirtualServerKey(protocol, address(number), port)
             ipvs.execute([AddVirtualServer(key, server), AddRealServer(key, real, 1)])
             assert ipvs.virtual_server(key) == server
-            form = properties(server, ipvs.family, ticks_per_second())
-            expected += [(b"", written(key), form), (written_real(real, 1), b"", b"")]
+            form = format_properties(server, ipvs.family, ticks_per_second())
+            expected += [(b"", format_key(key), form), (format_real_server(real, 1), b"", b"")]
     found = LINES.findall(b"".join(namespace.call(lambda: list(ipvs.listing()))))
     for line, next_line in zip(expected[::2], expected[1::2], strict=True):
         position = found.index(line)
@@ -89,7 +91,7 @@ def test_it_is_written_as_an_audit_expects(namespace: NetNS, ipvs: Ipvs, address
 
 
 def test_it_can_be_read_while_virtual_servers_are_added(
-    namespace: NetNS, ipvs: Ipvs, address: Address
+    namespace: NetNS, ipvs: IpvsSocket, address: Address
 ) -> None:
     """What was there before is in it, and each line is whole."""
     before = [VirtualServerKey(Protocol.TCP, address(number), 80) for number in range(500)]
@@ -107,12 +109,12 @@ def test_it_can_be_read_while_virtual_servers_are_added(
 
     namespace.call(read)
     assert len(pieces) > 5
-    assert parse(b"".join(pieces), ipvs.family).keys() >= set(before)
+    assert parse_listing(b"".join(pieces), ipvs.family).keys() >= set(before)
 
 
 def test_another_namespaces_servers_are_not_read(
-    namespace: NetNS, ipvs: Ipvs, address: Address
+    namespace: NetNS, ipvs: IpvsSocket, address: Address
 ) -> None:
     ipvs.execute([AddVirtualServer(VirtualServerKey(Protocol.TCP, address(1), 80), RR)])
-    assert parse(listing(namespace), ipvs.family)
-    assert parse(read_listing(), ipvs.family) == {}
+    assert parse_listing(listing(namespace), ipvs.family)
+    assert parse_listing(read_listing(), ipvs.family) == {}

@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 
 from svcproxy.backends.base import BackendUnavailable
-from svcproxy.backends.ipvs.connection import Ipvs
-from svcproxy.backends.ipvs.ipset import Sets
 from svcproxy.backends.ipvs.probing import probe, scheduler_is_missing
 from svcproxy.backends.ipvs.sysctls import wanted
 from svcproxy.backends.xtables.commands import Iptables, Variant
@@ -14,6 +12,8 @@ from svcproxy.backends.xtables.core.rule_text import FILTER
 from svcproxy.backends.xtables.variant import detect
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.generation import has_tables
+from svcproxy.netlink.ipset import IpsetSocket
+from svcproxy.netlink.ipvs import IpvsSocket
 from svcproxy.sysctl import ensure
 from testbed.netns import NetNS
 
@@ -22,7 +22,7 @@ def state(alone: NetNS, programs: Iptables) -> tuple[object, ...]:
     """All that a probe might leave behind."""
 
     def look() -> tuple[object, ...]:
-        ipvs, sets = Ipvs(programs.family), Sets(programs.family)
+        ipvs, sets = IpvsSocket(programs.family), IpsetSocket(programs.family)
         seen = ipvs.virtual_servers(), sets.headers()
         ipvs.close()
         sets.close()
@@ -56,7 +56,7 @@ def test_the_variant_is_one_that_the_kernel_has(alone: NetNS, family: IPFamily) 
     assert alone.call(detect) is Variant.LEGACY
 
 
-def test_schedulers_are_there_or_missing(ipvs: Ipvs) -> None:
+def test_schedulers_are_there_or_missing(ipvs: IpvsSocket) -> None:
     assert not scheduler_is_missing(ipvs, "mh")
     assert scheduler_is_missing(ipvs, "nosuch")
     assert ipvs.virtual_servers() == {}

@@ -10,11 +10,18 @@ from functools import partial
 
 import pytest
 
-from svcproxy.backends.base import BackendError
-from svcproxy.backends.ipvs import messages
-from svcproxy.backends.ipvs.connection import Ipvs
-from svcproxy.backends.ipvs.messages import Timeouts
-from svcproxy.backends.ipvs.operations import (
+from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.core import ipvs as messages
+from svcproxy.netlink.core.ipvs import Timeouts
+from svcproxy.netlink.core.kernel_objects import (
+    Connections,
+    RealServerKey,
+    ServerFlag,
+    VirtualServer,
+    VirtualServerKey,
+)
+from svcproxy.netlink.core.messages import FLAG_ACK, FLAG_DUMP, encode
+from svcproxy.netlink.core.operations import (
     AddRealServer,
     AddVirtualServer,
     DeleteRealServer,
@@ -23,15 +30,8 @@ from svcproxy.backends.ipvs.operations import (
     SetRealServer,
     SetVirtualServer,
 )
-from svcproxy.backends.ipvs.values import (
-    Connections,
-    RealServerKey,
-    ServerFlag,
-    VirtualServer,
-    VirtualServerKey,
-)
-from svcproxy.model.names import IPFamily, Protocol
-from svcproxy.netlink.core.messages import FLAG_ACK, FLAG_DUMP, encode
+from svcproxy.netlink.errors import NetlinkError
+from svcproxy.netlink.ipvs import IpvsSocket
 from testbed.netns import NetNS
 
 Address = Callable[[int], str]
@@ -48,7 +48,9 @@ def bracketed(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def test_every_operation_has_its_effect(namespace: NetNS, ipvs: Ipvs, address: Address) -> None:
+def test_every_operation_has_its_effect(
+    namespace: NetNS, ipvs: IpvsSocket, address: Address
+) -> None:
     key = VirtualServerKey(Protocol.TCP, address(1), 80)
     one, two = RealServerKey(address(2), 8080), RealServerKey(address(3), 8081)
     made: list[ServerOperation] = [
@@ -81,7 +83,7 @@ def test_every_operation_has_its_effect(namespace: NetNS, ipvs: Ipvs, address: A
     assert ipvs.real_servers(key) == {}
 
 
-def test_protocols(namespace: NetNS, ipvs: Ipvs, address: Address) -> None:
+def test_protocols(namespace: NetNS, ipvs: IpvsSocket, address: Address) -> None:
     keys = [VirtualServerKey(protocol, address(1), 53) for protocol in Protocol]
     assert ipvs.execute([AddVirtualServer(key, RR) for key in keys]) == []
     at = bracketed(address(1), 53)
@@ -94,13 +96,13 @@ def test_protocols(namespace: NetNS, ipvs: Ipvs, address: Address) -> None:
     "scheduler",
     ["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh", "fo", "ovf"],
 )
-def test_schedulers(ipvs: Ipvs, address: Address, scheduler: str) -> None:
+def test_schedulers(ipvs: IpvsSocket, address: Address, scheduler: str) -> None:
     key = VirtualServerKey(Protocol.TCP, address(1), 80)
     assert ipvs.execute([AddVirtualServer(key, VirtualServer(scheduler))]) == []
     assert ipvs.virtual_servers()[key].scheduler == scheduler
 
 
-def test_operations_can_be_repeated(namespace: NetNS, ipvs: Ipvs, address: Address) -> None:
+def test_operations_can_be_repeated(namespace: NetNS, ipvs: IpvsSocket, address: Address) -> None:
     key, real = VirtualServerKey(Protocol.UDP, address(1), 53), RealServerKey(address(2), 53)
     ipvs.execute([AddVirtualServer(key, VirtualServer("wlc")), AddRealServer(key, real, 7)])
     wanted: list[ServerOperation] = [AddVirtualServer(key, RR), AddRealServer(key, real, 1)]
@@ -115,7 +117,9 @@ def test_operations_can_be_repeated(namespace: NetNS, ipvs: Ipvs, address: Addre
     assert ipvs.execute([DeleteRealServer(key, real)]) == []
 
 
-def test_failures_name_their_operations_and_stop_nothing(ipvs: Ipvs, address: Address) -> None:
+def test_failures_name_their_operations_and_stop_nothing(
+    ipvs: IpvsSocket, address: Address
+) -> None:
     keys = [VirtualServerKey(Protocol.TCP, address(n), 80) for n in range(1, 1001)]
     real = RealServerKey(address(5000), 80)
     operations: list[ServerOperation] = []
@@ -133,7 +137,7 @@ def test_failures_name_their_operations_and_stop_nothing(ipvs: Ipvs, address: Ad
     assert all(real in ipvs.real_servers(key) for key in keys[:3])
 
 
-def test_changing_what_is_not_there_fails(ipvs: Ipvs, address: Address) -> None:
+def test_changing_what_is_not_there_fails(ipvs: IpvsSocket, address: Address) -> None:
     key, real = VirtualServerKey(Protocol.TCP, address(1), 80), RealServerKey(address(2), 80)
     operations: list[ServerOperation] = [SetVirtualServer(key, RR), SetRealServer(key, real, 1)]
     assert [f.number for f in ipvs.execute(operations)] == [errno.ESRCH, errno.ESRCH]
@@ -144,7 +148,7 @@ def test_changing_what_is_not_there_fails(ipvs: Ipvs, address: Address) -> None:
     ]
 
 
-def test_thousands_of_failures_overflow_nothing(ipvs: Ipvs, address: Address) -> None:
+def test_thousands_of_failures_overflow_nothing(ipvs: IpvsSocket, address: Address) -> None:
     key = VirtualServerKey(Protocol.TCP, address(1), 80)
     operations = [SetRealServer(key, RealServerKey(address(n), 80), 1) for n in range(1, 3001)]
     failures = ipvs.execute(operations)
@@ -159,38 +163,38 @@ def test_those_of_others_are_seen_as_they_are(namespace: NetNS, address: Address
         (IPFamily.IPV4, ("192.0.2.1", VirtualServer("wlc", ServerFlag.PERSISTENT, 60))),
         (IPFamily.IPV6, ("2001:db8::1", VirtualServer("sh", ServerFlag.SCHEDULER_2))),
     ):
-        opened = namespace.call(partial(Ipvs, family))
+        opened = namespace.call(partial(IpvsSocket, family))
         seen = {k.address: v for k, v in opened.virtual_servers().items()}
         opened.close()
         assert seen == dict([expected])
 
 
-def test_timeouts(namespace: NetNS, ipvs: Ipvs) -> None:
+def test_timeouts(namespace: NetNS, ipvs: IpvsSocket) -> None:
     before = ipvs.timeouts()
     ipvs.set_timeouts(Timeouts(0, 77, 0))
     assert ipvs.timeouts() == before._replace(tcp_fin=77)
     shown = namespace.run("ipvsadm", "-l", "--timeout").stdout
     assert shown.split(":")[-1].split() == [str(value) for value in ipvs.timeouts()]
-    with pytest.raises(BackendError, match="time-outs"):
+    with pytest.raises(NetlinkError, match="timeouts"):
         ipvs.set_timeouts(Timeouts(1 << 31, 0, 0))
     ipvs.set_timeouts(before)
 
 
-def test_version(ipvs: Ipvs) -> None:
+def test_version(ipvs: IpvsSocket) -> None:
     version, connections = ipvs.info()
     assert version.split(".")[0] == "1"
     assert connections >= 1 << 8
 
 
-def test_namespaces_do_not_share(namespace: NetNS, ipvs: Ipvs, address: Address) -> None:
+def test_namespaces_do_not_share(namespace: NetNS, ipvs: IpvsSocket, address: Address) -> None:
     ipvs.execute([AddVirtualServer(VirtualServerKey(Protocol.TCP, address(1), 80), RR)])
-    outside = Ipvs(ipvs.family)
+    outside = IpvsSocket(ipvs.family)
     assert outside.virtual_servers() == {}
     outside.close()
     assert len(ipvs.virtual_servers()) == 1
 
 
-def load(ipvs: Ipvs, first: int, virtual: int, real: int) -> list[ServerOperation]:
+def load(ipvs: IpvsSocket, first: int, virtual: int, real: int) -> list[ServerOperation]:
     """Additions of so many virtual servers with so many real servers each."""
     v4 = ipvs.family is IPFamily.IPV4
     prefix = "10.{}.{}.{}" if v4 else "fd00:{:x}::{:x}:{:x}"
@@ -213,7 +217,7 @@ def test_two_families_in_two_threads(alone: NetNS) -> None:
     barrier = threading.Barrier(2)
 
     def work(family: IPFamily) -> set[VirtualServerKey]:
-        opened = Ipvs(family)
+        opened = IpvsSocket(family)
         barrier.wait()
         for start in range(1, 500, 50):
             assert opened.execute(load(opened, start, 50, 2)) == []
@@ -232,7 +236,7 @@ def test_two_families_in_two_threads(alone: NetNS) -> None:
 def test_thousands_of_services(
     alone: NetNS, family: IPFamily, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ipvs = alone.call(lambda: Ipvs(family))
+    ipvs = alone.call(lambda: IpvsSocket(family))
     services = 10_000 if family is IPFamily.IPV4 else 2_000
     operations = load(ipvs, 1, services, 5)
     sent = ipvs.sent
@@ -262,11 +266,11 @@ def test_thousands_of_services(
 
 
 def test_answers_to_what_was_given_up_are_not_taken_for_others(
-    ipvs: Ipvs, address: Address
+    ipvs: IpvsSocket, address: Address
 ) -> None:
     key, real = VirtualServerKey(Protocol.TCP, address(1), 80), RealServerKey(address(2), 80)
     under = ipvs._client
-    given_up = messages.request(ipvs._kind, SetRealServer(key, real, 1))
+    given_up = messages.operation_request(ipvs._kind, SetRealServer(key, real, 1))
     asked: list[Callable[[], object]] = [
         lambda: ipvs.execute([AddVirtualServer(key, RR)]),
         lambda: list(ipvs.virtual_servers())[1:],

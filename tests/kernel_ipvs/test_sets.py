@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from svcproxy.backends.ipvs.enough import substitution
-from svcproxy.backends.ipvs.ipset import Sets
 from svcproxy.backends.ipvs.naming import SUBSTITUTES
-from svcproxy.backends.ipvs.operations import (
+from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.core.kernel_objects import SetEntry, SetKind
+from svcproxy.netlink.core.operations import (
     AddEntries,
     CreateSet,
     DestroySet,
@@ -17,8 +18,7 @@ from svcproxy.backends.ipvs.operations import (
     SetOperation,
     SwapSets,
 )
-from svcproxy.backends.ipvs.values import SetEntry, SetKind
-from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.ipset import IpsetSocket
 from testbed.netns import NetNS
 
 Address = Callable[[int], str]
@@ -30,8 +30,8 @@ FULL = 4352
 
 
 @pytest.fixture
-def sets(namespace: NetNS, family: IPFamily) -> Iterator[Sets]:
-    opened = namespace.call(lambda: Sets(family))
+def sets(namespace: NetNS, family: IPFamily) -> Iterator[IpsetSocket]:
+    opened = namespace.call(lambda: IpsetSocket(family))
     yield opened
     opened.close()
 
@@ -63,7 +63,7 @@ def members(namespace: NetNS, name: str) -> set[str]:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.type)
 def test_entries_go_in_and_out(
-    namespace: NetNS, sets: Sets, address: Address, kind: SetKind
+    namespace: NetNS, sets: IpsetSocket, address: Address, kind: SetKind
 ) -> None:
     entries = sample(kind, address)
     made: list[SetOperation] = [CreateSet("S", kind), AddEntries("S", kind, entries)]
@@ -86,7 +86,7 @@ def test_entries_go_in_and_out(
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.type)
 def test_sets_are_those_that_kube_proxy_makes(
-    namespace: NetNS, sets: Sets, family: IPFamily, kind: SetKind
+    namespace: NetNS, sets: IpsetSocket, family: IPFamily, kind: SetKind
 ) -> None:
     """It makes them with -exist, which refuses any that differ; and so do we."""
     inet = "inet" if family is IPFamily.IPV4 else "inet6"
@@ -115,7 +115,7 @@ def test_sets_are_those_that_kube_proxy_makes(
     ],
 )
 def test_sets_made_otherwise_are_told(
-    namespace: NetNS, sets: Sets, family: IPFamily, made: str
+    namespace: NetNS, sets: IpsetSocket, family: IPFamily, made: str
 ) -> None:
     inet = ["family", "inet6"] if family is IPFamily.IPV6 and "bitmap" not in made else []
     namespace.run("ipset", "create", "S", *made.split(), *inet)
@@ -124,13 +124,17 @@ def test_sets_made_otherwise_are_told(
     assert [failure.number for failure in failures] == [errno.EEXIST]
 
 
-def test_sets_of_the_other_family_are_told(namespace: NetNS, sets: Sets, family: IPFamily) -> None:
+def test_sets_of_the_other_family_are_told(
+    namespace: NetNS, sets: IpsetSocket, family: IPFamily
+) -> None:
     other = "inet" if family is IPFamily.IPV6 else "inet6"
     namespace.run("ipset", "create", "S", "hash:ip,port", "family", other)
     assert sets.headers()["S"].kind is None
 
 
-def test_swapped_sets_keep_their_names(namespace: NetNS, sets: Sets, address: Address) -> None:
+def test_swapped_sets_keep_their_names(
+    namespace: NetNS, sets: IpsetSocket, address: Address
+) -> None:
     bigger = SetKind("hash:ip", 100_000)
     one, two = (SetEntry(address(1)),), (SetEntry(address(2)),)
     done: list[SetOperation] = [
@@ -150,7 +154,7 @@ def test_swapped_sets_keep_their_names(namespace: NetNS, sets: Sets, address: Ad
 def test_a_set_that_rules_name_is_replaced(
     alone: NetNS, family: IPFamily, address: Address, made: tuple[str, ...]
 ) -> None:
-    sets = alone.call(lambda: Sets(family))
+    sets = alone.call(lambda: IpsetSocket(family))
     kube_proxy_s, number = "KUBE-CLUSTER-IP", 100
     inet = "inet6" if family is IPFamily.IPV6 else "inet"
     alone.run("ipset", "create", kube_proxy_s, "hash:ip,port", "family", inet, *made)
@@ -171,7 +175,7 @@ def numbered(address: Address, first: int, end: int) -> tuple[SetEntry, ...]:
     return tuple(SetEntry(address(n), Protocol.TCP, 80) for n in range(first, end))
 
 
-def test_what_does_not_fit_is_named(sets: Sets, address: Address) -> None:
+def test_what_does_not_fit_is_named(sets: IpsetSocket, address: Address) -> None:
     maximum = 4096
     kind = SetKind("hash:ip,port", maximum)
     entries = numbered(address, 1, maximum + 1001)
@@ -185,7 +189,7 @@ def test_what_does_not_fit_is_named(sets: Sets, address: Address) -> None:
     assert abs(len(held) - maximum) < 500
 
 
-def test_one_bad_entry_stops_no_other(sets: Sets, address: Address) -> None:
+def test_one_bad_entry_stops_no_other(sets: IpsetSocket, address: Address) -> None:
     good = numbered(address, 1, 2500)
     bad = SetEntry(address(7), Protocol.TCP, 80, f"{address(0)}/0")
     many = tuple(entry._replace(other=f"{entry.address}") for entry in good)
@@ -197,7 +201,7 @@ def test_one_bad_entry_stops_no_other(sets: Sets, address: Address) -> None:
 
 
 def test_other_failures_are_named(alone: NetNS, family: IPFamily, address: Address) -> None:
-    sets = alone.call(lambda: Sets(family))
+    sets = alone.call(lambda: IpsetSocket(family))
     alone.run(
         "ipset",
         "create",
@@ -229,13 +233,13 @@ def test_other_failures_are_named(alone: NetNS, family: IPFamily, address: Addre
     sets.close()
 
 
-def test_types_are_known_or_missing(sets: Sets) -> None:
+def test_types_are_known_or_missing(sets: IpsetSocket) -> None:
     known = [kind.type for kind in KINDS]
     assert sets.missing_types([*known, "hash:nosuch"]) == ["hash:nosuch"]
 
 
 def test_ten_thousand_entries(
-    sets: Sets, address: Address, capsys: pytest.CaptureFixture[str]
+    sets: IpsetSocket, address: Address, capsys: pytest.CaptureFixture[str]
 ) -> None:
     entries = numbered(address, 1, 10_001)
     sets.execute([CreateSet("S", IP_PORT)])

@@ -13,13 +13,6 @@ from svcproxy.backends.ipvs.audit import Audit, Difference
 from svcproxy.backends.ipvs.auditor import Auditor
 from svcproxy.backends.ipvs.plan import Plan
 from svcproxy.backends.ipvs.settings import IpvsSettings
-from svcproxy.backends.ipvs.values import (
-    RealServerKey,
-    RealServers,
-    ServerFlag,
-    VirtualServer,
-    VirtualServerKey,
-)
 from svcproxy.model.names import IPFamily, NamespacedName, Protocol
 from svcproxy.model.objects import (
     ApiObject,
@@ -28,6 +21,13 @@ from svcproxy.model.objects import (
     ServicePortSpec,
     SliceEndpoint,
     SlicePort,
+)
+from svcproxy.netlink.core.kernel_objects import (
+    RealServerKey,
+    RealServers,
+    ServerFlag,
+    VirtualServer,
+    VirtualServerKey,
 )
 from tests.fakes.ipvs_listing import TICKS, pieces
 from tests.property.strategies import SYNC, events

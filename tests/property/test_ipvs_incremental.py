@@ -17,15 +17,15 @@ from svcproxy.backends.ipvs import naming
 from svcproxy.backends.ipvs.chains import LISTS
 from svcproxy.backends.ipvs.execute import Executor
 from svcproxy.backends.ipvs.naming import SETS
-from svcproxy.backends.ipvs.operations import CreateSet
 from svcproxy.backends.ipvs.plan import Plan
 from svcproxy.backends.ipvs.planner import Planner
 from svcproxy.backends.ipvs.settings import IpvsSettings
 from svcproxy.backends.ipvs.termination import Termination
-from svcproxy.backends.ipvs.values import RealServerKey
 from svcproxy.backends.settings import LocalTraffic
 from svcproxy.backends.xtables.core.rule_text import NAT
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.core.kernel_objects import RealServerKey
+from svcproxy.netlink.core.operations import CreateSet
 from svcproxy.state.desired import DesiredState
 from tests.examples import examples
 from tests.fakes.ipvs_kernel import IpvsKernel

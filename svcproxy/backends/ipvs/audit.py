@@ -11,13 +11,13 @@ its real servers (``hash`` of bytes, which has 64 bits and a secret of this proc
 
 import msgspec
 
-from svcproxy.backends.ipvs import procfile
 from svcproxy.backends.ipvs.plan import Plan
 from svcproxy.backends.ipvs.planner import Planner
-from svcproxy.backends.ipvs.procfile import Line
 from svcproxy.backends.ipvs.termination import Termination
-from svcproxy.backends.ipvs.values import RealServers, VirtualServer, VirtualServerKey
 from svcproxy.model.names import IPFamily, ServicePortName
+from svcproxy.netlink.core import ipvs_listing
+from svcproxy.netlink.core.ipvs_listing import Line
+from svcproxy.netlink.core.kernel_objects import RealServers, VirtualServer, VirtualServerKey
 
 _MASK = (1 << 59) - 1  # with one more bit it takes 32 bytes, and not 36
 _HEADERS = (b"\nTCP ", b"\nUDP ", b"\nSCTP ", b"\nFWM ")
@@ -136,7 +136,7 @@ class Audit:
     def changed(self, plan: Plan) -> None:
         """Note a plan that has been carried out."""
         for key in plan.former:
-            self._wanted.remove(procfile.written(key))
+            self._wanted.remove(ipvs_listing.format_key(key))
         self._outdated.update(dict.fromkeys(plan.ports))
         self.written()
 
@@ -150,8 +150,8 @@ class Audit:
             name, _ = self._outdated.popitem()
             for key, (server, real) in self._planner.held(name):
                 total = hash(self._properties(server))
-                total += sum(hash(procfile.written_real(each, 1)) for each in real)
-                self._wanted.put(procfile.written(key), total)
+                total += sum(hash(ipvs_listing.format_real_server(each, 1)) for each in real)
+                self._wanted.put(ipvs_listing.format_key(key), total)
 
     # --- A pass ---------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class Audit:
 
     def asked(self, written: bytes) -> VirtualServerKey | None:
         """Which virtual server that is, if it is still to be asked for."""
-        return procfile.identified(written) if self._wanted.is_unseen(written) else None
+        return ipvs_listing.parse_key(written) if self._wanted.is_unseen(written) else None
 
     def answer(
         self, key: VirtualServerKey, server: VirtualServer | None, real: RealServers
@@ -198,12 +198,15 @@ class Audit:
         """Judge a virtual server that was asked for; ``None`` if there is none."""
         if server is None:
             return Difference(key, "is missing")
-        lines = [(b"", procfile.written(key), self._properties(server))]
-        lines += ((procfile.written_real(each, weight), b"", b"") for each, weight in real.items())
+        lines = [(b"", ipvs_listing.format_key(key), self._properties(server))]
+        lines += (
+            (ipvs_listing.format_real_server(each, weight), b"", b"")
+            for each, weight in real.items()
+        )
         return self._look_closely(lines)
 
     def _judge(self, text: bytes) -> Difference | None:
-        lines: list[Line] = procfile.LINES.findall(text)
+        lines: list[Line] = ipvs_listing.LINES.findall(text)
         see = self._wanted.see
         found, first, written, total = None, 0, b"", 0
         for number, (real, header, properties) in enumerate(lines):
@@ -227,15 +230,15 @@ class Audit:
         _, written, properties = lines[0]
         if (b"[" in written) is not (self._family is IPFamily.IPV6):
             return None
-        key = procfile.identified(written)
+        key = ipvs_listing.parse_key(written)
         if key is None:
             return None
-        real = [procfile.identified_real(line) for line, _, _ in lines[1:]]
+        real = [ipvs_listing.parse_real_server(line) for line, _, _ in lines[1:]]
         draining = self._termination.draining(key)
         staying = [each for each in real if each[1] or each[0] not in draining]
         if written in self._wanted:
-            total = hash(procfile.in_usual_form(properties, self._family))
-            total += sum(hash(procfile.written_real(*each)) for each in staying)
+            total = hash(ipvs_listing.normalize_properties(properties, self._family))
+            total += sum(hash(ipvs_listing.format_real_server(*each)) for each in staying)
             seen = self._wanted.see(written, total)
             return None if seen else Difference(key, "has other properties or real servers")
         if self._planner.is_refused(key):
@@ -245,7 +248,7 @@ class Audit:
         return Difference(key, "is not wanted") if self._planner.owns(key) else None
 
     def _properties(self, server: VirtualServer) -> bytes:
-        return procfile.properties(server, self._family, self._ticks)
+        return ipvs_listing.format_properties(server, self._family, self._ticks)
 
     @property
     def _family(self) -> IPFamily:

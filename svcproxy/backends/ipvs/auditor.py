@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from svcproxy.backends.ipvs.audit import Audit, Difference
-from svcproxy.backends.ipvs.values import RealServers, VirtualServer, VirtualServerKey
+from svcproxy.netlink.core.kernel_objects import RealServers, VirtualServer, VirtualServerKey
 
 STEP = 0.05
 """How many seconds a step takes at most, about, if nothing else has to be done. Long steps are

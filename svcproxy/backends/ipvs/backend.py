@@ -23,8 +23,12 @@ from svcproxy.backends.ipvs import probing, sysctls
 from svcproxy.backends.ipvs.audit import Audit, Difference
 from svcproxy.backends.ipvs.auditor import Auditor
 from svcproxy.backends.ipvs.execute import Done, Executor
-from svcproxy.backends.ipvs.kernel import Fingerprint, IpvsKernel, ticks_per_second
-from svcproxy.backends.ipvs.messages import Timeouts
+from svcproxy.backends.ipvs.kernel import (
+    Fingerprint,
+    IpvsKernel,
+    kernel_errors,
+    ticks_per_second,
+)
 from svcproxy.backends.ipvs.plan import Observed, Plan
 from svcproxy.backends.ipvs.planner import Planner
 from svcproxy.backends.ipvs.refused import described
@@ -40,6 +44,8 @@ from svcproxy.backends.settings import Settings
 from svcproxy.backends.xtables.commands import Iptables
 from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
 from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.core.ipvs import Timeouts
+from svcproxy.netlink.errors import NetlinkError
 from svcproxy.refusals import REFUSALS
 from svcproxy.state.desired import Changes
 
@@ -148,7 +154,7 @@ class IpvsBackend:
             if any(self._options.timeouts):
                 self._kernel.ipvs.set_timeouts(self._options.timeouts)
             missing = probing.scheduler_is_missing(self._kernel.ipvs, self._options.scheduler)
-        except BackendError as error:
+        except (BackendError, NetlinkError) as error:
             raise BackendUnavailable(f"cannot use IPVS for {self.family}: {error}") from error
         if missing:
             name = self._options.scheduler
@@ -175,6 +181,7 @@ class IpvsBackend:
         grown = _grown(self._planner.counts, former)
         return found.rules == right.rules and _grown(found.counts, right.counts) == grown
 
+    @kernel_errors()
     def read(self) -> Observed:
         """Read everything that may be ours, and the node's addresses."""
         observed, addresses, self._found = self._kernel.read()
@@ -199,6 +206,7 @@ class IpvsBackend:
         self._check_schedulers(port for port in changes.ports.values() if port is not None)
         return self._planner.plan_changes(changes.ports)
 
+    @kernel_errors()
     def apply(self, plan: Plan) -> Outcome:
         """Carry out the plan step by step; the kernel has no transaction around all of it.
 
@@ -221,6 +229,7 @@ class IpvsBackend:
         rules = {table: each.rules for table, each in plan.tables.items()}
         return Outcome(operations, self._planner.sizes, rules, refused)
 
+    @kernel_errors()
     def maintain(self, should_yield: Callable[[], bool]) -> Maintenance:
         """Check the real servers that drain, if it is time, and audit some virtual servers."""
         pause, found = self._maintain_draining(), self._auditor.step(should_yield)
@@ -281,7 +290,7 @@ class IpvsBackend:
         """The kernel's fingerprint; ``None`` if it is unreadable."""
         try:
             return self._kernel.fingerprint()
-        except BackendError:
+        except (BackendError, NetlinkError):
             return None
 
     def clean_up(self) -> None:
@@ -310,7 +319,7 @@ class IpvsBackend:
         """Whether a scheduler is there now that was missing, or the kernel does not answer."""
         try:
             return self._still_unavailable() != self._unavailable
-        except BackendError:
+        except (BackendError, NetlinkError):
             return True
 
     def _note_unscheduled(self, done: Done) -> None:

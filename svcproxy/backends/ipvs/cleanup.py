@@ -12,14 +12,14 @@ from pathlib import Path
 
 from svcproxy import sysctl
 from svcproxy.backends.base import BackendError
-from svcproxy.backends.ipvs.connection import Ipvs
-from svcproxy.backends.ipvs.links import Links
-from svcproxy.backends.ipvs.naming import IPVS_FILTER, SETS, SUBSTITUTES
-from svcproxy.backends.ipvs.operations import DeleteVirtualServer, Failure
-from svcproxy.backends.ipvs.values import DUMMY_INTERFACE
+from svcproxy.backends.ipvs.kernel import kernel_errors
+from svcproxy.backends.ipvs.naming import DUMMY_INTERFACE, IPVS_FILTER, SETS, SUBSTITUTES
 from svcproxy.backends.mode_spec import ActiveMode, Cleanup, CleanupStep
 from svcproxy.model.names import IPFamily
 from svcproxy.model.sysctl import Sysctl
+from svcproxy.netlink.core.operations import DeleteVirtualServer, Failure
+from svcproxy.netlink.ipvs import IpvsSocket
+from svcproxy.netlink.rtnetlink import RouteSocket
 
 IPSETS = frozenset(name for names in (*SETS.values(), SUBSTITUTES.values()) for name in names)
 """The ipsets of IPVS mode, svcproxy's and kube-proxy's, of both families."""
@@ -53,6 +53,7 @@ def chains_in_use() -> tuple[str, ...]:
     return (IPVS_FILTER,) if has_connections() else ()
 
 
+@kernel_errors()
 def remove_virtual_servers(keep: Collection[str], *, now: bool) -> dict[str, int]:
     """Remove all virtual servers, and the interface that has their addresses.
 
@@ -76,7 +77,7 @@ def remove_virtual_servers(keep: Collection[str], *, now: bool) -> dict[str, int
     if _SERVERS.exists():
         sysctl.ensure(_KEEP_ENTRIES)
         deleted = sum(_remove_servers(family, keep) for family in IPFamily)
-    links = Links(IPFamily.IPV4)
+    links = RouteSocket(IPFamily.IPV4, DUMMY_INTERFACE)
     try:
         return {"virtual_server_deleted": deleted, "link_deleted": int(links.remove())}
     finally:
@@ -108,7 +109,7 @@ def _has_interface() -> bool:
 
 def _remove_servers(family: IPFamily, keep: Collection[str]) -> int:
     networks = [ip_network(cidr, strict=False) for cidr in keep]
-    ipvs = Ipvs(family)
+    ipvs = IpvsSocket(family)
     try:
         deletions = [
             DeleteVirtualServer(key)

@@ -7,18 +7,18 @@ from typing import NamedTuple, TypeVar
 from svcproxy.backends.ipvs import naming
 from svcproxy.backends.ipvs.chains import JUMPS, LISTS, static_chains
 from svcproxy.backends.ipvs.layout import PortState, ServerTarget
-from svcproxy.backends.ipvs.operations import (
+from svcproxy.backends.ipvs.plan import Entry
+from svcproxy.backends.ipvs.settings import IpvsSettings
+from svcproxy.backends.xtables.core.rule_text import NAT, TABLES, Rules
+from svcproxy.backends.xtables.core.tableplan import Jump, TablePlan
+from svcproxy.netlink.core.kernel_objects import RealServers, VirtualServer, VirtualServerKey
+from svcproxy.netlink.core.operations import (
     AddRealServer,
     AddVirtualServer,
     ServerOperation,
     SetRealServer,
     SetVirtualServer,
 )
-from svcproxy.backends.ipvs.plan import Entry
-from svcproxy.backends.ipvs.settings import IpvsSettings
-from svcproxy.backends.ipvs.values import RealServers, VirtualServer, VirtualServerKey
-from svcproxy.backends.xtables.core.rule_text import NAT, TABLES, Rules
-from svcproxy.backends.xtables.core.tableplan import Jump, TablePlan
 
 T = TypeVar("T")
 

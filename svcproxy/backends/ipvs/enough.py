@@ -7,15 +7,15 @@ from being destroyed. But two sets can be exchanged at once, whatever refers to 
 from collections.abc import Iterable, Iterator, Sequence
 
 from svcproxy.backends.ipvs.naming import SUBSTITUTES
-from svcproxy.backends.ipvs.operations import (
+from svcproxy.model.names import IPFamily
+from svcproxy.netlink.core.kernel_objects import SetEntry, SetKind
+from svcproxy.netlink.core.operations import (
     AddEntries,
     CreateSet,
     DestroySet,
     SetOperation,
     SwapSets,
 )
-from svcproxy.backends.ipvs.values import SetEntry, SetKind
-from svcproxy.model.names import IPFamily
 
 _UNLIMITED = 1 << 32
 

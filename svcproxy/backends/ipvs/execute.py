@@ -13,7 +13,17 @@ from typing import Protocol
 import msgspec
 
 from svcproxy.backends.ipvs.naming import SETS
-from svcproxy.backends.ipvs.operations import (
+from svcproxy.backends.ipvs.plan import Entry, Plan, restore_input
+from svcproxy.backends.ipvs.planner import Planner
+from svcproxy.backends.ipvs.termination import Termination
+from svcproxy.backends.xtables.core.tableplan import TablePlan
+from svcproxy.netlink.core.kernel_objects import (
+    Connections,
+    RealServerKey,
+    SetEntry,
+    VirtualServerKey,
+)
+from svcproxy.netlink.core.operations import (
     AddEntries,
     AddRealServer,
     AddressOperation,
@@ -30,11 +40,6 @@ from svcproxy.backends.ipvs.operations import (
     SetVirtualServer,
     UnbindAddresses,
 )
-from svcproxy.backends.ipvs.plan import Entry, Plan, restore_input
-from svcproxy.backends.ipvs.planner import Planner
-from svcproxy.backends.ipvs.termination import Termination
-from svcproxy.backends.ipvs.values import Connections, RealServerKey, SetEntry, VirtualServerKey
-from svcproxy.backends.xtables.core.tableplan import TablePlan
 
 
 class Kernel(Protocol):

@@ -2,24 +2,23 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import NamedTuple
 
-from svcproxy.backends.ipvs import procfile
-from svcproxy.backends.ipvs.connection import Ipvs, read_listing
-from svcproxy.backends.ipvs.ipset import Sets
-from svcproxy.backends.ipvs.links import Links
-from svcproxy.backends.ipvs.naming import SETS
-from svcproxy.backends.ipvs.operations import (
-    AddressOperation,
-    Failure,
-    ServerOperation,
-    SetOperation,
-)
+from svcproxy.backends.base import BackendError
+from svcproxy.backends.ipvs.naming import DUMMY_INTERFACE, SETS
 from svcproxy.backends.ipvs.plan import Observed
-from svcproxy.backends.ipvs.values import (
+from svcproxy.backends.xtables.change_tracker import GenerationTracker, TableSizeTracker
+from svcproxy.backends.xtables.commands import Iptables, Variant
+from svcproxy.backends.xtables.core.restoretext import ENCODING
+from svcproxy.backends.xtables.core.rule_text import TABLES
+from svcproxy.backends.xtables.core.savefile import parse
+from svcproxy.backends.xtables.table_sizes import table_sizes
+from svcproxy.netlink.core import ipvs_listing
+from svcproxy.netlink.core.kernel_objects import (
     Addresses,
     Connections,
     RealServerKey,
@@ -27,15 +26,28 @@ from svcproxy.backends.ipvs.values import (
     SetKind,
     VirtualServerKey,
 )
-from svcproxy.backends.xtables.change_tracker import GenerationTracker, TableSizeTracker
-from svcproxy.backends.xtables.commands import Iptables, Variant
-from svcproxy.backends.xtables.core.restoretext import ENCODING
-from svcproxy.backends.xtables.core.rule_text import TABLES
-from svcproxy.backends.xtables.core.savefile import parse
-from svcproxy.backends.xtables.table_sizes import table_sizes
+from svcproxy.netlink.core.operations import (
+    AddressOperation,
+    Failure,
+    ServerOperation,
+    SetOperation,
+)
+from svcproxy.netlink.errors import NetlinkError
 from svcproxy.netlink.generation import generation
+from svcproxy.netlink.ipset import IpsetSocket
+from svcproxy.netlink.ipvs import IpvsSocket, read_listing
+from svcproxy.netlink.rtnetlink import RouteSocket
 
 _CLOCK_MONOTONIC_COARSE = 6
+
+
+@contextmanager
+def kernel_errors() -> Iterator[None]:
+    """Raise errors of netlink sockets as ``BackendError``."""
+    try:
+        yield
+    except NetlinkError as error:
+        raise BackendError(str(error)) from error
 
 
 class Fingerprint(NamedTuple):
@@ -63,9 +75,9 @@ class IpvsKernel:
     def __init__(self, programs: Iptables) -> None:
         self._programs = programs
         self._family = programs.family
-        self.ipvs = Ipvs(programs.family)
-        self.sets = Sets(programs.family)
-        self.links = Links(programs.family)
+        self.ipvs = IpvsSocket(programs.family)
+        self.sets = IpsetSocket(programs.family)
+        self.links = RouteSocket(programs.family, DUMMY_INTERFACE)
         self._rules: tuple[bytes | None, bytes] = None, b""
         legacy = programs.variant is Variant.LEGACY
         self._mark = TableSizeTracker(programs.family) if legacy else GenerationTracker()
@@ -93,7 +105,7 @@ class IpvsKernel:
         self._rules = known, _digest(rules)
         servers = self.ipvs.virtual_servers()
         # It has both families' servers, and is long: not for a family that has none.
-        real = procfile.parse(read_listing(), self._family) if servers else {}
+        real = ipvs_listing.parse_listing(read_listing(), self._family) if servers else {}
         # The two lists are not of the same moment; what only one has is as good as not there.
         servers = {key: server for key, server in servers.items() if key in real}
         sets = self._sets()

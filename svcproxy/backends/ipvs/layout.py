@@ -18,13 +18,6 @@ from svcproxy.backends.ipvs import naming
 from svcproxy.backends.ipvs.naming import SETS
 from svcproxy.backends.ipvs.scheduling import scheduler_choice
 from svcproxy.backends.ipvs.settings import SCHEDULERS, IpvsSettings, scheduling
-from svcproxy.backends.ipvs.values import (
-    RealServerKey,
-    ServerFlag,
-    SetEntry,
-    VirtualServer,
-    VirtualServerKey,
-)
 from svcproxy.backends.xtables.core.rule_text import (
     FILTER,
     NAT,
@@ -36,6 +29,13 @@ from svcproxy.backends.xtables.core.rule_text import (
 )
 from svcproxy.model.names import Protocol
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
+from svcproxy.netlink.core.kernel_objects import (
+    RealServerKey,
+    ServerFlag,
+    SetEntry,
+    VirtualServer,
+    VirtualServerKey,
+)
 
 _LAST_PORT = 65535
 _HALF = 32768

@@ -16,11 +16,13 @@ from svcproxy.model.names import IPFamily
 
 
 def _make(config: Config) -> ReadyBackends:
-    from svcproxy.backends.ipvs.address_watcher import AddressWatcher  # noqa: PLC0415
     from svcproxy.backends.ipvs.backend import IpvsBackend, IpvsOptions  # noqa: PLC0415
-    from svcproxy.backends.ipvs.messages import Timeouts  # noqa: PLC0415
+    from svcproxy.backends.ipvs.kernel import kernel_errors  # noqa: PLC0415
+    from svcproxy.backends.ipvs.naming import DUMMY_INTERFACE  # noqa: PLC0415
     from svcproxy.backends.xtables.commands import Iptables  # noqa: PLC0415
     from svcproxy.backends.xtables.variant import chosen_variant  # noqa: PLC0415
+    from svcproxy.netlink.address_watcher import AddressWatcher  # noqa: PLC0415
+    from svcproxy.netlink.core.ipvs import Timeouts  # noqa: PLC0415
 
     variant = chosen_variant(config)
     timeouts = (config.ipvs_tcp_timeout, config.ipvs_tcp_fin_timeout, config.ipvs_udp_timeout)
@@ -39,7 +41,8 @@ def _make(config: Config) -> ReadyBackends:
 
     def watch(on_external_change: OnExternalChange) -> Watcher:
         change = ExternalChange("address change", 0, certain=False, affects_inputs=True)
-        return AddressWatcher(lambda: on_external_change(change))
+        with kernel_errors():
+            return AddressWatcher(DUMMY_INTERFACE, lambda: on_external_change(change))
 
     return ReadyBackends(probed(make), watch, variant)
 

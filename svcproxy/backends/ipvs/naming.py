@@ -8,9 +8,12 @@ They all begin with ``KUBE-IPVS-``. Chain names have at most 28 characters, set 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from svcproxy.backends.ipvs.values import SetKind
 from svcproxy.backends.xtables.core.hashing import port_hash
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
+from svcproxy.netlink.core.kernel_objects import SetKind
+
+DUMMY_INTERFACE = "kube-ipvs0"
+"""The interface with the addresses of virtual servers, named as in kube-proxy to take over from it."""
 
 SERVICES = "KUBE-SERVICES"
 POSTROUTING = "KUBE-POSTROUTING"

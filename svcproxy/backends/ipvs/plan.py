@@ -5,8 +5,12 @@ from collections.abc import Set as AbstractSet
 
 import msgspec
 
-from svcproxy.backends.ipvs.operations import ServerOperation, SetOperation
-from svcproxy.backends.ipvs.values import (
+from svcproxy.backends.xtables.core.restoretext import join_lines
+from svcproxy.backends.xtables.core.rule_text import TABLES
+from svcproxy.backends.xtables.core.savefile import Saved
+from svcproxy.backends.xtables.core.tableplan import TablePlan
+from svcproxy.model.names import ServicePortName
+from svcproxy.netlink.core.kernel_objects import (
     RealServerKey,
     RealServers,
     SetEntry,
@@ -14,11 +18,7 @@ from svcproxy.backends.ipvs.values import (
     VirtualServer,
     VirtualServerKey,
 )
-from svcproxy.backends.xtables.core.restoretext import join_lines
-from svcproxy.backends.xtables.core.rule_text import TABLES
-from svcproxy.backends.xtables.core.savefile import Saved
-from svcproxy.backends.xtables.core.tableplan import TablePlan
-from svcproxy.model.names import ServicePortName
+from svcproxy.netlink.core.operations import ServerOperation, SetOperation
 
 Entry = tuple[str, SetEntry]
 Leaving = dict[VirtualServerKey, list[RealServerKey]]

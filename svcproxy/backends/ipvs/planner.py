@@ -19,27 +19,27 @@ from svcproxy.backends.ipvs.compare import (
 from svcproxy.backends.ipvs.enough import fits, room, roomy, substitutes, substitution
 from svcproxy.backends.ipvs.layout import PortState, ServerTarget
 from svcproxy.backends.ipvs.naming import SETS
-from svcproxy.backends.ipvs.operations import (
+from svcproxy.backends.ipvs.plan import Entry, Observed, Plan
+from svcproxy.backends.ipvs.ports import Ports
+from svcproxy.backends.ipvs.refused import Item, Refused, attributed, retry, suspects
+from svcproxy.backends.ipvs.settings import IpvsSettings
+from svcproxy.backends.xtables.core.rule_text import FILTER, NAT, TABLES
+from svcproxy.backends.xtables.core.tableplan import TablePlan
+from svcproxy.model.names import Protocol, ServicePortName
+from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.core.kernel_objects import (
+    RealServerKey,
+    RealServers,
+    SetEntry,
+    VirtualServerKey,
+)
+from svcproxy.netlink.core.operations import (
     CreateSet,
     DeleteRealServer,
     DeleteVirtualServer,
     Failure,
     SetRealServer,
 )
-from svcproxy.backends.ipvs.plan import Entry, Observed, Plan
-from svcproxy.backends.ipvs.ports import Ports
-from svcproxy.backends.ipvs.refused import Item, Refused, attributed, retry, suspects
-from svcproxy.backends.ipvs.settings import IpvsSettings
-from svcproxy.backends.ipvs.values import (
-    RealServerKey,
-    RealServers,
-    SetEntry,
-    VirtualServerKey,
-)
-from svcproxy.backends.xtables.core.rule_text import FILTER, NAT, TABLES
-from svcproxy.backends.xtables.core.tableplan import TablePlan
-from svcproxy.model.names import Protocol, ServicePortName
-from svcproxy.model.serviceport import ServicePort
 
 
 class _Claims(NamedTuple):

@@ -8,20 +8,22 @@ import errno
 from collections.abc import Iterator
 
 from svcproxy.backends.base import BackendError, BackendUnavailable
-from svcproxy.backends.ipvs.connection import Ipvs
-from svcproxy.backends.ipvs.ipset import Sets
-from svcproxy.backends.ipvs.ipset_messages import REVISIONS, module_of
-from svcproxy.backends.ipvs.links import Links
-from svcproxy.backends.ipvs.operations import (
+from svcproxy.backends.ipvs.naming import DUMMY_INTERFACE
+from svcproxy.backends.xtables.commands import Iptables
+from svcproxy.backends.xtables.core.rule_text import FILTER
+from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.core.ipset import REVISIONS, module_of
+from svcproxy.netlink.core.kernel_objects import SetKind, VirtualServer, VirtualServerKey
+from svcproxy.netlink.core.operations import (
     AddVirtualServer,
     CreateSet,
     DeleteVirtualServer,
     DestroySet,
 )
-from svcproxy.backends.ipvs.values import SetKind, VirtualServer, VirtualServerKey
-from svcproxy.backends.xtables.commands import Iptables
-from svcproxy.backends.xtables.core.rule_text import FILTER
-from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.errors import NetlinkError
+from svcproxy.netlink.ipset import IpsetSocket
+from svcproxy.netlink.ipvs import IpvsSocket
+from svcproxy.netlink.rtnetlink import RouteSocket
 
 _PROBE_TYPE = "hash:ip"
 _PROBE_SETS = {IPFamily.IPV4: "KUBE-PROBE-IPVS", IPFamily.IPV6: "KUBE-6-PROBE-IPVS"}
@@ -41,7 +43,7 @@ def probe(programs: Iptables) -> None:
     family = programs.family
     try:
         missing = list(_missing(programs))
-    except BackendError as error:
+    except (BackendError, NetlinkError) as error:
         raise BackendUnavailable(
             f"cannot use {family} IPVS: {error} (svcproxy needs root or CAP_NET_ADMIN and CAP_NET_RAW)"
         ) from error
@@ -53,7 +55,7 @@ def probe(programs: Iptables) -> None:
         )
 
 
-def scheduler_is_missing(ipvs: Ipvs, scheduler: str) -> bool:
+def scheduler_is_missing(ipvs: IpvsSocket, scheduler: str) -> bool:
     """Whether the kernel does not have a scheduler, tried with a virtual server that nobody uses.
 
     Raises:
@@ -75,7 +77,7 @@ def _missing(programs: Iptables) -> Iterator[str]:
     """The names of missing modules."""
     yield from _missing_for_servers(programs.family)
     yield from _missing_for_addresses(programs.family)
-    sets = Sets(programs.family)
+    sets = IpsetSocket(programs.family)
     try:
         types = [module_of(kind) for kind in sets.missing_types(REVISIONS)]
         yield from types
@@ -84,7 +86,7 @@ def _missing(programs: Iptables) -> Iterator[str]:
         sets.close()
 
 
-def _missing_for_matching(programs: Iptables, sets: Sets, *, by_set: bool) -> Iterator[str]:
+def _missing_for_matching(programs: Iptables, sets: IpsetSocket, *, by_set: bool) -> Iterator[str]:
     """What rules lack; by sets they can only be tried if there are any."""
     matches = {}
     name = _PROBE_SETS[programs.family]
@@ -102,9 +104,9 @@ def _missing_for_matching(programs: Iptables, sets: Sets, *, by_set: bool) -> It
 
 def _missing_for_servers(family: IPFamily) -> Iterator[str]:
     try:
-        ipvs = Ipvs(family)
-    except BackendError as error:
-        if not _is(error, errno.ENOENT):
+        ipvs = IpvsSocket(family)
+    except NetlinkError as error:
+        if error.errno != errno.ENOENT:
             raise
         yield "ip_vs"
         return
@@ -116,16 +118,12 @@ def _missing_for_servers(family: IPFamily) -> Iterator[str]:
 
 
 def _missing_for_addresses(family: IPFamily) -> Iterator[str]:
-    links = Links(family)
+    links = RouteSocket(family, DUMMY_INTERFACE)
     try:
         links.read()
-    except BackendError as error:
-        if not _is(error, errno.EOPNOTSUPP):
+    except NetlinkError as error:
+        if error.errno != errno.EOPNOTSUPP:
             raise
         yield "dummy"
     finally:
         links.close()
-
-
-def _is(error: BackendError, number: int) -> bool:
-    return isinstance(error.__cause__, OSError) and error.__cause__.errno == number

@@ -12,7 +12,11 @@ from itertools import chain
 from typing import TypeVar
 
 from svcproxy.backends.ipvs.layout import PortState
-from svcproxy.backends.ipvs.operations import (
+from svcproxy.backends.ipvs.plan import Entry
+from svcproxy.model.names import ServicePortName
+from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.core.kernel_objects import RealServerKey, VirtualServerKey
+from svcproxy.netlink.core.operations import (
     AddEntries,
     AddRealServer,
     AddVirtualServer,
@@ -21,10 +25,6 @@ from svcproxy.backends.ipvs.operations import (
     SetRealServer,
     SetVirtualServer,
 )
-from svcproxy.backends.ipvs.plan import Entry
-from svcproxy.backends.ipvs.values import RealServerKey, VirtualServerKey
-from svcproxy.model.names import ServicePortName
-from svcproxy.model.serviceport import ServicePort
 
 T = TypeVar("T")
 Item = VirtualServerKey | Entry | str

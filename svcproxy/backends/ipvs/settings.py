@@ -4,8 +4,8 @@ from ipaddress import ip_address, ip_network
 
 import msgspec
 
-from svcproxy.backends.ipvs.values import ServerFlag
 from svcproxy.backends.settings import Settings
+from svcproxy.netlink.core.kernel_objects import ServerFlag
 
 
 class Scheduling(msgspec.Struct, frozen=True, gc=False):

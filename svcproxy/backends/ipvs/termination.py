@@ -10,7 +10,7 @@ Pure: the caller says what time it is, in seconds of one monotonic clock.
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
-from svcproxy.backends.ipvs.values import Connections, RealServerKey, VirtualServerKey
+from svcproxy.netlink.core.kernel_objects import Connections, RealServerKey, VirtualServerKey
 
 PAUSE = 5.0
 """Seconds between two looks at the servers that drain."""

@@ -8,23 +8,23 @@ from collections.abc import Set as AbstractSet
 from ipaddress import ip_address
 
 from svcproxy.backends.base import Desired
-from svcproxy.backends.ipvs.operations import AddRealServer, AddVirtualServer
 from svcproxy.backends.ipvs.plan import Observed, restore_input
 from svcproxy.backends.ipvs.planner import Planner
 from svcproxy.backends.ipvs.settings import IpvsSettings
-from svcproxy.backends.ipvs.values import (
+from svcproxy.explain.core.iptables_rules import Sets, parse_tables
+from svcproxy.explain.core.ipvs_rules import IpvsRuleset, RealServer, VirtualServer
+from svcproxy.explain.core.packet import target_text
+from svcproxy.model.names import ServicePortName
+from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.core.kernel_objects import (
     RealServerKey,
     ServerFlag,
     SetEntry,
     VirtualServerKey,
     without_zero_prefix,
 )
-from svcproxy.backends.ipvs.values import VirtualServer as PlannedServer
-from svcproxy.explain.core.iptables_rules import Sets, parse_tables
-from svcproxy.explain.core.ipvs_rules import IpvsRuleset, RealServer, VirtualServer
-from svcproxy.explain.core.packet import target_text
-from svcproxy.model.names import ServicePortName
-from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.core.kernel_objects import VirtualServer as PlannedServer
+from svcproxy.netlink.core.operations import AddRealServer, AddVirtualServer
 
 _NAMED_FLAGS = (
     (ServerFlag.SCHEDULER_1, "fallback", "flag-1"),

@@ -12,9 +12,9 @@ from svcproxy.backends.ipvs.plan import Observed
 from svcproxy.backends.ipvs.planner import Planner
 from svcproxy.backends.ipvs.settings import IpvsSettings
 from svcproxy.backends.ipvs.termination import Termination
-from svcproxy.backends.ipvs.values import RealServerKey, VirtualServer, VirtualServerKey
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
+from svcproxy.netlink.core.kernel_objects import RealServerKey, VirtualServer, VirtualServerKey
 from tests.fakes.ipvs_listing import PREAMBLE
 
 WEB = VirtualServerKey(Protocol.TCP, "10.96.0.1", 80)

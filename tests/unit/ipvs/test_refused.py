@@ -5,7 +5,16 @@ import errno
 import pytest
 
 from svcproxy.backends.ipvs.layout import PortState
-from svcproxy.backends.ipvs.operations import (
+from svcproxy.backends.ipvs.refused import Refused, attributed, described
+from svcproxy.model.names import Protocol, ServicePortName
+from svcproxy.netlink.core.kernel_objects import (
+    RealServerKey,
+    SetEntry,
+    SetKind,
+    VirtualServer,
+    VirtualServerKey,
+)
+from svcproxy.netlink.core.operations import (
     AddEntries,
     AddRealServer,
     AddVirtualServer,
@@ -17,15 +26,6 @@ from svcproxy.backends.ipvs.operations import (
     SetRealServer,
     UnbindAddresses,
 )
-from svcproxy.backends.ipvs.refused import Refused, attributed, described
-from svcproxy.backends.ipvs.values import (
-    RealServerKey,
-    SetEntry,
-    SetKind,
-    VirtualServer,
-    VirtualServerKey,
-)
-from svcproxy.model.names import Protocol, ServicePortName
 
 KEY = VirtualServerKey(Protocol.TCP, "10.96.0.1", 80)
 REAL = RealServerKey("239.1.1.1", 8080)

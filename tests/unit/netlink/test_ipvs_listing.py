@@ -4,26 +4,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from svcproxy.backends.ipvs.procfile import (
+from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.core.ipvs_listing import (
     LINES,
     Line,
-    identified,
-    identified_real,
-    in_usual_form,
-    parse,
-    properties,
-    written,
-    written_real,
+    format_key,
+    format_properties,
+    format_real_server,
+    normalize_properties,
+    parse_key,
+    parse_listing,
+    parse_real_server,
 )
-from svcproxy.backends.ipvs.values import (
+from svcproxy.netlink.core.kernel_objects import (
     RealServerKey,
     ServerFlag,
     VirtualServer,
     VirtualServerKey,
 )
-from svcproxy.model.names import IPFamily, Protocol
 from tests.fakes.ipvs_listing import PREAMBLE, TICKS, record
-from tests.unit.ipvs.values import addresses, ports
+from tests.unit.netlink.addresses import addresses, ports
 
 LISTING = b"""\
 IP Virtual Server version 1.2.1 (size=4096)
@@ -43,16 +43,16 @@ Servers = dict[VirtualServerKey, dict[RealServerKey, int]]
 
 
 def test_each_family_finds_its_own() -> None:
-    assert parse(LISTING, V4) == {
+    assert parse_listing(LISTING, V4) == {
         VirtualServerKey(Protocol.SCTP, "10.0.0.1", 80): {},
         VirtualServerKey(Protocol.UDP, "10.0.0.1", 80): {
             RealServerKey("10.0.0.2", 8080): 123456789
         },
     }
-    assert parse(LISTING, V6) == {
+    assert parse_listing(LISTING, V6) == {
         VirtualServerKey(Protocol.TCP, "fd00::1", 80): {RealServerKey("fd00::2", 81): 1}
     }
-    assert parse(LISTING.partition(b"SCTP")[0], V4) == {}
+    assert parse_listing(LISTING.partition(b"SCTP")[0], V4) == {}
 
 
 def servers_of(family: IPFamily) -> st.SearchStrategy[Servers]:
@@ -70,8 +70,8 @@ def test_all_is_read(data: st.DataObject) -> None:
     ipv4, ipv6 = data.draw(servers_of(V4)), data.draw(servers_of(V6))
     server = VirtualServer("lc", data.draw(st.sampled_from([0, 1, 4, 5, 8])), 60)
     both = listing(ipv4 | ipv6, server, data.draw(st.integers(0, 4_000_000_000)))
-    assert parse(both, V4) == ipv4
-    assert parse(both, V6) == ipv6
+    assert parse_listing(both, V4) == ipv4
+    assert parse_listing(both, V6) == ipv6
 
 
 @given(st.data())
@@ -84,14 +84,14 @@ def test_lines_are_known_by_their_text(data: st.DataObject) -> None:
     told = replace(server, flags=server.flags & ServerFlag.PERSISTENT | once)
     expected: list[Line] = []
     for key, real in servers.items():
-        expected.append((b"", written(key), properties(told, family, TICKS)))
-        expected += ((written_real(each, weight), b"", b"") for each, weight in real.items())
+        expected.append((b"", format_key(key), format_properties(told, family, TICKS)))
+        expected += ((format_real_server(each, weight), b"", b"") for each, weight in real.items())
     assert LINES.findall(text) == expected
-    assert [identified(line) for _, line, _ in expected if line] == list(servers)
+    assert [parse_key(line) for _, line, _ in expected if line] == list(servers)
     real_servers = [item for real in servers.values() for item in real.items()]
-    assert [identified_real(line) for line, _, _ in expected if line] == real_servers
+    assert [parse_real_server(line) for line, _, _ in expected if line] == real_servers
     for _, _, form in expected:
-        assert not form or in_usual_form(form, family) == form
+        assert not form or normalize_properties(form, family) == form
 
 
 def test_what_is_never_compared_has_a_usual_form() -> None:
@@ -102,11 +102,11 @@ def test_what_is_never_compared_has_a_usual_form() -> None:
         (V6, b"rr persistent 6000 40000000", b"rr persistent 6000 80000000"),
         (V6, b"rr  ", b"rr "),
     ):
-        assert in_usual_form(given_form, family) == usual
+        assert normalize_properties(given_form, family) == usual
 
 
 def test_a_firewall_mark_is_nobodys() -> None:
-    assert [identified(line) for _, line, _ in LINES.findall(LISTING) if line][-1] is None
+    assert [parse_key(line) for _, line, _ in LINES.findall(LISTING) if line][-1] is None
 
 
 def test_virtual_servers_of_other_protocols_keep_their_real_servers() -> None:
@@ -114,8 +114,8 @@ def test_virtual_servers_of_other_protocols_keep_their_real_servers() -> None:
     foreign = b"IP_50  0A000009:0050 rr  \n  -> 0AF40009:1F90      Masq    1      0          0\n"
     first, fwm, rest = LISTING.partition(b"FWM")
     text = first + foreign + fwm + rest
-    assert parse(text, V4) == parse(LISTING, V4)
-    assert identified(b"IP_50  0A000009:0050") is None
+    assert parse_listing(text, V4) == parse_listing(LISTING, V4)
+    assert parse_key(b"IP_50  0A000009:0050") is None
     assert (b"", b"IP_50  0A000009:0050", b"rr  ") in LINES.findall(text)
 
 
@@ -131,9 +131,9 @@ def test_malformed_lines_are_passed_over() -> None:
         for place in (b"SCTP", b"TCP", b"UDP", b"FWM"):
             head, found, tail = LISTING.partition(place)
             text = head + line + b"\n" + found + tail
-            assert parse(text, V4) == parse(LISTING, V4)
-            assert parse(text, V6) == parse(LISTING, V6)
+            assert parse_listing(text, V4) == parse_listing(LISTING, V4)
+            assert parse_listing(text, V6) == parse_listing(LISTING, V6)
             for real, header, told in LINES.findall(text):
                 if not real:
-                    identified(header)
-                    in_usual_form(told, V4)
+                    parse_key(header)
+                    normalize_properties(told, V4)

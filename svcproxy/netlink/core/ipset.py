@@ -1,8 +1,8 @@
-"""The netlink interface of ipset: requests as bytes, and what its answers say.
+"""Messages of ipset's netlink interface: encoding requests, decoding answers.
 
-Pure. The numbers are those of ``linux/netfilter/ipset/ip_set.h``; numbers within attributes are
-big-endian, and the attributes have to say so. Sets are made as kube-proxy makes them, without
-time-outs, counters or comments.
+The numbers are those of ``linux/netfilter/ipset/ip_set.h``. Numbers within attributes are
+big-endian, and the attribute type has a flag for that. Sets are created as kube-proxy creates
+them, without timeouts, counters or comments.
 """
 
 import contextlib
@@ -10,8 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
 from typing import NamedTuple
 
-from svcproxy.backends.ipvs.messages import UNREADABLE
-from svcproxy.backends.ipvs.operations import (
+from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.core.addresses import packed, text
+from svcproxy.netlink.core.attributes import attribute, collect, nest, string, walk
+from svcproxy.netlink.core.families import FAMILY_NUMBERS
+from svcproxy.netlink.core.ipvs import UNREADABLE
+from svcproxy.netlink.core.kernel_objects import SetEntry, SetKind
+from svcproxy.netlink.core.messages import HEADER, NetlinkRequest
+from svcproxy.netlink.core.operations import (
     AddEntries,
     CreateSet,
     DestroySet,
@@ -20,15 +26,10 @@ from svcproxy.backends.ipvs.operations import (
     SetOperation,
     SwapSets,
 )
-from svcproxy.backends.ipvs.values import SetEntry, SetKind
-from svcproxy.model.names import IPFamily, Protocol
-from svcproxy.netlink.core.addresses import packed, text
-from svcproxy.netlink.core.attributes import attribute, collect, nest, string, walk
-from svcproxy.netlink.core.messages import HEADER, NetlinkRequest
 from svcproxy.netlink.errors import MalformedError
 
 MAX_ENTRIES = 1000
-"""In one message; the list that holds them has room for 65,535 bytes, see ``_MAX_BYTES``."""
+"""Entries in one message. Their list is one attribute of at most 65,535 bytes (``_MAX_BYTES``)."""
 _MAX_BYTES = 60_000
 
 REVISIONS = {
@@ -38,11 +39,11 @@ REVISIONS = {
     "hash:ip,port,ip": 5,
     "hash:ip,port,net": 7,
 }
-"""The types that can be made, in the revisions of Linux 3.19 and ipset 6.24: every kernel and every
-``ipset`` program in use knows them. Later ones add nothing that is used here."""
+"""The supported set types, in the revisions of Linux 3.19 and ipset 6.24, which every kernel and
+``ipset`` program in use supports. Later revisions only add features that are not used here."""
 
 _SUBSYSTEM = 6
-_VERSION = 6  # of the protocol: known since Linux 2.6.39 and to all kernels after it
+_VERSION = 6  # of the protocol, since Linux 2.6.39
 _CREATE, _DESTROY, _FLUSH, _SWAP, _LIST, _ADD, _DELETE, _TYPE = 2, 3, 4, 6, 7, 9, 10, 13
 _PROTOCOL, _NAME, _TYPE_NAME, _REVISION, _FAMILY, _FLAGS, _DATA, _LIST_OF_DATA, _LINE = range(1, 10)
 _OTHER_NAME = _TYPE_NAME
@@ -59,36 +60,38 @@ _MOST_ELEMENTS = 65536
 
 _U16, _U32, _LINE_NUMBER = Struct("!H"), Struct("!I"), Struct("=I")
 _FAMILY_HEADER = Struct("=BBH")
-_FAMILIES = {IPFamily.IPV4: 2, IPFamily.IPV6: 10}
 _NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 _PROTOCOLS = {number: protocol for protocol, number in _NUMBERS.items()}
 
 _REASONS = {
-    4097: "the kernel does not speak version 6 of ipset's protocol",
-    4098: "the kernel does not know the set type",
-    4099: "there are as many sets as the kernel allows",
+    4097: "the kernel does not support version 6 of ipset's protocol",
+    4098: "the kernel does not support the set type",
+    4099: "the kernel's limit of sets is reached",
     4100: "a rule refers to it",
-    4101: "there is no set of the second name",
+    4101: "there is no set with the second name",
     4102: "the two sets are of different types",
     4104: "the prefix length is not possible",
     4106: "the set is of the other IP family",
 }
-_UNLIKE = {4102, 4106}
+_INCOMPATIBLE = {4102, 4106}
 _HASH_REASONS = {
-    4352: "it is full",
+    4352: "the set is full",
     4353: "the entry is all zero",
     4354: "the protocol is not possible",
     4355: "the protocol is missing",
 }
-_BITMAP_REASONS = {4352: "it is out of the set's range", 4353: "the range is too large"}
+_BITMAP_REASONS = {4352: "the port is out of the set's range", 4353: "the range is too large"}
 
 
 class ListedSet(NamedTuple):
     """A set in the kernel.
 
-    ``kind`` is ``None`` if it was made in a way that no ``SetKind`` of the asked-for family
-    describes: for the other family, another type, with time-outs, counters or comments, or for
-    some ports only. ``elements`` counts the entries, ``references`` the rules that use it.
+    Attributes:
+        kind: its kind; ``None`` if no ``SetKind`` of the requested family describes the set: it
+            is of the other family or of an unsupported type, has timeouts, counters or comments,
+            or holds a range of ports only.
+        elements: how many entries it has.
+        references: how many rules refer to it.
     """
 
     kind: SetKind | None
@@ -96,47 +99,53 @@ class ListedSet(NamedTuple):
     references: int
 
 
-class Piece(NamedTuple):
-    """A request and the operation that it carries out, or the part of one that it does."""
+class PartialRequest(NamedTuple):
+    """A request, and the operation or the part of an operation that it executes."""
 
     operation: SetOperation
     request: NetlinkRequest
 
 
 def module_of(kind: str) -> str:
-    """The kernel module of a set type: ``ip_set_hash_ipport`` for ``hash:ip,port``."""
+    """Return the kernel module of a set type: ``ip_set_hash_ipport`` for ``hash:ip,port``."""
     return "ip_set_" + kind.replace(":", "_").replace(",", "")
 
 
-def pieces(operation: SetOperation, family: IPFamily) -> Iterator[Piece]:
-    """Encode an operation; one with many entries takes several messages."""
+def operation_requests(operation: SetOperation, family: IPFamily) -> Iterator[PartialRequest]:
+    """Encode an operation; an operation with many entries takes several messages."""
     match operation:
         case CreateSet():
-            yield Piece(operation, _request(_CREATE, family, _creation(operation, family)))
+            yield PartialRequest(operation, _request(_CREATE, family, _creation(operation, family)))
         case AddEntries() | RemoveEntries():
-            yield from _lists(operation, family)
+            yield from _batches(operation, family)
         case SwapSets():
             names = _name(_NAME, operation.name) + _name(_OTHER_NAME, operation.other)
-            yield Piece(operation, _request(_SWAP, family, names))
+            yield PartialRequest(operation, _request(_SWAP, family, names))
         case FlushSet():
-            yield Piece(operation, _request(_FLUSH, family, _name(_NAME, operation.name)))
+            yield PartialRequest(operation, _request(_FLUSH, family, _name(_NAME, operation.name)))
         case DestroySet():
-            yield Piece(operation, _request(_DESTROY, family, _name(_NAME, operation.name)))
+            yield PartialRequest(
+                operation, _request(_DESTROY, family, _name(_NAME, operation.name))
+            )
 
 
-def singly(operation: AddEntries | RemoveEntries, family: IPFamily) -> Iterator[Piece]:
-    """Encode an operation with a message for each entry."""
+def single_entry_requests(
+    operation: AddEntries | RemoveEntries, family: IPFamily
+) -> Iterator[PartialRequest]:
+    """Encode an operation with one message for each entry."""
     for entry in operation.entries:
         data = [nest(_DATA, _entry(operation.kind, entry, 1))]
-        yield _list(operation._replace(entries=(entry,)), family, data)
+        yield _batch(operation._replace(entries=(entry,)), family, data)
 
 
 def refused_entry(body: bytes) -> int | None:
-    """Which entry of a message was refused, from 0; ``None`` if all of it was.
+    """Return the position of the refused entry in a message; ``None`` if the kernel refused all.
 
-    The entries before it were done, those after it were not looked at. ``body`` is what follows
-    the error number in the kernel's answer: ipset gives back the message with the number of the
-    entry, instead of an ordinary acknowledgement.
+    The kernel has executed the entries before it and has not processed those after it.
+
+    Args:
+        body: the bytes after the error number in the kernel's answer. Instead of an ordinary
+            acknowledgement, ipset returns the message with the number of the refused entry.
     """
     start = HEADER.size + _FAMILY_HEADER.size
     try:
@@ -149,13 +158,13 @@ def refused_entry(body: bytes) -> int | None:
 
 
 def explanation(operation: SetOperation, number: int) -> str:
-    """What one of ipset's private error numbers means; empty if it is an errno."""
+    """Explain one of ipset's own error numbers; empty for an errno."""
     if number >= 4352 and isinstance(operation, CreateSet | AddEntries | RemoveEntries):
         hash_type = operation.kind.type.startswith("hash:")
         reasons = _HASH_REASONS if hash_type else _BITMAP_REASONS
         return reasons.get(number, f"ipset error {number}")
     reason = _REASONS.get(number, "" if number < 4096 else f"ipset error {number}")
-    if number in _UNLIKE and isinstance(operation, SwapSets):
+    if number in _INCOMPATIBLE and isinstance(operation, SwapSets):
         name = operation.other
         reason += f"; remove the rules that refer to {name}, then: ipset destroy {name}"
     return reason
@@ -167,18 +176,18 @@ def headers_request(family: IPFamily) -> NetlinkRequest:
 
 
 def entries_request(family: IPFamily, name: str) -> NetlinkRequest:
-    """List one set with its entries; ENOENT if there is none."""
+    """List one set with its entries; ENOENT means that it does not exist."""
     return _request(_LIST, family, _name(_NAME, name))
 
 
 def type_request(family: IPFamily, kind: str) -> NetlinkRequest:
-    """Ask for a set type; the kernel then tries to load its module."""
-    number = 0 if kind == "bitmap:port" else _FAMILIES[family]
+    """Ask for a set type; the kernel loads the module of the type if necessary."""
+    number = 0 if kind == "bitmap:port" else FAMILY_NUMBERS[family]
     return _request(_TYPE, family, _name(_TYPE_NAME, kind) + attribute(_FAMILY, bytes([number])))
 
 
 def decode_headers(bodies: Iterable[bytes], family: IPFamily) -> dict[str, ListedSet]:
-    """Decode the answers to ``headers_request``, by name; what is malformed is left out."""
+    """Decode the answers to ``headers_request`` by name; malformed ones are skipped."""
     found = {}
     for body in bodies:
         try:
@@ -193,9 +202,9 @@ def decode_headers(bodies: Iterable[bytes], family: IPFamily) -> dict[str, Liste
 
 
 def decode_entries(bodies: Iterable[bytes], kind: SetKind) -> Iterator[SetEntry]:
-    """Decode the answers to ``entries_request`` for a set of this kind.
+    """Decode the answers to ``entries_request`` for a set of the given kind.
 
-    Malformed entries are left out; after a length that does not fit, the rest of its message.
+    A malformed entry is skipped. After an invalid length, the rest of the message is skipped.
     """
     for body in bodies:
         with contextlib.suppress(MalformedError):
@@ -216,14 +225,16 @@ def _kind(given: dict[int, bytes], data: dict[int, bytes], family: IPFamily) -> 
     if name == "bitmap:port":
         ports = tuple(_U16.unpack(data[kind])[0] for kind in (_PORT, _PORT_TO))
         return SetKind(name, 0) if ports == _ALL_PORTS else None
-    if given[_FAMILY][0] != _FAMILIES[family]:
+    if given[_FAMILY][0] != FAMILY_NUMBERS[family]:
         return None
     return SetKind(name, _number(data, _MAXIMUM))
 
 
 def _request(command: int, family: IPFamily, attributes: bytes) -> NetlinkRequest:
-    # Without NLM_F_EXCL, what is there or gone already is no error.
-    header = _FAMILY_HEADER.pack(_FAMILIES[family], 0, 0) + attribute(_PROTOCOL, bytes([_VERSION]))
+    # Without NLM_F_EXCL, adding an existing and deleting a missing object succeeds.
+    header = _FAMILY_HEADER.pack(FAMILY_NUMBERS[family], 0, 0) + attribute(
+        _PROTOCOL, bytes([_VERSION])
+    )
     return NetlinkRequest(_SUBSYSTEM << 8 | command, 0, header + attributes)
 
 
@@ -238,7 +249,7 @@ def _creation(operation: CreateSet, family: IPFamily) -> bytes:
         low, high = _ALL_PORTS
         data = attribute(_PORT | _BIG, _U16.pack(low)) + attribute(_PORT_TO | _BIG, _U16.pack(high))
     else:
-        number = _FAMILIES[family]
+        number = FAMILY_NUMBERS[family]
         data = attribute(_HASH_SIZE | _BIG, _U32.pack(_INITIAL_HASH_SIZE))
         data += attribute(_MAXIMUM | _BIG, _U32.pack(kind.maximum))
     return b"".join(
@@ -252,26 +263,30 @@ def _creation(operation: CreateSet, family: IPFamily) -> bytes:
     )
 
 
-def _lists(operation: AddEntries | RemoveEntries, family: IPFamily) -> Iterator[Piece]:
+def _batches(operation: AddEntries | RemoveEntries, family: IPFamily) -> Iterator[PartialRequest]:
     start, size, data = 0, 0, list[bytes]()
     for position, entry in enumerate(operation.entries):
         encoded = nest(_DATA, _entry(operation.kind, entry, len(data) + 1))
         if len(data) == MAX_ENTRIES or size + len(encoded) > _MAX_BYTES:
-            yield _list(operation._replace(entries=operation.entries[start:position]), family, data)
+            yield _batch(
+                operation._replace(entries=operation.entries[start:position]), family, data
+            )
             encoded = nest(_DATA, _entry(operation.kind, entry, 1))
             start, size, data = position, 0, []
         data.append(encoded)
         size += len(encoded)
     if data:
-        yield _list(operation._replace(entries=operation.entries[start:]), family, data)
+        yield _batch(operation._replace(entries=operation.entries[start:]), family, data)
 
 
-def _list(operation: AddEntries | RemoveEntries, family: IPFamily, data: Sequence[bytes]) -> Piece:
+def _batch(
+    operation: AddEntries | RemoveEntries, family: IPFamily, data: Sequence[bytes]
+) -> PartialRequest:
     command = _ADD if isinstance(operation, AddEntries) else _DELETE
-    # Where the kernel writes the number of a refused entry.
+    # The kernel writes the number of a refused entry into this attribute.
     line = attribute(_LINE, _LINE_NUMBER.pack(0))
     attributes = _name(_NAME, operation.name) + line + nest(_LIST_OF_DATA, *data)
-    return Piece(operation, _request(command, family, attributes))
+    return PartialRequest(operation, _request(command, family, attributes))
 
 
 def _entry(kind: SetKind, entry: SetEntry, line: int) -> bytes:

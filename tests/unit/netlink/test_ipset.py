@@ -3,13 +3,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.backends.ipvs import ipset_messages as messages
-from svcproxy.backends.ipvs.ipset_messages import MAX_ENTRIES, ListedSet
-from svcproxy.backends.ipvs.operations import AddEntries, CreateSet, RemoveEntries, SwapSets
-from svcproxy.backends.ipvs.values import SetEntry, SetKind, without_zero_prefix
 from svcproxy.model.names import IPFamily, Protocol
-from tests.unit.ipvs import kernel_dumps as dumps
-from tests.unit.ipvs.values import addresses, ports
+from svcproxy.netlink.core import ipset as messages
+from svcproxy.netlink.core.ipset import MAX_ENTRIES, ListedSet
+from svcproxy.netlink.core.kernel_objects import SetEntry, SetKind, without_zero_prefix
+from svcproxy.netlink.core.operations import AddEntries, CreateSet, RemoveEntries, SwapSets
+from tests.unit.netlink import kernel_dumps as dumps
+from tests.unit.netlink.addresses import addresses, ports
 
 NETWORKS = SetKind("hash:ip,port,net")
 V6 = IPFamily.IPV6
@@ -37,7 +37,7 @@ def test_what_is_sent_says_what_is_meant(name: str, family: IPFamily, data: st.D
     kind = SetKind(name)
     entries = tuple(data.draw(st.lists(entries_of(kind, family), max_size=20)))
     for make in (AddEntries, RemoveEntries):
-        pieces = list(messages.pieces(make("S", kind, entries), family))
+        pieces = list(messages.operation_requests(make("S", kind, entries), family))
         bodies = [piece.request.body for piece in pieces]
         assert tuple(messages.decode_entries(bodies, kind)) == entries
 
@@ -47,7 +47,7 @@ def test_many_entries_take_many_messages() -> None:
     entries = tuple(
         SetEntry("fd00::1", Protocol.TCP, n, f"fd00::{n:x}/128") for n in range(1, 5000)
     )
-    pieces = list(messages.pieces(AddEntries("S", NETWORKS, entries), V6))
+    pieces = list(messages.operation_requests(AddEntries("S", NETWORKS, entries), V6))
     assert all(len(piece.request.body) < 1 << 16 for piece in pieces)
     parts = [piece.operation for piece in pieces]
     assert all(isinstance(part, AddEntries) for part in parts)
@@ -55,7 +55,10 @@ def test_many_entries_take_many_messages() -> None:
         *entries
     ]
     small = tuple(SetEntry(port=n) for n in range(1, 2 * MAX_ENTRIES + 2))
-    assert len(list(messages.pieces(AddEntries("S", SetKind("bitmap:port"), small), V6))) == 3
+    assert (
+        len(list(messages.operation_requests(AddEntries("S", SetKind("bitmap:port"), small), V6)))
+        == 3
+    )
 
 
 def test_entries_are_decoded() -> None:

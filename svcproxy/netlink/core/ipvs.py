@@ -1,8 +1,8 @@
-"""IPVS's generic netlink interface: requests as bytes, and what its answers say.
+"""Messages of IPVS's generic netlink interface: encoding requests, decoding answers.
 
-Pure. The numbers are those of ``linux/ip_vs.h`` and ``linux/genetlink.h``. Attributes are in host
-byte order except addresses, ports and the IPv4 netmask. Every virtual server forwards by
-masquerading and, when it is persistent, tells clients apart by their whole address.
+The numbers are those of ``linux/ip_vs.h`` and ``linux/genetlink.h``. Attributes are in host byte
+order except addresses, ports and the IPv4 netmask. Every virtual server forwards by masquerading.
+Persistence distinguishes clients by their full address.
 """
 
 import errno
@@ -12,7 +12,19 @@ from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple, assert_never
 
-from svcproxy.backends.ipvs.operations import (
+from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.core.addresses import packed, text
+from svcproxy.netlink.core.attributes import attribute, collect, nest, string
+from svcproxy.netlink.core.families import FAMILY_NUMBERS
+from svcproxy.netlink.core.kernel_objects import (
+    Connections,
+    RealServerKey,
+    ServerFlag,
+    VirtualServer,
+    VirtualServerKey,
+)
+from svcproxy.netlink.core.messages import NetlinkRequest
+from svcproxy.netlink.core.operations import (
     AddRealServer,
     AddVirtualServer,
     DeleteRealServer,
@@ -21,20 +33,9 @@ from svcproxy.backends.ipvs.operations import (
     SetRealServer,
     SetVirtualServer,
 )
-from svcproxy.backends.ipvs.values import (
-    Connections,
-    RealServerKey,
-    ServerFlag,
-    VirtualServer,
-    VirtualServerKey,
-)
-from svcproxy.model.names import IPFamily, Protocol
-from svcproxy.netlink.core.addresses import packed, text
-from svcproxy.netlink.core.attributes import attribute, collect, nest, string
-from svcproxy.netlink.core.messages import NetlinkRequest
 
 CONTROLLER = 0x10
-"""The message type that generic netlink's families are looked up with."""
+"""The message type of generic netlink's controller, which resolves family names."""
 FAMILY_NAME = b"IPVS\0"
 
 _GET_FAMILY, _CONTROL_ID, _CONTROL_NAME = 3, 1, 2
@@ -53,15 +54,14 @@ _U16, _U32, _BIG_U16, _BIG_U32 = Struct("=H"), Struct("=I"), Struct("!H"), Struc
 _COMMAND = Struct("=BBH")
 _PAIR = Struct("=II")
 _ALL = 0xFFFFFFFF
-_FAMILIES = {IPFamily.IPV4: 2, IPFamily.IPV6: 10}
 _LENGTHS = {2: 4, 10: 16}
 _NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 _PROTOCOLS = {number: protocol for protocol, number in _NUMBERS.items()}
 _FULL_NETMASK = {2: _BIG_U32.pack(_ALL), 10: _U32.pack(128)}
-"""For IPv6 the kernel takes a prefix length, in host byte order."""
+"""For IPv6 the kernel expects a prefix length in host byte order."""
 
 UNREADABLE = (KeyError, ValueError, struct.error, IndexError, StopIteration)
-"""What decoding raises when an object is not as the kernel makes it; that one is left out."""
+"""Exceptions of decoding a malformed object; decoders skip such an object."""
 
 _COMMANDS = {
     AddVirtualServer: _NEW_SERVICE,
@@ -74,7 +74,7 @@ _COMMANDS = {
 
 
 class Timeouts(NamedTuple):
-    """How many seconds connections without traffic are kept; as an argument, 0 changes nothing."""
+    """Timeouts of idle connections in seconds; 0 leaves a timeout unchanged when setting."""
 
     tcp: int
     tcp_fin: int
@@ -82,24 +82,24 @@ class Timeouts(NamedTuple):
 
 
 class Info(NamedTuple):
-    """IPVS's version, such as ``1.2.1``, and the size of its connection table."""
+    """The version of IPVS, such as ``1.2.1``, and the size of its connection table."""
 
     version: str
     connections: int
 
 
 def family_request() -> NetlinkRequest:
-    """Ask which message type IPVS has got; ENOENT says that it is not loaded."""
+    """Ask for the message type of IPVS; ENOENT means that ``ip_vs`` is not loaded."""
     body = _command(_GET_FAMILY) + attribute(_CONTROL_NAME, FAMILY_NAME)
     return NetlinkRequest(CONTROLLER, 0, body)
 
 
 def decode_family(body: bytes) -> int:
-    """The message type that ``family_request`` asked for."""
+    """Decode the message type in the answer to ``family_request``."""
     return int(_U16.unpack(_attributes(body)[_CONTROL_ID])[0])
 
 
-def request(kind: int, operation: ServerOperation) -> NetlinkRequest:
+def operation_request(kind: int, operation: ServerOperation) -> NetlinkRequest:
     """Encode an operation; ``kind`` is the message type of IPVS."""
     command = _command(_COMMANDS[type(operation)])
     match operation:
@@ -120,7 +120,7 @@ def request(kind: int, operation: ServerOperation) -> NetlinkRequest:
 
 
 def correction(operation: ServerOperation, number: int) -> ServerOperation | None:
-    """What makes an addition good that failed because the server is there already."""
+    """Return the change to make instead of an addition that failed with EEXIST."""
     if number == errno.EEXIST and isinstance(operation, AddVirtualServer):
         return SetVirtualServer(*operation)
     if number == errno.EEXIST and isinstance(operation, AddRealServer):
@@ -129,13 +129,13 @@ def correction(operation: ServerOperation, number: int) -> ServerOperation | Non
 
 
 def is_done(operation: ServerOperation, number: int) -> bool:
-    """Whether an error says that there was nothing left to do."""
+    """Whether an error of a deletion means that the object does not exist any longer."""
     gone = number in {errno.ESRCH, errno.ENOENT}
     return gone and isinstance(operation, DeleteVirtualServer | DeleteRealServer)
 
 
 def explanation(operation: ServerOperation, number: int) -> str:
-    """What an error of IPVS means where its errno does not say it; empty if it does."""
+    """Explain an error whose errno text would mislead; empty if the errno text will do."""
     if number == errno.ESRCH:
         return "there is no such virtual server"
     if number == errno.ENOENT:
@@ -152,22 +152,22 @@ def virtual_servers_request(kind: int) -> NetlinkRequest:
 
 
 def virtual_server_request(kind: int, key: VirtualServerKey) -> NetlinkRequest:
-    """Ask for one virtual server; ESRCH says that there is none."""
+    """Ask for one virtual server; ESRCH means that it does not exist."""
     return NetlinkRequest(kind, 0, _command(_GET_SERVICE) + nest(_SERVICE, _identity(key)))
 
 
 def real_servers_request(kind: int, key: VirtualServerKey) -> NetlinkRequest:
-    """List the real servers of one virtual server; of one that is gone there are none."""
+    """List the real servers of one virtual server; the list is empty if it does not exist."""
     return NetlinkRequest(kind, 0, _command(_GET_DESTINATION) + nest(_SERVICE, _identity(key)))
 
 
 def timeouts_request(kind: int) -> NetlinkRequest:
-    """Ask for the time-outs."""
+    """Ask for the connection timeouts."""
     return NetlinkRequest(kind, 0, _command(_GET_CONFIG))
 
 
 def set_timeouts_request(kind: int, timeouts: Timeouts) -> NetlinkRequest:
-    """Set those time-outs that are not 0."""
+    """Set the timeouts that are not 0."""
     kinds = (_TIMEOUT_TCP, _TIMEOUT_TCP_FIN, _TIMEOUT_UDP)
     given = (
         attribute(k, _U32.pack(seconds))
@@ -185,15 +185,15 @@ def info_request(kind: int) -> NetlinkRequest:
 def decode_virtual_servers(
     bodies: Iterable[bytes], family: IPFamily
 ) -> Iterator[tuple[VirtualServerKey, VirtualServer]]:
-    """Decode the answers to ``virtual_servers_request`` that belong to a family.
+    """Decode the virtual servers of one family in the answers to ``virtual_servers_request``.
 
-    Virtual servers that select by firewall mark have no address and are left out.
+    Virtual servers that match a firewall mark have no address and are skipped.
     """
-    number = _FAMILIES[family]
-    sign = attribute(_FAMILY, _U16.pack(number))[: 4 + _U16.size]
+    number = FAMILY_NUMBERS[family]
+    family_attribute = attribute(_FAMILY, _U16.pack(number))[: 4 + _U16.size]
     for body in bodies:
-        if sign not in body:
-            continue  # there may be 10,000 of the other family
+        if family_attribute not in body:
+            continue  # cheaper than decoding: the other family may have 10,000
         try:
             found = collect(_attributes(body)[_SERVICE])
             if _ADDRESS in found and _U16.unpack(found[_FAMILY])[0] == number:
@@ -215,7 +215,7 @@ def _decoded_virtual_server(
     key = VirtualServerKey(protocol, *_address(found, _ADDRESS, _PORT, family))
     flags, _ = _PAIR.unpack(found[_FLAGS])
     kept = flags & ~ServerFlag.HASHED
-    # The kernel keeps a time-out for those that are not persistent, too.
+    # The kernel also stores a timeout for virtual servers without persistence.
     timeout = _number(found, _PERSISTENCE) if kept & ServerFlag.PERSISTENT else 0
     return key, VirtualServer(string(found[_SCHEDULER]), kept, timeout)
 
@@ -223,11 +223,11 @@ def _decoded_virtual_server(
 def decode_real_servers(
     bodies: Iterable[bytes], family: IPFamily
 ) -> Iterator[tuple[RealServerKey, tuple[int, Connections]]]:
-    """Decode the answers to ``real_servers_request``: weights and connections."""
+    """Decode weights and connections in the answers to ``real_servers_request``."""
     for body in bodies:
         try:
             found = collect(_attributes(body)[_DESTINATION])
-            key = RealServerKey(*_address(found, _REAL_ADDRESS, _REAL_PORT, _FAMILIES[family]))
+            key = RealServerKey(*_address(found, _REAL_ADDRESS, _REAL_PORT, FAMILY_NUMBERS[family]))
             counts = [_number(found, kind) for kind in (_ACTIVE, _INACTIVE, _PERSISTENT)]
             weight = _number(found, _WEIGHT)
         except UNREADABLE:
@@ -250,12 +250,12 @@ def decode_info(body: bytes) -> Info:
     return Info(".".join(map(str, parts)), _number(found, 2))
 
 
-@lru_cache(maxsize=256)  # a virtual server's real servers come one after the other
+@lru_cache(maxsize=256)  # requests for real servers of one virtual server follow each other
 def _identity(key: VirtualServerKey) -> bytes:
     address = packed(key.address)
     return b"".join(
         (
-            attribute(_FAMILY, _U16.pack(_FAMILIES[_family_of(address)])),
+            attribute(_FAMILY, _U16.pack(FAMILY_NUMBERS[_family_of(address)])),
             attribute(_PROTOCOL, _U16.pack(_NUMBERS[key.protocol])),
             attribute(_ADDRESS, address),
             attribute(_PORT, _BIG_U16.pack(key.port)),
@@ -303,5 +303,5 @@ def _number(found: dict[int, bytes], kind: int) -> int:
 
 
 def _address(found: dict[int, bytes], address: int, port: int, family: int) -> tuple[str, int]:
-    # The kernel always sends 16 bytes, of which IPv4 uses the first four.
+    # The kernel always sends 16 bytes; IPv4 uses the first four.
     return text(found[address][: _LENGTHS[family]]), _BIG_U16.unpack(found[port])[0]

@@ -6,9 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.backends.ipvs import messages
-from svcproxy.backends.ipvs.messages import Info, Timeouts
-from svcproxy.backends.ipvs.operations import (
+from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.netlink.core import ipvs as messages
+from svcproxy.netlink.core.ipvs import Info, Timeouts
+from svcproxy.netlink.core.kernel_objects import (
+    Connections,
+    RealServerKey,
+    ServerFlag,
+    VirtualServer,
+    VirtualServerKey,
+)
+from svcproxy.netlink.core.operations import (
     AddRealServer,
     AddVirtualServer,
     DeleteRealServer,
@@ -16,16 +24,8 @@ from svcproxy.backends.ipvs.operations import (
     SetRealServer,
     SetVirtualServer,
 )
-from svcproxy.backends.ipvs.values import (
-    Connections,
-    RealServerKey,
-    ServerFlag,
-    VirtualServer,
-    VirtualServerKey,
-)
-from svcproxy.model.names import IPFamily, Protocol
-from tests.unit.ipvs import kernel_dumps as dumps
-from tests.unit.ipvs.values import addresses, ports
+from tests.unit.netlink import kernel_dumps as dumps
+from tests.unit.netlink.addresses import addresses, ports
 
 KIND = 30
 KEY = VirtualServerKey(Protocol.TCP, "10.96.0.1", 443)
@@ -62,7 +62,7 @@ def test_what_is_sent_says_what_is_meant(
     flags = data.draw(st.sampled_from([1, 1 | 8, 1 | 16, 1 | 8 | 16]))
     server = VirtualServer(data.draw(st.sampled_from(["rr", "lblcr"])), flags, timeout)
     for operation in (AddVirtualServer(key, server), SetVirtualServer(key, server)):
-        body = messages.request(KIND, operation).body
+        body = messages.operation_request(KIND, operation).body
         assert dict(messages.decode_virtual_servers([body], family)) == {key: server}
         assert len(body) % 4 == 0
 
@@ -76,7 +76,7 @@ def test_each_operation_is_another_command() -> None:
         SetRealServer(KEY, REAL, 1),
         DeleteRealServer(KEY, REAL),
     )
-    bodies = [messages.request(KIND, operation).body for operation in operations]
+    bodies = [messages.operation_request(KIND, operation).body for operation in operations]
     assert len({body[0] for body in bodies}) == len(operations)
     assert len({body[4:] for body in bodies}) == 4  # an addition says the same as a change
 

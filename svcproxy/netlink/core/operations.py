@@ -1,13 +1,13 @@
-"""What IPVS mode does to the kernel, one value per step.
+"""Operations on virtual servers, ipsets and addresses, as values.
 
-Pure. The planner makes these; ``connection``, ``ipset`` and ``links`` carry them out and return
-those that failed. All of them state a result: adding what is there already corrects it, and
-deleting what is gone succeeds.
+An operation states a result: adding an existing object corrects it, and deleting an object that
+does not exist succeeds. The socket classes of this package execute operations and return those
+that the kernel refused.
 """
 
 from typing import NamedTuple
 
-from svcproxy.backends.ipvs.values import (
+from svcproxy.netlink.core.kernel_objects import (
     RealServerKey,
     SetEntry,
     SetKind,
@@ -17,27 +17,27 @@ from svcproxy.backends.ipvs.values import (
 
 
 class AddVirtualServer(NamedTuple):
-    """Make a virtual server; one that is there gets these properties and keeps its servers."""
+    """Add a virtual server; an existing one gets the properties and keeps its real servers."""
 
     key: VirtualServerKey
     server: VirtualServer
 
 
 class SetVirtualServer(NamedTuple):
-    """Give a virtual server that is there other properties; it fails with ESRCH if it is not."""
+    """Change the properties of a virtual server; fails with ESRCH if it does not exist."""
 
     key: VirtualServerKey
     server: VirtualServer
 
 
 class DeleteVirtualServer(NamedTuple):
-    """Remove a virtual server with its real servers."""
+    """Delete a virtual server with its real servers."""
 
     key: VirtualServerKey
 
 
 class AddRealServer(NamedTuple):
-    """Give a virtual server a real server; one that is there gets the weight."""
+    """Add a real server to a virtual server; an existing one gets the weight."""
 
     virtual: VirtualServerKey
     key: RealServerKey
@@ -45,7 +45,7 @@ class AddRealServer(NamedTuple):
 
 
 class SetRealServer(NamedTuple):
-    """Give a real server that is there another weight; it fails with ENOENT if it is not."""
+    """Change the weight of a real server; fails with ENOENT if it does not exist."""
 
     virtual: VirtualServerKey
     key: RealServerKey
@@ -53,21 +53,21 @@ class SetRealServer(NamedTuple):
 
 
 class DeleteRealServer(NamedTuple):
-    """Take a real server from a virtual server; its established connections end."""
+    """Delete a real server of a virtual server; its established connections break."""
 
     virtual: VirtualServerKey
     key: RealServerKey
 
 
 class CreateSet(NamedTuple):
-    """Make an ipset; it fails with EEXIST if one of the name is there that is made otherwise."""
+    """Create an ipset; fails with EEXIST if one with the name exists and is of another kind."""
 
     name: str
     kind: SetKind
 
 
 class AddEntries(NamedTuple):
-    """Put entries into an ipset; the kind is the set's own, in the kernel."""
+    """Add entries to an ipset; ``kind`` is the kind of the set in the kernel."""
 
     name: str
     kind: SetKind
@@ -75,7 +75,7 @@ class AddEntries(NamedTuple):
 
 
 class RemoveEntries(NamedTuple):
-    """Take entries out of an ipset."""
+    """Delete entries from an ipset; ``kind`` is the kind of the set in the kernel."""
 
     name: str
     kind: SetKind
@@ -83,7 +83,7 @@ class RemoveEntries(NamedTuple):
 
 
 class SwapSets(NamedTuple):
-    """Exchange the contents of two ipsets of the same type; rules follow the name."""
+    """Swap the contents of two ipsets of the same type; rules refer to sets by name."""
 
     name: str
     other: str
@@ -96,19 +96,19 @@ class FlushSet(NamedTuple):
 
 
 class DestroySet(NamedTuple):
-    """Remove an ipset; it fails with ipset's error 4100 while a rule refers to it."""
+    """Destroy an ipset; fails with ipset's error 4100 while a rule refers to it."""
 
     name: str
 
 
 class BindAddresses(NamedTuple):
-    """Put addresses on ``kube-ipvs0``, which makes them the node's own."""
+    """Add addresses to the dummy interface, which makes them local to the node."""
 
     addresses: tuple[str, ...]
 
 
 class UnbindAddresses(NamedTuple):
-    """Take addresses from ``kube-ipvs0``."""
+    """Remove addresses from the dummy interface."""
 
     addresses: tuple[str, ...]
 
@@ -127,11 +127,12 @@ Operation = ServerOperation | SetOperation | AddressOperation
 
 
 class Failure(NamedTuple):
-    """An operation that the kernel refused; the others were carried out.
+    """An operation that the kernel refused.
 
-    Of an operation with several entries or addresses ``operation`` holds only those that were
-    refused. ``number`` is the errno, or the kernel's private number for ipset errors from 4096;
-    ``reason`` says it in words.
+    Attributes:
+        operation: the operation; if it had several entries or addresses, only the refused ones.
+        number: the errno, or from 4096 on an error number of ipset.
+        reason: the error in words.
     """
 
     operation: Operation
