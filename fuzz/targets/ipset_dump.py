@@ -1,4 +1,4 @@
-"""Dumps of ipsets: a malformed message hides no entry of another message."""
+"""Dumps of ipsets: a malformed answer does not affect the entries of others."""
 
 from svcproxy.model.names import IPFamily, Protocol
 from svcproxy.netlink.core import ipset as messages
@@ -16,8 +16,8 @@ _V4 = IPFamily.IPV4
 
 
 def _body(operation: AddEntries | CreateSet) -> bytes:
-    (piece,) = messages.operation_requests(operation, _V4)
-    return piece.request.body
+    (part,) = messages.operation_requests(operation, _V4)
+    return part.request.body
 
 
 def _bodies() -> dict[str, bytes]:
@@ -31,7 +31,7 @@ SEEDS = (*_GOOD.values(), *_HEADERS, b"\x02\x00\x00\x00\xff\xff\x07\x80", b"\x02
 
 
 def check(data: bytes) -> None:
-    """Decode the input between valid messages, and spliced into one of them."""
+    """Decode the input between valid answers, and spliced into each of them."""
     bodies = [data, *_spliced(data)]
     for kind, good in _GOOD.items():
         entry = _ENTRIES[kind]
@@ -47,5 +47,5 @@ def check(data: bytes) -> None:
 def _spliced(data: bytes) -> list[bytes]:
     if len(data) < 2:
         return []
-    at, piece = data[0], data[1:]
-    return [good[: at % len(good)] + piece + good[at % len(good) + len(piece) :] for good in SEEDS]
+    at, part = data[0], data[1:]
+    return [good[: at % len(good)] + part + good[at % len(good) + len(part) :] for good in SEEDS]

@@ -1,4 +1,4 @@
-"""Dumps of IPVS and of addresses: a malformed message hides no other message."""
+"""Dumps of IPVS and of addresses: a malformed answer does not affect the others."""
 
 import contextlib
 
@@ -42,11 +42,11 @@ SEEDS = (
 
 
 def check(data: bytes) -> None:
-    """Decode the input between valid messages, and spliced into one of them."""
+    """Decode the input between valid answers, and spliced into each of them."""
     for body in (data, *_spliced(data)):
         for family in IPFamily:
             _decode(body, family)
-    with contextlib.suppress(MalformedError):  # the socket is closed, and the dump repeated
+    with contextlib.suppress(MalformedError):  # the dump is repeated on a new socket
         for message in split(data):
             assert message.error is not None
 
@@ -69,5 +69,5 @@ def _decode(body: bytes, family: IPFamily) -> None:
 def _spliced(data: bytes) -> list[bytes]:
     if len(data) < 2:
         return []
-    at, piece = data[0], data[1:]
-    return [good[: at % len(good)] + piece + good[at % len(good) + len(piece) :] for good in SEEDS]
+    at, part = data[0], data[1:]
+    return [good[: at % len(good)] + part + good[at % len(good) + len(part) :] for good in SEEDS]

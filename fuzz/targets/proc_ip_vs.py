@@ -1,11 +1,10 @@
-"""``/proc/net/ip_vs``: lines of other programs and malformed lines hide none of svcproxy's virtual servers."""
+"""``/proc/net/ip_vs``: foreign and malformed lines do not affect Services' virtual servers."""
 
 from svcproxy.backends.base import Desired
-from svcproxy.backends.ipvs.audit import Audit, Difference
-from svcproxy.backends.ipvs.plan import Observed
-from svcproxy.backends.ipvs.planner import Planner
-from svcproxy.backends.ipvs.settings import IpvsSettings
-from svcproxy.backends.ipvs.termination import Termination
+from svcproxy.backends.ipvs.core.audit import Audit, Difference
+from svcproxy.backends.ipvs.core.difference import Observed
+from svcproxy.backends.ipvs.core.planner import Planner
+from svcproxy.backends.ipvs.core.settings import IpvsSettings
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 from svcproxy.netlink.core import ipvs_listing
@@ -31,15 +30,15 @@ SEEDS = (
 
 
 def check(data: bytes) -> None:
-    """Read a listing with the input between two of svcproxy's virtual servers."""
+    """Parse a listing with the input between the virtual servers of two Services."""
     for line in ipvs_listing.LINES.findall(data):
-        _look_at(*line)
+        _parse(*line)
     for family in IPFamily:
         ipvs_listing.parse_listing(data, family)
         _others_survive(data, family)
 
 
-def _look_at(real: bytes, written: bytes, properties: bytes) -> None:
+def _parse(real: bytes, written: bytes, properties: bytes) -> None:
     if real:
         ipvs_listing.parse_real_server(real)
     ipvs_listing.parse_key(written)
@@ -77,9 +76,9 @@ def _audited(listing: bytes, family: IPFamily, size: int) -> list[Difference]:
     planner.plan(
         Desired(ports, planner.settings), planner.settings, Observed({}, {}, {}, {}, frozenset())
     )
-    audit = Audit(planner, Termination(0), _TICKS)
-    audit.compared()
-    audit.renew(len(ports))
+    audit = Audit(planner, _TICKS)
+    audit.resynced()
+    audit.compute(len(ports))
     audit.begin()
     found = [audit.take(listing[n : n + size]) for n in range(0, len(listing), size)]
     return [difference for difference in (*found, audit.end()) if difference is not None]

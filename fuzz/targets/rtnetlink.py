@@ -1,4 +1,4 @@
-"""Dumps and events of links and addresses are decoded or refused as malformed."""
+"""Dumps and events of links and addresses are decoded, or rejected as malformed."""
 
 from contextlib import suppress
 from struct import pack
@@ -39,7 +39,7 @@ SEEDS = (
 
 
 def check(data: bytes) -> None:
-    """Read the bytes as a link, an address, and as events followed by a relevant one."""
+    """Decode the input as a link, as an address, and as events before a relevant event."""
     source = Source(data)
     bodies = source.pieces(source.rest(), 3)
     links = list(decode_links([_LINK]))

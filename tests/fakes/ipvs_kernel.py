@@ -1,14 +1,14 @@
-"""A strict kernel for IPVS mode's plans: rules, ipsets, virtual servers, addresses.
+"""A strict fake kernel for IPVS mode: rules, ipsets, virtual servers, addresses.
 
-It stands in for the real one only where thousands of random inputs are tried; that the real one
-agrees is for the tests in User Mode Linux to show.
+It is used only for tests with thousands of random inputs. The tests in User Mode Linux show that
+the real kernel behaves alike.
 """
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from errno import EINVAL, ESRCH
 
-from svcproxy.backends.ipvs.plan import Observed
+from svcproxy.backends.ipvs.core.difference import Observed
 from svcproxy.netlink.core.kernel_objects import (
     Connections,
     RealServerKey,
@@ -39,7 +39,7 @@ from tests.fakes.restored_tables import RestoredTables
 
 
 class IpvsKernel:
-    """What the plans are carried out on; ``busy`` are real servers that have a connection."""
+    """Executes operations; ``busy`` are the real servers that have a connection."""
 
     def __init__(self) -> None:
         self.tables = RestoredTables()
@@ -50,7 +50,7 @@ class IpvsKernel:
         self.busy: set[RealServerKey] = set()
 
     def observed(self) -> Observed:
-        """What reading it gives."""
+        """What ``IpvsBackend.read`` returns."""
         return Observed(
             self.tables.saved(),
             dict(self.servers),
@@ -123,9 +123,9 @@ class IpvsKernel:
 
 
 class PickyKernel(IpvsKernel):
-    """A kernel that refuses all that has one of some addresses.
+    """A kernel that refuses new objects with certain addresses.
 
-    A virtual server that is not there refuses its real servers, as in the real one.
+    As in the real kernel, adding a real server to a missing virtual server fails.
     """
 
     def __init__(self, refusing: AbstractSet[str] = frozenset()) -> None:

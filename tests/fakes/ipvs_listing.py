@@ -1,4 +1,4 @@
-"""``/proc/net/ip_vs`` of a fake kernel, and of how many others there may be, as Linux 6.1 writes it."""
+"""``/proc/net/ip_vs`` of a fake kernel, as Linux 6.1 writes it."""
 
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
@@ -42,10 +42,10 @@ def pieces(
     real: Mapping[VirtualServerKey, RealServers],
     random: Random,
 ) -> Iterator[bytes]:
-    """Read the file as it is when the next piece is asked for, from the same place (``seq_file``).
+    """Read the file in chunks, each with the servers at the time of its reading (``seq_file``).
 
-    Of the last virtual server that was formatted for a piece, some may be left for the next ones:
-    it is then of the moment before.
+    The rest of a virtual server that does not fit a chunk is in the next one, with its former
+    state.
     """
     yield PREAMBLE
     position = 0
@@ -64,7 +64,7 @@ def pieces(
 
 
 def shuffled(real: RealServers, random: Random) -> RealServers:
-    """Real servers in any order."""
+    """Return real servers in random order."""
     return dict(random.sample(list(real.items()), len(real)))
 
 

@@ -1,4 +1,4 @@
-"""What only IPVS mode has: schedulers, real servers that leave slowly, addresses on a link."""
+"""Features of IPVS mode: schedulers, draining real servers, addresses on an interface."""
 
 import socket
 import struct
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from svcproxy.backends.ipvs.settings import SCHEDULERS
+from svcproxy.backends.ipvs.core.settings import SCHEDULERS
 from svcproxy.model.names import Protocol
 from svcproxy.netlink.core.kernel_objects import RealServerKey, VirtualServer, VirtualServerKey
 from svcproxy.netlink.core.operations import AddRealServer, AddVirtualServer, DeleteVirtualServer
@@ -25,7 +25,7 @@ WEB = PORTS[:1]
 
 
 def annotated(stage: Stage, family: int, **annotations: str) -> Offer:
-    """A Service with annotations of ours, underscores in place of dashes."""
+    """A Service with svcproxy's annotations; underscores stand for dashes."""
     offer = stage.offer(family, ports=WEB)
     offer.service["metadata"]["annotations"] = {
         f"svcproxy.io/{name.replace('_', '-')}": value for name, value in annotations.items()
@@ -41,7 +41,7 @@ def test_every_scheduler_can_be_asked_for(stage: Stage, family: int) -> None:
         found = servers.at(offer.vip)
         assert found is not None
         assert found.scheduler == scheduler
-        # "ovf" and "fo" have one real server for all as long as it is not overloaded.
+        # "ovf" and "fo" use one real server as long as it is not overloaded.
         assert answering(stage.client, "tcp", offer.vip, 80, n=4) <= {p.name for p in stage.here}
         offer.remove()
 
@@ -83,7 +83,7 @@ def test_a_scheduler_without_its_module_is_told_of(stage: Stage, family: int) ->
 
 @pytest.fixture
 def connection(stage: Stage, family: int) -> Iterator[Callable[[str], socket.socket]]:
-    """Opens TCP connections of the client that are reset in the end, and soon forgotten."""
+    """Opens TCP connections of the client that are reset at the end, so that they expire soon."""
     opened: list[socket.socket] = []
 
     def connect(address: str) -> socket.socket:
@@ -122,8 +122,12 @@ def test_an_endpoint_goes_when_its_last_connection_has_ended(
     offer.endpoints(at(stays, family))
     assert servers.weights(offer.vip)[leaves.ip(family)] == 0
     opened.close()
-    # The kernel remembers a reset connection for 10 s; it is looked at every 5 s.
-    eventually(lambda: leaves.ip(family) not in servers.weights(offer.vip), "its end", timeout=25)
+    # The kernel keeps a reset connection for 10 s; svcproxy checks every 5 s.
+    eventually(
+        lambda: leaves.ip(family) not in servers.weights(offer.vip),
+        "the end of the real server",
+        timeout=25,
+    )
 
 
 def test_an_endpoint_without_connections_goes_at_once(stage: Stage, family: int) -> None:
@@ -145,8 +149,8 @@ def test_connections_outlast_the_service(stage: Stage, family: int) -> None:
         stage.daemon.kill()
         stage.daemon.start()
         stage.daemon.wait_ready()
-        assert isinstance(held.check(), Answer), "a new daemon knows what leaves"
-    eventually(lambda: servers.at(offer.vip) is None, "its end", timeout=25)
+        assert isinstance(held.check(), Answer), "a new daemon recognizes draining servers"
+    eventually(lambda: servers.at(offer.vip) is None, "the end of the real server", timeout=25)
 
 
 def test_all_endpoints_are_replaced_under_load(stage: Stage, family: int) -> None:
@@ -193,7 +197,7 @@ def test_nothing_else_of_the_node_is_reachable_at_a_service(stage: Stage, family
 
 @pytest.mark.parametrize("kind", ["external IP", "load balancer"])
 def test_an_address_of_another_node_stays_reachable(stage: Stage, family: int, kind: str) -> None:
-    """It would not if this node took it for its own."""
+    """It would not be if the address were local to this node."""
     stage.other.traffic.serve(tcp=[9301])
     other = stage.other.ip(family)
     offer = stage.offer(family, [at(stage.here[0], family)], ports=WEB)
@@ -212,8 +216,8 @@ def test_virtual_servers_of_others_are_left_alone(stage: Stage, family: int) -> 
     address = "192.0.2.77" if family == 4 else "2001:db8::77"
     key = VirtualServerKey(Protocol.TCP, address, 4000)
     real = RealServerKey(stage.here[0].ip(family), 8080)
-    theirs = (AddVirtualServer(key, VirtualServer("rr")), AddRealServer(key, real, 7))
-    assert servers.ask(lambda ipvs: ipvs.execute(theirs)) == []
+    operations = (AddVirtualServer(key, VirtualServer("rr")), AddRealServer(key, real, 7))
+    assert servers.ask(lambda ipvs: ipvs.execute(operations)) == []
     try:
         stage.daemon.stop()
         stage.daemon.start()
@@ -234,11 +238,11 @@ def test_a_changed_endpoint_costs_the_same_among_many_services(stage: Stage, fam
         for _ in range(30):
             stage.offer(family, all_at(stage.here, family), ports=WEB)
     assert Cost(offer, messages).measure() == few
-    assert few < 20, "the test's own marker is among them"
+    assert few < 20, "including the marker of the test"
 
 
 class Cost:
-    """How many messages it takes that a Service's endpoints change."""
+    """Measures the number of messages for a change of a Service's endpoints."""
 
     def __init__(self, offer: Offer, messages: Callable[[], float]) -> None:
         self._offer, self._messages = offer, messages
@@ -254,7 +258,7 @@ class Cost:
 def test_a_node_port_is_served_at_cluster_addresses_only_by_its_service(
     stage: Stage, family: int
 ) -> None:
-    """A cluster IP is local to the node, which is no reason to serve node ports there."""
+    """A cluster IP is local to the node but does not serve node ports."""
     offer = stage.offer(
         family,
         [at(stage.here[0], family)],

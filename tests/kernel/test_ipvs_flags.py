@@ -17,7 +17,7 @@ from tests.kernel.virtual_servers import Servers
 pytestmark = pytest.mark.kernel
 
 VARIANTS = ("ipvs",)
-COMPARISONS = "kubeproxy_sync_full_proxy_rules_duration_seconds_count"
+RESYNCS = "kubeproxy_sync_full_proxy_rules_duration_seconds_count"
 
 
 def test_a_limit_ends_connections_to_endpoints_that_left(
@@ -30,7 +30,10 @@ def test_a_limit_ends_connections_to_endpoints_that_left(
     with stage.client.traffic.hold("tcp", offer.vip, 80):
         began = time.monotonic()
         offer.endpoints(at(stays, family))
-        eventually(lambda: leaves.ip(family) not in servers.weights(offer.vip), "its end")
+        eventually(
+            lambda: leaves.ip(family) not in servers.weights(offer.vip),
+            "the end of the real server",
+        )
         assert time.monotonic() - began > 2.9
 
 
@@ -49,7 +52,7 @@ def test_the_default_scheduler_can_be_chosen(stage_with: StageWith, family: int)
 
 
 def test_excluded_addresses_are_left_alone(stage_with: StageWith, family: int) -> None:
-    """Even on the link, where all others that no Service has are removed."""
+    """Other addresses on ``kube-ipvs0`` that no Service has are removed."""
     kept, removed = ("10.97.0.1", "10.98.0.1") if family == 4 else ("fd97::1", "fd98::1")
     stage = stage_with(ipvs_exclude_cidrs="10.97.0.0/16,fd97::/16")
     bits = 32 if family == 4 else 128
@@ -76,7 +79,7 @@ _DAMAGE = {
 def test_damage_is_repaired_within_a_sync_period(
     stage_with: StageWith, family: int, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The kernel tells nobody of it, so the state is looked at every period."""
+    """The kernel sends no events about it, so the state is checked every period."""
     period = 1.0
     stage = stage_with(ipvs_sync_period=f"{period:g}s")
     offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
@@ -88,7 +91,7 @@ def test_damage_is_repaired_within_a_sync_period(
         rules = stage.iptables(family, "-S"), stage.iptables(family, "-t", "nat", "-S")
         return [*rules, space.run(*listing).stdout]
 
-    eventually(lambda: state() == state(), "a quiet moment")
+    eventually(lambda: state() == state(), "a stable state")
     before = state()
     names = {
         "family": str(family),
@@ -109,7 +112,7 @@ def test_damage_is_repaired_within_a_sync_period(
 
 
 def test_damage_does_not_hide_behind_our_own_changes(stage_with: StageWith, family: int) -> None:
-    """There are as many virtual servers and real servers as there should be all the time."""
+    """The numbers of virtual servers and real servers are as expected all the time."""
     period = 1.0
     stage = stage_with(ipvs_sync_period=f"{period:g}s")
     node = Servers(stage.node, family)
@@ -133,7 +136,7 @@ def test_damage_does_not_hide_behind_our_own_changes(stage_with: StageWith, fami
 
 
 def test_what_a_start_has_written_is_not_read_again(stage_with: StageWith) -> None:
-    """Reading everything takes long, and changes wait meanwhile: its outcome is counted at once."""
+    """Reading everything takes long and delays changes, so the result is verified by numbers."""
     stage = stage_with(ipvs_sync_period="1s")
     for family in (4, 6):
         stage.offer(family, [at(stage.here[0], family)], type="NodePort")
@@ -145,7 +148,7 @@ def test_what_a_start_has_written_is_not_read_again(stage_with: StageWith) -> No
     def value(name: str) -> float:
         return stage.daemon.metrics().value(name)
 
-    eventually(lambda: value(COMPARISONS) == 2, "a comparison of each family")
-    eventually(lambda: value("svcproxy_kernel_operations_total") > 0, "something written")
-    time.sleep(3.5)  # three periods, in which nothing may happen
-    assert value(COMPARISONS) == 2, "\n".join(stage.daemon.logs())
+    eventually(lambda: value(RESYNCS) == 2, "a resync of each family")
+    eventually(lambda: value("svcproxy_kernel_operations_total") > 0, "a write")
+    time.sleep(3.5)  # three periods without a resync
+    assert value(RESYNCS) == 2, "\n".join(stage.daemon.logs())

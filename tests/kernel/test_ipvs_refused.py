@@ -18,16 +18,16 @@ pytestmark = pytest.mark.kernel
 VARIANTS = ("ipvs",)
 WEB = PORTS[:1]
 REFUSED = {4: "198.51.100.9", 6: "ff05::5:9"}
-"""Endpoints that the API server accepts and IPVS does not, see ``impossible_endpoint``."""
-AT_ONCE = 1.0 * PATIENCE
-"""Seconds; the first back-off of a family lasts as long as that on a fast machine, the next 2."""
+"""Endpoints that the API server accepts and IPVS refuses; see ``impossible_endpoint``."""
+CHANGE_SECONDS = 1.0 * PATIENCE
+"""A change must take less. The first back-off of a family is 1 s on a fast machine, the next 2 s."""
 
 
 @contextlib.contextmanager
 def impossible_endpoint(stage: Stage, family: int) -> Iterator[None]:
-    """Have IPVS refuse real servers at an address: it takes no broadcast and no foreign multicast.
+    """Make IPVS refuse an endpoint: a broadcast address, or a multicast address that is not local.
 
-    At the end of the context it takes them.
+    At the end of the context IPVS accepts it.
     """
     broadcast = "broadcast 198.51.100.9 dev lo table local"
     if family == 4:
@@ -47,12 +47,12 @@ def _no_routes_left(stage: Stage, family: int) -> Iterator[None]:
         netns.ip_batch(["route del ff05::5:9/128 dev lo table local"], stage.node.netns.name)
 
 
-def comparisons(stage: Stage, family: int) -> float:
+def resyncs(stage: Stage, family: int) -> float:
     name = "kubeproxy_sync_full_proxy_rules_duration_seconds_count"
     return stage.daemon.metrics().value(name, ip_family=FAMILIES[family])
 
 
-def told(stage: Stage, offer: Offer) -> list[str]:
+def reports(stage: Stage, offer: Offer) -> list[str]:
     name = f"default/{offer.service['metadata']['name']}:"
     return [line for line in stage.daemon.logs() if "refused" in line and name in line]
 
@@ -63,25 +63,25 @@ def test_a_refused_endpoint_delays_no_other_service(stage: Stage, family: int) -
         bad = stage.offer(
             family, [at(pod, family), m.endpoint(REFUSED[family], node=pod.node)], ports=WEB
         )
-        before = comparisons(stage, family)
+        before = resyncs(stage, family)
         for _ in range(3):
             begin = time.monotonic()
             good = stage.offer(family, [at(pod, family)], ports=WEB)
             took = time.monotonic() - begin
             assert answering(stage.client, "tcp", good.vip, 80, n=3) == {pod.name}
-            assert took < AT_ONCE, "a change waits for the back-off of another Service"
+            assert took < CHANGE_SECONDS, "a change waits for the back-off of another Service"
         assert servers.weights(bad.vip) == {pod.ip(family): 1}
         assert answering(stage.client, "tcp", bad.vip, 80, n=3) == {pod.name}
-        (line,) = told(stage, bad)
+        (line,) = reports(stage, bad)
         assert f"{REFUSED[family]}" in line
-        assert comparisons(stage, family) == before
+        assert resyncs(stage, family) == before
         assert not any("sync.failed" in line for line in stage.daemon.logs())
     eventually(
         lambda: servers.weights(bad.vip) == {pod.ip(family): 1, REFUSED[family]: 1},
-        "the endpoint that IPVS takes now",
+        "the endpoint that IPVS accepts now",
         timeout=30,
     )
-    assert len(told(stage, bad)) == 1
+    assert len(reports(stage, bad)) == 1
 
 
 def test_a_service_whose_only_endpoint_is_refused_can_be_changed_and_removed(

@@ -1,4 +1,4 @@
-"""Looking at the virtual servers of a node."""
+"""Reading the virtual servers of a node."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ FAMILIES = {4: IPFamily.IPV4, 6: IPFamily.IPV6}
 
 
 class Servers:
-    """The virtual servers of a node, as its kernel has them."""
+    """The virtual servers in the kernel of a node."""
 
     def __init__(self, node: Node, family: int) -> None:
         self._node, self._family = node, FAMILIES[family]

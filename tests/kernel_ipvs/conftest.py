@@ -1,4 +1,4 @@
-"""A network namespace that is empty for each test, on a kernel with IPVS: they run in a guest."""
+"""Network namespaces for tests that need a kernel with IPVS; the tests run in a guest."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from svcproxy.backends.ipvs.naming import DUMMY_INTERFACE
+from svcproxy.backends.ipvs.core.chains_and_sets import DUMMY_INTERFACE
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.messages import NetlinkRequest
 from svcproxy.netlink.core.operations import DestroySet
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("uml")
 
 
-def _made() -> NetNS:
+def _new() -> NetNS:
     made = NetNS(f"ipvs{next(_NUMBERS)}")
     netns.ip_batch([f"netns add {made.name}"])
     netns.ip_batch(["link set lo up"], made.name)
@@ -38,23 +38,24 @@ def _made() -> NetNS:
 @pytest.fixture
 def alone() -> Iterator[NetNS]:
     """A namespace for one test, with its loopback interface up."""
-    made = _made()
+    made = _new()
     yield made
     netns.remove([made.name])
 
 
 @pytest.fixture(scope="session")
 def _shared() -> Iterator[NetNS]:
-    made = _made()
+    made = _new()
     yield made
     netns.remove([made.name])
 
 
 @pytest.fixture
 def namespace(_shared: NetNS) -> Iterator[NetNS]:
-    """A namespace without virtual servers, sets and ``kube-ipvs0``; other things stay as they are.
+    """A namespace without virtual servers, sets and ``kube-ipvs0``; other objects are kept.
 
-    Starting programs takes long in the guest, so that it is made once and emptied by messages.
+    Starting programs takes long in the guest, so the namespace is created once and emptied by
+    netlink messages.
     """
     yield _shared
     _shared.call(_empty)
@@ -81,7 +82,7 @@ def family(request: pytest.FixtureRequest) -> IPFamily:
 
 @pytest.fixture
 def ipvs(namespace: NetNS, family: IPFamily) -> Iterator[IpvsSocket]:
-    """IPVS of the namespace; it fails where the kernel has none."""
+    """IPVS of the namespace; fails if the kernel has no IPVS."""
     opened = namespace.call(lambda: IpvsSocket(family))
     yield opened
     opened.close()

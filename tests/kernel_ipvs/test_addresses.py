@@ -1,4 +1,4 @@
-"""Addresses of virtual servers, and the node's own, in the kernel."""
+"""Addresses of virtual servers and of the node in the kernel."""
 
 import errno
 import socket
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from svcproxy.backends.ipvs.naming import DUMMY_INTERFACE
+from svcproxy.backends.ipvs.core.chains_and_sets import DUMMY_INTERFACE
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.address_watcher import AddressWatcher
 from svcproxy.netlink.core.kernel_objects import Addresses
@@ -36,7 +36,7 @@ def host(namespace: NetNS) -> Iterator[NetNS]:
     netns.ip_batch([f"link del {OTHER}"], namespace.name)
 
 
-def test_the_interface_is_made_once_and_stays_down(namespace: NetNS, links: RouteSocket) -> None:
+def test_the_interface_is_created_once_and_stays_down(namespace: NetNS, links: RouteSocket) -> None:
     assert links.read() == Addresses(frozenset(), (), ())
     shown = namespace.run("ip", "-d", "-o", "link", "show", DUMMY_INTERFACE).stdout
     assert " dummy " in shown
@@ -68,7 +68,7 @@ def test_addresses_are_bound_and_unbound(
 
 
 def test_addresses_are_counted(host: NetNS, links: RouteSocket, address: Address) -> None:
-    """Those of all interfaces: it must not cost a list of them."""
+    """All interfaces count; IPv4 addresses are not listed for it."""
     links.read()
     before = host.call(links.count)
     assert before == host.run("ip", "-o", "addr").stdout.count(f"{_word(links.family)} ")
@@ -84,10 +84,10 @@ def _word(family: IPFamily) -> str:
     return "inet" if family is IPFamily.IPV4 else "inet6"
 
 
-def test_an_address_is_connected_to_while_the_interface_is_down(
+def test_an_address_is_local_while_the_interface_is_down(
     namespace: NetNS, links: RouteSocket, address: Address
 ) -> None:
-    """What the node needs it for: packets to it are for the node itself."""
+    """Packets to the address are delivered to the node itself."""
     links.read()
     links.execute([BindAddresses((address(9),))])
 
@@ -147,7 +147,7 @@ def test_the_nodes_own_addresses(alone: NetNS, family: IPFamily) -> None:
 
 
 @pytest.fixture
-def noticed(host: NetNS) -> Iterator[threading.Event]:
+def reported(host: NetNS) -> Iterator[threading.Event]:
     """Set when the watcher has reported a change."""
     event = threading.Event()
     watcher = host.call(lambda: AddressWatcher(DUMMY_INTERFACE, event.set))
@@ -156,17 +156,17 @@ def noticed(host: NetNS) -> Iterator[threading.Event]:
     watcher.stop()
 
 
-def test_changes_of_the_nodes_addresses_are_noticed(
-    host: NetNS, noticed: threading.Event, address: Address, family: IPFamily
+def test_changes_of_the_nodes_addresses_are_reported(
+    host: NetNS, reported: threading.Event, address: Address, family: IPFamily
 ) -> None:
     for verb in ("add", "del"):
         netns.ip_batch([f"addr {verb} {address(1)}/24 dev {OTHER}"], host.name)
-        assert noticed.wait(10)
-        noticed.clear()
+        assert reported.wait(10)
+        reported.clear()
 
 
-def test_changes_of_virtual_servers_addresses_are_not(
-    host: NetNS, noticed: threading.Event, links: RouteSocket, address: Address
+def test_changes_of_virtual_servers_addresses_are_not_reported(
+    host: NetNS, reported: threading.Event, links: RouteSocket, address: Address
 ) -> None:
     many = tuple(address(n) for n in range(1, 1001))
     for _ in range(2):
@@ -175,10 +175,10 @@ def test_changes_of_virtual_servers_addresses_are_not(
         assert links.execute([UnbindAddresses(many[10:])]) == []
         assert links.remove()
     time.sleep(0.2)  # the watcher must stay silent for this time
-    assert not noticed.is_set()
-    # The watcher still works
+    assert not reported.is_set()
+    # Events arrive in order, so an earlier one would have been reported by now.
     netns.ip_batch([f"addr add {address(5000)}/24 dev {OTHER}"], host.name)
-    assert noticed.wait(10)
+    assert reported.wait(10)
 
 
 def test_thousands_of_addresses(links: RouteSocket, address: Address) -> None:

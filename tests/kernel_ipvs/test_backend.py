@@ -1,4 +1,4 @@
-"""The whole backend on the real kernel, with Service ports that are hard to bear."""
+"""The complete backend on a real kernel, with difficult Service ports."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,7 +6,7 @@ import pytest
 
 from svcproxy.backends.base import Desired, Outcome
 from svcproxy.backends.ipvs.backend import IpvsBackend, IpvsOptions
-from svcproxy.backends.ipvs.naming import SETS
+from svcproxy.backends.ipvs.core.chains_and_sets import SETS
 from svcproxy.backends.settings import LocalTraffic, Settings
 from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
@@ -22,7 +22,7 @@ Address = Callable[[int], str]
 
 
 class Bench:
-    """A backend in a namespace, driven as the loop does."""
+    """A backend in a namespace, driven as by the sync loop."""
 
     def __init__(self, space: NetNS, family: IPFamily) -> None:
         self.space = space
@@ -36,7 +36,7 @@ class Bench:
             opened.close()
 
     def start(self) -> None:
-        """Begin as a fresh process does."""
+        """Start as a fresh process does."""
         source = "10.0.0.0/8" if self.family is IPFamily.IPV4 else "::1.2.0.0/112"
         self.settings = settings = Settings(
             family=self.family, local_traffic=LocalTraffic(source=source)
@@ -55,21 +55,21 @@ class Bench:
                 Changes({n: self.ports.get(n) for n in names}), self.settings
             )
             if plan is None:
-                return self._compare()
+                return self._resync()
             return self.backend.apply(plan)
 
         return self.space.call(sync)
 
-    def compare(self) -> Outcome:
-        """Compare from scratch."""
-        return self.space.call(self._compare)
+    def resync(self) -> Outcome:
+        """Resync."""
+        return self.space.call(self._resync)
 
-    def _compare(self) -> Outcome:
+    def _resync(self) -> Outcome:
         desired = Desired(dict(self.ports), self.settings)
         return self.backend.apply(self.backend.plan(desired, self.backend.read()))
 
-    def is_right(self) -> bool:
-        """Whether the backend finds that nothing has changed."""
+    def is_unchanged(self) -> bool:
+        """Whether the backend finds the kernel unchanged."""
         return self.space.call(self.backend.is_unchanged)
 
 
@@ -98,7 +98,7 @@ COMPATIBLE = ("::102:304", "::ffff:0:102:304", "::5:0", "fd00::102:304")
 
 @pytest.mark.parametrize("family", [V6])
 def test_a_restart_writes_nothing_for_ipv4_compatible_addresses(bench: Bench) -> None:
-    """The kernel's programs write ``::1.2.3.4`` for what Python calls ``::102:304``."""
+    """The kernel's programs write ``::1.2.3.4`` for Python's ``::102:304``."""
     for number, address in enumerate(COMPATIBLE):
         frontends = (
             at(address),
@@ -109,13 +109,13 @@ def test_a_restart_writes_nothing_for_ipv4_compatible_addresses(bench: Bench) ->
         bench.ports[ServicePortName("ns", f"s{number}", "", Protocol.TCP)] = port(
             number, frontends, ("::102:305", address), source_ranges=ranges
         )
-    written = bench.compare().operations
+    written = bench.resync().operations
     assert written["real_server_written"] >= 6 * len(COMPATIBLE)
     assert written["restore"]
     bench.close()
     bench.start()
-    assert not bench.compare().operations
-    assert bench.is_right()
+    assert not bench.resync().operations
+    assert bench.is_unchanged()
 
 
 REFUSED = {IPFamily.IPV4: "239.1.1.1", V6: "ff05::1"}
@@ -124,45 +124,43 @@ REFUSED = {IPFamily.IPV4: "239.1.1.1", V6: "ff05::1"}
 def test_refusals_are_accounted_for(bench: Bench, address: Address) -> None:
     bad = port(1, (at(address(101)),), (address(11), REFUSED[bench.family]))
     good = port(2, (at(address(102)),), (address(11),))
-    outcome = bench.compare()
+    outcome = bench.resync()
     outcome = bench.put(bad, good)
     assert set(outcome.refused) == {bad.name}
     assert REFUSED[bench.family] in outcome.refused[bad.name]
     assert outcome.sizes["real_servers"] == 2
     again = bench.retry(bad.name)
     assert set(again.refused) == {bad.name}
-    assert not again.operations, "a vain attempt is no change"
-    assert set(bench.compare().refused) == {bad.name}
-    assert bench.is_right(), "a refusal causes comparisons"
+    assert not again.operations, "a refused retry is not counted as a change"
+    assert set(bench.resync().refused) == {bad.name}
+    assert bench.is_unchanged(), "a refusal causes resyncs"
     changed = port(1, (at(address(101)),), (address(11), address(12)))
     assert bench.put(changed).operations["real_server_written"] == 1
-    assert not bench.compare().operations
+    assert not bench.resync().operations
 
 
-def test_a_load_balancer_at_an_impossible_address(bench: Bench, address: Address) -> None:
-    """A multicast address cannot be the node's; and neither can it be served there."""
+def test_a_load_balancer_at_a_multicast_address(bench: Bench, address: Address) -> None:
+    """The kernel refuses a multicast address on an interface, and IPVS refuses it, too."""
     vip = at(REFUSED[bench.family], FrontendKind.LOAD_BALANCER)
     bad = port(1, (at(address(101)), vip), (address(11),))
-    bench.compare()
+    bench.resync()
     refused = set(bench.put(bad).refused)
     assert refused <= {bad.name}
     assert not bench.put(port(2, (at(address(102)),), (address(11),))).refused
     assert set(bench.retry(bad.name).refused) == refused
     del bench.ports[bad.name]
     assert not bench.retry(bad.name).refused
-    assert not bench.compare().operations
+    assert not bench.resync().operations
 
 
 @pytest.fixture
 def crowded(bench: Bench, address: Address) -> Iterator[str]:
-    """The name of a set that another program has filled to the last place."""
-    bench.compare()
+    """The name of a set that another program has filled completely."""
+    bench.resync()
     name = SETS[bench.family].reject
     kind = SETS[bench.family].kinds[name]
-    strange = address(7777)
-    entries = [
-        SetEntry(strange, p, n) for p in (Protocol.TCP, Protocol.UDP) for n in range(1, 65536)
-    ]
+    other = address(7777)
+    entries = [SetEntry(other, p, n) for p in (Protocol.TCP, Protocol.UDP) for n in range(1, 65536)]
 
     def fill() -> None:
         sets = IpsetSocket(bench.family)
@@ -180,7 +178,7 @@ def crowded(bench: Bench, address: Address) -> Iterator[str]:
     bench.space.call(empty)
 
 
-def test_a_set_that_others_have_filled_is_made_larger(
+def test_a_set_that_another_program_filled_is_enlarged(
     bench: Bench, address: Address, crowded: str
 ) -> None:
     kind = FrontendKind.CLUSTER_IP
@@ -191,14 +189,14 @@ def test_a_set_that_others_have_filled_is_made_larger(
     assert "full" in outcome.refused[refused.name]
     outcome = bench.retry(refused.name)
     assert not outcome.refused
-    assert not bench.compare().operations
+    assert not bench.resync().operations
 
 
-def test_a_rule_deleted_during_a_comparison_is_noticed(bench: Bench) -> None:
-    """What the comparison writes must not hide what somebody did after it had read."""
+def test_a_rule_deleted_during_a_resync_is_noticed(bench: Bench) -> None:
+    """The writes of a resync must not hide changes of other programs since its reading."""
     program = "iptables-legacy" if bench.family is IPFamily.IPV4 else "ip6tables-legacy"
-    bench.compare()
-    assert bench.is_right()
+    bench.resync()
+    assert bench.is_unchanged()
     bench.space.run(program, "-t", "nat", "-D", "KUBE-MARK-MASQ", "1")
 
     def sync() -> Outcome:
@@ -207,6 +205,6 @@ def test_a_rule_deleted_during_a_comparison_is_noticed(bench: Bench) -> None:
         return bench.backend.apply(bench.backend.plan(Desired({}, bench.settings), observed))
 
     assert bench.space.call(sync).operations["chain_written"] == 1
-    assert not bench.is_right()
-    assert bench.compare().operations["chain_written"] == 1
-    assert bench.is_right()
+    assert not bench.is_unchanged()
+    assert bench.resync().operations["chain_written"] == 1
+    assert bench.is_unchanged()

@@ -7,7 +7,7 @@ import pytest
 
 from svcproxy.backends.base import BackendError
 from svcproxy.backends.ipvs import cleanup
-from svcproxy.backends.ipvs.naming import DUMMY_INTERFACE
+from svcproxy.backends.ipvs.core.chains_and_sets import DUMMY_INTERFACE
 from svcproxy.backends.mode_spec import ActiveMode
 from svcproxy.cleanup.sweep import sweep_family, sweep_shared
 from svcproxy.config import ProxyMode

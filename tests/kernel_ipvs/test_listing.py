@@ -1,4 +1,4 @@
-"""``/proc/net/ip_vs`` says of virtual servers and weights what netlink says."""
+"""``/proc/net/ip_vs`` lists the same virtual servers and weights as netlink."""
 
 from collections.abc import Callable
 from functools import partial
@@ -47,7 +47,9 @@ def foreign(namespace: NetNS) -> None:
         opened.close()
 
 
-def test_it_is_what_netlink_says(namespace: NetNS, ipvs: IpvsSocket, address: Address) -> None:
+def test_the_listing_equals_the_netlink_dumps(
+    namespace: NetNS, ipvs: IpvsSocket, address: Address
+) -> None:
     foreign(namespace)
     made: list[ServerOperation] = []
     for number, protocol in enumerate(Protocol, 1):
@@ -67,10 +69,10 @@ def test_it_is_what_netlink_says(namespace: NetNS, ipvs: IpvsSocket, address: Ad
         assert servers
 
 
-def test_it_is_written_as_an_audit_expects(
+def test_lines_are_formatted_as_the_audit_expects(
     namespace: NetNS, ipvs: IpvsSocket, address: Address
 ) -> None:
-    """Otherwise every virtual server would be looked at closely, which takes long."""
+    """Otherwise the audit would parse every virtual server, which takes long."""
     foreign(namespace)
     real = RealServerKey(address(2), 80)
     expected: list[Line] = []
@@ -90,29 +92,29 @@ def test_it_is_written_as_an_audit_expects(
     assert ipvs.virtual_server(VirtualServerKey(Protocol.TCP, address(9), 9)) is None
 
 
-def test_it_can_be_read_while_virtual_servers_are_added(
+def test_the_listing_can_be_read_while_servers_are_added(
     namespace: NetNS, ipvs: IpvsSocket, address: Address
 ) -> None:
-    """What was there before is in it, and each line is whole."""
+    """It contains the servers that existed before, and each line is complete."""
     before = [VirtualServerKey(Protocol.TCP, address(number), 80) for number in range(500)]
     real = RealServerKey(address(1 << 16), 80)
     for key in before:
         ipvs.execute([AddVirtualServer(key, RR), AddRealServer(key, real, 1)])
-    pieces = []
+    chunks = []
 
     def read() -> None:
-        for piece in ipvs.listing():
-            pieces.append(piece)
-            if len(pieces) < 5:  # each may lengthen the file by a last piece
-                key = VirtualServerKey(Protocol.TCP, address(1000 + len(pieces)), 80)
+        for chunk in ipvs.listing():
+            chunks.append(chunk)
+            if len(chunks) < 5:  # each addition may lengthen the file by a chunk
+                key = VirtualServerKey(Protocol.TCP, address(1000 + len(chunks)), 80)
                 assert ipvs.execute([AddVirtualServer(key, RR)]) == []
 
     namespace.call(read)
-    assert len(pieces) > 5
-    assert parse_listing(b"".join(pieces), ipvs.family).keys() >= set(before)
+    assert len(chunks) > 5
+    assert parse_listing(b"".join(chunks), ipvs.family).keys() >= set(before)
 
 
-def test_another_namespaces_servers_are_not_read(
+def test_servers_of_other_namespaces_are_not_listed(
     namespace: NetNS, ipvs: IpvsSocket, address: Address
 ) -> None:
     ipvs.execute([AddVirtualServer(VirtualServerKey(Protocol.TCP, address(1), 80), RR)])

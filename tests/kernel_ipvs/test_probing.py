@@ -1,12 +1,11 @@
-"""Whether the kernel can run IPVS mode."""
+"""Probing the kernel for IPVS mode."""
 
 from pathlib import Path
 
 import pytest
 
 from svcproxy.backends.base import BackendUnavailable
-from svcproxy.backends.ipvs.probing import probe, scheduler_is_missing
-from svcproxy.backends.ipvs.sysctls import wanted
+from svcproxy.backends.ipvs.probing import lacks_scheduler, probe, required_sysctls
 from svcproxy.backends.xtables.commands import Iptables, Variant
 from svcproxy.backends.xtables.core.rule_text import FILTER
 from svcproxy.backends.xtables.variant import detect
@@ -19,7 +18,7 @@ from testbed.netns import NetNS
 
 
 def state(alone: NetNS, programs: Iptables) -> tuple[object, ...]:
-    """All that a probe might leave behind."""
+    """The objects that a probe might leave behind."""
 
     def look() -> tuple[object, ...]:
         ipvs, sets = IpvsSocket(programs.family), IpsetSocket(programs.family)
@@ -31,7 +30,7 @@ def state(alone: NetNS, programs: Iptables) -> tuple[object, ...]:
     return (*alone.call(look), alone.call(lambda: programs.list_chain(FILTER, "KUBE-SVC-PROBE")))
 
 
-def test_a_kernel_with_all_modules_will_do(alone: NetNS, family: IPFamily) -> None:
+def test_a_kernel_with_all_modules_is_accepted(alone: NetNS, family: IPFamily) -> None:
     programs = Iptables(Variant.LEGACY, family)
     before = state(alone, programs)
     for _ in range(2):
@@ -39,31 +38,31 @@ def test_a_kernel_with_all_modules_will_do(alone: NetNS, family: IPFamily) -> No
         assert state(alone, programs) == before
 
 
-def test_a_refused_rule_is_told_by_its_module(
+def test_a_refused_match_is_reported_by_its_module(
     alone: NetNS, family: IPFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tool does not know the match, which shows in the same way as a missing module."""
+    """A match that the program does not know looks like a missing module."""
     monkeypatch.setenv("XTABLES_LIBDIR", "/nowhere")
     programs = Iptables(Variant.LEGACY, family)
     with pytest.raises(BackendUnavailable, match=r"xt_set xt_ipvs; load them \(modprobe"):
         alone.call(lambda: probe(programs))
 
 
-def test_the_variant_is_one_that_the_kernel_has(alone: NetNS, family: IPFamily) -> None:
-    """nf_tables is built without tables for IP here, which the nft variant's program does not tell."""
+def test_the_variant_is_one_that_the_kernel_supports(alone: NetNS, family: IPFamily) -> None:
+    """This kernel has nf_tables without IP tables; the program of the nft variant does not fail."""
     assert alone.run("iptables-nft-save").stdout == ""
     assert not alone.call(lambda: has_tables(family))
     assert alone.call(detect) is Variant.LEGACY
 
 
-def test_schedulers_are_there_or_missing(ipvs: IpvsSocket) -> None:
-    assert not scheduler_is_missing(ipvs, "mh")
-    assert scheduler_is_missing(ipvs, "nosuch")
+def test_missing_schedulers_are_recognized(ipvs: IpvsSocket) -> None:
+    assert not lacks_scheduler(ipvs, "mh")
+    assert lacks_scheduler(ipvs, "nosuch")
     assert ipvs.virtual_servers() == {}
 
 
 def test_parameters_are_set_in_the_namespace(alone: NetNS) -> None:
-    sysctls = list(wanted("5.4.0", strict_arp=True))
+    sysctls = list(required_sysctls("5.4.0", strict_arp=True))
 
     def values() -> list[int]:
         return [int(Path("/proc/sys", s.path).read_text(encoding="ascii")) for s in sysctls]

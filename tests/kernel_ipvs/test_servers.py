@@ -1,4 +1,4 @@
-"""Virtual servers and real servers in the kernel, as ipvsadm sees them too."""
+"""Virtual servers and real servers in the kernel, compared with the output of ipvsadm."""
 
 import errno
 import sys
@@ -40,7 +40,7 @@ RR = VirtualServer("rr")
 
 
 def listed(namespace: NetNS) -> list[str]:
-    """What ``ipvsadm`` would need to make all of it again, in any order."""
+    """The sorted output of ``ipvsadm --save``."""
     return sorted(namespace.run("ipvsadm", "-Sn").stdout.splitlines())
 
 
@@ -117,7 +117,7 @@ def test_operations_can_be_repeated(namespace: NetNS, ipvs: IpvsSocket, address:
     assert ipvs.execute([DeleteRealServer(key, real)]) == []
 
 
-def test_failures_name_their_operations_and_stop_nothing(
+def test_failures_name_their_operations_and_stop_no_other(
     ipvs: IpvsSocket, address: Address
 ) -> None:
     keys = [VirtualServerKey(Protocol.TCP, address(n), 80) for n in range(1, 1001)]
@@ -137,7 +137,7 @@ def test_failures_name_their_operations_and_stop_nothing(
     assert all(real in ipvs.real_servers(key) for key in keys[:3])
 
 
-def test_changing_what_is_not_there_fails(ipvs: IpvsSocket, address: Address) -> None:
+def test_changing_a_missing_server_fails(ipvs: IpvsSocket, address: Address) -> None:
     key, real = VirtualServerKey(Protocol.TCP, address(1), 80), RealServerKey(address(2), 80)
     operations: list[ServerOperation] = [SetVirtualServer(key, RR), SetRealServer(key, real, 1)]
     assert [f.number for f in ipvs.execute(operations)] == [errno.ESRCH, errno.ESRCH]
@@ -148,14 +148,16 @@ def test_changing_what_is_not_there_fails(ipvs: IpvsSocket, address: Address) ->
     ]
 
 
-def test_thousands_of_failures_overflow_nothing(ipvs: IpvsSocket, address: Address) -> None:
+def test_thousands_of_failures_do_not_overflow_the_socket(
+    ipvs: IpvsSocket, address: Address
+) -> None:
     key = VirtualServerKey(Protocol.TCP, address(1), 80)
     operations = [SetRealServer(key, RealServerKey(address(n), 80), 1) for n in range(1, 3001)]
     failures = ipvs.execute(operations)
     assert [f.operation for f in failures] == operations
 
 
-def test_those_of_others_are_seen_as_they_are(namespace: NetNS, address: Address) -> None:
+def test_servers_of_other_programs_are_listed(namespace: NetNS, address: Address) -> None:
     namespace.run("ipvsadm", "-A", "-f", "7", "-s", "rr")
     namespace.run("ipvsadm", "-A", "-t", "192.0.2.1:80", "-s", "wlc", "-p", "60")
     namespace.run("ipvsadm", "-A", "-t", "[2001:db8::1]:80", "-s", "sh", "-b", "sh-port")
@@ -195,7 +197,7 @@ def test_namespaces_do_not_share(namespace: NetNS, ipvs: IpvsSocket, address: Ad
 
 
 def load(ipvs: IpvsSocket, first: int, virtual: int, real: int) -> list[ServerOperation]:
-    """Additions of so many virtual servers with so many real servers each."""
+    """Return operations that add virtual servers with a number of real servers each."""
     v4 = ipvs.family is IPFamily.IPV4
     prefix = "10.{}.{}.{}" if v4 else "fd00:{:x}::{:x}:{:x}"
 
@@ -213,7 +215,7 @@ def load(ipvs: IpvsSocket, first: int, virtual: int, real: int) -> list[ServerOp
 
 
 def test_two_families_in_two_threads(alone: NetNS) -> None:
-    """Their answers never mix, and each finds all of its own."""
+    """Their answers never mix, and each thread lists all servers of its family."""
     barrier = threading.Barrier(2)
 
     def work(family: IPFamily) -> set[VirtualServerKey]:
@@ -255,7 +257,7 @@ def test_thousands_of_services(
     assert ipvs.execute([DeleteRealServer(one.virtual, one.key), one]) == []
     assert len(ipvs.real_servers(one.virtual)) == 5
     changed = time.perf_counter() - start
-    assert ipvs.sent - sent == 3, "a change costs the same whatever else there is"
+    assert ipvs.sent - sent == 3, "the cost of a change does not depend on the number of servers"
     ipvs.close()
     with capsys.disabled():
         sys.stderr.write(
@@ -265,19 +267,19 @@ def test_thousands_of_services(
         )
 
 
-def test_answers_to_what_was_given_up_are_not_taken_for_others(
+def test_late_answers_are_not_taken_for_those_of_other_requests(
     ipvs: IpvsSocket, address: Address
 ) -> None:
     key, real = VirtualServerKey(Protocol.TCP, address(1), 80), RealServerKey(address(2), 80)
-    under = ipvs._client
-    given_up = messages.operation_request(ipvs._kind, SetRealServer(key, real, 1))
-    asked: list[Callable[[], object]] = [
+    client = ipvs._client
+    abandoned = messages.operation_request(ipvs._kind, SetRealServer(key, real, 1))
+    requests: list[Callable[[], object]] = [
         lambda: ipvs.execute([AddVirtualServer(key, RR)]),
         lambda: list(ipvs.virtual_servers())[1:],
         lambda: list(ipvs.real_servers(key)),
         lambda: ipvs.timeouts()[3:],
     ]
-    for ask in asked:
+    for request in requests:
         for flags in (FLAG_ACK, FLAG_DUMP):
-            under.socket.send(encode(given_up, under._reserve(1), flags))
-        assert not ask()
+            client.socket.send(encode(abandoned, client._reserve(1), flags))
+        assert not request()

@@ -1,12 +1,11 @@
-"""Sets in the kernel, as the ipset program sees them too."""
+"""Sets in the kernel, compared with the output of the ipset program."""
 
 import errno
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from svcproxy.backends.ipvs.enough import substitution
-from svcproxy.backends.ipvs.naming import SUBSTITUTES
+from svcproxy.backends.ipvs.core.chains_and_sets import SUBSTITUTES, substitution
 from svcproxy.model.names import IPFamily, Protocol
 from svcproxy.netlink.core.kernel_objects import SetEntry, SetKind
 from svcproxy.netlink.core.operations import (
@@ -62,7 +61,7 @@ def members(namespace: NetNS, name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.type)
-def test_entries_go_in_and_out(
+def test_entries_are_added_and_removed(
     namespace: NetNS, sets: IpsetSocket, address: Address, kind: SetKind
 ) -> None:
     entries = sample(kind, address)
@@ -85,21 +84,21 @@ def test_entries_go_in_and_out(
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.type)
-def test_sets_are_those_that_kube_proxy_makes(
+def test_sets_are_created_as_by_kube_proxy(
     namespace: NetNS, sets: IpsetSocket, family: IPFamily, kind: SetKind
 ) -> None:
-    """It makes them with -exist, which refuses any that differ; and so do we."""
+    """kube-proxy and svcproxy both accept an existing set only if it is of the same kind."""
     inet = "inet" if family is IPFamily.IPV4 else "inet6"
     options = ["family", inet, "hashsize", "1024", "maxelem", "65536"]
     if kind is PORTS:
         options = ["range", "0-65535"]
-    sets.execute([CreateSet("ours", kind)])
-    namespace.run("ipset", "create", "ours", kind.type, *options, "-exist")
-    namespace.run("ipset", "create", "theirs", kind.type, *options)
-    assert sets.execute([CreateSet("theirs", kind)]) == []
+    sets.execute([CreateSet("own", kind)])
+    namespace.run("ipset", "create", "own", kind.type, *options, "-exist")
+    namespace.run("ipset", "create", "other", kind.type, *options)
+    assert sets.execute([CreateSet("other", kind)]) == []
     assert {name: header.kind for name, header in sets.headers().items()} == {
-        "ours": kind,
-        "theirs": kind,
+        "own": kind,
+        "other": kind,
     }
 
 
@@ -114,7 +113,7 @@ def test_sets_are_those_that_kube_proxy_makes(
         "bitmap:port range 0-1000",
     ],
 )
-def test_sets_made_otherwise_are_told(
+def test_sets_of_other_kinds_are_recognized(
     namespace: NetNS, sets: IpsetSocket, family: IPFamily, made: str
 ) -> None:
     inet = ["family", "inet6"] if family is IPFamily.IPV6 and "bitmap" not in made else []
@@ -124,7 +123,7 @@ def test_sets_made_otherwise_are_told(
     assert [failure.number for failure in failures] == [errno.EEXIST]
 
 
-def test_sets_of_the_other_family_are_told(
+def test_sets_of_the_other_family_are_recognized(
     namespace: NetNS, sets: IpsetSocket, family: IPFamily
 ) -> None:
     other = "inet" if family is IPFamily.IPV6 else "inet6"
@@ -151,23 +150,23 @@ def test_swapped_sets_keep_their_names(
 
 
 @pytest.mark.parametrize("made", [("maxelem", "2"), ("timeout", "60"), ("comment",)])
-def test_a_set_that_rules_name_is_replaced(
+def test_a_set_that_rules_refer_to_is_replaced(
     alone: NetNS, family: IPFamily, address: Address, made: tuple[str, ...]
 ) -> None:
     sets = alone.call(lambda: IpsetSocket(family))
-    kube_proxy_s, number = "KUBE-CLUSTER-IP", 100
+    name, number = "KUBE-CLUSTER-IP", 100
     inet = "inet6" if family is IPFamily.IPV6 else "inet"
-    alone.run("ipset", "create", kube_proxy_s, "hash:ip,port", "family", inet, *made)
+    alone.run("ipset", "create", name, "hash:ip,port", "family", inet, *made)
     tool = "ip6tables-legacy" if family is IPFamily.IPV6 else "iptables-legacy"
-    match = ("-m", "set", "--match-set", kube_proxy_s, "dst,dst", "-j", "ACCEPT")
+    match = ("-m", "set", "--match-set", name, "dst,dst", "-j", "ACCEPT")
     alone.run(tool, "-A", "OUTPUT", *match)
     entries, kind = numbered(address, 1, number), SetKind("hash:ip,port")
-    for _ in range(2):  # also if it was killed before, and left half of it
-        failures = sets.execute(list(substitution(kube_proxy_s, kind, entries, family)))
+    for _ in range(2):  # the second time, a temporary set of a killed process exists
+        failures = sets.execute(list(substitution(name, kind, entries, family)))
         assert failures == []
         sets.execute([CreateSet(SUBSTITUTES[family], SetKind("hash:ip"))])
-    assert sets.headers()[kube_proxy_s] == (kind, len(entries), 1)
-    assert sets.entries(kube_proxy_s, kind) == set(entries)
+    assert sets.headers()[name] == (kind, len(entries), 1)
+    assert sets.entries(name, kind) == set(entries)
     sets.close()
 
 
@@ -175,7 +174,7 @@ def numbered(address: Address, first: int, end: int) -> tuple[SetEntry, ...]:
     return tuple(SetEntry(address(n), Protocol.TCP, 80) for n in range(first, end))
 
 
-def test_what_does_not_fit_is_named(sets: IpsetSocket, address: Address) -> None:
+def test_entries_that_do_not_fit_are_returned(sets: IpsetSocket, address: Address) -> None:
     maximum = 4096
     kind = SetKind("hash:ip,port", maximum)
     entries = numbered(address, 1, maximum + 1001)
@@ -185,11 +184,11 @@ def test_what_does_not_fit_is_named(sets: IpsetSocket, address: Address) -> None
     missing = {op.entries for op, *_ in failures if isinstance(op, AddEntries)}
     held = sets.entries("S", kind)
     assert {(entry,) for entry in entries} - {(entry,) for entry in held} == missing
-    # The kernel counts by regions of the hash, and may stop somewhat earlier or later.
+    # The kernel counts entries by regions of the hash, so the limit is not exact.
     assert abs(len(held) - maximum) < 500
 
 
-def test_one_bad_entry_stops_no_other(sets: IpsetSocket, address: Address) -> None:
+def test_a_refused_entry_stops_no_other(sets: IpsetSocket, address: Address) -> None:
     good = numbered(address, 1, 2500)
     bad = SetEntry(address(7), Protocol.TCP, 80, f"{address(0)}/0")
     many = tuple(entry._replace(other=f"{entry.address}") for entry in good)
@@ -200,7 +199,7 @@ def test_one_bad_entry_stops_no_other(sets: IpsetSocket, address: Address) -> No
     assert sets.headers()["S"].elements == len(many)
 
 
-def test_other_failures_are_named(alone: NetNS, family: IPFamily, address: Address) -> None:
+def test_other_failures_are_explained(alone: NetNS, family: IPFamily, address: Address) -> None:
     sets = alone.call(lambda: IpsetSocket(family))
     alone.run(
         "ipset",
@@ -233,7 +232,7 @@ def test_other_failures_are_named(alone: NetNS, family: IPFamily, address: Addre
     sets.close()
 
 
-def test_types_are_known_or_missing(sets: IpsetSocket) -> None:
+def test_missing_types_are_returned(sets: IpsetSocket) -> None:
     known = [kind.type for kind in KINDS]
     assert sets.missing_types([*known, "hash:nosuch"]) == ["hash:nosuch"]
 

@@ -1,4 +1,4 @@
-"""For any events between its steps, an audit raises no false alarm and finds every damage."""
+"""With any events between its steps, an audit finds every damage and nothing else."""
 
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from svcproxy.backends.ipvs.audit import Audit, Difference
 from svcproxy.backends.ipvs.auditor import Auditor
-from svcproxy.backends.ipvs.plan import Plan
-from svcproxy.backends.ipvs.settings import IpvsSettings
+from svcproxy.backends.ipvs.core.audit import Audit, Difference
+from svcproxy.backends.ipvs.core.difference import Plan
+from svcproxy.backends.ipvs.core.settings import IpvsSettings
 from svcproxy.model.names import IPFamily, NamespacedName, Protocol
 from svcproxy.model.objects import (
     ApiObject,
@@ -49,7 +49,7 @@ OTHERS = {
 
 
 class Source:
-    """Tells an auditor what the fake kernel holds, and of a virtual server of the other family."""
+    """Reads the fake kernel for an auditor."""
 
     def __init__(self, machine: "Audited", random: Random) -> None:
         self._machine = machine
@@ -66,9 +66,9 @@ class Source:
 
 
 class Audited(Machine):
-    """A node whose virtual servers are audited in steps, as the backend does it.
+    """A node whose virtual servers are audited in steps, as by the backend.
 
-    Its clock goes on by a millisecond each time that somebody looks.
+    Its clock advances by a millisecond with each reading.
     """
 
     def __init__(self, options: IpvsSettings, random: Random) -> None:
@@ -81,7 +81,7 @@ class Audited(Machine):
     def start(self) -> None:
         super().start()
         self.seconds = 0.0
-        audit = Audit(self.planner, self.termination, TICKS)
+        audit = Audit(self.planner, TICKS)
         self.auditor = Auditor(audit, Source(self, self.random), PERIOD, self.clock)
 
     def clock(self) -> float:
@@ -90,26 +90,26 @@ class Audited(Machine):
 
     def apply(self, plan: Plan) -> None:
         super().apply(plan)
-        if plan.compared:
+        if plan.is_resync:
             self.auditor.start()
         else:
             self.auditor.audit.changed(plan)
 
-    def tend(self, seconds: float) -> None:
-        super().tend(seconds)
+    def wait(self, seconds: float) -> None:
+        super().wait(seconds)
         self.auditor.audit.written()
 
     def step(self) -> Difference | None:
-        """Wait for the next step, and make it."""
-        wish = self.auditor.step(lambda: self.random.random() < 0.5)
-        if isinstance(wish, float):
-            self.seconds += wish
+        """Wait until the next step is due, and make it."""
+        result = self.auditor.step(lambda: self.random.random() < 0.5)
+        if isinstance(result, float):
+            self.seconds += result
             return None
-        assert wish is not None, "nothing is looked at any more"
-        return wish
+        assert result is not None, "the auditor is stopped"
+        return result
 
-    def looked_through(self) -> Difference | None:
-        """Make steps until a pass has ended that begins from now on, or something is found."""
+    def complete_pass(self) -> Difference | None:
+        """Make steps until a pass that begins now or later is complete, or finds a difference."""
         now = self.seconds
         while self.auditor._checked <= now:
             found = self.step()
@@ -153,11 +153,11 @@ def audited(options: IpvsSettings, sequence: list[Any], random: Random) -> Audit
 @pytest.mark.timeout(400)
 @COMMON
 @given(settings_values, events, traffic, st.integers())
-def test_our_own_changes_are_no_difference(
+def test_own_changes_are_no_difference(
     options: IpvsSettings, events: list[Any], traffic: list[Any], seed: int
 ) -> None:
     machine = audited(options, scene(events, traffic, seed), Random(seed))
-    found = machine.looked_through()
+    found = machine.complete_pass()
     assert found is None, f"a false alarm: {found}"
     assert machine.auditor.current
     assert not machine.plan()
@@ -171,13 +171,13 @@ def test_every_damage_is_found_by_the_end_of_the_next_pass(
 ) -> None:
     random = Random(seed)
     machine = audited(options, scene(events, traffic, seed), random)
-    ports = [machine.planner.layout(name) for name in machine.planner.ports]
+    ports = [machine.planner.state(name) for name in machine.planner.ports]
     wanted = sorted(key for state in ports for key in state.servers)
     assume(wanted)
     key = random.choice(wanted)
     random.choice(DAMAGES)(machine, key)
-    found = machine.looked_through()
-    assert (found is not None) is bool(machine.plan()), "a comparison knows better"
+    found = machine.complete_pass()
+    assert (found is not None) is bool(machine.plan()), "audit and resync disagree"
     assert machine.auditor.current is (found is None)
 
 
@@ -188,7 +188,7 @@ def _vanish(machine: Audited, key: VirtualServerKey) -> None:
 def _weigh(machine: Audited, key: VirtualServerKey) -> None:
     real = machine.kernel.real[key]
     chosen = machine.random.choice(sorted(real))
-    real[chosen] = 7 if chosen in machine.termination.draining(key) else 0
+    real[chosen] = 7 if chosen in machine.planner.draining.real_servers(key) else 0
 
 
 def _add(machine: Audited, key: VirtualServerKey) -> None:
@@ -198,7 +198,9 @@ def _add(machine: Audited, key: VirtualServerKey) -> None:
 
 def _remove(machine: Audited, key: VirtualServerKey) -> None:
     real = machine.kernel.real[key]
-    del real[machine.random.choice(sorted(real.keys() - machine.termination.draining(key)))]
+    del real[
+        machine.random.choice(sorted(real.keys() - machine.planner.draining.real_servers(key)))
+    ]
 
 
 def _schedule(machine: Audited, key: VirtualServerKey) -> None:

@@ -1,9 +1,10 @@
-"""For any sequence of events: incremental equals from scratch, and applying twice is empty.
+"""For any events, incremental changes equal a resync, and a second resync has nothing to do.
 
-Connections come and go at random, so that real servers drain, come back, and outlast restarts.
+Connections begin and end at random, so real servers drain, are used again, and outlast restarts.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from copy import deepcopy
 from random import Random
 from typing import Any
@@ -13,18 +14,17 @@ from hypothesis import strategies as st
 
 from svcproxy.backends.base import Desired
 from svcproxy.backends.iptables.core.settings import IptablesSettings
-from svcproxy.backends.ipvs import naming
-from svcproxy.backends.ipvs.chains import LISTS
-from svcproxy.backends.ipvs.execute import Executor
-from svcproxy.backends.ipvs.naming import SETS
-from svcproxy.backends.ipvs.plan import Plan
-from svcproxy.backends.ipvs.planner import Planner
-from svcproxy.backends.ipvs.settings import IpvsSettings
-from svcproxy.backends.ipvs.termination import Termination
+from svcproxy.backends.ipvs.core import chains_and_sets
+from svcproxy.backends.ipvs.core.chains_and_sets import LISTS, SETS
+from svcproxy.backends.ipvs.core.difference import Plan
+from svcproxy.backends.ipvs.core.planner import Planner
+from svcproxy.backends.ipvs.core.refusals import Results
+from svcproxy.backends.ipvs.core.settings import IpvsSettings, KernelFacts
+from svcproxy.backends.ipvs.kernel import execute
 from svcproxy.backends.settings import LocalTraffic
 from svcproxy.backends.xtables.core.rule_text import NAT
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.core.kernel_objects import RealServerKey
+from svcproxy.netlink.core.kernel_objects import RealServerKey, VirtualServerKey
 from svcproxy.netlink.core.operations import CreateSet
 from svcproxy.state.desired import DesiredState
 from tests.examples import examples
@@ -51,9 +51,7 @@ class Machine:
         self.start()
 
     def start(self) -> None:
-        self.planner = Planner(self.options)
-        self.termination = Termination(60)
-        self.executor = Executor(self.planner, self.termination, self.kernel)
+        self.planner = Planner(self.options, 60)
         self._full = True
 
     def plan(self) -> Plan:
@@ -61,8 +59,19 @@ class Machine:
         return self.planner.plan(desired, self.options, self.kernel.observed())
 
     def apply(self, plan: Plan) -> None:
-        done = self.executor.apply(plan, self.now)
-        assert not done.failures
+        results = self.execute(plan)
+        assert not results.failures
+
+    def execute(self, plan: Plan) -> Results:
+        """Execute a plan as ``IpvsBackend.apply`` does."""
+        self.planner.draining.apply(plan, self.now)
+        results = execute(plan, self.kernel)
+        results.failures += self.remove_drained(plan.leaving).failures
+        return results
+
+    def remove_drained(self, keys: Iterable[VirtualServerKey]) -> Results:
+        connections = {key: self.kernel.connections(key) for key in keys}
+        return execute(self.planner.plan_removals(connections, self.now), self.kernel)
 
     def sync(self) -> None:
         changes = self.state.checkout()
@@ -70,9 +79,9 @@ class Machine:
         self._full = False
         self.apply(self.plan() if plan is None else plan)
 
-    def tend(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> None:
         self.now += seconds
-        assert not self.executor.tend(self.now).failures
+        assert not self.remove_drained(list(self.planner.draining.virtual_servers)).failures
 
     def counted(self) -> Counter[str]:
         kernel = self.kernel.observed()
@@ -91,7 +100,9 @@ class Machine:
 
 settings_values = st.builds(
     lambda family, **rest: IpvsSettings(
-        family=family, addresses=ADDRESSES[family], subnets=SUBNETS[family], **rest
+        family=family,
+        facts=KernelFacts(addresses=ADDRESSES[family], subnets=SUBNETS[family]),
+        **rest,
     ),
     family=st.sampled_from(list(IPFamily)),
     masquerade_all=st.booleans(),
@@ -114,7 +125,7 @@ traffic = st.lists(
 
 
 def scene(events: list[Any], traffic: list[Any], seed: int) -> list[Any]:
-    """Events with moments between them at which connections have come and gone."""
+    """Mix changes of the open connections into the events."""
     mixed = list(events)
     random = Random(seed)
     for moment in traffic:
@@ -131,7 +142,7 @@ def play(machine: Machine, sequence: list[Any]) -> None:
             machine.kernel.busy = {
                 RealServerKey(f"{prefix}{number}", event[2]) for number in event[1]
             }
-            machine.tend(7)
+            machine.wait(7)
         else:
             feed(machine.state, event)
 
@@ -144,31 +155,31 @@ def test_incremental_equals_from_scratch(
     machine = Machine(options)
     play(machine, scene(events, traffic, seed))
     assert machine.planner.counts == machine.counted()
-    assert not machine.plan(), "a comparison finds something to do"
+    assert not machine.plan(), "a resync finds a difference"
     machine.kernel.busy = set()
-    machine.tend(61)
+    machine.wait(61)
     fresh = Machine(options)
     fresh.state = deepcopy(machine.state)
     fresh.sync()
     assert machine.contents() == fresh.contents()
     assert machine.planner.sizes == fresh.planner.sizes
-    assert machine.termination.pause() is None
+    assert machine.planner.draining.next_check() is None
 
 
 @COMMON
 @given(settings_values, events, traffic, st.integers())
-def test_a_restart_finds_what_drains(
+def test_a_restart_finds_draining_servers(
     options: IpvsSettings, events: list[Any], traffic: list[Any], seed: int
 ) -> None:
     machine = Machine(options)
     play(machine, scene(events, traffic, seed))
-    before, draining = machine.contents(), set(machine.termination.servers)
+    before, draining = machine.contents(), set(machine.planner.draining.virtual_servers)
     machine.start()
     machine.sync()
     assert machine.contents() == before
-    assert set(machine.termination.servers) == draining
+    assert set(machine.planner.draining.virtual_servers) == draining
     machine.kernel.busy = set()
-    machine.tend(1)
+    machine.wait(1)
     fresh = Machine(options)
     fresh.state = machine.state
     fresh.sync()
@@ -182,12 +193,11 @@ def test_sets_grow_before_they_are_full(
 ) -> None:
     small = IpvsKernel()
     for name, kind in SETS[options.family].kinds.items():
-        room = kind.maximum and maximum
-        small.change_sets([CreateSet(name, kind._replace(maximum=room))])
+        small.change_sets([CreateSet(name, kind._replace(maximum=kind.maximum and maximum))])
     machine = Machine(options, small)
     machine.sync()
     play(machine, [*events, SYNC])
-    machine.tend(61)
+    machine.wait(61)
     fresh = Machine(options)
     fresh.state = deepcopy(machine.state)
     fresh.sync()
@@ -204,7 +214,7 @@ def test_sets_grow_before_they_are_full(
 def test_damage_is_repaired(options: IpvsSettings, events: list[Any], random: Random) -> None:
     machine = Machine(options)
     play(machine, [*events, SYNC])
-    machine.tend(61)
+    machine.wait(61)
     before = machine.contents()
     damage(machine, random)
     machine.apply(machine.plan())
@@ -213,18 +223,18 @@ def test_damage_is_repaired(options: IpvsSettings, events: list[Any], random: Ra
 
 
 class TakingOver(IpvsKernel):
-    """A kernel in which iptables mode's rules serve until IPVS does, whenever one looks."""
+    """A kernel that checks that the rules of iptables mode serve until IPVS does."""
 
     def __init__(self, former: Tables, wanted: IpvsKernel) -> None:
         super().__init__()
         self.tables = deepcopy(former.kernel)
-        self._dispatch = list(self.tables.tables[NAT][naming.SERVICES])
+        self._dispatch = list(self.tables.tables[NAT][chains_and_sets.SERVICES])
         self._wanted = wanted
         self.took_over = False
 
     def restore(self, text: str) -> None:
         super().restore(text)
-        if self.tables.tables[NAT][naming.SERVICES] != self._dispatch:
+        if self.tables.tables[NAT][chains_and_sets.SERVICES] != self._dispatch:
             assert self.bound == self._wanted.bound
             assert self.real == self._wanted.real
             self.took_over = True
@@ -245,7 +255,7 @@ def test_taking_over_from_iptables_mode(options: IpvsSettings, events: list[Any]
     machine.state = fresh.state
     machine.sync()
     assert kernel.took_over
-    assert not machine.plan(), "a comparison finds something to do"
+    assert not machine.plan(), "a resync finds a difference"
 
 
 def damage(machine: Machine, random: Random) -> None:

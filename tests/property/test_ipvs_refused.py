@@ -1,4 +1,4 @@
-"""What the kernel refuses of one Service port is retried for that one, and costs no other one."""
+"""Objects that the kernel refuses are retried for their Service port and affect no other one."""
 
 from copy import deepcopy
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svcproxy.backends.ipvs.plan import Plan
-from svcproxy.backends.ipvs.settings import IpvsSettings
+from svcproxy.backends.ipvs.core.difference import Plan
+from svcproxy.backends.ipvs.core.settings import IpvsSettings
 from svcproxy.model.names import ServicePortName
 from tests.fakes.ipvs_kernel import PickyKernel
 from tests.property.strategies import events
@@ -21,7 +21,7 @@ from tests.property.test_ipvs_incremental import (
 )
 
 NODE_ADDRESSES = ("192.168.50.1", "fd00:192:168:50::1")
-"""Their virtual servers are refused, and nothing else at these addresses."""
+"""Addresses whose virtual servers are refused, and nothing else at them."""
 VIPS = (
     *("203.0.113.1", "203.0.113.2", "fd00:203::1", *NODE_ADDRESSES),
     *(address for n in range(6) for address in (f"10.96.0.{n}", f"fd00:10:96::{n}")),
@@ -40,13 +40,13 @@ class PickyMachine(Machine):
         self.written = 0
 
     def apply(self, plan: Plan) -> None:
-        done = self.executor.apply(plan, self.now)
-        refused, rest = self.planner.note(plan, done.failures)
+        results = self.execute(plan)
+        refused, rest = self.planner.record(plan, results)
         assert not rest
         assert all(refused.values())
-        assert min(done.operations.values(), default=0) >= 0
-        self.written = sum(done.operations.values())
-        if plan.compared:
+        assert min(results.operations.values(), default=0) >= 0
+        self.written = sum(results.operations.values())
+        if plan.is_resync:
             self.held.clear()
         for name in plan.ports:
             self.held.pop(name, None)
@@ -61,13 +61,13 @@ class PickyMachine(Machine):
 
 @COMMON
 @given(settings_values, events, traffic, st.integers(), refusing)
-def test_all_else_is_served_and_the_rest_comes_when_it_may(
+def test_all_else_is_served_and_refused_objects_are_retried(
     options: IpvsSettings, events: list[Any], traffic: list[Any], seed: int, refusing: set[str]
 ) -> None:
     machine = PickyMachine(options, refusing)
     play(machine, scene(events, traffic, seed))
     machine.kernel.busy = set()
-    machine.tend(61)
+    machine.wait(61)
     fresh = PickyMachine(options, refusing)
     fresh.state = deepcopy(machine.state)
     fresh.sync()
@@ -76,22 +76,22 @@ def test_all_else_is_served_and_the_rest_comes_when_it_may(
     assert machine.planner.sizes == fresh.planner.sizes
     assert machine.held.keys() <= fresh.held.keys()
     machine.retry()
-    assert not machine.written, "a vain attempt counts as a change"
+    assert not machine.written, "a refused retry is counted as a change"
     machine.picky.refusing = frozenset()
     machine.retry()
     assert not machine.held
-    assert not machine.plan(), "a comparison finds something to do"
+    assert not machine.plan(), "a resync finds a difference"
 
 
 @COMMON
 @given(settings_values, events, refusing)
-def test_what_is_in_force_is_what_the_audit_expects(
+def test_the_audit_expects_what_the_kernel_holds(
     options: IpvsSettings, events: list[Any], refusing: set[str]
 ) -> None:
     machine = PickyMachine(options, refusing)
     play(machine, events)
     machine.sync()
-    machine.tend(61)
+    machine.wait(61)
     expected = {
         key: (server, set(real))
         for name in machine.planner.ports
@@ -103,13 +103,13 @@ def test_what_is_in_force_is_what_the_audit_expects(
 
 @COMMON
 @given(settings_values, events, refusing)
-def test_a_comparison_tries_again_and_changes_nothing_else(
+def test_a_resync_retries_and_changes_nothing_else(
     options: IpvsSettings, events: list[Any], refusing: set[str]
 ) -> None:
     machine = PickyMachine(options, refusing)
     play(machine, events)
     machine.sync()
-    machine.tend(61)
+    machine.wait(61)
     before, held = machine.contents(), set(machine.held)
     machine.apply(machine.plan())
     assert machine.contents() == before

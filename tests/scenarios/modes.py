@@ -12,8 +12,8 @@ from svcproxy import cli
 from svcproxy.backends.core.node_settings import NodeSettings
 from svcproxy.backends.iptables.core.settings import IptablesSettings
 from svcproxy.backends.iptables.core.static import SHARED_CHAINS
-from svcproxy.backends.ipvs import chains as ipvs_chains
-from svcproxy.backends.ipvs.settings import IpvsSettings, scheduling
+from svcproxy.backends.ipvs.core import chains_and_sets as ipvs_chains
+from svcproxy.backends.ipvs.core.settings import IpvsSettings, KernelFacts, scheduling
 from svcproxy.backends.nftables.core.settings import NftablesSettings
 from svcproxy.backends.nftables.core.table_sets import parse_tier
 from svcproxy.backends.settings import Settings
@@ -107,8 +107,7 @@ def settings_of(config: Config, state: DesiredState, mode: str, family: IPFamily
     return IpvsSettings(
         **common,
         scheduling=scheduling(config.ipvs_scheduler or "rr"),
-        addresses=(NODE_ADDRESSES[six],),
-        subnets=(NODE_SUBNETS[six],),
+        facts=KernelFacts(addresses=(NODE_ADDRESSES[six],), subnets=(NODE_SUBNETS[six],)),
     )
 
 

@@ -14,9 +14,9 @@ from svcproxy.backends.base import Desired
 from svcproxy.backends.iptables.core.plan import Observed as IptablesObserved
 from svcproxy.backends.iptables.core.planner import Planner as IptablesPlanner
 from svcproxy.backends.iptables.core.settings import IptablesSettings
-from svcproxy.backends.ipvs.plan import Observed as IpvsObserved
-from svcproxy.backends.ipvs.planner import Planner as IpvsPlanner
-from svcproxy.backends.ipvs.settings import IpvsSettings
+from svcproxy.backends.ipvs.core.difference import Observed as IpvsObserved
+from svcproxy.backends.ipvs.core.planner import Planner as IpvsPlanner
+from svcproxy.backends.ipvs.core.settings import IpvsSettings
 from svcproxy.backends.nftables.core.plan import Planner as NftablesPlanner
 from svcproxy.backends.settings import Settings
 from svcproxy.kube.core.decoding import decode_object

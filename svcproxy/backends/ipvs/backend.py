@@ -1,9 +1,8 @@
-"""The IPVS backend: the pure plan joined with IPVS, ipset, iptables and the dummy link."""
+"""The IPVS backend: pure plans, executed on IPVS, ipset, iptables and the dummy interface."""
 
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import msgspec
@@ -19,55 +18,49 @@ from svcproxy.backends.base import (
     Maintenance,
     Outcome,
 )
-from svcproxy.backends.ipvs import probing, sysctls
-from svcproxy.backends.ipvs.audit import Audit, Difference
-from svcproxy.backends.ipvs.auditor import Auditor
-from svcproxy.backends.ipvs.execute import Done, Executor
-from svcproxy.backends.ipvs.kernel import (
-    Fingerprint,
-    IpvsKernel,
-    kernel_errors,
-    ticks_per_second,
-)
-from svcproxy.backends.ipvs.plan import Observed, Plan
-from svcproxy.backends.ipvs.planner import Planner
-from svcproxy.backends.ipvs.refused import described
-from svcproxy.backends.ipvs.scheduling import (
-    FLAGS,
-    SCHEDULER,
-    SchedulerChoice,
-    scheduler_choice,
-)
-from svcproxy.backends.ipvs.settings import SCHEDULERS, IpvsSettings, scheduling, unknown_flags
-from svcproxy.backends.ipvs.termination import Termination
+from svcproxy.backends.ipvs import probing
+from svcproxy.backends.ipvs.auditor import Auditor, Baseline
+from svcproxy.backends.ipvs.core.audit import Audit, Difference
+from svcproxy.backends.ipvs.core.difference import Observed, Plan
+from svcproxy.backends.ipvs.core.planner import Planner
+from svcproxy.backends.ipvs.core.refusals import Results, described
+from svcproxy.backends.ipvs.core.settings import IpvsSettings, KernelFacts, scheduling
+from svcproxy.backends.ipvs.kernel import IpvsKernel, execute, kernel_errors, ticks_per_second
 from svcproxy.backends.settings import Settings
 from svcproxy.backends.xtables.commands import Iptables
-from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
-from svcproxy.model.serviceport import ServicePort
+from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.netlink.core.ipvs import Timeouts
+from svcproxy.netlink.core.kernel_objects import VirtualServerKey
+from svcproxy.netlink.core.operations import Failure
 from svcproxy.netlink.errors import NetlinkError
 from svcproxy.refusals import REFUSALS
 from svcproxy.state.desired import Changes
 
-_MOST_FAILURES = 5
-"""As many are told in one error."""
+_MAX_FAILURES = 5
+"""How many failures one error lists."""
 
 log = structlog.get_logger()
 
 
 class _Opened(NamedTuple):
-    """What belongs to the thread of the loop."""
+    """The parts with sockets, which belong to the thread of the loop."""
 
     kernel: IpvsKernel
-    executor: Executor
     auditor: Auditor
+    baseline: Baseline
 
 
 class IpvsOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the flags say of IPVS.
+    """The flags of IPVS mode.
 
-    ``timeouts`` are in seconds, 0 leaves the kernel's own. ``graceful_limit`` is how many seconds
-    a real server may drain, 0 for as long as it takes. ``period`` is the sync period in seconds.
+    Attributes:
+        scheduler: the scheduler of Services that choose none.
+        excluded: CIDRs whose virtual servers and addresses are never removed.
+        strict_arp: do not answer ARP requests for virtual addresses.
+        timeouts: connection timeouts in seconds; 0 keeps the kernel's.
+        graceful_limit: the seconds after which a draining real server is deleted even if it has
+            connections; 0 for no limit.
+        period: the sync period in seconds.
     """
 
     scheduler: str = "rr"
@@ -85,13 +78,13 @@ class IpvsBackend:
         programs: iptables-save and iptables-restore of the family.
         settings: the settings before the Node object is known. A change of the settings, or of
             the node's own addresses, leads to a resync.
-        options: what the flags say about IPVS.
+        options: the flags of IPVS mode.
         clock: monotonic seconds.
     """
 
     max_skipped_resyncs = 59
-    """Virtual servers are checked all the time, entries, addresses and rules by their numbers; a
-    comparison takes long."""
+    """Between resyncs, virtual servers are audited all the time, and entries, addresses and rules
+    are checked by their numbers. A resync takes long."""
 
     def __init__(
         self,
@@ -104,56 +97,40 @@ class IpvsBackend:
         self._settings = settings
         self._options = options
         self._clock = clock
-        self._addresses: tuple[str, ...] = ()
-        self._networks: tuple[str, ...] = ()
-        self._drop_invalid = True
-        self._unavailable: frozenset[str] = frozenset()
-        self._planner = Planner(self._extended(settings))
-        self._termination = Termination(options.graceful_limit)
-        self._audit = Audit(self._planner, self._termination, ticks_per_second())
-        self._open: _Opened | None = None
-        self._look_at = 0.0
-        self._found: Fingerprint | None = None
-        self._right: tuple[Fingerprint, Counter[str]] | None = None
-        self._others = 0
-        self._told: dict[NamespacedName, str] = {}
+        self._facts = KernelFacts()
+        self._planner = Planner(self._extended(settings), options.graceful_limit)
+        self._audit = Audit(self._planner, ticks_per_second())
+        self._annotation_problems: dict[NamespacedName, str] = {}
+        self._next_check = 0.0
+        self._opened: _Opened | None = None
 
     @property
     def family(self) -> IPFamily:
         """The family that this backend programs."""
         return self._programs.family
 
+    def _open(self) -> _Opened:
+        if self._opened is None:
+            kernel = IpvsKernel(self._programs)
+            auditor = Auditor(self._audit, kernel.ipvs, self._options.period, self._clock)
+            self._opened = _Opened(kernel, auditor, Baseline(kernel))
+        return self._opened
+
     @property
     def _kernel(self) -> IpvsKernel:
-        return self._opened().kernel
-
-    @property
-    def _executor(self) -> Executor:
-        return self._opened().executor
-
-    @property
-    def _auditor(self) -> Auditor:
-        return self._opened().auditor
-
-    def _opened(self) -> "_Opened":
-        if self._open is None:
-            kernel = IpvsKernel(self._programs)
-            executor = Executor(self._planner, self._termination, kernel)
-            auditor = Auditor(self._audit, kernel.ipvs, self._options.period, self._clock)
-            self._open = _Opened(kernel, executor, auditor)
-        return self._open
+        return self._open().kernel
 
     def probe(self) -> None:
-        """Check that the kernel has what is needed, and set its parameters.
+        """Check that the kernel has what IPVS mode needs, and set kernel parameters.
 
         Raises:
-            BackendUnavailable: it has not; the message names the modules.
+            BackendUnavailable: the kernel lacks something; the message names the modules.
         """
         probing.probe(self._programs)
         try:
             if any(self._options.timeouts):
                 self._kernel.ipvs.set_timeouts(self._options.timeouts)
-            missing = probing.scheduler_is_missing(self._kernel.ipvs, self._options.scheduler)
+            missing = probing.lacks_scheduler(self._kernel.ipvs, self._options.scheduler)
         except (BackendError, NetlinkError) as error:
             raise BackendUnavailable(f"cannot use IPVS for {self.family}: {error}") from error
         if missing:
@@ -162,235 +139,183 @@ class IpvsBackend:
                 f"--ipvs-scheduler={name}: the kernel module ip_vs_{name} is missing:"
                 " load it or choose another scheduler"
             )
-        wanted = sysctls.wanted(os.uname().release, strict_arp=self._options.strict_arp)
-        sysctl.ensure_all(wanted)
-
-    def is_unchanged(self) -> bool:
-        """Whether nobody else has changed anything since it was found to be right.
-
-        Of virtual servers, ``maintain`` knows.
-        """
-        if self._right is None or not self._auditor.current:
-            return False
-        found = self._look()
-        if found is None or self._has_new_scheduler():
-            return False
-        right, former = self._right
-        # We have changed entries and addresses since. Nobody else has if there is as much more or
-        # less of each as there should be; the loop makes up for what hides in that.
-        grown = _grown(self._planner.counts, former)
-        return found.rules == right.rules and _grown(found.counts, right.counts) == grown
+        strict_arp = self._options.strict_arp
+        sysctl.ensure_all(probing.required_sysctls(os.uname().release, strict_arp=strict_arp))
 
     @kernel_errors()
     def read(self) -> Observed:
-        """Read everything that may be ours, and the node's addresses."""
-        observed, addresses, self._found = self._kernel.read()
-        self._addresses, self._networks = addresses.node, addresses.networks
-        self._others = self._found.counts["addresses"] - len(addresses.bound)
-        self._unavailable = self._still_unavailable()
+        """Read everything that may be svcproxy's, and the facts about the kernel."""
+        kernel, _, baseline = self._open()
+        observed, addresses, fingerprint = kernel.read()
+        baseline.read(fingerprint, len(addresses.bound))
+        self._facts = KernelFacts(
+            addresses=addresses.node,
+            subnets=addresses.networks,
+            drop_invalid=not sysctl.conntrack_is_liberal(),
+            missing_schedulers=self._still_missing_schedulers(),
+        )
         return observed
 
     def plan(self, desired: Desired, observed: Observed) -> Plan:
-        """Compare everything."""
-        self._drop_invalid = not sysctl.conntrack_is_liberal()
-        present = {name.service for name in desired.ports}
-        self._told = {name: text for name, text in self._told.items() if name in present}
-        self._check_schedulers(desired.ports.values())
+        """Compare the desired state with everything that the kernel holds."""
         return self._planner.plan(desired, self._extended(desired.settings), observed)
 
     def plan_changes(self, changes: Changes, settings: Settings) -> Plan | None:
-        """Compute what changed Service ports mean; other settings need a full comparison."""
+        """Compute the difference that changed Service ports make; other settings need a resync."""
         if self._extended(settings) != self._planner.settings:
             return None
-        self._forget_gone(changes.ports)
-        self._check_schedulers(port for port in changes.ports.values() if port is not None)
         return self._planner.plan_changes(changes.ports)
 
     @kernel_errors()
     def apply(self, plan: Plan) -> Outcome:
-        """Carry out the plan step by step; the kernel has no transaction around all of it.
+        """Execute a plan step by step; the kernel has no transaction for all of them.
 
-        What fails keeps nothing else from being done.
+        A failed operation does not stop the others.
         """
-        now, before = self._clock(), self._kernel.sent
-        done = self._executor.apply(plan, now)
-        refused, done.failures = self._planner.note(plan, done.failures)
-        self._note_unscheduled(done)
-        self._look_at = now + (self._termination.pause() or 0.0)
-        if plan.compared:
-            self._compared(done)
-        else:
-            self._audit.changed(plan)
-            self._changed(done)
-        self._report(done)
-        operations = {kind: count for kind, count in done.operations.items() if count}
+        kernel, now = self._kernel, self._clock()
+        before = kernel.sent
+        self._report_annotations(plan)
+        self._planner.draining.apply(plan, now)
+        results = execute(plan, kernel)
+        removals = self._remove_drained(plan.leaving, now)
+        results.operations.update(removals.operations)
+        results.failures += removals.failures
+        refused, results.failures = self._planner.record(plan, results)
+        self._record_schedulers(results)
+        self._verify(plan, results)
+        _raise(results.failures)
+        operations = {kind: count for kind, count in results.operations.items() if count}
         if operations:
-            operations["message"] = self._kernel.sent - before
+            operations["message"] = kernel.sent - before
         rules = {table: each.rules for table, each in plan.tables.items()}
         return Outcome(operations, self._planner.sizes, rules, refused)
 
+    def _remove_drained(self, keys: Collection[VirtualServerKey], now: float) -> Results:
+        """Delete real servers of these virtual servers that have drained."""
+        kernel = self._kernel
+        connections = {key: kernel.connections(key) for key in keys}
+        results = execute(self._planner.plan_removals(connections, now), kernel)
+        self._next_check = now + (self._planner.draining.next_check() or 0.0)
+        return results
+
+    def _verify(self, plan: Plan, results: Results) -> None:
+        """Verify the kernel after a resync, or follow the changes since then."""
+        _, auditor, baseline = self._open()
+        if not plan.is_resync:
+            self._audit.changed(plan)
+            self._follow(results)
+        elif baseline.resynced(results, self._planner.counts):
+            auditor.start()
+        else:
+            auditor.stop()
+
+    def _follow(self, results: Results) -> None:
+        """Forget the verified state if its changes cannot be predicted."""
+        if results.failures or results.operations["restore"]:
+            _, auditor, baseline = self._open()
+            baseline.invalidate()
+            auditor.stop()
+
+    def is_unchanged(self) -> bool:
+        """Whether no other program has changed the kernel since it was verified.
+
+        Differences of virtual servers are reported by ``maintain``.
+        """
+        if self._opened is None:
+            return False
+        _, auditor, baseline = self._opened
+        if not auditor.current or not baseline.is_unchanged(self._planner.counts):
+            return False
+        try:
+            return self._still_missing_schedulers() == self._facts.missing_schedulers
+        except (BackendError, NetlinkError):
+            return False
+
     @kernel_errors()
     def maintain(self, should_yield: Callable[[], bool]) -> Maintenance:
-        """Check the real servers that drain, if it is time, and audit some virtual servers."""
-        pause, found = self._maintain_draining(), self._auditor.step(should_yield)
+        """Check draining servers if it is time, and audit some virtual servers."""
+        next_check = self._check_draining()
+        found = self._open().auditor.step(should_yield)
         if isinstance(found, Difference):
-            log.info("ipvs.foreign_change", family=self.family, virtual_server=str(found))
+            log.info("ipvs.external_change", family=self.family, virtual_server=str(found))
             return Maintenance(0.0, ExternalChange("", 0, certain=False))
-        return Maintenance(
-            found if pause is None else pause if found is None else min(pause, found)
-        )
+        times = [seconds for seconds in (next_check, found) if seconds is not None]
+        return Maintenance(min(times, default=None))
 
-    def _maintain_draining(self) -> float | None:
-        now = self._clock()
-        if self._termination.pause() is None:
+    def _check_draining(self) -> float | None:
+        """Delete drained servers if it is time; return the seconds until the next check."""
+        now, draining = self._clock(), self._planner.draining
+        if draining.next_check() is None:
             return None
-        if now < self._look_at:
-            return self._look_at - now
-        done = self._executor.tend(now)
+        if now < self._next_check:
+            return self._next_check - now
+        results = self._remove_drained(list(draining.virtual_servers), now)
         self._audit.written()
-        self._changed(done)
-        self._report(done)
-        pause = self._termination.pause()
-        self._look_at = now + (pause or 0.0)
-        return pause
-
-    def _compared(self, done: Done) -> None:
-        """Keep what is known of the kernel after a comparison."""
-        # What was read is right if nothing had to be changed.
-        right = self._found if not done.operations else self._outcome(done)
-        self._right, self._found = right and (right, self._planner.counts), None
-        if self._right is None:
-            self._auditor.stop()
-        else:
-            self._auditor.start()
-
-    def _changed(self, done: Done) -> None:
-        """Keep what is known of the kernel in step with what has been done."""
-        if done.failures or done.operations["restore"]:
-            self._right = None
-            self._auditor.stop()
-
-    def _outcome(self, done: Done) -> Fingerprint | None:
-        """What a comparison has made of the kernel, if there is as much of all as there should be.
-
-        Otherwise the next comparison would read everything again, a period after each start.
-        Whether the virtual servers are right is seen soon enough. Rules that somebody else changed
-        between our reading and our writing must not pass for right.
-        """
-        if done.failures:
-            return None
-        counts = self._planner.counts
-        found = self._look()
-        counts["addresses"] += self._others
-        if found is None or _grown(found.counts, counts):
-            return None
-        return found if self._kernel.only_we_changed_rules else None
-
-    def _look(self) -> Fingerprint | None:
-        """The kernel's fingerprint; ``None`` if it is unreadable."""
-        try:
-            return self._kernel.fingerprint()
-        except (BackendError, NetlinkError):
-            return None
+        self._follow(results)
+        _raise(results.failures)
+        return draining.next_check()
 
     def clean_up(self) -> None:
-        """Remove what is a Service's, ours or kube-proxy's: virtual servers, rules and ipsets."""
+        """Remove all virtual servers, rules and ipsets of Services, svcproxy's and kube-proxy's."""
         desired = Desired({}, self._settings)
         for _ in range(2):
             self.apply(self.plan(desired, self.read()))
 
     def _extended(self, settings: Settings) -> IpvsSettings:
-        return IpvsSettings(
-            **structs.asdict(settings),
-            scheduling=scheduling(self._options.scheduler),
-            addresses=self._addresses,
-            subnets=self._networks,
-            excluded=self._options.excluded,
-            drop_invalid=self._drop_invalid,
-            unavailable=self._unavailable,
+        return IpvsSettings.of(
+            settings, self._facts, scheduling(self._options.scheduler), self._options.excluded
         )
 
-    def _still_unavailable(self) -> frozenset[str]:
+    def _still_missing_schedulers(self) -> frozenset[str]:
         """Return the missing schedulers that the kernel still lacks."""
-        ipvs = self._kernel.ipvs
-        return frozenset(n for n in self._unavailable if probing.scheduler_is_missing(ipvs, n))
+        ipvs, missing = self._kernel.ipvs, self._facts.missing_schedulers
+        return frozenset(name for name in missing if probing.lacks_scheduler(ipvs, name))
 
-    def _has_new_scheduler(self) -> bool:
-        """Whether a scheduler is there now that was missing, or the kernel does not answer."""
-        try:
-            return self._still_unavailable() != self._unavailable
-        except (BackendError, NetlinkError):
-            return True
-
-    def _note_unscheduled(self, done: Done) -> None:
-        """Use the default in place of schedulers that the kernel lacks; report each once."""
-        missing = {operation.server.scheduler: operation.key for operation in done.unscheduled}
+    def _record_schedulers(self, results: Results) -> None:
+        """Record schedulers that the kernel lacks, and log each once."""
+        missing = {o.server.scheduler: o.key for o in results.rescheduled}
         for name, key in missing.items():
             log.warning(
                 "ipvs.no_scheduler",
                 family=self.family,
                 scheduler=name,
-                virtual_server=_named(key),
+                virtual_server=" ".join(map(str, key)),
                 effect=f"the scheduler {self._options.scheduler} is used",
                 remedy=f"load the kernel module ip_vs_{name}",
             )
-        self._unavailable |= missing.keys()
-        self._planner.lacks(missing.keys())
+        if missing:
+            known = self._facts.missing_schedulers.union(missing)
+            self._facts = structs.replace(self._facts, missing_schedulers=known)
 
-    def _report(self, done: Done) -> None:
-        """Raise the failures that concern no single Service port.
-
-        Raises:
-            BackendError: something could not be done.
-        """
-        if done.failures:
-            told = "; ".join(map(described, done.failures[:_MOST_FAILURES]))
-            more = len(done.failures) - _MOST_FAILURES
-            raise BackendError(told + (f"; and {more} more" if more > 0 else ""))
-
-    def _check_schedulers(self, ports: Iterable[ServicePort]) -> None:
-        """Report once each Service that asks for a scheduler or flag that does not exist."""
-        for port in ports:
-            choice = scheduler_choice(port.annotations)
-            if not choice.scheduler and choice.flags is None:
-                self._told.pop(port.name.service, None)
+    def _report_annotations(self, plan: Plan) -> None:
+        """Log each Service once whose annotations name an unknown scheduler or flag."""
+        problems, reported = plan.annotation_problems, self._annotation_problems
+        if reported:
+            services = list(reported) if plan.is_resync else {port.service for port in plan.ports}
+            for service in services:
+                if service not in problems:
+                    reported.pop(service, None)
+        for service, problem in problems.items():
+            if reported.get(service) == problem:
                 continue
-            problem = self._scheduler_problem(choice)
-            if self._told.get(port.name.service, "") == problem:
-                continue
-            self._told[port.name.service] = problem
-            if problem:
-                REFUSALS.count("annotation", "scheduler")
-                log.warning(
-                    "ipvs.unusable_annotation",
-                    family=self.family,
-                    service=str(port.name.service),
-                    error=problem,
-                    effect=f"the scheduler {self._options.scheduler} is used as it is",
-                )
-
-    def _forget_gone(self, ports: Mapping[ServicePortName, ServicePort | None]) -> None:
-        """Forget the problems that were reported for deleted Services."""
-        if self._told:
-            for name in [name for name, port in ports.items() if port is None]:
-                self._told.pop(name.service, None)
-
-    def _scheduler_problem(self, choice: SchedulerChoice) -> str:
-        name = choice.scheduler or self._options.scheduler
-        if name not in SCHEDULERS:
-            known = ", ".join(sorted(SCHEDULERS))
-            return f"{SCHEDULER}: {name!r} is no scheduler: choose one of {known}"
-        unknown = unknown_flags(name, choice.flags or ())
-        if unknown:
-            return f"{FLAGS}: {name} has no {', '.join(map(repr, unknown))}"
-        return ""
+            reported[service] = problem
+            REFUSALS.count("annotation", "scheduler")
+            log.warning(
+                "ipvs.unusable_annotation",
+                family=self.family,
+                service=str(service),
+                error=problem,
+                effect=f"the scheduler {self._options.scheduler} is used as it is",
+            )
 
 
-def _grown(now: Counter[str], before: Counter[str]) -> dict[str, int]:
-    """How much more there is of what than before."""
-    grown = {name: now[name] - before[name] for name in now.keys() | before.keys()}
-    return {name: number for name, number in grown.items() if number}
+def _raise(failures: list[Failure]) -> None:
+    """Raise the failures that concern no single Service port.
 
-
-def _named(key: tuple[object, ...]) -> str:
-    return " ".join(map(str, key))
+    Raises:
+        BackendError: there are failures.
+    """
+    if failures:
+        texts = "; ".join(map(described, failures[:_MAX_FAILURES]))
+        more = len(failures) - _MAX_FAILURES
+        raise BackendError(texts + (f"; and {more} more" if more > 0 else ""))

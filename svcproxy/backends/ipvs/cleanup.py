@@ -12,8 +12,13 @@ from pathlib import Path
 
 from svcproxy import sysctl
 from svcproxy.backends.base import BackendError
+from svcproxy.backends.ipvs.core.chains_and_sets import (
+    DUMMY_INTERFACE,
+    IPVS_FILTER,
+    SETS,
+    SUBSTITUTES,
+)
 from svcproxy.backends.ipvs.kernel import kernel_errors
-from svcproxy.backends.ipvs.naming import DUMMY_INTERFACE, IPVS_FILTER, SETS, SUBSTITUTES
 from svcproxy.backends.mode_spec import ActiveMode, Cleanup, CleanupStep
 from svcproxy.model.names import IPFamily
 from svcproxy.model.sysctl import Sysctl

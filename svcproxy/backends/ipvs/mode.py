@@ -2,7 +2,7 @@
 
 from svcproxy.backends.base import ExternalChange
 from svcproxy.backends.core.node_settings import is_of_family, settings_for
-from svcproxy.backends.ipvs.scheduling import ANNOTATIONS
+from svcproxy.backends.ipvs.core.settings import ANNOTATIONS
 from svcproxy.backends.mode_spec import (
     Cleanup,
     ModeSpec,
@@ -17,8 +17,8 @@ from svcproxy.model.names import IPFamily
 
 def _make(config: Config) -> ReadyBackends:
     from svcproxy.backends.ipvs.backend import IpvsBackend, IpvsOptions  # noqa: PLC0415
+    from svcproxy.backends.ipvs.core.chains_and_sets import DUMMY_INTERFACE  # noqa: PLC0415
     from svcproxy.backends.ipvs.kernel import kernel_errors  # noqa: PLC0415
-    from svcproxy.backends.ipvs.naming import DUMMY_INTERFACE  # noqa: PLC0415
     from svcproxy.backends.xtables.commands import Iptables  # noqa: PLC0415
     from svcproxy.backends.xtables.variant import chosen_variant  # noqa: PLC0415
     from svcproxy.netlink.address_watcher import AddressWatcher  # noqa: PLC0415

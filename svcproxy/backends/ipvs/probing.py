@@ -1,17 +1,18 @@
-"""Whether this kernel can run IPVS mode, and which of its modules are missing if not.
+"""What IPVS mode needs of the kernel: modules, schedulers, and kernel parameters.
 
-The kernel loads the modules by itself when they are first asked for, so that asking is all it takes,
-unless they are not installed or ``kernel.modprobe`` is switched off.
+The kernel loads a module when its feature is first used, so probing a feature also loads it. This
+fails if the module is not installed or if ``kernel.modprobe`` is disabled.
 """
 
 import errno
 from collections.abc import Iterator
 
 from svcproxy.backends.base import BackendError, BackendUnavailable
-from svcproxy.backends.ipvs.naming import DUMMY_INTERFACE
+from svcproxy.backends.ipvs.core.chains_and_sets import DUMMY_INTERFACE
 from svcproxy.backends.xtables.commands import Iptables
 from svcproxy.backends.xtables.core.rule_text import FILTER
 from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.model.sysctl import Sysctl
 from svcproxy.netlink.core.ipset import REVISIONS, module_of
 from svcproxy.netlink.core.kernel_objects import SetKind, VirtualServer, VirtualServerKey
 from svcproxy.netlink.core.operations import (
@@ -27,22 +28,26 @@ from svcproxy.netlink.rtnetlink import RouteSocket
 
 _PROBE_TYPE = "hash:ip"
 _PROBE_SETS = {IPFamily.IPV4: "KUBE-PROBE-IPVS", IPFamily.IPV6: "KUBE-6-PROBE-IPVS"}
-_DOCUMENTATION = {IPFamily.IPV4: "198.51.100.0", IPFamily.IPV6: "2001:db8::"}
-"""Addresses that nobody has (RFC 5737, RFC 3849); kube-proxy tries the first one, too."""
+_PROBE_ADDRESSES = {IPFamily.IPV4: "198.51.100.0", IPFamily.IPV6: "2001:db8::"}
+"""Documentation addresses (RFC 5737, RFC 3849); kube-proxy probes with the IPv4 one, too."""
 _PROBE_PORT = 20000
+_REUSE = "net/ipv4/vs/conn_reuse_mode"
+_REUSE_FIXED = (5, 9)
+"""Since Linux 5.9 a connection from a reused port is not delayed by a second (35dfb013149f).
+kube-proxy leaves the parameter alone from that version on."""
 
 
 def probe(programs: Iptables) -> None:
-    """Check that all is there, and have the kernel load what it has not yet.
+    """Check that the kernel has all features, and make it load their modules.
 
-    It leaves nothing behind but ``kube-ipvs0``.
+    The probe leaves nothing behind but ``kube-ipvs0``.
 
     Raises:
-        BackendUnavailable: something is missing; the message names the modules.
+        BackendUnavailable: a feature is missing; the message names the modules.
     """
     family = programs.family
     try:
-        missing = list(_missing(programs))
+        missing = list(_missing_modules(programs))
     except (BackendError, NetlinkError) as error:
         raise BackendUnavailable(
             f"cannot use {family} IPVS: {error} (svcproxy needs root or CAP_NET_ADMIN and CAP_NET_RAW)"
@@ -55,13 +60,14 @@ def probe(programs: Iptables) -> None:
         )
 
 
-def scheduler_is_missing(ipvs: IpvsSocket, scheduler: str) -> bool:
-    """Whether the kernel does not have a scheduler, tried with a virtual server that nobody uses.
+def lacks_scheduler(ipvs: IpvsSocket, scheduler: str) -> bool:
+    """Whether the kernel lacks a scheduler, probed with a temporary virtual server.
 
     Raises:
-        BackendError: the kernel did not answer, or refused for another reason.
+        BackendError: the kernel refused the virtual server for another reason.
+        NetlinkError: the kernel did not answer.
     """
-    key = VirtualServerKey(Protocol.TCP, _DOCUMENTATION[ipvs.family], _PROBE_PORT)
+    key = VirtualServerKey(Protocol.TCP, _PROBE_ADDRESSES[ipvs.family], _PROBE_PORT)
     failures = ipvs.execute([AddVirtualServer(key, VirtualServer(scheduler))])
     ipvs.execute([DeleteVirtualServer(key)])
     for failure in failures:
@@ -73,32 +79,29 @@ def scheduler_is_missing(ipvs: IpvsSocket, scheduler: str) -> bool:
     return False
 
 
-def _missing(programs: Iptables) -> Iterator[str]:
-    """The names of missing modules."""
+def _missing_modules(programs: Iptables) -> Iterator[str]:
     yield from _missing_for_servers(programs.family)
     yield from _missing_for_addresses(programs.family)
     sets = IpsetSocket(programs.family)
     try:
-        types = [module_of(kind) for kind in sets.missing_types(REVISIONS)]
+        types = [module_of(name) for name in sets.missing_types(REVISIONS)]
         yield from types
-        yield from _missing_for_matching(programs, sets, by_set=module_of(_PROBE_TYPE) not in types)
+        yield from _missing_for_rules(programs, sets, has_sets=module_of(_PROBE_TYPE) not in types)
     finally:
         sets.close()
 
 
-def _missing_for_matching(programs: Iptables, sets: IpsetSocket, *, by_set: bool) -> Iterator[str]:
-    """What rules lack; by sets they can only be tried if there are any."""
+def _missing_for_rules(programs: Iptables, sets: IpsetSocket, *, has_sets: bool) -> Iterator[str]:
+    """Yield the missing modules of iptables matches; matching a set needs an existing set."""
     matches = {}
     name = _PROBE_SETS[programs.family]
-    if by_set:
+    if has_sets:
         for failure in sets.execute([CreateSet(name, SetKind(_PROBE_TYPE))]):
-            raise BackendError(f"cannot make the ipset {name}: {failure.reason}")
+            raise BackendError(f"cannot create the ipset {name}: {failure.reason}")
         matches["xt_set"] = f"-m set --match-set {name} dst"
     matches["xt_ipvs"] = "-m ipvs --ipvs"
-    # All at once first: each attempt is a program to start.
-    if not programs.accepts(FILTER, *matches.values()):
-        yield from (m for m, match in matches.items() if not programs.accepts(FILTER, match))
-    if by_set:
+    yield from (m for m, match in matches.items() if not programs.accepts(FILTER, match))
+    if has_sets:
         sets.execute([DestroySet(name)])
 
 
@@ -111,7 +114,7 @@ def _missing_for_servers(family: IPFamily) -> Iterator[str]:
         yield "ip_vs"
         return
     try:
-        if scheduler_is_missing(ipvs, "rr"):
+        if lacks_scheduler(ipvs, "rr"):
             yield "ip_vs_rr"
     finally:
         ipvs.close()
@@ -127,3 +130,38 @@ def _missing_for_addresses(family: IPFamily) -> Iterator[str]:
         yield "dummy"
     finally:
         links.close()
+
+
+def required_sysctls(release: str, *, strict_arp: bool) -> Iterator[Sysctl]:
+    """Yield the kernel parameters to set.
+
+    Those below ``net/ipv4/vs`` exist once the module ``ip_vs`` is loaded. kube-proxy 1.36 sets the
+    same ones (``NewProxier`` in ``pkg/proxy/ipvs``).
+
+    Args:
+        release: the kernel's release, such as ``5.15.0-91-generic``.
+        strict_arp: do not answer ARP requests for addresses of ``kube-ipvs0``
+            (``--ipvs-strict-arp``).
+    """
+    yield Sysctl("net/ipv4/vs/conntrack", 1, "masquerading and source checks do not work")
+    if kernel_version(release) < _REUSE_FIXED:
+        effect = (
+            "connections from a port just used before wait a second, or go to a removed endpoint"
+        )
+        yield Sysctl(_REUSE, 0, effect)
+    effect = "clients stay on removed endpoints"
+    yield Sysctl("net/ipv4/vs/expire_nodest_conn", 1, effect)
+    effect = "clients with session affinity stay on terminating endpoints"
+    yield Sysctl("net/ipv4/vs/expire_quiescent_template", 1, effect)
+    yield Sysctl("net/ipv4/ip_forward", 1, "pods on other nodes cannot be reached")
+    if strict_arp:
+        effect = "this node answers ARP requests for virtual addresses on all of its interfaces"
+        yield Sysctl("net/ipv4/conf/all/arp_ignore", 1, effect)
+        yield Sysctl("net/ipv4/conf/all/arp_announce", 2, effect)
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """Return the first two numbers of a kernel release; (0, 0) if it has none."""
+    major, _, rest = release.partition(".")
+    minor = rest.partition(".")[0].partition("-")[0]
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else (0, 0)

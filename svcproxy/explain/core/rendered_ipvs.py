@@ -8,9 +8,9 @@ from collections.abc import Set as AbstractSet
 from ipaddress import ip_address
 
 from svcproxy.backends.base import Desired
-from svcproxy.backends.ipvs.plan import Observed, restore_input
-from svcproxy.backends.ipvs.planner import Planner
-from svcproxy.backends.ipvs.settings import IpvsSettings
+from svcproxy.backends.ipvs.core.difference import Observed, restore_input
+from svcproxy.backends.ipvs.core.planner import Planner
+from svcproxy.backends.ipvs.core.settings import IpvsSettings
 from svcproxy.explain.core.iptables_rules import Sets, parse_tables
 from svcproxy.explain.core.ipvs_rules import IpvsRuleset, RealServer, VirtualServer
 from svcproxy.explain.core.packet import target_text
@@ -46,7 +46,7 @@ def rendered(ports: Mapping[ServicePortName, ServicePort], settings: IpvsSetting
         elif isinstance(operation, AddRealServer):
             real.setdefault(operation.virtual, {})[operation.key] = operation.weight
     entries: dict[str, set[SetEntry]] = {}
-    for name, entry in plan.enter:
+    for name, entry in plan.add_entries:
         entries.setdefault(name, set()).update(without_zero_prefix(entry))
     tables = {**plan.tables, **plan.hand_over}
     return ruleset(parse_tables(restore_input(tables)), entries, servers, real, bound=plan.bind)

@@ -1,4 +1,4 @@
-"""What an audit finds in listings of virtual servers that are written by hand."""
+"""The audit of handwritten listings of virtual servers."""
 
 from typing import Any
 
@@ -7,11 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svcproxy.backends.base import Desired
-from svcproxy.backends.ipvs.audit import Audit, Difference
-from svcproxy.backends.ipvs.plan import Observed
-from svcproxy.backends.ipvs.planner import Planner
-from svcproxy.backends.ipvs.settings import IpvsSettings
-from svcproxy.backends.ipvs.termination import Termination
+from svcproxy.backends.ipvs.core.audit import Audit, Difference
+from svcproxy.backends.ipvs.core.difference import Observed
+from svcproxy.backends.ipvs.core.planner import Planner
+from svcproxy.backends.ipvs.core.settings import IpvsSettings
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
 from svcproxy.netlink.core.kernel_objects import RealServerKey, VirtualServer, VirtualServerKey
@@ -36,11 +35,11 @@ FWM  00000007 rr\x20
   -> 0AF40007:1F90      Route   1      0          0\x20\x20\x20\x20\x20\x20\x20\x20\x20
 """
 )
-"""Two Services as they should be, and virtual servers that are none of our concern."""
+"""Two Services as expected, and virtual servers of other programs and of the other family."""
 
 
 def port(key: VirtualServerKey, *endpoints: str, affinity: int = 0) -> ServicePort:
-    """A Service port at a cluster IP; its endpoints are on some other node."""
+    """A Service port at a cluster IP; its endpoints are on another node."""
     kind, verdict = FrontendKind.CLUSTER_IP, Verdict.FORWARD
     frontend = Frontend(kind, key.address, key.port, local=False, verdict=verdict)
     return ServicePort(
@@ -59,30 +58,28 @@ def observed(**found: Any) -> Observed:
 
 
 class Audited:
-    """An audit of two Services, with what it rests on."""
+    """An audit of two Services, with its planner."""
 
     def __init__(self) -> None:
         settings = IpvsSettings(IPFamily.IPV4)
-        self.planner = Planner(settings)
-        self.termination = Termination(60)
-        self.audit = Audit(self.planner, self.termination, ticks=100)
+        self.planner = Planner(settings, 60)
+        self.audit = Audit(self.planner, ticks=100)
         ports = {each.name: each for each in (port(WEB, ONE, TWO), port(DNS, ONE, affinity=10800))}
         self.planner.plan(Desired(ports, settings), settings, observed())
-        self.audit.compared()
+        self.audit.resynced()
         self.change()
 
     def change(self, *ports: ServicePort) -> None:
-        """Change Service ports, and know at once what they should look like."""
+        """Change Service ports and compute their expected lines."""
         plan = self.planner.plan_changes({each.name: each for each in ports})
         assert plan is not None
         self.audit.changed(plan)
-        for key, real in plan.leaving.items():
-            self.termination.begin(key, real, 0.0)
-        self.audit.renew(99)
+        self.planner.draining.apply(plan, 0.0)
+        self.audit.compute(99)
         assert not self.audit.outdated
 
     def read(self, *pieces: bytes) -> Difference | None:
-        """Make a pass, but do not ask for what has not come up."""
+        """Make a pass without querying unseen virtual servers."""
         self.audit.begin()
         found = [self.audit.take(piece) for piece in pieces]
         found.append(self.audit.end())
@@ -95,7 +92,7 @@ def audited() -> Audited:
 
 
 @given(st.lists(st.integers(0, len(LISTING)), max_size=9))
-def test_the_file_may_be_cut_anywhere(cuts: list[int]) -> None:
+def test_chunks_may_end_anywhere(cuts: list[int]) -> None:
     audited, ends = Audited(), sorted(cuts)
     pieces = [LISTING[a:b] for a, b in zip([0, *ends], [*ends, len(LISTING)], strict=True)]
     for _ in range(2):
@@ -121,7 +118,7 @@ def test_the_file_may_be_cut_anywhere(cuts: list[int]) -> None:
         (b"C0A83201:7530", b"0A600001:7530", WEB._replace(port=0x7530)),
     ],
 )
-def test_whatever_is_compared_makes_a_difference(
+def test_every_compared_property_is_checked(
     audited: Audited, old: bytes, new: bytes, key: VirtualServerKey
 ) -> None:
     damaged = LISTING.replace(old, new)
@@ -141,8 +138,8 @@ def test_whatever_is_compared_makes_a_difference(
         (b"C0A83201:7530 rr", b"C0A83201:7531 lc"),
     ],
 )
-def test_nothing_else_does(audited: Audited, old: bytes, new: bytes) -> None:
-    """A comparison would not change it either, and each alarm causes one."""
+def test_other_properties_are_ignored(audited: Audited, old: bytes, new: bytes) -> None:
+    """A resync would not change them, and every difference causes a resync."""
     changed = LISTING.replace(old, new)
     assert changed != LISTING
     assert audited.read(changed) is None
@@ -155,32 +152,32 @@ def test_the_order_of_real_servers_does_not_matter(audited: Audited) -> None:
     assert audited.read(swapped) is None
 
 
-def test_what_is_not_in_the_file_is_to_be_asked_for(audited: Audited) -> None:
+def test_servers_missing_in_the_listing_are_queried(audited: Audited) -> None:
     begin, end = LISTING.index(b"UDP"), LISTING.index(b"TCP  [")
     assert audited.read(LISTING[:begin] + LISTING[end:]) is None
     (written,) = audited.audit.unseen()
-    assert audited.audit.asked(written) == DNS
+    assert audited.audit.to_query(written) == DNS
     server, real = VirtualServer("rr", 1, 10800), RealServerKey(ONE, 8080)
     assert audited.audit.answer(DNS, server, {real: 0}) is not None
     assert audited.audit.answer(DNS, None, {}) is not None
     assert audited.audit.answer(DNS, server, {real: 1}) is None
-    assert audited.audit.asked(written) is None
+    assert audited.audit.to_query(written) is None
     assert audited.audit.unseen() == []
 
 
-def test_what_is_not_wanted_any_more_is_not_asked_for(audited: Audited) -> None:
+def test_deleted_servers_are_not_queried(audited: Audited) -> None:
     begin = LISTING.index(b"UDP")
     audited.read(LISTING[:begin])
     (written,) = audited.audit.unseen()
     audited.change(port(DNS))
-    assert audited.audit.asked(written) is None
+    assert audited.audit.to_query(written) is None
     assert audited.audit.unseen() == []
 
 
 def test_real_servers_may_drain(audited: Audited) -> None:
-    """Whether they are still there or not; but their weight is 0."""
+    """They may exist or not, but their weight is 0."""
     audited.change(port(WEB, ONE))
-    assert audited.read(LISTING) is not None, "it should not have connections any more"
+    assert audited.read(LISTING) is not None, "a draining server has weight 0"
     line = b"  -> 0AF40002:1F90      Masq    1 "
     assert audited.read(LISTING.replace(line, line.replace(b"1 ", b"0 "))) is None
     start = LISTING.index(line)
@@ -196,7 +193,7 @@ def test_a_virtual_server_may_drain(audited: Audited) -> None:
     assert audited.read(LISTING) is not None
 
 
-def test_what_was_half_read_when_it_was_changed_is_asked_for(audited: Audited) -> None:
+def test_a_server_that_changes_while_half_read_is_queried(audited: Audited) -> None:
     cut = LISTING.index(b"  -> 0AF40002")
     audited.audit.begin()
     assert audited.audit.take(LISTING[:cut]) is None
@@ -204,18 +201,18 @@ def test_what_was_half_read_when_it_was_changed_is_asked_for(audited: Audited) -
     assert audited.audit.take(LISTING[cut:]) is None
     assert audited.audit.end() is None
     assert audited.audit.unseen() == []
-    assert audited.read(LISTING) is not None, "only that time"
+    assert audited.read(LISTING) is not None, "only in that pass"
 
 
-def test_other_families_settings_are_read_as_the_kernel_writes_them() -> None:
+def test_ipv6_properties_are_parsed_as_the_kernel_writes_them() -> None:
     settings = IpvsSettings(IPFamily.IPV6)
     planner = Planner(settings)
     key = VirtualServerKey(Protocol.SCTP, "fd00:10::1", 80)
     wanted = port(key, "fd00:2::", affinity=60)
     planner.plan(Desired({wanted.name: wanted}, settings), settings, observed())
-    audit = Audit(planner, Termination(0), ticks=250)
-    audit.compared()
-    audit.renew(1)
+    audit = Audit(planner, ticks=250)
+    audit.resynced()
+    audit.compute(1)
     audit.begin()
     text = b"""\
 SCTP  [fd00:0010:0000:0000:0000:0000:0000:0001]:0050 rr persistent 15000 80000000

@@ -1,13 +1,14 @@
 """Schedulers in annotations, however long they are."""
 
-from svcproxy.backends.ipvs.scheduling import (
+from svcproxy.backends.ipvs.core.settings import (
     ANNOTATIONS,
     FLAGS,
     SCHEDULER,
+    SCHEDULERS,
     SchedulerChoice,
     scheduler_choice,
+    unknown_flags,
 )
-from svcproxy.backends.ipvs.settings import SCHEDULERS, unknown_flags
 from svcproxy.limits import SCHEDULER_FLAGS, SCHEDULER_NAME_CHARACTERS
 
 

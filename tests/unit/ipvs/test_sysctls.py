@@ -2,7 +2,7 @@
 
 import pytest
 
-from svcproxy.backends.ipvs.sysctls import version, wanted
+from svcproxy.backends.ipvs.probing import kernel_version, required_sysctls
 
 
 @pytest.mark.parametrize(
@@ -10,11 +10,14 @@ from svcproxy.backends.ipvs.sysctls import version, wanted
     [("5.15.0-91-generic", (5, 15)), ("6.1-rc3", (6, 1)), ("4.19.0", (4, 19)), ("odd", (0, 0))],
 )
 def test_releases_have_versions(release: str, expected: tuple[int, int]) -> None:
-    assert version(release) == expected
+    assert kernel_version(release) == expected
 
 
 def names(release: str, *, strict_arp: bool) -> set[str]:
-    return {sysctl.name.rpartition(".")[2] for sysctl in wanted(release, strict_arp=strict_arp)}
+    return {
+        sysctl.name.rpartition(".")[2]
+        for sysctl in required_sysctls(release, strict_arp=strict_arp)
+    }
 
 
 def test_what_depends_on_kernel_and_flag() -> None:

@@ -1,4 +1,4 @@
-"""What Linux 6.1.176 answered: each is what follows the header of a netlink message."""
+"""Answers of Linux 6.1.176: the bytes after the header of a netlink message."""
 
 VIRTUAL_IPV4 = bytes.fromhex(
     "0101000054010100060001000a000000060002008400000014000300fd000010000000000000000000000001"
@@ -50,7 +50,7 @@ REAL_IPV4 = bytes.fromhex(
 """ipvsadm -a -t 10.96.0.1:443 -r 172.16.0.9:6443 -m -w 3"""
 
 TIMEOUTS = bytes.fromhex("0c01000008000400840300000800050078000000080006002c010000")
-"""those after boot"""
+"""the defaults after boot"""
 
 INFO = bytes.fromhex("0e01000008000100010201000800020000100000")
 """IPVS 1.2.1, 4096 buckets"""
@@ -80,4 +80,4 @@ REFUSED = bytes.fromhex(
     "5400078008000900020000001800018014000240fd0000000000000000000000000000010600044000500000"
     "05000700060000001800148014000240000000000000000000000000000000000500150000000000"
 )
-"""the answer to two additions, fd00::1,tcp:80,fd00::/8 and fd00::1,tcp:80,::/0, after the error"""
+"""the answer to adding fd00::1,tcp:80,fd00::/8 and fd00::1,tcp:80,::/0, after the error number"""

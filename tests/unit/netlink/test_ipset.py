@@ -1,4 +1,4 @@
-"""What is sent to ipset, and what its answers say."""
+"""Encoding and decoding messages of ipset."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,23 +33,23 @@ def entries_of(draw: st.DrawFn, kind: SetKind, family: IPFamily) -> SetEntry:
 
 
 @given(st.sampled_from(sorted(messages.REVISIONS)), st.sampled_from(IPFamily), st.data())
-def test_what_is_sent_says_what_is_meant(name: str, family: IPFamily, data: st.DataObject) -> None:
+def test_requests_decode_to_their_entries(name: str, family: IPFamily, data: st.DataObject) -> None:
     kind = SetKind(name)
     entries = tuple(data.draw(st.lists(entries_of(kind, family), max_size=20)))
     for make in (AddEntries, RemoveEntries):
-        pieces = list(messages.operation_requests(make("S", kind, entries), family))
-        bodies = [piece.request.body for piece in pieces]
+        requests = list(messages.operation_requests(make("S", kind, entries), family))
+        bodies = [request.request.body for request in requests]
         assert tuple(messages.decode_entries(bodies, kind)) == entries
 
 
 def test_many_entries_take_many_messages() -> None:
-    """The list in a message has a length of 16 bits."""
+    """The length of the list in a message has 16 bits."""
     entries = tuple(
         SetEntry("fd00::1", Protocol.TCP, n, f"fd00::{n:x}/128") for n in range(1, 5000)
     )
-    pieces = list(messages.operation_requests(AddEntries("S", NETWORKS, entries), V6))
-    assert all(len(piece.request.body) < 1 << 16 for piece in pieces)
-    parts = [piece.operation for piece in pieces]
+    requests = list(messages.operation_requests(AddEntries("S", NETWORKS, entries), V6))
+    assert all(len(part.request.body) < 1 << 16 for part in requests)
+    parts = [part.operation for part in requests]
     assert all(isinstance(part, AddEntries) for part in parts)
     assert [entry for part in parts if isinstance(part, AddEntries) for entry in part.entries] == [
         *entries
@@ -69,17 +69,17 @@ def test_entries_are_decoded() -> None:
 
 
 def test_headers_are_decoded() -> None:
-    ours, other = (messages.decode_headers([dumps.SET_HEADER], f) for f in (V6, IPFamily.IPV4))
-    assert ours == {"A": ListedSet(NETWORKS, 2, 0)}
-    assert other == {"A": ListedSet(None, 2, 0)}
+    ipv6, ipv4 = (messages.decode_headers([dumps.SET_HEADER], f) for f in (V6, IPFamily.IPV4))
+    assert ipv6 == {"A": ListedSet(NETWORKS, 2, 0)}
+    assert ipv4 == {"A": ListedSet(None, 2, 0)}
 
 
-def test_the_kernel_tells_which_entry_it_refuses() -> None:
+def test_the_refused_entry_is_decoded() -> None:
     assert messages.refused_entry(dumps.REFUSED) == 1
-    assert messages.refused_entry(dumps.REFUSED[:16]) is None  # an ordinary answer
+    assert messages.refused_entry(dumps.REFUSED[:16]) is None  # an ordinary acknowledgement
 
 
-def test_private_errors_depend_on_the_type() -> None:
+def test_ipset_errors_depend_on_the_set_type() -> None:
     hashed, bitmap = (CreateSet("S", SetKind(name)) for name in ("hash:ip", "bitmap:port"))
     assert "full" in messages.explanation(hashed, 4352)
     assert "range" in messages.explanation(bitmap, 4352)
@@ -88,7 +88,7 @@ def test_private_errors_depend_on_the_type() -> None:
     assert "4999" in messages.explanation(hashed, 4999)
 
 
-def test_networks_of_everything_are_halved() -> None:
+def test_zero_prefixes_are_split() -> None:
     entry = SetEntry("10.0.0.1", Protocol.TCP, 80, "10.0.0.0/8")
     assert without_zero_prefix(entry) == (entry,)
     halves = without_zero_prefix(entry._replace(other="0.0.0.0/0"))

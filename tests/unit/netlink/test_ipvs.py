@@ -1,4 +1,4 @@
-"""What is sent to IPVS, and what its answers say."""
+"""Encoding and decoding messages of IPVS."""
 
 import errno
 
@@ -34,8 +34,8 @@ SERVER = VirtualServer("wlc", ServerFlag.PERSISTENT, 60)
 
 
 def test_virtual_servers_are_decoded_by_family() -> None:
-    all_of_them = [dumps.VIRTUAL_IPV4, dumps.VIRTUAL_IPV6, dumps.VIRTUAL_MARK]
-    ipv4, ipv6 = (dict(messages.decode_virtual_servers(all_of_them, f)) for f in IPFamily)
+    bodies = [dumps.VIRTUAL_IPV4, dumps.VIRTUAL_IPV6, dumps.VIRTUAL_MARK]
+    ipv4, ipv6 = (dict(messages.decode_virtual_servers(bodies, f)) for f in IPFamily)
     assert ipv4 == {KEY: VirtualServer("rr", ServerFlag.PERSISTENT, 10800)}
     sctp = VirtualServerKey(Protocol.SCTP, "fd00:10::1", 53)
     assert ipv6 == {sctp: VirtualServer("mh", ServerFlag.SCHEDULER_2, 0)}
@@ -55,7 +55,7 @@ def test_other_answers_are_decoded() -> None:
     st.data(),
     st.integers(0, 1 << 20),
 )
-def test_what_is_sent_says_what_is_meant(
+def test_requests_decode_to_their_operations(
     family: IPFamily, protocol: Protocol, port: int, data: st.DataObject, timeout: int
 ) -> None:
     key = VirtualServerKey(protocol, data.draw(addresses(family)), port)
@@ -67,7 +67,7 @@ def test_what_is_sent_says_what_is_meant(
         assert len(body) % 4 == 0
 
 
-def test_each_operation_is_another_command() -> None:
+def test_each_operation_has_its_own_command() -> None:
     operations = (
         AddVirtualServer(KEY, SERVER),
         SetVirtualServer(KEY, SERVER),
@@ -78,7 +78,9 @@ def test_each_operation_is_another_command() -> None:
     )
     bodies = [messages.operation_request(KIND, operation).body for operation in operations]
     assert len({body[0] for body in bodies}) == len(operations)
-    assert len({body[4:] for body in bodies}) == 4  # an addition says the same as a change
+    assert (
+        len({body[4:] for body in bodies}) == 4
+    )  # an addition and a change have the same attributes
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Reading ``/proc/net/ip_vs``."""
+"""Parsing and formatting ``/proc/net/ip_vs``."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,12 +37,12 @@ UDP  0A000001:0050 wlc ops\x20\x20
 FWM  00000007 rr\x20
   -> 0A000002:1F90      Masq    1      0          0\x20\x20\x20\x20\x20\x20\x20\x20\x20
 """
-"""What Linux 6.1.176 printed, but for two of the counters."""
+"""Output of Linux 6.1.176; two of the counters are edited."""
 V4, V6 = IPFamily.IPV4, IPFamily.IPV6
 Servers = dict[VirtualServerKey, dict[RealServerKey, int]]
 
 
-def test_each_family_finds_its_own() -> None:
+def test_servers_are_parsed_by_family() -> None:
     assert parse_listing(LISTING, V4) == {
         VirtualServerKey(Protocol.SCTP, "10.0.0.1", 80): {},
         VirtualServerKey(Protocol.UDP, "10.0.0.1", 80): {
@@ -66,7 +66,7 @@ def listing(servers: Servers, server: VirtualServer, counter: int) -> bytes:
 
 
 @given(st.data())
-def test_all_is_read(data: st.DataObject) -> None:
+def test_all_servers_are_parsed(data: st.DataObject) -> None:
     ipv4, ipv6 = data.draw(servers_of(V4)), data.draw(servers_of(V6))
     server = VirtualServer("lc", data.draw(st.sampled_from([0, 1, 4, 5, 8])), 60)
     both = listing(ipv4 | ipv6, server, data.draw(st.integers(0, 4_000_000_000)))
@@ -75,16 +75,16 @@ def test_all_is_read(data: st.DataObject) -> None:
 
 
 @given(st.data())
-def test_lines_are_known_by_their_text(data: st.DataObject) -> None:
+def test_formatted_lines_match_the_listing(data: st.DataObject) -> None:
     family = data.draw(st.sampled_from(IPFamily))
     servers = data.draw(servers_of(family))
     server = VirtualServer("lc", data.draw(st.sampled_from([0, 1, 4, 5, 8])), 60)
     text = listing(servers, server, data.draw(st.integers(0, 4_000_000_000)))
     once = 0 if family is V6 else server.flags & ServerFlag.ONE_PACKET
-    told = replace(server, flags=server.flags & ServerFlag.PERSISTENT | once)
+    shown = replace(server, flags=server.flags & ServerFlag.PERSISTENT | once)
     expected: list[Line] = []
     for key, real in servers.items():
-        expected.append((b"", format_key(key), format_properties(told, family, TICKS)))
+        expected.append((b"", format_key(key), format_properties(shown, family, TICKS)))
         expected += ((format_real_server(each, weight), b"", b"") for each, weight in real.items())
     assert LINES.findall(text) == expected
     assert [parse_key(line) for _, line, _ in expected if line] == list(servers)
@@ -94,7 +94,7 @@ def test_lines_are_known_by_their_text(data: st.DataObject) -> None:
         assert not form or normalize_properties(form, family) == form
 
 
-def test_what_is_never_compared_has_a_usual_form() -> None:
+def test_properties_are_normalized() -> None:
     for family, given_form, usual in (
         (V4, b"rr", b"rr  "),
         (V4, b"rr ops", b"rr ops  "),
@@ -105,12 +105,12 @@ def test_what_is_never_compared_has_a_usual_form() -> None:
         assert normalize_properties(given_form, family) == usual
 
 
-def test_a_firewall_mark_is_nobodys() -> None:
+def test_a_firewall_mark_has_no_key() -> None:
     assert [parse_key(line) for _, line, _ in LINES.findall(LISTING) if line][-1] is None
 
 
 def test_virtual_servers_of_other_protocols_keep_their_real_servers() -> None:
-    """Else these were those of the virtual server before."""
+    """They are not attributed to the virtual server before."""
     foreign = b"IP_50  0A000009:0050 rr  \n  -> 0AF40009:1F90      Masq    1      0          0\n"
     first, fwm, rest = LISTING.partition(b"FWM")
     text = first + foreign + fwm + rest
@@ -119,7 +119,7 @@ def test_virtual_servers_of_other_protocols_keep_their_real_servers() -> None:
     assert (b"", b"IP_50  0A000009:0050", b"rr  ") in LINES.findall(text)
 
 
-def test_malformed_lines_are_passed_over() -> None:
+def test_malformed_lines_are_skipped() -> None:
     for line in (
         b"TCP  0A00000:0050 rr",
         b"TCP  [fd00:0000]:0050 rr",
@@ -133,7 +133,7 @@ def test_malformed_lines_are_passed_over() -> None:
             text = head + line + b"\n" + found + tail
             assert parse_listing(text, V4) == parse_listing(LISTING, V4)
             assert parse_listing(text, V6) == parse_listing(LISTING, V6)
-            for real, header, told in LINES.findall(text):
+            for real, header, properties in LINES.findall(text):
                 if not real:
                     parse_key(header)
-                    normalize_properties(told, V4)
+                    normalize_properties(properties, V4)

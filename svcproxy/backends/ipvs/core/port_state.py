@@ -1,11 +1,11 @@
-"""From one finished Service port to everything that IPVS mode programs for it.
+"""The kernel objects that one Service port needs.
 
-Two lists of endpoints may be needed at one address, for the traffic policies tell clients apart,
-and a virtual server has one list only. So packets for external frontends with the Local policy
-pass rules in the nat table that send those of pods and of the node itself to the virtual server
-with the other list: at the cluster IP if the policy there makes it that one, else at a hidden
-port of the cluster IP. An address that must not be the node's own is translated in the same way.
-None of these rules depends on the endpoints.
+A traffic policy may give different clients different endpoints at one address, but a virtual server
+has a single list. Packets to external frontends with the Local policy therefore pass rules in the
+nat table. These send packets of pods and of the node itself to a virtual server with the endpoints
+of the whole cluster: the one at the cluster IP, or, if that has the local endpoints, one at a hidden
+port of the cluster IP. Addresses that must not become local to the node are translated in the same
+way. None of these rules depends on the endpoints.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,10 +14,14 @@ from ipaddress import ip_address, ip_network
 
 import msgspec
 
-from svcproxy.backends.ipvs import naming
-from svcproxy.backends.ipvs.naming import SETS
-from svcproxy.backends.ipvs.scheduling import scheduler_choice
-from svcproxy.backends.ipvs.settings import SCHEDULERS, IpvsSettings, scheduling
+from svcproxy.backends.ipvs.core import chains_and_sets as names
+from svcproxy.backends.ipvs.core.chains_and_sets import SETS
+from svcproxy.backends.ipvs.core.settings import (
+    SCHEDULERS,
+    IpvsSettings,
+    scheduler_choice,
+    scheduling,
+)
 from svcproxy.backends.xtables.core.rule_text import (
     FILTER,
     NAT,
@@ -40,35 +44,44 @@ from svcproxy.netlink.core.kernel_objects import (
 _LAST_PORT = 65535
 _HALF = 32768
 
+Entry = tuple[str, SetEntry]
+"""The name of a set, and an entry."""
 ListRule = tuple[str, str, str]
-"""Table, chain and text of a rule in a chain in which order does not matter."""
+"""Table, chain and text of a rule in one of ``chains_and_sets.LISTS``."""
 ServerTarget = tuple[VirtualServer, AbstractSet[RealServerKey]]
-"""A virtual server and its real servers, which all have weight 1."""
+"""A virtual server and its real servers, all with weight 1."""
 
 
 class PortState(msgspec.Struct, frozen=True):
-    """What one Service port needs in the kernel.
+    """The kernel objects that one Service port needs.
 
-    ``addresses`` are to be bound to ``kube-ipvs0``, ``entries`` are (set, entry) pairs; both may
-    be needed by several ports. ``chains`` are the port's own chains of the nat table, ``rules``
-    its rules in shared chains.
+    Attributes:
+        servers: the virtual servers with their real servers.
+        addresses: addresses on ``kube-ipvs0``; several ports may need the same one.
+        entries: (set, entry) pairs; several ports may need the same one.
+        chains: the port's own chains in the nat table.
+        rules: the port's rules in shared chains.
     """
 
     servers: Mapping[VirtualServerKey, ServerTarget]
     addresses: AbstractSet[str]
-    entries: AbstractSet[tuple[str, SetEntry]]
+    entries: AbstractSet[Entry]
     chains: Mapping[str, Rules]
     rules: AbstractSet[ListRule]
 
 
-NOTHING = PortState({}, frozenset(), frozenset(), {}, frozenset())
+EMPTY = PortState({}, frozenset(), frozenset(), {}, frozenset())
 
 
 def hidden_port(port: int, taken: AbstractSet[int]) -> int:
-    """The port that stands for ``port`` at the same cluster IP, where no client looks for it.
+    """Return the hidden port of the cluster IP that serves the other endpoint list of a port.
 
-    Different ports have different hidden ones. ``taken`` are the ports that the Service itself
-    has; a hidden port keeps clear of them and of what they would hide at.
+    Different ports have different hidden ports.
+
+    Args:
+        port: the port.
+        taken: the ports of the Service. The hidden port is neither one of them nor the default
+            hidden port of one of them.
     """
     hidden = _shifted(port)
     while hidden in taken or (_shifted_back(hidden) in taken and _shifted_back(hidden) != port):
@@ -84,23 +97,26 @@ def _shifted_back(port: int) -> int:
     return (port - 1 - _HALF) % _LAST_PORT + 1
 
 
-def layout(
+def port_state(
     port: ServicePort, settings: IpvsSettings, taken: AbstractSet[int] = frozenset()
 ) -> PortState:
-    """Compute all that one Service port needs; it depends on nothing else.
+    """Compute the kernel objects that one Service port needs.
 
-    ``taken`` are the ports of the same protocol that its Service has.
+    Args:
+        port: the Service port.
+        settings: the settings.
+        taken: the ports of its Service with the same protocol.
     """
-    return _Layout(port, settings, taken).make()
+    return _Builder(port, settings, taken).build()
 
 
 def cluster_ip(port: ServicePort) -> Frontend | None:
-    """The frontend at the cluster IP; a Service that another one was given it has none."""
+    """Return the frontend at the cluster IP; ``None`` if another Service holds the address."""
     return next((f for f in port.frontends if f.kind is FrontendKind.CLUSTER_IP), None)
 
 
-class _Layout:
-    """Holds what the parts of one Service port share."""
+class _Builder:
+    """Builds the state of one Service port, frontend by frontend."""
 
     def __init__(self, port: ServicePort, settings: IpvsSettings, taken: AbstractSet[int]) -> None:
         self.port = port
@@ -113,17 +129,17 @@ class _Layout:
         self.rejected = any(f.verdict is Verdict.REJECT for f in port.frontends)
         self.servers: dict[VirtualServerKey, ServerTarget] = {}
         self.addresses: set[str] = set()
-        self.entries: set[tuple[str, SetEntry]] = set()
+        self.entries: set[Entry] = set()
         self.chains: dict[str, Rules] = {}
         self.rules: set[ListRule] = set()
 
-    def make(self) -> PortState:
+    def build(self) -> PortState:
         for frontend in self.port.frontends:
             match frontend.kind:
                 case FrontendKind.CLUSTER_IP:
                     self._serve(frontend.address, frontend.port, local=frontend.local)
                     self._bind(frontend.address)
-                    self._enter(self.sets.cluster_ip, frontend)
+                    self._add_entry(self.sets.cluster_ip, frontend)
                     if frontend.also_load_balancer:
                         self._guard_bound(frontend)
                 case FrontendKind.EXTERNAL_IP:
@@ -142,61 +158,63 @@ class _Layout:
         return PortState(self.servers, self.addresses, self.entries, self.chains, self.rules)
 
     def _serve(self, address: str, number: int, *, local: bool) -> VirtualServerKey:
-        """A virtual server with the list of one policy, or a refusal if the list is empty."""
+        """Add a virtual server with the endpoints of a policy; reject or drop if it has none."""
         key = VirtualServerKey(self.protocol, address, number)
         endpoints = self.port.local_endpoints if local else self.port.cluster_endpoints
         if endpoints:
             real = frozenset(RealServerKey(e.address, e.port) for e in endpoints)
             self.servers[key] = self.server, real
         else:
-            refusal = self.sets.reject if self.rejected else self.sets.drop
-            self.entries.add((refusal, SetEntry(address, self.protocol, number)))
+            name = self.sets.reject if self.rejected else self.sets.drop
+            self.entries.add((name, SetEntry(address, self.protocol, number)))
         return key
 
     def _bind(self, address: str) -> None:
-        if address not in self.settings.addresses:
+        if address not in self.settings.facts.addresses:
             self.addresses.add(address)
             self.entries.add((self.sets.bound, SetEntry(address)))
 
-    def _enter(self, name: str, frontend: Frontend, other: str = "") -> None:
+    def _add_entry(self, name: str, frontend: Frontend, other: str = "") -> None:
         entry = SetEntry(frontend.address, self.protocol, frontend.port, other)
         self.entries.add((name, entry))
 
     def _load_balancer(self, frontend: Frontend) -> None:
-        refused = frontend.verdict is Verdict.REJECT
-        if self.settings.is_near(frontend.address):
+        if self.settings.is_on_link(frontend.address):
             self._guard(frontend)
             self._redirect(frontend)
             return
         self._guard_bound(frontend)
         if frontend.local:
-            self._dispatch(naming.EXTERNAL, frontend, self._short_circuit())
-        if refused:
-            # Not bound either: the node's own packets leave it, as in iptables mode.
-            self._enter(self.sets.reject, frontend)
+            self._dispatch(names.EXTERNAL, frontend, self._short_circuit())
+        if frontend.verdict is Verdict.REJECT:
+            # The address is not bound: the node sends its own packets out, as in iptables mode.
+            self._add_entry(self.sets.reject, frontend)
             return
         self._serve(frontend.address, frontend.port, local=frontend.local)
         self._bind(frontend.address)
-        self._enter(self.sets.load_balancer, frontend)
+        self._add_entry(self.sets.load_balancer, frontend)
         if frontend.local:
-            self._enter(self.sets.load_balancer_local, frontend)
+            self._add_entry(self.sets.load_balancer_local, frontend)
 
     def _guard_bound(self, frontend: Frontend) -> None:
-        """Guard an address that the node has: its own packets come from that very address."""
+        """Restrict an address on ``kube-ipvs0``, also for the node's own packets.
+
+        The node's packets to such an address have it as their source.
+        """
         self._guard(frontend)
         if self.port.source_ranges and not self._admits_node():
-            self.rules.add((FILTER, naming.NODE_SOURCES, self._node_refusal(frontend)))
+            self.rules.add((FILTER, names.NODE_SOURCES, self._drop_from_node(frontend)))
 
     def _guard(self, frontend: Frontend) -> None:
-        """Restrict an address to the source ranges; without endpoints everybody is rejected."""
+        """Restrict an address to the source ranges; without endpoints all clients are rejected."""
         if not self.port.source_ranges or frontend.verdict is Verdict.REJECT:
             return
-        self._enter(self.sets.firewall, frontend)
+        self._add_entry(self.sets.firewall, frontend)
         for cidr in self.port.source_ranges:
-            self._enter(self.sets.source_cidr, frontend, cidr)
+            self._add_entry(self.sets.source_cidr, frontend, cidr)
         if self._admits_node():
-            # What the node sends there comes from that very address.
-            self._enter(self.sets.source_ip, frontend, frontend.address)
+            # The node's packets to the address have it as their source.
+            self._add_entry(self.sets.source_ip, frontend, frontend.address)
 
     def _admits_node(self) -> bool:
         if not self.settings.node_address:
@@ -204,11 +222,11 @@ class _Layout:
         node = ip_address(self.settings.node_address)
         return any(node in ip_network(cidr) for cidr in self.port.source_ranges)
 
-    def _node_refusal(self, frontend: Frontend) -> str:
-        """IPVS takes the node's packets before any filter; this one sees them behind it.
+    def _drop_from_node(self, frontend: Frontend) -> str:
+        """Return the rule that drops the node's own packets to a load balancer.
 
-        There they come from the load balancer's address and go to an endpoint
-        (kubernetes#119656).
+        IPVS takes the node's packets before the filter table, which sees them after translation:
+        from the load balancer's address to an endpoint (kubernetes#119656).
         """
         bits = self.settings.family.bits
         number = _NUMBERS[self.protocol]
@@ -217,26 +235,26 @@ class _Layout:
         return f"-s {address}/{bits} {match} -j DROP"
 
     def _redirect(self, frontend: Frontend) -> None:
-        """Translate to a virtual server at the cluster IP; the address stays whose it is."""
+        """Translate packets to a virtual server at the cluster IP; do not bind the address."""
         name = self.sets.external_ip_local if frontend.local else self.sets.external_ip
         if frontend.verdict is Verdict.REJECT:
-            name = self.sets.reject  # and no other: only what is in the others is translated
-        self._enter(name, frontend)
+            name = self.sets.reject  # and in no set whose packets are translated
+        self._add_entry(name, frontend)
         chain = self._redirect_local() if frontend.local else self._redirect_all()
-        self._dispatch(naming.EXTERNAL, frontend, chain)
+        self._dispatch(names.EXTERNAL, frontend, chain)
 
     def _node_port(self, frontend: Frontend) -> None:
-        names = [self.sets.node_port(self.protocol, local=False)]
+        sets = [self.sets.node_port(self.protocol, local=False)]
         if frontend.local:
-            names.append(self.sets.node_port(self.protocol, local=True))
-            self._dispatch(naming.NODE_PORTS, frontend, self._short_circuit())
+            sets.append(self.sets.node_port(self.protocol, local=True))
+            self._dispatch(names.NODE_PORTS, frontend, self._short_circuit())
         if self.protocol is not Protocol.SCTP:
-            self.entries.update((name, SetEntry(port=frontend.port)) for name in names)
+            self.entries.update((name, SetEntry(port=frontend.port)) for name in sets)
         for address in self.settings.node_port_addresses():
             self._serve(address, frontend.port, local=frontend.local)
             if self.protocol is Protocol.SCTP:
                 entry = SetEntry(address, self.protocol, frontend.port)
-                self.entries.update((name, entry) for name in names)
+                self.entries.update((name, entry) for name in sets)
 
     def _dispatch(self, chain: str, frontend: Frontend, target: str | None) -> None:
         if target is None:
@@ -252,8 +270,8 @@ class _Layout:
         )
         self.rules.add((NAT, chain, text))
 
-    def _list(self, *, local: bool) -> str | None:
-        """Where the list of a policy is served, as DNAT wants it: the cluster IP, or hidden."""
+    def _served_at(self, *, local: bool) -> str | None:
+        """Return the DNAT destination of a policy's virtual server at the cluster IP."""
         if self.anchor is None:
             return None
         number = self.anchor.port
@@ -264,45 +282,46 @@ class _Layout:
         return f"[{address}]:{number}" if ":" in address else f"{address}:{number}"
 
     def _redirect_all(self) -> str | None:
-        """The chain of a redirected frontend with the Cluster policy.
+        """Add the chain of a redirected frontend with the Cluster policy; return its name.
 
-        Another node's endpoint must answer through us, so it may not see the client.
+        Replies of endpoints on other nodes must return through this node, so it masquerades.
         """
-        target = self._list(local=False)
+        target = self._served_at(local=False)
         if target is None:
             return None
-        chain = naming.external_chain(self.port.name)
-        self.chains[chain] = (f"-j {naming.MARK_MASQ}", self._translate("", target))
+        chain = names.external_chain(self.port.name)
+        self.chains[chain] = (f"-j {names.MARK_MASQ}", self._translate("", target))
         return chain
 
     def _redirect_local(self) -> str | None:
-        """The chain of a redirected frontend with the Local policy."""
-        inner, target = self._short_circuit(), self._list(local=True)
+        """Add the chain of a redirected frontend with the Local policy; return its name."""
+        inner, target = self._short_circuit(), self._served_at(local=True)
         if inner is None or target is None:
             return None
-        chain = naming.redirect_chain(self.port.name)
+        chain = names.redirect_chain(self.port.name)
         self.chains[chain] = (f"-j {inner}", self._translate("", target))
         return chain
 
     def _short_circuit(self) -> str | None:
-        """The chain of external frontends with the Local policy, for those it does not bind.
+        """Add the chain for clients that are exempt from the Local policy; return its name.
 
-        Pods reach external addresses as if they went out to a load balancer and back, and so
-        does the node; the first keep their address (kube-proxy's "short circuit").
+        Pods and the node itself reach external addresses as if through the load balancer, so they
+        get the endpoints of the whole cluster (kube-proxy's "short circuit"). Packets of pods keep
+        their source address.
         """
-        target = self._list(local=False)
+        target = self._served_at(local=False)
         if target is None:
             return None
         rules = []
         local = self.settings.local_traffic
         if local:
             source = f"-s {format_cidr(local.source)}" if local.source else f"-i {local.interface}"
-            # iptables-save leaves out what matches everything.
+            # iptables-save omits a match of all addresses.
             rules.append(self._translate("" if local.matches_all else source, target))
         from_node = "-m addrtype --src-type LOCAL"
-        rules.append(f"{from_node} -j {naming.MARK_MASQ}")
+        rules.append(f"{from_node} -j {names.MARK_MASQ}")
         rules.append(self._translate("", target, from_node))
-        chain = naming.external_chain(self.port.name)
+        chain = names.external_chain(self.port.name)
         self.chains[chain] = tuple(rules)
         return chain
 
@@ -311,7 +330,7 @@ class _Layout:
         return rule(source, keyword, match, f"-j DNAT --to-destination {target}")
 
     def _hairpin(self, endpoints: tuple[Endpoint, ...]) -> None:
-        # Only an endpoint on this node can be sent to itself by this node.
+        # Hairpin connections of endpoints on other nodes do not traverse this node.
         for e in endpoints:
             if e.is_local or e.node_unknown:
                 entry = SetEntry(e.address, self.protocol, e.port, e.address)
@@ -324,8 +343,8 @@ _NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 def _server(port: ServicePort, settings: IpvsSettings) -> VirtualServer:
     chosen = settings.scheduling
     choice = scheduler_choice(port.annotations)
-    if choice.scheduler in settings.unavailable:
-        pass  # its flags mean nothing to another scheduler
+    if choice.scheduler in settings.facts.missing_schedulers:
+        pass  # the default scheduler replaces it, with its own flags
     elif choice.scheduler in SCHEDULERS:
         chosen = scheduling(choice.scheduler, choice.flags)
     elif choice.flags is not None:
@@ -337,7 +356,7 @@ def _server(port: ServicePort, settings: IpvsSettings) -> VirtualServer:
 
 
 def ports_taken(ports: Iterator[ServicePort]) -> dict[Protocol, set[int]]:
-    """The ports of a Service's cluster IP by protocol, from its Service ports."""
+    """Return the ports of a Service's cluster IP, by protocol."""
     taken: dict[Protocol, set[int]] = {protocol: set() for protocol in Protocol}
     for port in ports:
         anchor = cluster_ip(port)

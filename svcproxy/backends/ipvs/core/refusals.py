@@ -1,27 +1,35 @@
-"""Objects of single Service ports that the kernel refused.
+"""Refusals: objects of single Service ports that the kernel refused.
 
-IPVS mode writes each object on its own, so a refusal does not undo anything else. A refused object
-is remembered until it is retried or no longer wanted: the planner must know that the kernel does
-not hold it, and the audit must not report it as missing. Pure.
+IPVS mode writes objects one by one, so a refusal undoes nothing else. A refused object is remembered
+until it is retried or no longer needed: the planner must know that the kernel does not hold it, and
+the audit must not report it as missing.
 """
 
 import errno
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import chain
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from svcproxy.backends.ipvs.layout import PortState
-from svcproxy.backends.ipvs.plan import Entry
+import msgspec
+
+from svcproxy.backends.ipvs.core.port_state import Entry, PortState
+from svcproxy.backends.ipvs.core.settings import Scheduling
 from svcproxy.model.names import ServicePortName
 from svcproxy.model.serviceport import ServicePort
-from svcproxy.netlink.core.kernel_objects import RealServerKey, VirtualServerKey
+from svcproxy.netlink.core.kernel_objects import (
+    SCHEDULER_FLAGS,
+    RealServerKey,
+    VirtualServerKey,
+)
 from svcproxy.netlink.core.operations import (
     AddEntries,
     AddRealServer,
     AddVirtualServer,
     BindAddresses,
     Failure,
+    ServerOperation,
     SetRealServer,
     SetVirtualServer,
 )
@@ -30,8 +38,8 @@ T = TypeVar("T")
 Item = VirtualServerKey | Entry | str
 """An object that a Service port needs: a virtual server, a set entry, or a bound address."""
 
-_MOST_REASONS = 3
-"""How many reasons are named for one Service port; each of its endpoints may have one."""
+_MAX_REASONS = 3
+"""How many reasons are listed for one Service port; each of its endpoints may have one."""
 
 _SYSTEMIC = frozenset(
     {
@@ -44,17 +52,31 @@ _SYSTEMIC = frozenset(
         errno.EOPNOTSUPP,
     }
 )
-"""Errors of the node, not of the object; a full comparison follows."""
-_GONE = frozenset({errno.ENOENT, errno.ESRCH})
+"""Errors of the node, not of the object; a resync follows."""
+_NOT_FOUND = frozenset({errno.ENOENT, errno.ESRCH})
 
 _SET_FULL = 4352
 _ENTRY_ERRORS = frozenset({4104, _SET_FULL, 4353, 4356, 4357})
 """ipset's errors for an impossible prefix length, a full set, an all-zero entry, and ranges.
 
-Any other error means that the set itself is wrong, which a full comparison corrects."""
+Any other error means that the set itself is wrong, which a resync corrects."""
 
 
-class Refused:
+class Results(msgspec.Struct):
+    """The results of an executed plan.
+
+    Attributes:
+        operations: how many operations the kernel executed, by kind.
+        failures: the operations that the kernel refused.
+        rescheduled: operations on virtual servers that were repeated with the fallback scheduler.
+    """
+
+    operations: Counter[str] = msgspec.field(default_factory=Counter)
+    failures: list[Failure] = []
+    rescheduled: list[AddVirtualServer | SetVirtualServer] = []
+
+
+class Refusals:
     """The refused objects: Service ports need them, and the kernel does not hold them.
 
     Attributes:
@@ -62,7 +84,7 @@ class Refused:
         real: real servers that are missing, by virtual server.
         entries: set entries that are missing.
         addresses: addresses that are missing on ``kube-ipvs0``.
-        full: whether a set was full; a full comparison then makes a larger one.
+        full: whether a set was full; a resync then creates a larger one.
     """
 
     def __init__(self) -> None:
@@ -75,14 +97,14 @@ class Refused:
     def __bool__(self) -> bool:
         return bool(self.servers or self.real or self.entries or self.addresses)
 
-    def note(
-        self, failures: Iterable[Failure], substitutes: Mapping[str, Collection[str]]
+    def record(
+        self, failures: Iterable[Failure], substituted: Mapping[str, Collection[str]]
     ) -> tuple[dict[Item, list[str]], list[Failure]]:
         """Remember the failures that concern single Service ports.
 
         Args:
             failures: the operations that the kernel refused.
-            substitutes: for each temporary set, the sets that it was swapped with.
+            substituted: the sets that each temporary set replaced.
 
         Returns:
             The reasons for each missing item, and the failures that concern no single Service
@@ -90,34 +112,34 @@ class Refused:
         """
         reasons: dict[Item, list[str]] = {}
         rest = []
-        for failure in sorted(failures, key=_after_its_virtual_server):
-            items = self._noted(failure, substitutes)
+        for failure in sorted(failures, key=_is_real_server):  # virtual servers first
+            items = self._record(failure, substituted)
             if not items:
                 rest.append(failure)
-            elif failure.number not in _GONE:  # else the failure of its virtual server says why
+            elif failure.number not in _NOT_FOUND:  # else the virtual server's failure has a reason
                 for item in items:
                     reasons.setdefault(item, []).append(described(failure))
         return reasons, rest
 
-    def _noted(
-        self, failure: Failure, substitutes: Mapping[str, Collection[str]]
+    def _record(
+        self, failure: Failure, substituted: Mapping[str, Collection[str]]
     ) -> Collection[Item]:
         operation, number = failure.operation, failure.number
         items: Collection[Item] = ()
         match operation:
             case _ if number in _SYSTEMIC:
                 pass
-            case AddVirtualServer(key) | SetVirtualServer(key) if number not in _GONE:
+            case AddVirtualServer(key) | SetVirtualServer(key) if number not in _NOT_FOUND:
                 self.servers.add(key)
                 items = (key,)
             case AddRealServer(key, real) | SetRealServer(key, real, 1):
                 # If its virtual server is gone but was not refused, another program deleted it.
-                if number not in _GONE or key in self.servers:
+                if number not in _NOT_FOUND or key in self.servers:
                     self.real.setdefault(key, set()).add(real)
                     items = (key,)
             case AddEntries(name, _, entries) if number in _ENTRY_ERRORS:
                 self.full = self.full or number == _SET_FULL
-                names = substitutes.get(name, (name,))
+                names = substituted.get(name, (name,))
                 items = [(each, entry) for each in names for entry in entries]
                 self.entries.update((each, entry) for each in names for entry in entries)
             case BindAddresses(addresses):
@@ -125,8 +147,8 @@ class Refused:
                 items = addresses
         return items
 
-    def retried_servers(self, keys: Iterable[VirtualServerKey]) -> None:
-        """Forget virtual servers with their real servers: they are being rewritten or deleted."""
+    def forget_servers(self, keys: Iterable[VirtualServerKey]) -> None:
+        """Forget virtual servers with their real servers: a plan writes or deletes them."""
         for key in keys:
             self.servers.discard(key)
             self.real.pop(key, None)
@@ -134,6 +156,78 @@ class Refused:
     def missing(self, key: VirtualServerKey) -> AbstractSet[RealServerKey]:
         """Return the refused real servers of a virtual server."""
         return self.real.get(key, frozenset())
+
+
+def retry(refused: set[T], concerned: AbstractSet[T], gained: set[T], lost: set[T]) -> None:
+    """Add refused items that are still needed to ``gained``; drop the others from ``lost``."""
+    again = refused & concerned
+    refused -= again
+    gained |= again - lost
+    lost -= again
+
+
+# --- Schedulers that the kernel lacks -------------------------------------------------------------
+
+
+class Rescheduling(NamedTuple):
+    """How to repeat operations on virtual servers whose scheduler the kernel lacks.
+
+    Attributes:
+        operations: the operations to execute, with the fallback scheduler.
+        replaced: the refused operations that these replace.
+        failures: the failures that have other causes.
+    """
+
+    operations: list[ServerOperation]
+    replaced: list[AddVirtualServer | SetVirtualServer]
+    failures: list[Failure]
+
+
+def rescheduling(
+    operations: Sequence[ServerOperation], failures: list[Failure], fallback: Scheduling
+) -> Rescheduling:
+    """Return what to repeat after a batch of operations.
+
+    Args:
+        operations: the operations of the batch.
+        failures: those that the kernel refused.
+        fallback: the scheduler that replaces one that the kernel lacks.
+    """
+    unscheduled = {f.operation for f in failures if _lacks_scheduler(f)}
+    if not unscheduled:
+        return Rescheduling([], [], failures)
+    virtual = set()
+    again: list[ServerOperation] = []
+    replaced: list[AddVirtualServer | SetVirtualServer] = []
+    for operation in operations:
+        if isinstance(operation, AddVirtualServer | SetVirtualServer):
+            if operation in unscheduled:
+                replaced.append(operation)
+                virtual.add(operation.key)
+                flags = operation.server.flags & ~SCHEDULER_FLAGS | fallback.flags
+                server = msgspec.structs.replace(
+                    operation.server, scheduler=fallback.name, flags=flags
+                )
+                again.append(type(operation)(operation.key, server))
+        elif isinstance(operation, AddRealServer) and operation.virtual in virtual:
+            again.append(operation)
+    others = [
+        f
+        for f in failures
+        if f.operation not in unscheduled
+        and not (isinstance(f.operation, AddRealServer) and f.operation.virtual in virtual)
+    ]
+    return Rescheduling(again, replaced, others)
+
+
+def _lacks_scheduler(failure: Failure) -> bool:
+    operation = failure.operation
+    return failure.number == errno.ENOENT and isinstance(
+        operation, AddVirtualServer | SetVirtualServer
+    )
+
+
+# --- Reasons by Service port ----------------------------------------------------------------------
 
 
 def named(key: VirtualServerKey) -> str:
@@ -178,7 +272,7 @@ def attributed(
 
 
 def suspects(ports: Iterable[ServicePort], items: Iterable[Item]) -> Iterator[ServicePort]:
-    """Yield the Service ports that may need one of the items: cheaper than computing all layouts."""
+    """Yield the Service ports that may need one of the items: cheaper than computing all states."""
     addresses, numbers = set(), set()
     for item in items:
         match item:
@@ -198,20 +292,12 @@ def suspects(ports: Iterable[ServicePort], items: Iterable[Item]) -> Iterator[Se
             yield port
 
 
-def retry(refused: set[T], concerned: AbstractSet[T], gained: set[T], lost: set[T]) -> None:
-    """Add refused items that are still needed to ``gained``; drop the others from ``lost``."""
-    again = refused & concerned
-    refused -= again
-    gained |= again - lost
-    lost -= again
-
-
 def _listed(reasons: Sequence[str]) -> str:
-    more = len(reasons) - _MOST_REASONS
-    return "; ".join(reasons[:_MOST_REASONS]) + (f"; and {more} more" if more > 0 else "")
+    more = len(reasons) - _MAX_REASONS
+    return "; ".join(reasons[:_MAX_REASONS]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _after_its_virtual_server(failure: Failure) -> bool:
+def _is_real_server(failure: Failure) -> bool:
     return isinstance(failure.operation, AddRealServer | SetRealServer)
 
 

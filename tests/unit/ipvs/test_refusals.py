@@ -1,11 +1,11 @@
-"""What of a refusal is a Service port's own, and how it is described."""
+"""Which refusals concern single Service ports, and how they are described."""
 
 import errno
 
 import pytest
 
-from svcproxy.backends.ipvs.layout import PortState
-from svcproxy.backends.ipvs.refused import Refused, attributed, described
+from svcproxy.backends.ipvs.core.port_state import PortState
+from svcproxy.backends.ipvs.core.refusals import Refusals, attributed, described
 from svcproxy.model.names import Protocol, ServicePortName
 from svcproxy.netlink.core.kernel_objects import (
     RealServerKey,
@@ -44,8 +44,8 @@ ADD_VIRTUAL = AddVirtualServer(KEY, VirtualServer("rr"))
         Failure(BindAddresses(("ff05::1",)), errno.EADDRNOTAVAIL, ""),
     ],
 )
-def test_these_are_the_service_ports_own(failure: Failure) -> None:
-    reasons, rest = Refused().note([failure], {})
+def test_refusals_of_single_service_ports(failure: Failure) -> None:
+    reasons, rest = Refusals().record([failure], {})
     assert len(reasons) == 1
     assert not rest
 
@@ -54,12 +54,12 @@ def test_these_are_the_service_ports_own(failure: Failure) -> None:
     "failure",
     [
         Failure(
-            AddRealServer(KEY, REAL, 1), errno.ESRCH, "somebody has deleted the virtual server"
+            AddRealServer(KEY, REAL, 1), errno.ESRCH, "another program deleted the virtual server"
         ),
         Failure(AddRealServer(KEY, REAL, 1), errno.ENOMEM, ""),
         Failure(SetRealServer(KEY, REAL, 0), errno.ENOENT, ""),
         Failure(ADD_VIRTUAL, errno.EPERM, ""),
-        Failure(AddEntries("S", KIND, (ENTRY,)), errno.ENOENT, "somebody has deleted the set"),
+        Failure(AddEntries("S", KIND, (ENTRY,)), errno.ENOENT, "another program deleted the set"),
         Failure(AddEntries("S", KIND, (ENTRY,)), 4106, "it is of the other family"),
         Failure(BindAddresses(("10.0.0.1",)), errno.ENODEV, ""),
         Failure(DeleteVirtualServer(KEY), errno.EINVAL, ""),
@@ -68,36 +68,36 @@ def test_these_are_the_service_ports_own(failure: Failure) -> None:
         Failure(UnbindAddresses(("10.0.0.1",)), errno.EINVAL, ""),
     ],
 )
-def test_these_call_for_a_comparison(failure: Failure) -> None:
-    refused = Refused()
-    reasons, rest = refused.note([failure], {})
+def test_other_failures_need_a_resync(failure: Failure) -> None:
+    refused = Refusals()
+    reasons, rest = refused.record([failure], {})
     assert not reasons
     assert rest == [failure]
     assert not refused
 
 
-def test_real_servers_of_a_refused_virtual_server_are_not_blamed() -> None:
+def test_real_servers_of_a_refused_virtual_server_add_no_reason() -> None:
     real = Failure(AddRealServer(KEY, REAL, 1), errno.ESRCH, "there is no such virtual server")
     virtual = Failure(ADD_VIRTUAL, errno.EINVAL, "Invalid argument")
-    refused = Refused()
-    reasons, rest = refused.note([real, virtual], {})
+    refused = Refusals()
+    reasons, rest = refused.record([real, virtual], {})
     assert reasons == {KEY: ["virtual server 10.96.0.1:80/tcp: Invalid argument"]}
     assert not rest
     assert refused.missing(KEY) == {REAL}
 
 
-def test_entries_of_a_substitute_are_missing_in_the_set_itself() -> None:
-    refused = Refused()
-    refused.note([Failure(AddEntries("NEW", KIND, (ENTRY,)), 4353, "")], {"NEW": ["A", "B"]})
+def test_entries_of_a_substitute_are_missing_in_the_replaced_set() -> None:
+    refused = Refusals()
+    refused.record([Failure(AddEntries("NEW", KIND, (ENTRY,)), 4353, "")], {"NEW": ["A", "B"]})
     assert refused.entries == {("A", ENTRY), ("B", ENTRY)}
 
 
-def test_reasons_are_few_and_in_order() -> None:
+def test_reasons_are_sorted_and_limited() -> None:
     failures = [
         Failure(AddRealServer(KEY, RealServerKey(f"239.0.0.{n}", 80), 1), errno.EINVAL, "Invalid")
         for n in range(9, 0, -1)
     ]
-    reasons, _ = Refused().note(failures, {})
+    reasons, _ = Refusals().record(failures, {})
     name = ServicePortName("ns", "s", "", Protocol.TCP)
     state = PortState(
         {KEY: (VirtualServer("rr"), frozenset())}, frozenset(), frozenset(), {}, frozenset()
