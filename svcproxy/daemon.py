@@ -191,18 +191,18 @@ def _start(
     metrics = Metrics(spec.name, spec.metrics)
     source, events = _source(config, spec, node_name, metrics)
     running.add(events.stop)
-    health = HealthState(
-        sync_period=config.sync_period,
-        clock=time.monotonic,
-        wall=time.time,
-        needs_node=config.manifests is None,
-        stalled=threads.stalled,
-        families=[backend.family for backend in ready.backends],
-        kinds=spec.kinds,
-    )
+    health = _health_state(config, spec, ready)
     limit = DESCRIPTOR_LIMIT.raise_soft()
     descriptors = allocate(limit)
-    servers = Servers(config, metrics, health, events, verbosity, connections=descriptors.pages)
+    servers = Servers(
+        config,
+        metrics,
+        health,
+        events,
+        verbosity,
+        mode=spec.name,
+        connections=descriptors.pages,
+    )
     running.add(servers.stop)
     servers.start()
     sweeper = _sweeper(config, spec, ready) if spec.writes_kernel else None
@@ -215,6 +215,18 @@ def _start(
     source.start(Fanout([loop.inbox for loop in loops], metrics, health))
     running.add(source.stop)
     events.node("Starting", "")
+
+
+def _health_state(config: Config, spec: ModeSpec, ready: ReadyBackends) -> HealthState:
+    return HealthState(
+        sync_period=config.sync_period,
+        clock=time.monotonic,
+        wall=time.time,
+        needs_node=config.manifests is None,
+        stalled=threads.stalled,
+        families=[backend.family for backend in ready.backends],
+        kinds=spec.kinds,
+    )
 
 
 def _start_loops(shared: _Shared, ready: ReadyBackends) -> list[FamilyLoop[Any, Any]]:

@@ -33,6 +33,7 @@ class Servers:
         health: the source of the probes' answers.
         events: where failures to listen are reported, besides the log.
         verbosity: what ``PUT /debug/flags/v`` changes; without it there are no debug pages.
+        mode: the answer of /proxyMode.
         connections: the limit of connections of each server.
     """
 
@@ -44,6 +45,7 @@ class Servers:
         events: EventRecorder,
         verbosity: Verbosity | None,
         *,
+        mode: str,
         connections: int = HTTP_CONNECTIONS,
     ) -> None:
         limits = ClientLimits(connections=connections)
@@ -57,7 +59,7 @@ class Servers:
             server = metrics_server(
                 config.metrics_bind_address,
                 metrics,
-                config.proxy_mode,
+                mode,
                 effective=Effective(lambda: flags_of(config), lambda: _document(config)),
                 debug=_debug_routes(verbosity),
                 limits=limits,

@@ -13,7 +13,6 @@ from http import HTTPStatus
 from typing import Any
 
 from svcproxy import __version__
-from svcproxy.config import ProxyMode
 from svcproxy.config.parsing import Bind
 from svcproxy.observe.client_connections import ClientLimits
 from svcproxy.observe.core.routes import TEXT, PageRequest, Reply, Route
@@ -47,7 +46,7 @@ class Effective:
 def metrics_server(
     bind: Bind,
     metrics: Metrics,
-    mode: ProxyMode | str,
+    mode: str,
     *,
     effective: Effective | None = None,
     debug: Mapping[str, Route] | None = None,
@@ -68,7 +67,7 @@ def metrics_server(
         "/healthz/ping": lambda _: _ping(metrics),
         "/metrics": lambda request: _metrics(request, metrics),
         "/metrics/slis": lambda request: _slis(request, metrics),
-        "/proxyMode": lambda _: Reply(HTTPStatus.OK, TEXT, str(mode).encode()),
+        "/proxyMode": lambda _: Reply(HTTPStatus.OK, TEXT, mode.encode()),
         **(debug or {}),
     }
     if effective is not None:

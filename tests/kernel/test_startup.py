@@ -163,7 +163,7 @@ if ready.watch:
 print(*sys.modules)
 """
 """The imports of the daemon up to its first list."""
-FOREIGN = {
+UNUSED = {
     "nftables": {"iptables", "ipvs", "xtables"},
     "nft": {"ipvs", "nftables"},
     "legacy": {"ipvs", "nftables"},
@@ -175,7 +175,7 @@ NEVER = {"svcproxy.cleanup.sweep", "kubernetes", "yaml", "requests", "rich", "py
 
 @pytest.mark.parametrize(
     "variant",
-    [pytest.param(name, marks=[pytest.mark.uml] * (name == "ipvs")) for name in FOREIGN],
+    [pytest.param(name, marks=[pytest.mark.uml] * (name == "ipvs")) for name in UNUSED],
 )
 def test_modules_of_other_modes_are_not_loaded(space: NetNS, tmp_path: Path, variant: str) -> None:
     mode = variant if variant in {"nftables", "ipvs"} else "iptables"
@@ -185,5 +185,5 @@ def test_modules_of_other_modes_are_not_loaded(space: NetNS, tmp_path: Path, var
     done = space.run(sys.executable, "-c", LOADED, *flags, timeout=60)
     modules = set(done.stdout.splitlines()[-1].split())
     assert f"svcproxy.backends.{mode}.backend" in modules
-    foreign = NEVER | {f"svcproxy.backends.{name}" for name in FOREIGN[variant]}
-    assert not modules & foreign
+    unused = NEVER | {f"svcproxy.backends.{name}" for name in UNUSED[variant]}
+    assert not modules & unused

@@ -56,8 +56,8 @@ def imported(module: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("module", [name for name in modules("svcproxy") if is_pure(name)])
 def test_planning_code_imports_only_planning_code_and_values(module: str) -> None:
-    foreign = {name for name in imported(module) if name.startswith("svcproxy.")}
-    assert {name for name in foreign if not is_pure(name)} == set()
+    own = {name for name in imported(module) if name.startswith("svcproxy.")}
+    assert {name for name in own if not is_pure(name)} == set()
 
 
 @pytest.mark.parametrize("module", list(modules("svcproxy/backends")))

@@ -61,7 +61,9 @@ def serving(
     config: Config, recorder: Recorder | None = None, verbosity: Verbosity | None = None
 ) -> Iterator[Servers]:
     health = HealthState(sync_period=30.0, clock=lambda: 0.0, wall=lambda: 0.0, needs_node=False)
-    made = Servers(config, Metrics(), health, recorder or Recorder(), verbosity)
+    made = Servers(
+        config, Metrics(), health, recorder or Recorder(), verbosity, mode=config.proxy_mode
+    )
     try:
         made.start()
         yield made
