@@ -161,13 +161,6 @@ class Backend(Protocol[Observed, Plan]):
             BackendError: the kernel refused.
         """
 
-    def clean_up(self) -> None:
-        """Remove all objects of this backend from the kernel.
-
-        Raises:
-            BackendError: something could not be removed.
-        """
-
 
 class BackendError(Exception):
     """The kernel could not be read or written; the loop retries with a full sync."""

@@ -79,8 +79,3 @@ class RecordingBackend:
     def maintain(self, _should_yield: Callable[[], bool]) -> Maintenance:
         """Do nothing: the record does not depend on time."""
         return Maintenance()
-
-    def clean_up(self) -> None:
-        """Forget everything."""
-        self.recorded.clear()
-        self.last = None

@@ -83,9 +83,6 @@ class DictBackend:
         self.should_yield = should_yield
         return self.pauses.pop(0) if self.pauses else Maintenance()
 
-    def clean_up(self) -> None:
-        self.kernel = {}
-
     def _step(self, name: str) -> None:
         if self.broken:
             raise TransactionError("the kernel refused")
