@@ -28,10 +28,10 @@ class Watcher(Protocol):
     """Listens for changes that other programs make to the kernel, in a thread of its own."""
 
     def start(self) -> None:
-        """Start to listen."""
+        """Start listening."""
 
     def stop(self) -> None:
-        """Stop to listen."""
+        """Stop listening."""
 
 
 class ReadyBackends(NamedTuple):
