@@ -68,7 +68,7 @@ def test_the_lock_of_xtables_held_for_a_minute(scene: Scene, tmp_path: Path) -> 
 
 @contextlib.contextmanager
 def _without_modules(*names: str) -> Iterator[None]:
-    """Make these modules unavailable to the guest's kernel."""
+    """Unload these modules and prevent the guest's kernel from loading them."""
     program = Path("/proc/sys/kernel/modprobe")
     before = program.read_text(encoding="ascii")
     program.write_text("/bin/false", encoding="ascii")

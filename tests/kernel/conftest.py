@@ -1,7 +1,7 @@
-"""A stage for scenarios: two nodes with pods, a client outside, and the real daemon on node1.
+"""The stage of all scenarios: two nodes with pods, an outside client, and the daemon on node1.
 
-Each test makes Services of its own on it. What it changes is in the kernel when the call
-returns, so that a test may say right away what must not work any more.
+Each test creates its own Services. A change is in the kernel when the call returns, so that a
+test can immediately check what must no longer work.
 """
 
 import contextlib
@@ -34,11 +34,11 @@ PORTS = (
     m.port(53, name="dns", target=5353, protocol="UDP"),
 )
 ENOUGH = 40
-"""Connections after which each of up to three endpoints has answered, but once in 10^6 times."""
+"""Connections after which one of up to three endpoints is still missing once in 10^6 times."""
 SOON = 0.15 * PATIENCE
-"""Seconds within which whoever answers or refuses has done so."""
+"""Seconds within which every answer or refusal has arrived."""
 CLIENTS = 24
-"""The outside client has so many addresses."""
+"""The number of addresses of the outside client."""
 _MARKER = {4: "10.96.255.254", 6: "fd00:10:96::fffe"}
 
 
@@ -60,15 +60,15 @@ def ask(
     n: int = ENOUGH,
     source: str = "",
 ) -> Seen:
-    """Make ``n`` new connections that must all be answered: who answered whom, as servers saw it.
+    """Open ``n`` new connections, all of which must be answered; return servers and sources seen.
 
     Args:
-        host: the machine that asks.
+        host: the client.
         proto: ``tcp`` or ``udp``.
-        address: where to.
-        port: where to.
-        n: how often.
-        source: the own address to use, if the host has several.
+        address: the destination address.
+        port: the destination port.
+        n: the number of connections.
+        source: the source address, if the host has several.
     """
     connect = host.traffic.connect
     outcomes = (
@@ -82,14 +82,14 @@ def ask(
 
 
 def servers(host: Host, proto: str, address: str, port: int, n: int = ENOUGH) -> set[str]:
-    """The names of those who answered ``n`` new connections."""
+    """Return the names of the servers that answered ``n`` new connections."""
     return {server for server, _ in ask(host, proto, address, port, n=n)}
 
 
 def _attempt(host: Host, proto: str, address: str, port: int, source: str) -> Outcome:
     if proto == "udp" and isinstance(host, Node):
-        # A node's own datagram is told "operation not permitted" when its own kernel drops it;
-        # whether an ICMP error came as well shows at the next one.
+        # If the node's own kernel drops its datagram, sending fails with EPERM; an ICMP error is
+        # reported by the next datagram.
         with host.traffic.hold(proto, address, port, timeout=SOON) as held:
             return held.check(SOON) if isinstance(held.first, Unreachable) else held.first
     return host.traffic.connect(proto, address, port, timeout=SOON, source_address=source)
@@ -98,9 +98,9 @@ def _attempt(host: Host, proto: str, address: str, port: int, source: str) -> Ou
 def assert_refused(
     host: Host, proto: str, address: str, port: int, *, how: str = "icmp", source: str = ""
 ) -> None:
-    """Nobody serves there, and the client is told at once.
+    """Assert that connections are refused immediately.
 
-    ``how`` is ``icmp`` when the proxy refuses, ``reset`` when the node's own stack does.
+    ``how`` is ``icmp`` if the proxy refuses, ``reset`` if the node's own TCP stack does.
     """
     outcome = _attempt(host, proto, address, port, source)
     if isinstance(outcome, TimedOut):
@@ -113,7 +113,7 @@ def assert_refused(
 
 
 def assert_dropped(host: Host, proto: str, address: str, port: int, *, source: str = "") -> None:
-    """Nobody serves there, and the client is told nothing."""
+    """Assert that packets are dropped without an answer."""
     outcome = _attempt(host, proto, address, port, source)
     where = f"{host.name} to {address} {port}/{proto}"
     if proto == "udp" and isinstance(host, Node):
@@ -123,7 +123,7 @@ def assert_dropped(host: Host, proto: str, address: str, port: int, *, source: s
 
 
 def assert_even(counts: Mapping[Any, int], among: int) -> None:
-    """The counts are those of a fair choice among so many (wrong once in 10^6 times)."""
+    """Assert that counts are evenly distributed (a false alarm once in 10^6 times)."""
     total = sum(counts.values())
     share = total / among
     assert len(counts) == among, counts
@@ -140,7 +140,7 @@ IPTABLES = ("nft", "legacy")
 
 
 def mode_flags(variant: str) -> dict[str, str]:
-    """The daemon's flags for a variant; node ports are on all addresses in each of them."""
+    """Return the daemon's flags for a variant; all of them serve node ports on all addresses."""
     if variant == "nftables":
         return {"proxy-mode": "nftables", "nodeport-addresses": "0.0.0.0/0,::/0"}
     if variant == "ipvs":
@@ -149,14 +149,14 @@ def mode_flags(variant: str) -> dict[str, str]:
 
 
 def period_flags(variant: str, *, shortest: str = "", longest: str = "") -> dict[str, str]:
-    """The flags that say how often the kernel is written and compared.
+    """Return the flags for the minimum and the full sync period.
 
     IPVS mode has its own, as in kube-proxy; nftables mode has none on the command line.
 
     Args:
         variant: the variant.
-        shortest: a duration, the shortest time between two syncs.
-        longest: a duration, the time after which everything is compared.
+        shortest: the minimum duration between two syncs.
+        longest: the duration after which all rules are compared.
     """
     mode = "ipvs" if variant == "ipvs" else "iptables"
     found = {f"{mode}-min-sync-period": shortest, f"{mode}-sync-period": longest}
@@ -164,7 +164,7 @@ def period_flags(variant: str, *, shortest: str = "", longest: str = "") -> dict
 
 
 class Offer:
-    """A Service of one family on the stage, with its slices; every change is in force at once."""
+    """A Service of one family on the stage, with its slices; calls return when it is programmed."""
 
     def __init__(self, stage: "Stage", family: int, service: Object) -> None:
         self.stage = stage
@@ -192,12 +192,12 @@ class Offer:
         return [(p["protocol"].lower(), p["port"]) for p in self.spec["ports"]]
 
     def endpoints(self, *endpoints: Object) -> None:
-        """Have these endpoints from now on, in one slice."""
+        """Replace the endpoints, in one slice."""
         self.slices = {"": m.endpoint_slice(self.service, endpoints)} if endpoints else {}
         self.stage.sync()
 
     def put_slices(self, **slices: Object) -> None:
-        """Have these slices from now on."""
+        """Replace the slices."""
         self.slices = slices
         self.stage.sync()
 
@@ -229,7 +229,7 @@ class Offer:
 
 
 class Stage:
-    """The cluster, the daemon on its first node, and the objects that the daemon is given."""
+    """The cluster, the daemon on its first node, and the objects that the daemon receives."""
 
     def __init__(
         self,
@@ -261,7 +261,7 @@ class Stage:
         return m.node(self.node.name, addresses=[self.node.ipv4, self.node.ipv6])
 
     def clear(self) -> None:
-        """Go back to the beginning: no Services, and the Node as it was."""
+        """Reset to the initial state: no Services, and the initial Node."""
         self.offers, self.service_cidrs = [], []
         self.node_object = self._own_node()
         self.sync()
@@ -269,14 +269,14 @@ class Stage:
     # --- Objects -----------------------------------------------------------------------------
 
     def address(self, family: int, *, outside: bool = False) -> str:
-        """An address for a Service that no other one has; ``outside`` ones are load balancers'."""
+        """Return an unused address for a Service; ``outside`` ones are for load balancers."""
         number = next(self._numbers)
         if outside:
             return f"203.0.113.{number}" if family == 4 else f"fd00:203::{number:x}"
         return f"10.96.1.{number}" if family == 4 else f"fd00:10:96::{number:x}"
 
     def with_node_ports(self, ports: Iterable[Object] = PORTS) -> list[Object]:
-        """The same ports with node ports that no other Service has."""
+        """Return the same ports with unused node ports."""
         return [{**port, "nodePort": 30000 + next(self._numbers)} for port in ports]
 
     def offer(
@@ -288,7 +288,7 @@ class Stage:
         created: str = "",
         **spec: Any,
     ) -> Offer:
-        """Make a Service of one family; ``spec`` as ``m.service`` has.
+        """Create a Service of one family; ``spec`` as in ``m.service``.
 
         With ``type="NodePort"`` or ``"LoadBalancer"``, ports get node ports unless
         ``allocateLoadBalancerNodePorts`` is false.
@@ -307,20 +307,20 @@ class Stage:
         return made
 
     def put_node(self, node: Object | None) -> None:
-        """Change (or with ``None`` delete) this node's Node object."""
+        """Change this node's Node object, or delete it with ``None``."""
         self.node_object = node
         self.sync()
 
     def put_service_cidrs(self, *cidrs: str) -> None:
-        """Have one ServiceCIDR with these ranges, or none at all."""
+        """Replace the ServiceCIDR by one with these ranges, or delete it."""
         self.service_cidrs = list(cidrs)
         self.sync()
 
     def sync(self) -> None:
-        """Hand all objects to the daemon and wait until it has programmed them.
+        """Write all objects to the manifests folder and wait until the daemon has programmed them.
 
-        They go in one file, whose last object is a marker: a Service that moves to another port
-        with every change. When it answers there, all before it is in the kernel.
+        They are in one file, whose last object is a marker: a Service whose port changes with
+        every call. When it answers at the new port, all objects are in the kernel.
         """
         if self._gathering:
             return
@@ -333,7 +333,7 @@ class Stage:
                     timeout=10.0,
                 )
             if self.variant == "ipvs":
-                # IPVS has no transaction: the marker may answer before the rest is done.
+                # IPVS has no transactions: the marker may answer before all objects are programmed.
                 eventually(self._is_settled, f"the end of revision {self._revision}")
         except AssertionError as error:
             error.add_note("\n".join(self.daemon.logs()[-20:]))
@@ -341,7 +341,7 @@ class Stage:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Hand over all that is changed within in one go, at the end."""
+        """Write all changes of the context together, at its end."""
         self._gathering = True
         try:
             yield
@@ -374,12 +374,12 @@ class Stage:
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
         self.folder.write("stage.json", text)
 
-    # --- What is expected --------------------------------------------------------------------
+    # --- Expected results --------------------------------------------------------------------
 
     def kept(self, source: Host, pods: Iterable[Host], family: int) -> Seen:
-        """What pods see that are asked by ``source`` without masquerading.
+        """Return the sources that pods see for connections from ``source`` without masquerading.
 
-        A pod that asks itself sees its node: otherwise it would answer itself directly.
+        A pod that connects to itself sees its node: otherwise it would answer itself directly.
         """
         return {
             (pod.name, self.masked(pod, family) if pod is source else source.ip(family))
@@ -387,11 +387,11 @@ class Stage:
         }
 
     def masqueraded(self, pods: Iterable[Host], family: int) -> Seen:
-        """What pods see that are asked through node1 with masquerading."""
+        """Return the sources that pods see for masqueraded connections through node1."""
         return {(pod.name, self.masked(pod, family)) for pod in pods}
 
     def masked(self, pod: Host, family: int) -> str:
-        """The address of node1 towards a pod."""
+        """Return the address of node1 in the network of a pod."""
         if isinstance(pod, Pod) and pod.node == self.node.name:
             return self.node.bridge_ips[0 if family == 4 else 1]
         return self.node.ip(family)
@@ -405,14 +405,14 @@ class Stage:
         return self.node.netns.run(program, *arguments).stdout
 
     def rules(self, family: int) -> list[str]:
-        """All rules of the filter and nat tables of node1."""
+        """Return all rules of the filter and nat tables of node1."""
         program = f"{'iptables' if family == 4 else 'ip6tables'}-{self.variant}-save"
         saved = (self.node.netns.run(program, "-t", t).stdout for t in ("filter", "nat"))
         return [line for text in saved for line in text.splitlines() if line.startswith("-A ")]
 
     @contextlib.contextmanager
     def own_address(self, address: str) -> Iterator[None]:
-        """Give node1 another address for a while."""
+        """Give node1 an additional address within the context."""
         with contextlib.ExitStack() as stack:
             with self._noticed():
                 stack.enter_context(another_address(self.node, address))
@@ -422,7 +422,7 @@ class Stage:
 
     @contextlib.contextmanager
     def _noticed(self) -> Iterator[None]:
-        """Let IPVS mode compare after a change of addresses: it has virtual servers for each."""
+        """Wait until IPVS mode has synced a change of addresses: it has virtual servers for each."""
         before = self._comparisons()
         yield
         if self.variant == "ipvs":
@@ -460,7 +460,7 @@ def _is_local(host: Host, address: str) -> bool:
 
 @contextlib.contextmanager
 def another_address(host: Host, address: str) -> Iterator[None]:
-    """Give a machine another address for a while."""
+    """Give a machine an additional address within the context."""
     bits = "128 nodad" if ":" in address else "32"
     netns.ip_batch([f"addr add {address}/{bits} dev lo"], host.netns.name)
     try:
@@ -471,7 +471,7 @@ def another_address(host: Host, address: str) -> Iterator[None]:
 
 
 def client_addresses(cluster: Cluster, family: int) -> list[str]:
-    """The addresses of the outside client."""
+    """Return the addresses of the outside client."""
     return [_client_address(family, index) for index in range(CLIENTS)]
 
 
@@ -480,7 +480,7 @@ def _client_address(family: int, index: int) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what asks for a variant once for each; a module may name its own in ``VARIANTS``."""
+    """Run tests with a variant once for each; a module may limit them with ``VARIANTS``."""
     own = hasattr(metafunc.module, "variant") or "cluster" not in metafunc.fixturenames
     if "variant" in metafunc.fixturenames and not own:
         variants = getattr(metafunc.module, "VARIANTS", ALL_VARIANTS)
@@ -520,7 +520,7 @@ def cluster(variant: str) -> Iterator[Cluster]:
         more = [_client_address(f, index) for f in (4, 6) for index in range(1, CLIENTS)]
         netns.ip_batch(
             (
-                # deprecated: the kernel takes such an address only when asked for it
+                # deprecated: the kernel uses such a source address only if a socket is bound to it
                 f"addr add {a}/64 dev eth0 nodad preferred_lft 0"
                 if ":" in a
                 else f"addr add {a}/24 dev eth0"
@@ -546,10 +546,10 @@ StageWith = Callable[..., Stage]
 
 
 class Stages:
-    """The stages of a module whose tests choose flags; one at a time, for there is one node.
+    """The stages of a module whose tests choose flags; one at a time, as there is one node.
 
-    A test that asks for the flags of the one before it finds that one's daemon, but none of its
-    objects: half of the daemons need not be started.
+    A test with the flags of the previous test uses the same daemon, but without its objects. This
+    saves half of the daemon starts.
     """
 
     def __init__(self, cluster: Cluster, variant: str, folders: pytest.TempPathFactory) -> None:
@@ -562,9 +562,9 @@ class Stages:
         """Start a stage; flags are named with underscores.
 
         Args:
-            program: the beginning of the daemon's command line.
-            known: whether there is a Node object for node1 from the start.
-            flags: further flags, or other values; ``None`` leaves a default one out.
+            program: the first words of the daemon's command line.
+            known: whether a Node object for node1 exists from the start.
+            flags: additional or changed flags; ``None`` removes a default flag.
         """
         asked = (tuple(program), flags)
         if self._started is not None:
@@ -584,7 +584,7 @@ class Stages:
         return stage
 
     def close(self) -> None:
-        """End the present stage's daemon."""
+        """Stop the daemon of the current stage."""
         if self._started is not None:
             self._started[1].daemon.close()
             self._started = None
@@ -601,7 +601,7 @@ def stages(
 
 @pytest.fixture
 def stage_with(stages: Stages) -> StageWith:
-    """Make a stage whose daemon has other flags, see ``Stages.start``."""
+    """Create a stage whose daemon has other flags, see ``Stages.start``."""
     return stages.start
 
 
@@ -624,7 +624,7 @@ class Packet:
 
 
 class Watch:
-    """Sees the TCP and UDP packets that reach a machine from its network."""
+    """Captures the TCP and UDP packets that a machine receives from its network."""
 
     def __init__(self, host: Host) -> None:
         def make() -> socket.socket:
@@ -636,7 +636,7 @@ class Watch:
         self._socket = host.netns.call(make)
 
     def packets(self) -> list[Packet]:
-        """Those that came since the last call."""
+        """Return the packets received since the last call."""
         found = []
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -647,7 +647,7 @@ class Watch:
         return found
 
     def targets(self) -> set[str]:
-        """Where those that came since the last call were sent to."""
+        """Return the destinations of the packets received since the last call."""
         return {packet.target for packet in self.packets()}
 
     def __enter__(self) -> Self:

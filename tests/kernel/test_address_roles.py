@@ -1,8 +1,8 @@
 """Addresses that a Service, or two Services, name in more than one field.
 
 kube-proxy's nftables and IPVS modes apply ``loadBalancerSourceRanges`` by address. Its iptables
-mode applies them in the rule of the load-balancer IP, which comes after those of the cluster IP
-and the external IPs, so an address that is one of those as well is open to everybody.
+mode applies them in the rule of the load-balancer IP, which follows those of the cluster IP and
+the external IPs, so an address that is one of those as well is open to all clients.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ def _balanced(stage: Stage, family: int, address: str, ranges: list[str], **spec
 def _assert_restricted(
     stage: Stage, host: Host, proto: str, address: str, port: int, source: str = ""
 ) -> None:
-    """A client outside the ranges is dropped where the mode judges by address, else served."""
+    """A client outside the ranges is dropped in modes that apply ranges by address, else served."""
     if stage.variant in IPTABLES:
         seen = ask(host, proto, address, port, n=3, source=source)
         assert {server for server, _ in seen} == {stage.here[0].name}
@@ -139,7 +139,7 @@ def test_a_cluster_ip_named_as_external_ip_stays_a_cluster_ip(
 def test_two_services_name_one_address_in_different_fields(
     stage: Stage, family: int, older: str
 ) -> None:
-    """Of one port the older Service has it, with its own ranges or none; others are apart."""
+    """The older Service gets the port, with its own ranges or none; other ports are independent."""
     address = stage.address(family, outside=True)
     nobody = _only(stage.address(family, outside=True))
     times = {"external": "2024-01-01T00:00:00Z", "balanced": "2024-01-01T00:00:00Z"}

@@ -1,4 +1,4 @@
-"""``sessionAffinity: ClientIP``: a client stays with its endpoint for a while."""
+"""``sessionAffinity: ClientIP``: a client keeps its endpoint until the time-out."""
 
 import itertools
 import time
@@ -42,10 +42,10 @@ def _sticky(stage: Stage, family: int, seconds: int, **spec: Any) -> Offer:
 def _choices(
     stage: Stage, proto: str, address: str, port: int, *, source_port: int = 0, last: bool = False
 ) -> dict[str, str]:
-    """Which server each of the client's addresses gets.
+    """Return the server of each of the client's addresses.
 
-    With a ``source_port``, connections end with a reset: nobody remembers them for minutes. With
-    ``last``, the last address is the first to ask: those who serve in turns serve others then.
+    With a ``source_port``, connections end with a reset, so that no TIME_WAIT keeps them. With
+    ``last``, the last address connects first: schedulers that take turns choose other servers then.
     """
     family = 6 if ":" in address else 4
     chosen = {}
@@ -78,9 +78,9 @@ def test_pods_and_the_node_stick_too(stage: Stage, family: int) -> None:
 
 
 def test_a_client_may_move_when_its_time_is_over(stage: Stage) -> None:
-    """Each connection starts the time anew; after that time without one, clients move.
+    """Each connection restarts the time-out; after it, clients may get another endpoint.
 
-    IPVS forgets nobody before his connections are forgotten: 10 s after a reset.
+    IPVS keeps a client's entry until its connections have expired: 10 s after a reset.
     """
     seconds = 12 if stage.variant == "ipvs" else int(PATIENCE)
     offers = [_sticky(stage, family, seconds) for family in (4, 6)]
@@ -99,7 +99,7 @@ def test_a_client_may_move_when_its_time_is_over(stage: Stage) -> None:
     while time.monotonic() < began + 1.6 * seconds:
         time.sleep(0.4 * seconds)
         assert choices() == first
-    time.sleep(1.2 * seconds)  # nothing may happen for so long: that is what is tested
+    time.sleep(1.2 * seconds)  # let the affinity time out
     for before, now in zip(first, choices(last=True), strict=True):
         assert now != before
         assert set(now.values()) == {"pod1a", "pod1b"}

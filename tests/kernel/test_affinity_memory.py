@@ -64,7 +64,7 @@ def test_hundreds_of_clients_stay_with_their_endpoint(stage_with: StageWith, fam
     first = _chosen(stage, offer, sources)
     assert len(set(first.values())) == len(stage.here)
     assert _chosen(stage, offer, sources) == first
-    # A restart of the daemon does not lose them.
+    # They survive a restart of the daemon.
     stage.daemon.kill()
     stage.daemon.start()
     stage.daemon.wait_ready()

@@ -1,4 +1,4 @@
-"""The table of behaviours names tests that exist, and all of those that it should name."""
+"""The table of behaviours names existing tests only, and all tests that it must name."""
 
 import re
 from pathlib import Path

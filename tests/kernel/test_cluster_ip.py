@@ -1,4 +1,4 @@
-"""Cluster IPs: who answers, how evenly, and which source address the pods see."""
+"""Cluster IPs: which endpoints answer, how evenly, and which source address they see."""
 
 import itertools
 import socket
@@ -44,7 +44,7 @@ def test_connections_are_spread_evenly(stage: Stage, family: int, proto: str) ->
 
 @pytest.mark.parametrize("among", [8, 9, 20])
 def test_many_endpoints_share_evenly(stage: Stage, family: int, among: int) -> None:
-    """Each endpoint is a port of its own on one pod, whose backlog counts connections."""
+    """Each endpoint is a separate port of one pod, whose backlog counts connections."""
     pod = stage.here[0]
     listening = {port: _listen(pod, family, port) for port in range(20000, 20000 + among)}
     try:
@@ -96,7 +96,7 @@ def _accepted(listening: dict[int, socket.socket]) -> list[tuple[int, int]]:
 
 
 def test_each_port_leads_to_its_own_target(stage: Stage, family: int) -> None:
-    """Two ports of one protocol, whose targets are found by name in the slice."""
+    """Two ports of one protocol, whose target ports are matched by name in the slice."""
     first, second = stage.here
     first.traffic.serve(tcp=[9101])
     second.traffic.serve(tcp=[9102])
@@ -153,7 +153,7 @@ def test_an_endpoint_in_two_slices_counts_once(stage: Stage, family: int) -> Non
     offer = stage.offer(family)
     _two_slices(offer, all_at([first, second], family), [at(first, family)])
     assert_even(stage.client.traffic.burst("tcp", offer.vip, 80, 400), among=2)
-    # While it is ready in one of them, it is used.
+    # It is used while it is ready in one of them.
     _two_slices(
         offer,
         [at(second, family)],
@@ -170,7 +170,7 @@ def test_an_endpoint_in_two_slices_counts_once(stage: Stage, family: int) -> Non
 
 @pytest.mark.parametrize("placed", [True, False])
 def test_a_pod_reaches_itself(stage: Stage, family: int, *, placed: bool) -> None:
-    """Also where a slice made by hand does not say on which node the pod is."""
+    """Also if a manually created slice does not name the pod's node."""
     pod = stage.here[0]
     offer = stage.offer(family, [at(pod, family) if placed else m.endpoint(pod.ip(family))])
     for proto, port in offer.ports:

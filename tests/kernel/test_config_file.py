@@ -1,4 +1,4 @@
-"""The daemon with a configuration file, as in a kubeadm cluster, and what a new file does to it."""
+"""The daemon with a configuration file, as in a kubeadm cluster, and changes of that file."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from testbed.waiting import eventually
 
 pytestmark = pytest.mark.kernel
 
-# What kubeadm writes, but for two values that belong to the machine and not to a namespace
+# kubeadm's file, except two settings that affect the machine and not only a namespace
 KUBEADM = (
     (Path(__file__).parents[1] / "unit/config/files/kubeadm.yaml")
     .read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def unstarted(cluster: Cluster, volume: Path, tmp_path: Path) -> Daemon:
     folder.put(manifests.endpoint_slice(web, [pod.ip(4) for pod in cluster.nodes[0].pods]))
     node = cluster.nodes[0]
     made = Daemon(node, folder.path)
-    # kubeadm's command line, but for the manifests
+    # kubeadm's command line, with manifests as the source
     made.flags = {
         "config": str(volume),
         "hostname-override": node.name,

@@ -1,4 +1,4 @@
-"""Services that claim the same address: who serves there, and who takes over."""
+"""Services that claim the same address: which one serves it, and which one takes over."""
 
 import pytest
 
@@ -42,7 +42,7 @@ class Rivals:
 
 @ways
 def test_the_older_service_keeps_the_address(stage: Stage, family: int, way: str) -> None:
-    """Whichever comes first to the daemon; the younger takes over when the older goes."""
+    """Regardless of the order of arrival; the younger takes over when the older is deleted."""
     rivals = Rivals(stage, family, way)
     younger = rivals.offer(1, NEW)
     assert rivals.servers() == {"pod1b"}
@@ -54,7 +54,7 @@ def test_the_older_service_keeps_the_address(stage: Stage, family: int, way: str
     assert rivals.servers() == {"pod1a"}
     younger.remove()
     assert rivals.servers() == {"pod1a"}
-    # Each had its own cluster IP all the time.
+    # Each always kept its own cluster IP.
     assert servers(stage.client, "tcp", older.vip, 80, n=3) == {"pod1a"}
 
 
@@ -68,7 +68,7 @@ def test_the_loser_works_at_its_other_addresses(stage: Stage, family: int, way: 
 
 @ways
 def test_an_older_service_gives_up_its_claim(stage: Stage, family: int, way: str) -> None:
-    """The Service stays, without the address in question."""
+    """The Service stays, without the disputed address."""
     rivals = Rivals(stage, family, way)
     older = rivals.offer(0, OLD)
     rivals.offer(1, NEW)

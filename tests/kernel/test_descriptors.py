@@ -41,7 +41,7 @@ def _many(stage: Stage) -> list[Offer]:
 
 
 def _open(stage: Stage) -> list[int]:
-    """The health-check node ports that listen."""
+    """Return the health-check node ports that listen."""
     shown = stage.node.netns.run("ss", "-Hltn").stdout
     ports = {int(line.split()[3].rpartition(":")[2]) for line in shown.splitlines()}
     return sorted(ports & set(range(FIRST, FIRST + NUMBER)))
@@ -57,7 +57,7 @@ def _all_open(stage: Stage) -> bool:
 
 
 def _works(stage: Stage) -> None:
-    """Pages are answered, and a change still reaches the kernel."""
+    """Assert that pages are served, and that a change still reaches the kernel."""
     assert stage.daemon.healthz()[0] == 200
     assert stage.daemon.healthz("/livez")[0] == 200
     stage.daemon.metrics()
@@ -98,7 +98,7 @@ def test_ports_beyond_the_hard_limit_leave_the_rest_alone(stage_with: StageWith)
     assert "raise RLIMIT_NOFILE of svcproxy, which is 256" in line
     assert "default/many-" in line
     assert "no file descriptor is left" in _events(stage)[0]
-    # Others are opened as soon as there is room.
+    # Others are opened as soon as descriptors are free.
     kept: list[Object] = [offer.service for offer in offers[-20:]]
     assert not {service["spec"]["healthCheckNodePort"] for service in kept} & set(told)
     with stage.at_once():

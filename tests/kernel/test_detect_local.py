@@ -1,4 +1,4 @@
-"""How pods' traffic is told from others', and what follows from it."""
+"""Detection of traffic from pods (``--detect-local-mode``), and its effects."""
 
 import pytest
 
@@ -56,7 +56,7 @@ def test_node_cidr_appears_while_the_daemon_runs(stage_with: StageWith, family: 
     for node, expected in (
         (_node(stage), off),
         (_node(stage, *stage.node.pod_cidrs), on),
-        # A Node that is deleted, to be registered anew, takes its ranges not along.
+        # The ranges stay when the Node is deleted, because it may be registered again.
         (None, on),
     ):
         stage.put_node(node)
@@ -94,7 +94,7 @@ def test_detection_decides_who_is_a_pod_for_external_addresses(
     for proto, port in offer.node_ports:
         seen = ask(asking, proto, stage.node.ip(family), port)
         assert seen == stage.kept(asking, pods, family)
-        # Pods of other nodes are outside clients to this one in either case.
+        # Pods of other nodes count as outside clients in either case.
         seen = ask(stage.there[1], proto, stage.node.ip(family), port)
         assert seen == stage.kept(stage.there[1], [near], family)
 
@@ -108,8 +108,8 @@ def test_the_other_nodes_object_does_not_matter(stage_with: StageWith, family: i
     assert servers(stage.here[1], "tcp", offer.vip, 80, n=5) == {"pod1a"}
 
 
-# In the test bed, all pods of node1 are behind its bridge br0; a pod's own link is a port of it,
-# which iptables does not see as the incoming interface.
+# In the test bed, the links of node1's pods are ports of its bridge br0, so iptables sees br0 as
+# the incoming interface and not a pod's link.
 INTERFACES = {
     "BridgeInterface": {"pod_bridge_interface": "br0"},
     "InterfaceNamePrefix": {"pod_interface_name_prefix": "br"},

@@ -1,4 +1,4 @@
-"""``--feature-gates=AllowServiceExternalIPs=false``: nobody takes an address by a Service's spec."""
+"""``--feature-gates=AllowServiceExternalIPs=false``: external IPs are not served."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""``healthCheckNodePort``: load balancers ask each node whether it has endpoints."""
+"""``healthCheckNodePort``: load balancers probe whether a node has local endpoints."""
 
 import json
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def _checked(stage: Stage, family: int) -> tuple[Offer, int]:
 
 
 def _says(stage: Stage, family: int, port: int, status: int, local: int) -> None:
-    """The client is told so at the node's address, soon."""
+    """Assert that the client soon gets this answer at the node's address."""
 
     def told() -> bool:
         code, body = stage.client.traffic.fetch(port, address=stage.node.ip(family), timeout=1.0)
@@ -64,7 +64,7 @@ def test_the_port_goes_with_the_local_policy(stage: Stage, family: int) -> None:
 
 @pytest.fixture
 def closed_node(stage: Stage, family: int) -> Iterator[None]:
-    """A firewall on the node that lets nothing in but answers and its own traffic."""
+    """A firewall on the node that accepts only replies and the node's own traffic."""
     rules = [
         ["INPUT", "-i", "lo", "-j", "ACCEPT"],
         ["INPUT", "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT"],
@@ -92,7 +92,7 @@ def test_a_firewall_does_not_hide_the_port(stage: Stage, family: int, closed_nod
 def test_a_firewall_has_to_open_the_port_for_nftables_mode(
     stage: Stage, family: int, closed_node: None
 ) -> None:
-    """An ``accept`` of ours would not bind the firewall's chain; one of its own is enough."""
+    """An ``accept`` in svcproxy's chain does not end the firewall's chain: it needs its own."""
     offer, port = _checked(stage, family)
     offer.endpoints(at(stage.here[0], family))
     assert _is_closed(stage, family, port)
@@ -102,12 +102,12 @@ def test_a_firewall_has_to_open_the_port_for_nftables_mode(
         _says(stage, family, port, 200, 1)
     finally:
         stage.iptables(family, "-D", *rule)
-    # Services are no concern of INPUT.
+    # Traffic to Services does not pass INPUT.
     assert servers(stage.client, "tcp", offer.vip, 80, n=3)
 
 
 def test_endpoints_of_a_port_that_the_service_lacks_do_not_count(stage: Stage, family: int) -> None:
-    """Nothing is served to them. kube-proxy counts them, and answers 200."""
+    """They get no traffic, so they do not count. kube-proxy counts them, and answers 200."""
     offer, port = _checked(stage, family)
     endpoints = [at(stage.here[0], family)]
     renamed = m.endpoint_slice(offer.service, endpoints)

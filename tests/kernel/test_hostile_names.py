@@ -1,7 +1,7 @@
 """Names that contain iptables rules, through the whole daemon: they are refused when parsed.
 
-They come from a folder of manifests, which no API server has validated. What the renderers do if
-such a name gets past the parser is in ``test_hostile_texts``.
+They are in a folder of manifests, which no API server has validated. ``test_hostile_texts`` tests
+the renderers with such names, behind the parser.
 """
 
 import json
@@ -42,7 +42,7 @@ def test_a_name_cannot_become_a_rule(stage: Stage, place: str, text: str) -> Non
     logged = len(stage.daemon.logs())
     stage.folder.write("hostile.json", json.dumps(hostile(stage, place, text)))
     try:
-        # Changes go on, which they did not where one bad line made iptables-restore fail.
+        # Later changes are programmed; one bad line would make every iptables-restore fail.
         stage.sync()
         assert filter_rules(stage) == before
         assert servers(stage.client, "tcp", served.vip, 80, n=3) == {"pod1a"}

@@ -1,7 +1,7 @@
-"""Hostile names, foreign rules and unusual addresses in the iptables backend, on the real kernel.
+"""Hostile names, rules of other programs and unusual addresses, in the real kernel.
 
-The backend is driven directly, so that no parser has validated the names before: this is the
-second barrier behind ``test_hostile_names``. No traffic is sent.
+The tests call the iptables backend directly, without the parser that validates names: this is the
+second line of defence behind ``test_hostile_names``. No traffic is sent.
 """
 
 import subprocess
@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 INPUT_JUMPS = 4
-"""Three of ours, and the one that kubelet lays as well."""
+"""Three of svcproxy's chains, and the one that kubelet also creates."""
 
 HOSTILE = (
     'a"\n-A INPUT -p tcp --dport 22 -j DROP\n-A INPUT -p tcp -m comment --comment "',
@@ -62,7 +62,7 @@ def test_a_hostile_name_writes_no_rule_of_its_own(bench: Bench, name: str, step:
     served = 5 - len(outcome.refused)
     assert len(tables["filter"]["KUBE-NODEPORTS"]) == served
     assert len(tables["filter"]["KUBE-EXTERNAL-SERVICES"]) == served
-    # Read back, the rules are the very ones that were written.
+    # The rules read back are identical to those written.
     bench.start()
     again = bench.compare()
     assert not again.operations
@@ -142,7 +142,7 @@ FOREIGN = (
 
 
 def test_foreign_rules_do_not_disturb(bench: Bench) -> None:
-    """Comments with newlines and bytes that are no UTF-8, interfaces and chains with quotes."""
+    """Comments with newlines and invalid UTF-8, interfaces and chains with quotes."""
     bench.put(port(1), port(2))
     for note in (*(text.encode() for text in FOREIGN), b"\xff\xfe \x80"):
         os_run(bench, b"-A", b"INPUT", b"-m", b"comment", b"--comment", note, b"-j", b"ACCEPT")
@@ -156,7 +156,7 @@ def test_foreign_rules_do_not_disturb(bench: Bench) -> None:
     assert not again.operations
     assert bench.serves(port(1))
     assert not bench.put(port(3)).refused
-    # Nor do they hide that something of ours is missing.
+    # They do not hide missing rules of svcproxy either.
     bench.space.run(*command(bench, "-t", "filter", "-F", "FORWARD"))
     bench.space.run(*command(bench, "-t", "filter", "-F", "KUBE-NODEPORTS"))
     assert bench.compare().operations["rule_written"]

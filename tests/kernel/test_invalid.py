@@ -29,7 +29,7 @@ def _checksum(data: bytes) -> int:
 
 
 def _send(sender: Host, packet: Packet) -> None:
-    """Send a bare TCP header; the kernel adds the IP header and knows nothing of it."""
+    """Send a TCP header through a raw socket; the kernel has no connection for it."""
     head = struct.pack(
         "!HHIIBBHHH",
         packet.source_port,
@@ -75,7 +75,7 @@ def _without_the_rule(stage: Stage, family: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_the_rule_of_nftables(stage: Stage, family: int) -> Iterator[None]:
-    """The daemon is ended meanwhile: it would put the rule back at once."""
+    """Remove the rule while the daemon is stopped: it would restore the rule immediately."""
     stage.daemon.stop()
     table = ["ip" if family == 4 else "ip6", "svcproxy"]
     listed = stage.node.netns.run("nft", "-a", "list", "chain", *table, "filter-forward").stdout
@@ -90,7 +90,7 @@ def _without_the_rule_of_nftables(stage: Stage, family: int) -> Iterator[None]:
 
 
 def _arrives(watch: Watch, sequence: int) -> bool:
-    """Whether a packet with this sequence number arrives, which takes a moment."""
+    """Wait a moment for a packet with this sequence number; return whether it arrived."""
     try:
         eventually(lambda: sequence in {p.sequence for p in watch.packets()}, timeout=0.2)
     except AssertionError:
@@ -113,7 +113,7 @@ def test_an_answer_that_nobody_asked_for_is_dropped(stage: Stage, family: int) -
         assert not _arrives(watch, number + 1)
         with _without_the_rule(stage, family):
             _send(client, packet(SYN | ACK, number + 2))
-            assert _arrives(watch, number + 2)  # it was the rule
+            assert _arrives(watch, number + 2)  # the rule made the difference
 
 
 @pytest.mark.iptables_only
@@ -128,7 +128,7 @@ def test_what_is_dropped_is_counted(stage: Stage, family: int) -> None:
 
 
 def test_an_answer_out_of_its_window_is_dropped(stage: Stage, family: int) -> None:
-    """Untranslated, it would reach the client from an unknown address, and end the connection."""
+    """Untranslated, it would reach the client from an unknown address and reset the connection."""
     asking, pod = stage.here[1], stage.here[0]
     offer = stage.offer(family, [at(pod, family)])
     with Watch(asking) as watch, asking.traffic.hold("tcp", offer.vip, 80) as held:

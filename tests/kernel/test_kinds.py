@@ -1,4 +1,4 @@
-"""Which Services and slices are ours, and in which IP families."""
+"""Which Services and slices are served, and in which IP families."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def test_headless_services_are_left_alone(stage: Stage, family: int) -> None:
 
 
 def test_external_names_are_left_alone(stage: Stage, family: int) -> None:
-    """Even if the fields of the type that they had before are still there."""
+    """Even if fields of their former type are still set."""
     address = stage.address(family, outside=True)
     offer = stage.offer(family, [at(stage.here[0], family)], externalIPs=[address])
     assert servers(stage.client, "tcp", address, 80, n=3) == {"pod1a"}
@@ -44,7 +44,7 @@ def test_external_names_are_left_alone(stage: Stage, family: int) -> None:
 
 
 def test_services_of_another_proxy_are_left_alone(stage: Stage, family: int) -> None:
-    """The label may come and go; its value does not matter."""
+    """The label may be added and removed; its value does not matter."""
     offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
     for labels, ours in (({}, True), ({PROXY_NAME: "mesh"}, False), ({}, True)):
         offer.label(labels)
@@ -128,7 +128,7 @@ def test_the_families_of_a_dual_stack_service_have_their_own_endpoints(
 
 
 def test_a_single_stack_service_serves_its_family_only(stage: Stage, family: int) -> None:
-    """Nothing of the other family: its node port there is the node's own."""
+    """The other family is not served: there, the node port belongs to the node."""
     offer = stage.offer(family, all_at(stage.here, family), ports=PORTS, type="NodePort")
     other = 10 - family
     offer.put_slices(

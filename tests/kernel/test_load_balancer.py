@@ -1,4 +1,4 @@
-"""Load balancer addresses: which are served, for whom, and with which source."""
+"""Load balancer addresses: which are served, to which clients, and with which source."""
 
 import contextlib
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.kernel
 
 
 def _balanced(stage: Stage, family: int, ranges: list[str], **spec: Any) -> tuple[Offer, str, str]:
-    """A Service with a load balancer for some clients: itself, its address, its pod's name."""
+    """Return a load balancer Service for some clients, its address, and its pod's name."""
     address = stage.address(family, outside=True)
     offer = stage.offer(
         family,
@@ -142,7 +142,7 @@ def test_only_clients_in_the_ranges_are_served(stage: Stage, family: int) -> Non
 
 
 def test_ranges_of_a_service_without_endpoints(stage: Stage, family: int) -> None:
-    """In kube-proxy's nftables mode they hold; else everybody is told that nobody serves."""
+    """In kube-proxy's nftables mode the ranges apply; in other modes all clients are refused."""
     first, second = client_addresses(stage.cluster, family)[:2]
     offer, address, _ = _balanced(stage, family, [_only(first)])
     offer.endpoints()
@@ -223,7 +223,7 @@ def test_a_node_is_not_served_if_the_ranges_do_not_hold_it(stage: Stage, family:
         assert_dropped(stage.node, proto, address, port)
         with stage.own_address(address):
             if stage.variant == "ipvs":
-                # IPVS answers by itself for a virtual server without real servers.
+                # IPVS itself rejects connections to a virtual server without real servers.
                 connect = stage.node.traffic.connect
                 outcome = connect(proto, address, port, timeout=0.15, source_address=address)
                 assert not isinstance(outcome, Answer), outcome
@@ -262,7 +262,7 @@ def test_a_removed_external_ip_is_no_longer_served(stage: Stage, family: int) ->
 
 
 def test_an_external_ip_may_be_an_address_of_the_node(stage: Stage, family: int) -> None:
-    """Only the Service's port is taken; everything else at that address stays the node's."""
+    """Only the Service's port is translated; other ports at that address stay the node's."""
     ports: list[Object] = [m.port(8443, name="https", target=8080)]
     stage.offer(
         family, [at(stage.here[0], family)], ports=ports, externalIPs=[stage.node.ip(family)]

@@ -1,4 +1,4 @@
-"""Malformed manifests: reported once and precisely, and of no harm to anything else."""
+"""Malformed manifests: reported once and precisely, without effect on other objects."""
 
 import pytest
 
@@ -12,7 +12,7 @@ SKIPPED = "svcproxy_skipped_objects_total"
 
 
 def _manifest(vip: str, port: str) -> str:
-    """A Service in a file of its own; ``port`` stands in line 13."""
+    """A Service in a separate file; ``port`` is in line 13."""
     family = "IPv6" if ":" in vip else "IPv4"
     return f"""\
 apiVersion: v1
@@ -47,7 +47,7 @@ endpoints:
 
 
 class Written:
-    """A Service in a file of its own, written by a careless hand."""
+    """A Service in a separate file, with a mistake."""
 
     def __init__(self, stage: Stage, family: int) -> None:
         self.stage = stage
@@ -84,7 +84,7 @@ def test_a_malformed_manifest_is_reported_once_and_harms_nobody(stage: Stage, fa
     written = Written(stage, family)
     written.write("eighty")
     try:
-        # Others come, change and go meanwhile.
+        # Other Services are created, changed and deleted meanwhile.
         offer = stage.offer(family, [at(stage.here[0], family)])
         assert servers(stage.client, "tcp", offer.vip, 80, n=5) == {"pod1a"}
         offer.endpoints(at(stage.here[1], family))

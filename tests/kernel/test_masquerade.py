@@ -1,4 +1,4 @@
-"""Whose source address is rewritten, and the flags that change it."""
+"""Which connections are masqueraded, and the flags that change it."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_masquerade_all_hides_pods_too(stage_with: StageWith, family: int) -> No
 
 
 def _with_mark_bit(stage_with: StageWith, variant: str, bit: int, folder: Path) -> Stage:
-    """A stage with another mark bit; that of nftables mode has no flag, only the file has it."""
+    """A stage with another mark bit; nftables mode has no flag for it, only the file."""
     if variant != "nftables":
         return stage_with(iptables_masquerade_bit=str(bit))
     config = {
@@ -64,7 +64,7 @@ def test_the_mark_bit_can_be_chosen(
         assert ask(stage.client, proto, offer.vip, port) == stage.masqueraded(pods, family)
         pod = stage.here[0]
         assert ask(pod, proto, offer.vip, port) == stage.kept(pod, pods, family)
-    # Somebody who drops what carries the mark drops what is masqueraded, and nothing else.
+    # A rule that drops marked packets drops masqueraded connections, and no others.
     mark = f"{1 << bit:#x}"
     rule = ["POSTROUTING", "-m", "mark", "--mark", f"{mark}/{mark}", "-j", "DROP"]
     stage.iptables(family, "-t", "mangle", "-A", *rule)
@@ -77,7 +77,7 @@ def test_the_mark_bit_can_be_chosen(
 
 
 def test_what_is_not_for_a_service_keeps_its_source(stage_with: StageWith, family: int) -> None:
-    """Direct traffic to pods through the node is left alone."""
+    """Direct traffic to pods through the node is not masqueraded."""
     stage = stage_with(masquerade_all="true")
     pod = stage.here[0]
     for proto, port in (("tcp", 8080), ("udp", 5353)):
@@ -95,7 +95,7 @@ def test_without_detection_only_hairpins_are_masqueraded(
     pod = stage.here[0]
     for proto, port in offer.ports:
         assert ask(pod, proto, offer.vip, port) == stage.kept(pod, pods, family)
-    # Only pods of this node can answer the client through it.
+    # Only pods of this node can reply to the client through it.
     here = stage.offer(family, all_at(stage.here, family))
     for proto, port in here.ports:
         assert ask(stage.client, proto, here.vip, port) == stage.kept(
@@ -104,7 +104,7 @@ def test_without_detection_only_hairpins_are_masqueraded(
 
 
 def test_the_mark_of_others_is_left_alone(stage_with: StageWith, family: int) -> None:
-    """Another bit of a packet's mark neither asks for masquerading nor prevents it."""
+    """Other bits of a packet's mark neither cause nor prevent masquerading."""
     stage = stage_with()
     pods = stage.here
     offer = stage.offer(family, all_at(pods, family))

@@ -1,4 +1,4 @@
-"""What the daemon tells of itself while it works, in every mode."""
+"""The metrics of a working daemon, in every mode."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_the_way_of_a_change_is_told_by_stages(stage: Stage, family: int) -> Non
     offer.endpoints(*all_at(stage.here[:1], family))
 
     def told() -> Metrics | None:
-        """The change reaches the kernel before it is told of."""
+        """The metrics are updated after the change has reached the kernel."""
         metrics = stage.daemon.metrics()
         count = f"{CHANGE}_count"
         more = metrics.value(count, **labels) > before.value(count, **labels)
@@ -58,7 +58,7 @@ def test_the_way_of_a_change_is_told_by_stages(stage: Stage, family: int) -> Non
 
 
 def _syncs(metrics: Metrics, **labels: str) -> float:
-    """Full and partial ones, which are all there are."""
+    """Return the number of full and partial syncs."""
     parts = [
         metrics.value(f"kubeproxy_sync_{kind}proxy_rules_duration_seconds_count", **labels)
         for kind in ("", "full_", "partial_")

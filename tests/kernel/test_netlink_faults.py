@@ -1,7 +1,7 @@
 """Netlink when the kernel does not answer, drops answers, or sends malformed ones.
 
-The kernel does none of this on demand. So the sockets under test are connected to another socket of
-this process, which plays the kernel.
+The kernel does none of this on demand, so the sockets under test are connected to another socket
+of this process, which simulates the kernel.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Peer:
-    """A socket that plays the kernel; it sends the given answer, or nothing."""
+    """A socket that simulates the kernel; it sends the given answer, or none."""
 
     def __init__(self, protocol: int, answer: bytes | None = None) -> None:
         self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)

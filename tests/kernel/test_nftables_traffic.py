@@ -24,7 +24,7 @@ from tests.kernel.conftest import (
 pytestmark = pytest.mark.kernel
 
 VARIANTS = ("nftables",)
-"""The modes in which the conftest runs this module."""
+"""The variants for which conftest runs this module."""
 
 
 def listed(stage: Stage, family: int, what: str) -> str:

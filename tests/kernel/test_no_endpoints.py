@@ -1,4 +1,4 @@
-"""Services without any endpoint: clients are told at once."""
+"""Services without endpoints: connections are refused immediately."""
 
 import pytest
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.kernel
 
 
 def _everything(stage: Stage, family: int) -> tuple[Offer, str, str]:
-    """A Service with every kind of address, its external IP and its load balancer's IP."""
+    """Return a Service with every kind of address, its external IP and its load balancer IP."""
     external, balancer = (stage.address(family, outside=True) for _ in range(2))
     offer = stage.offer(
         family, type="LoadBalancer", externalIPs=[external], load_balancer_ips=[balancer]
@@ -68,7 +68,7 @@ def test_a_node_is_refused_its_own_node_port_on_localhost(stage: Stage) -> None:
 def test_the_nodes_own_packets_to_outside_addresses_leave_the_node(
     stage: Stage, family: int
 ) -> None:
-    """As with kube-proxy: only what is forwarded or for the node is refused there.
+    """As with kube-proxy: only forwarded packets and packets to the node are refused there.
 
     Its nftables mode refuses them, too.
     """
@@ -79,12 +79,12 @@ def test_the_nodes_own_packets_to_outside_addresses_leave_the_node(
         return
     with Watch(stage.client) as gateway:
         for address in outside:
-            assert_dropped(stage.node, "tcp", address, 80)  # the gateway does not know it
+            assert_dropped(stage.node, "tcp", address, 80)  # the gateway has no route for it
             assert address in gateway.targets()
 
 
 def test_refusals_end_with_the_service(stage: Stage, family: int) -> None:
-    """A node port without a Service is the node's own again, and may serve there."""
+    """A node port without a Service can be used by programs on the node again."""
     offer = stage.offer(family, type="NodePort")
     ports = offer.node_ports
     stage.node.traffic.serve(

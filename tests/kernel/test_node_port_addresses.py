@@ -55,7 +55,7 @@ def test_a_loopback_range_serves_localhost_only(stage_with: StageWith) -> None:
 
 @pytest.mark.nftables_only
 def test_nftables_mode_keeps_to_primary_addresses(stage_with: StageWith, family: int) -> None:
-    """Unless the flag says otherwise, as in kube-proxy."""
+    """The default, as in kube-proxy."""
     stage = stage_with(nodeport_addresses=None)
     pod = stage.here[0]
     offer = stage.offer(family, [at(pod, family)], type="NodePort")
@@ -75,7 +75,7 @@ def test_node_ports_only_on_primary_addresses(stage_with: StageWith, family: int
             seen = ask(stage.client, proto, stage.node.ip(family), port, n=5)
             assert seen == stage.masqueraded([pod], family)
             assert_refused(stage.client, proto, second, port, how="reset")
-        # The Node object decides, and may change while the daemon runs.
+        # The Node object has the primary address, and may change while the daemon runs.
         stage.put_node(m.node(stage.node.name, addresses=[second]))
         for proto, port in offer.node_ports:
             assert servers(stage.client, proto, second, port, n=5) == {pod.name}
@@ -85,14 +85,14 @@ def test_node_ports_only_on_primary_addresses(stage_with: StageWith, family: int
 def test_primary_addresses_are_not_all_addresses_while_unknown(
     stage_with: StageWith, family: int
 ) -> None:
-    """Without a Node object nobody knows the primary address; that is no reason to open all."""
+    """Without a Node object the primary address is unknown; then no address is served."""
     stage = stage_with(nodeport_addresses="primary", known=False)
     offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
     second = stage.address(family, outside=True)
     with stage.own_address(second):
         for proto, port in offer.node_ports:
             assert_refused(stage.client, proto, second, port, how="reset")
-        stage.clear()  # now there is one
+        stage.clear()  # now the Node object exists
         offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
         for proto, port in offer.node_ports:
             assert servers(stage.client, proto, stage.node.ip(family), port, n=5) == {"pod1a"}
@@ -100,7 +100,7 @@ def test_primary_addresses_are_not_all_addresses_while_unknown(
 
 
 def test_bind_address_goes_before_the_node_object(stage_with: StageWith, family: int) -> None:
-    """kube-proxy binds nothing there: the flag says what this node's primary address is."""
+    """kube-proxy does not bind there: the flag sets this node's primary address."""
     second = "203.0.113.250" if family == 4 else "fd00:203::fa"
     stage = stage_with(nodeport_addresses="primary", bind_address=second, known=False)
     pod = stage.here[0]
@@ -109,7 +109,7 @@ def test_bind_address_goes_before_the_node_object(stage_with: StageWith, family:
         for proto, port in offer.node_ports:
             assert servers(stage.client, proto, second, port, n=5) == {pod.name}
             assert_refused(stage.client, proto, stage.node.ip(family), port, how="reset")
-        stage.clear()  # now there is a Node object, with both families
+        stage.clear()  # now the Node object exists, with addresses of both families
         offer = stage.offer(family, [at(pod, family)], type="NodePort")
         for proto, port in offer.node_ports:
             assert servers(stage.client, proto, second, port, n=5) == {pod.name}

@@ -1,4 +1,4 @@
-"""Node ports: on which addresses, for whom, and with which source."""
+"""Node ports: on which addresses, for which clients, and with which source."""
 
 import contextlib
 import signal
@@ -124,7 +124,7 @@ def _listener(host: Host, address: str, port: int) -> Iterator[socket.socket]:
 
 
 def _datagram(source: str, target: str, port: int, payload: bytes) -> bytes:
-    """An IPv4 packet with a UDP datagram, for whatever target."""
+    """Return an IPv4 packet with a UDP datagram to any destination."""
     udp = struct.pack("!HHHH", 5555, port, 8 + len(payload), 0) + payload
     ends = socket.inet_aton(source) + socket.inet_aton(target)
     head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0, 64, socket.IPPROTO_UDP, 0)
@@ -135,7 +135,7 @@ def _datagram(source: str, target: str, port: int, payload: bytes) -> bytes:
 
 
 def _send_frame(sender: Host, receiver: Host, packet: bytes) -> None:
-    """Put a packet on the wire, addressed to the receiver's interface."""
+    """Send a frame with this packet to the receiver's interface."""
     link = "eth0" if sender.name in {"client", "node2"} else "br0"
     words = receiver.netns.run("ip", "-o", "link", "show", link).stdout.split()
     hardware = bytes.fromhex(words[words.index("link/ether") + 1].replace(":", ""))
@@ -156,8 +156,8 @@ def _received(server: socket.socket) -> bytes:
 
 @contextlib.contextmanager
 def _unprotected(stage: Stage) -> Iterator[None]:
-    """The node without the rule that protects 127.0.0.0/8, for a moment."""
-    # The daemon would put it back at once.
+    """Remove the rule that protects 127.0.0.0/8 within the context."""
+    # The daemon would restore it immediately.
     stage.daemon.signal(signal.SIGSTOP)
     try:
         if stage.variant == "nftables":
@@ -175,7 +175,7 @@ def _unprotected(stage: Stage) -> Iterator[None]:
 @pytest.mark.localhost
 @pytest.mark.parametrize("sender", ["client", "node2", "pod1a"])
 def test_neighbours_do_not_reach_what_listens_on_localhost(stage: Stage, sender: str) -> None:
-    """The node accepts packets for 127.0.0.0/8 from its network, but a rule stands before it."""
+    """``route_localnet`` accepts packets to 127.0.0.0/8 from the network; a rule drops them."""
     node, neighbour = stage.node, stage.cluster.host(sender)
     packet = _datagram(neighbour.ipv4, "127.0.0.1", 9300, b"hello")
     with _listener(node, "127.0.0.1", 9300) as server:
@@ -183,7 +183,7 @@ def test_neighbours_do_not_reach_what_listens_on_localhost(stage: Stage, sender:
         assert _received(server) == b""
         with _unprotected(stage):
             _send_frame(neighbour, node, packet)
-            assert _received(server) == b"hello"  # it was the rule
+            assert _received(server) == b"hello"  # the rule made the difference
 
 
 def test_localhost_itself_is_not_affected_by_the_protection(stage: Stage) -> None:

@@ -39,7 +39,7 @@ def test_init_only_sets_up_and_ends(space: NetNS, mode: str) -> None:
     done = init_only(
         space,
         f"--proxy-mode={mode}",
-        "--nodeport-addresses=0.0.0.0/0",  # nftables mode serves none on 127.0.0.1 otherwise
+        "--nodeport-addresses=0.0.0.0/0",  # otherwise nftables mode serves no node port on 127.0.0.1
         "--conntrack-tcp-timeout-established=1h",
         "--conntrack-tcp-timeout-close-wait=10m",
         "--conntrack-tcp-be-liberal",

@@ -1,4 +1,4 @@
-"""What svcproxy may do, in the cluster and on the node: all that it needs, and nothing else."""
+"""svcproxy's permissions in the cluster and on the node: exactly those that it needs."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -59,9 +59,9 @@ def test_the_role_grants_exactly_what_is_asked_for(file: str, asked: Asked) -> N
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
-    """All that the daemon asks of an API server, old and new, by group, resource and verb.
+    """Return all requests of the daemon to API servers, old and new, by group, resource and verb.
 
-    It runs in nftables mode, which follows ServiceCIDRs as well, and has a conflict to report.
+    It runs in nftables mode, which also watches ServiceCIDRs, and has a conflict to report.
     """
     space = NetNS("svp-role")
     netns.ip_batch([f"netns add {space.name}"])
@@ -94,7 +94,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
 
 
 def reported(server: FakeApiServer) -> bool:
-    """Whether there was an Event, and a look at the Service that one is about."""
+    """Return whether an Event was created, and the Service that it concerns was read."""
     paths = {(r.path, r.verb) for r in server.received}
     return {
         ("/api/v1/namespaces/default/services", "list"),
@@ -107,7 +107,7 @@ def watched(server: FakeApiServer) -> set[str]:
 
 
 def request_of(path: str, verb: str) -> tuple[str, str, str]:
-    """Group, resource and verb of a request, as RBAC counts them."""
+    """Return group, resource and verb of a request, as in RBAC rules."""
     parts = path.strip("/").split("/")
     group, rest = ("", parts[2:]) if parts[0] == "api" else (parts[1], parts[3:])
     if rest[0] == "namespaces" and len(rest) > 2:

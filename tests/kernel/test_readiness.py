@@ -1,4 +1,4 @@
-"""Which endpoints serve: readiness, and termination when nothing else is there."""
+"""Which endpoints serve: ready ones, or terminating ones if there is no other."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def test_terminating_endpoints_serve_when_no_other_does(stage: Stage, family: in
 
 
 def test_a_ready_endpoint_that_terminates_still_counts_as_ready(stage: Stage, family: int) -> None:
-    """``publishNotReadyAddresses`` makes such endpoints: the API's word is taken."""
+    """``publishNotReadyAddresses`` produces such endpoints: the ``ready`` condition counts."""
     first, second = stage.here
     both = {"ready": True, "serving": True, "terminating": True}
     offer = stage.offer(family, [at(first, family, **both), at(second, family)])
@@ -50,7 +50,7 @@ def test_a_ready_endpoint_that_terminates_still_counts_as_ready(stage: Stage, fa
 
 
 def test_local_and_cluster_lists_fall_back_apart(stage: Stage, family: int) -> None:
-    """A local pod terminates, a ready one is elsewhere: each policy finds its own."""
+    """A local pod terminates and a remote one is ready: each policy chooses separately."""
     near, far = stage.here[0], stage.there[0]
     endpoints = [at(near, family, **LEAVING), at(far, family)]
     inside = stage.offer(family, endpoints, internalTrafficPolicy="Local", type="NodePort")

@@ -1,4 +1,4 @@
-"""``/readyz`` tells when the rules are there; ``/healthz`` keeps kube-proxy's meaning."""
+"""``/readyz`` is 200 once rules are in the kernel; ``/healthz`` keeps kube-proxy's meaning."""
 
 import http.client
 import json

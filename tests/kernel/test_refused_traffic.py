@@ -1,4 +1,4 @@
-"""A Service that the kernel refuses, through the whole daemon: all others are served meanwhile."""
+"""A Service that the kernel refuses, with the whole daemon: all other Services are served."""
 
 import os
 import shutil
@@ -48,7 +48,7 @@ def test_others_are_served_while_one_is_refused(
     endpoints = [at(stage.here[0], family)]
     first = stage.offer(family, endpoints)
     stage.offer(family, endpoints, ports=[m.port(80, name="http", target=4444)])
-    # Each of these returns when the daemon has programmed all that it knows.
+    # Each of these returns when the daemon has programmed all objects.
     second = stage.offer(family, endpoints)
     for offer in (first, second):
         assert servers(stage.here[1], "tcp", offer.vip, 80)

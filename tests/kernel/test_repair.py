@@ -25,7 +25,7 @@ def flags() -> Flags:
 
 
 def _served(stage: Stage, offer: Offer) -> bool:
-    """Whether the client is served at cluster IP and node port, over TCP and UDP."""
+    """Return whether the client is served at cluster IP and node port, over TCP and UDP."""
     places = [(offer.vip, offer.ports), (stage.node.ip(offer.family), offer.node_ports)]
     return all(
         isinstance(stage.client.traffic.connect(proto, address, port, timeout=1.0), Answer)

@@ -1,4 +1,4 @@
-"""1,000 Services from an API server over HTTP, and what one changed endpoint costs."""
+"""1,000 Services from an API server over HTTP, and the cost of one changed endpoint."""
 
 import shutil
 import sys
@@ -43,7 +43,7 @@ def addresses(number: int) -> list[str]:
 
 
 class Recorder:
-    """Stands before the restore programs in PATH and keeps every input they get."""
+    """Precedes the restore programs in PATH and records their inputs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -79,7 +79,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def api(cluster: Cluster) -> Iterator[FakeApiServer]:
-    """An API server on the node's own loopback."""
+    """An API server on the node's loopback address."""
     server = cluster.nodes[0].netns.call(lambda: FakeApiServer().start())
     server.put_many([service(n) for n in range(SERVICES)])
     server.put_many([piece(n, addresses(n)) for n in range(SERVICES)])
@@ -125,9 +125,9 @@ def test_a_thousand_services_and_one_changed_endpoint(
 def test_a_thousand_services_in_nftables_mode(
     cluster: Cluster, api: FakeApiServer, tmp_path: Path
 ) -> None:
-    """One endpoint for another is one map element for another, among however many.
+    """Replacing an endpoint replaces one map element, regardless of the number of Services.
 
-    And one hairpin for another, as these endpoints do not say which node they are on.
+    It also replaces one hairpin element, because these endpoints have no node name.
     """
     flags = {"proxy-mode": "nftables"}
     wanted = {"element_added": 2, "element_deleted": 2}
@@ -138,10 +138,10 @@ def test_a_thousand_services_in_nftables_mode(
 def test_a_thousand_services_in_ipvs_mode(
     cluster: Cluster, api: FakeApiServer, tmp_path: Path
 ) -> None:
-    """One endpoint for another is one real server for another, among however many.
+    """Replacing an endpoint replaces one real server, regardless of the number of Services.
 
-    The old one gets no more connections first, and goes as it has none; the set by which an
-    endpoint's connections to itself are known has one entry for another.
+    The old one first gets weight 0 and is removed when it has no connections; the ipset for
+    hairpin connections gets one entry and loses one.
     """
     flags = {"proxy-mode": "ipvs", "svcproxy-iptables-variant": "legacy"}
     wanted = {
@@ -161,7 +161,7 @@ def one_changed_endpoint_takes(
     folder: Path,
     flags: dict[str, str],
 ) -> None:
-    """Change an endpoint among all Services, and compare what that took in the kernel."""
+    """Change one endpoint of one Service, and check the number of kernel operations."""
     kubeconfig = str(api.write_kubeconfig(folder / "kubeconfig"))
     node = cluster.nodes[0]
     with Daemon(node, flags={"kubeconfig": kubeconfig, **flags}) as daemon:
@@ -190,7 +190,7 @@ def only_the_probe_service_was_written(inputs: list[str]) -> None:
 
 
 def operations(now: Metrics, before: Metrics) -> dict[str, float]:
-    """Kernel operations of IPv4 between two scrapes."""
+    """Return the kernel operations for IPv4 between two scrapes."""
     name = "svcproxy_kernel_operations_total"
     return {
         sample.labels["operation"]: grown

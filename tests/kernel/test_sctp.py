@@ -1,4 +1,4 @@
-"""SCTP by its rules; ``test_sctp_traffic.py`` sends packets."""
+"""The rules for SCTP; ``test_sctp_traffic.py`` sends packets."""
 
 import pytest
 

@@ -1,6 +1,6 @@
-"""SCTP with real packets: this kernel has no SCTP sockets, but its netfilter speaks it.
+"""SCTP with real packets: the kernel has no SCTP sockets, but netfilter supports SCTP.
 
-Raw sockets play both ends of an association's first two packets, INIT and INIT ACK (RFC 9260).
+Raw sockets exchange the first two packets of an association, INIT and INIT ACK (RFC 9260).
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def _crc32c(data: bytes) -> int:
 
 
 def _packet(source: int, destination: int, kind: int, tags: tuple[int, int]) -> bytes:
-    """A packet with one chunk; ``tags`` are the peer's (in the header) and our own."""
+    """Return a packet with one chunk; ``tags`` are the peer's (in the header) and the sender's."""
     chunk = struct.pack(">BBHIIHHI", kind, 0, 20, tags[1], 65536, 1, 1, 1)
     header = struct.pack(">HHII", source, destination, tags[0], 0)
     checksum = _crc32c(header + chunk)
@@ -40,7 +40,7 @@ def _packet(source: int, destination: int, kind: int, tags: tuple[int, int]) -> 
 
 
 class _Received:
-    """A packet as it came in: where from, its ports, and its chunk."""
+    """A received packet: source, ports and chunk."""
 
     def __init__(self, family: int, data: bytes, peer: str) -> None:
         payload = data[(data[0] & 15) * 4 :] if family == 4 else data
@@ -61,7 +61,7 @@ def _socket(host: Host, family: int) -> socket.socket:
 
 @contextlib.contextmanager
 def _servers(pods: list[Host], family: int, port: int, seen: list[str]) -> Iterator[None]:
-    """Pods that answer INIT on ``port``; ``seen`` gets their names and the sources they saw."""
+    """Pods that answer INIT on ``port``; ``seen`` collects their names and the sources they saw."""
     sockets = [_socket(pod, family) for pod in pods]
 
     def serve(pod: Host, sock: socket.socket) -> None:
@@ -89,7 +89,7 @@ def _servers(pods: list[Host], family: int, port: int, seen: list[str]) -> Itera
 
 
 def _wake(sock: socket.socket, family: int) -> None:
-    """End a thread that waits for this socket."""
+    """Wake a thread that waits on this socket, so that it ends."""
     sock.settimeout(0.01)
     with contextlib.suppress(OSError):
         sock.sendto(_packet(1, 1, 0, (0, 0)), ("127.0.0.1" if family == 4 else "::1", 0))

@@ -169,7 +169,7 @@ UNUSED = {
     "legacy": {"ipvs", "nftables"},
     "ipvs": {"iptables", "nftables"},
 }
-"""The packages in ``svcproxy/backends`` that each variant must not load."""
+"""The packages in ``svcproxy/backends`` that each variant must not import."""
 NEVER = {"svcproxy.cleanup.sweep", "kubernetes", "yaml", "requests", "rich", "pyroute2"}
 
 

@@ -31,7 +31,7 @@ from tests.kernel.conftest import mode_flags, period_flags
 pytestmark = pytest.mark.kernel
 
 RATE = 300
-"""Connections a second."""
+"""Connections per second."""
 PATIENCE = 10.0 if SLOW else 1.0
 """Seconds that a connection may take: in the guest, the load shares the only CPU with the daemon.
 Lost packets are detected there by the kernel's counter of retransmitted SYNs."""
@@ -98,7 +98,7 @@ class Target(NamedTuple):
 
 
 class Open:
-    """Connections that stay open."""
+    """Connections that are kept open."""
 
     def __init__(self, client: Traffic, targets: Sequence[Target]) -> None:
         self._client, self._targets = client, targets
@@ -160,7 +160,7 @@ class Machine:
 
     @contextlib.contextmanager
     def traffic(self) -> Iterator["Open"]:
-        """``RATE`` connections a second, to cluster IPs and node ports; none may fail.
+        """Open ``RATE`` connections per second, to cluster IPs and node ports; none may fail.
 
         Yields the connections that are open all the time.
         """

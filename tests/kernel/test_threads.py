@@ -1,4 +1,4 @@
-"""Threads that die or hang, and a log that nobody reads: the real daemon, its ports and its rules."""
+"""The real daemon with threads that fail or hang, and with a log that is not read."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def is_served(cluster: Cluster, address: str = "10.96.0.10") -> bool:
 
 
 def put_another(cluster: Cluster, folder: ManifestFolder, number: int) -> str:
-    """Make one more Service; return its address."""
+    """Create another Service; return its address."""
     address = f"10.96.1.{number}"
     made = manifests.service(f"more{number}", [address], [manifests.port(80, target=8080)])
     folder.put(made, manifests.endpoint_slice(made, [cluster.nodes[0].pods[0].ipv4]))
@@ -189,7 +189,7 @@ def test_a_log_that_nobody_reads_stops_nothing(
 ) -> None:
     fifo = tmp_path / "stderr"
     os.mkfifo(fifo)
-    # An open file of our own: what is not blocking here does block for the daemon.
+    # A separate open file: non-blocking here, but blocking for the daemon.
     pipe = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
     daemon = Daemon(cluster.nodes[0], folder.path, flags=mode_flags("nftables"))
     daemon.program = ("/bin/sh", "-c", 'exec "$@" 2>"$0"', str(fifo), *daemon.program)

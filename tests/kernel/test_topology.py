@@ -1,4 +1,4 @@
-"""Topology hints: endpoints of the own node or zone go first."""
+"""Topology hints: endpoints for this node or zone are preferred."""
 
 import pytest
 
@@ -89,11 +89,11 @@ def test_endpoints_for_this_node_go_before_those_for_its_zone(stage: Stage, fami
     offer = stage.offer(family, endpoints)
     for proto, port in offer.ports:
         assert servers(stage.client, proto, offer.vip, port) == {"pod1a"}
-    # No endpoint for this node: those for its zone.
+    # No endpoint has a hint for this node: use those for its zone.
     endpoints[0] = _for_nodes(first, family, "node3", zone="a")
     offer.endpoints(*endpoints)
     assert servers(stage.client, "tcp", offer.vip, 80) == {"pod1a", "pod1b"}
-    # One endpoint without a hint for nodes: those for the zone as well.
+    # One endpoint has no hint for nodes: ignore these hints, and use those for zones.
     endpoints[0] = _for_zones(first, family, "a")
     endpoints[1] = _for_nodes(second, family, "node1", zone="b")
     offer.endpoints(*endpoints)

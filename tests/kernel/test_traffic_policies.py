@@ -33,7 +33,7 @@ def test_internal_local_uses_endpoints_of_this_node_only(stage: Stage, family: i
 
 
 def test_internal_local_without_local_endpoint_drops(stage: Stage, family: int) -> None:
-    """Dropped, not refused, and not sent on to where nobody knows the address either."""
+    """Dropped, not refused, and not forwarded to the default gateway."""
     far = stage.there[0]
     offer = stage.offer(family, [at(far, family)], internalTrafficPolicy="Local")
     with Watch(stage.client) as gateway:
@@ -76,7 +76,7 @@ def test_internal_policy_may_change(stage: Stage, family: int) -> None:
 
 
 class Outside:
-    """A Service that is reachable from outside in one of the three ways."""
+    """A Service that is reachable from outside in one of three ways."""
 
     def __init__(self, stage: Stage, family: int, way: str, pods: list[Host], policy: str) -> None:
         self.stage = stage
@@ -116,7 +116,7 @@ def test_external_local_keeps_the_source_of_outside_clients(
 
 @ways
 def test_external_local_without_local_endpoint_drops(stage: Stage, family: int, way: str) -> None:
-    """Outside clients are dropped, while pods and the node still reach the far endpoint."""
+    """Outside clients are dropped, while pods and the node still reach the remote endpoint."""
     far, asking = stage.there[0], stage.here[0]
     outside = Outside(stage, family, way, [far], "Local")
     for proto, port in outside.ports:
@@ -142,7 +142,7 @@ def test_external_local_lets_pods_reach_every_endpoint(stage: Stage, family: int
 def test_external_local_treats_pods_of_other_nodes_as_pods(
     stage: Stage, family: int, way: str
 ) -> None:
-    """Only to endpoints of this node: others would answer the pod directly."""
+    """Only to endpoints of this node: others would reply to the pod directly."""
     near, also_near, asking = *stage.here, stage.there[0]
     outside = Outside(stage, family, way, [near, also_near], "Local")
     for proto, port in outside.ports:

@@ -1,4 +1,4 @@
-"""UDP flows follow changes of their Service although connection tracking would keep them."""
+"""UDP flows follow changes of their Service, although connection tracking would pin them."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def _everywhere(stage: Stage, family: int, pod: Host) -> tuple[Offer, list[tuple
 
 @pytest.mark.parametrize("source", ["client", "pod2a", "node1"])
 def test_flows_leave_a_removed_endpoint(stage: Stage, family: int, source: str) -> None:
-    """Through every address of the Service."""
+    """At every address of the Service."""
     first, second = stage.here
     offer, places = _everywhere(stage, family, first)
     traffic = stage.cluster.host(source).traffic
@@ -92,7 +92,7 @@ def test_flows_are_refused_without_endpoints_and_served_with_new_ones(
 
 
 def test_flows_older_than_their_service_reach_it(stage: Stage, family: int) -> None:
-    """Their first packets leave an untranslated entry that would keep them from the Service."""
+    """Their first packets create an untranslated entry that would keep them from the Service."""
     vip = stage.address(family)
     with stage.here[1].traffic.hold("udp", vip, 53, timeout=0.1) as flow:
         assert isinstance(flow.first, TimedOut)
