@@ -101,7 +101,7 @@ class GuestRun:
         self._reports = folder / "reports"
         self._position = 0
         self._seen: dict[str, list[Report]] = {}
-        self.told = False
+        self.reported = False
         """Whether the cause of the guest's failure has been reported."""
         names = folder / "tests"
         names.write_text("".join(f"{item.nodeid}\n" for item in items), encoding="utf-8")
@@ -236,9 +236,9 @@ class Guests:
             trouble = run.trouble() if item.nodeid in self._last else ""
         except MachineError as error:
             trouble = f"the guest did not finish this test: {error}"
-            if run.told:
+            if run.reported:
                 trouble = "the guest had ended, see above"
-            run.told = True
+            run.reported = True
         if trouble:
             yield _failure(item, trouble)
 

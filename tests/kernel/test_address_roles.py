@@ -141,11 +141,13 @@ def test_two_services_name_one_address_in_different_fields(
 ) -> None:
     """The older Service gets the port, with its own ranges or none; other ports are independent."""
     address = stage.address(family, outside=True)
-    nobody = _only(stage.address(family, outside=True))
+    unused_range = _only(stage.address(family, outside=True))
     times = {"external": "2024-01-01T00:00:00Z", "balanced": "2024-01-01T00:00:00Z"}
     times[older] = "2023-01-01T00:00:00Z"
     http, https = m.port(80, name="http", target=8080), m.port(443, name="https", target=8080)
-    _balanced(stage, family, address, [nobody], ports=[http, https], created=times["balanced"])
+    _balanced(
+        stage, family, address, [unused_range], ports=[http, https], created=times["balanced"]
+    )
     stage.offer(
         family,
         [at(stage.there[0], family)],

@@ -92,7 +92,7 @@ def test_of_equal_age_the_first_by_name_wins(stage: Stage, family: int) -> None:
     second.remove()
 
 
-def test_nobody_takes_over_a_cluster_ip(stage: Stage, family: int) -> None:
+def test_no_service_takes_over_a_cluster_ip(stage: Stage, family: int) -> None:
     """Not even an older Service that names it as its external or load balancer IP."""
     victim = stage.offer(family, [at(stage.here[0], family)], created=NEW)
     claims: list[Object] = [

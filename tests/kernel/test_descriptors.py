@@ -91,8 +91,8 @@ def test_ports_beyond_the_hard_limit_leave_the_rest_alone(stage_with: StageWith)
     eventually(
         lambda: len(_open(stage)) + _refused(stage) == NUMBER, "an end of opening", timeout=30
     )
-    told = _open(stage)
-    assert 0 < len(told) < 256 - 64
+    opened = _open(stage)
+    assert 0 < len(opened) < 256 - 64
     _works(stage)
     line = stage.daemon.wait_log("health_check.failed")
     assert "raise RLIMIT_NOFILE of svcproxy, which is 256" in line
@@ -100,7 +100,7 @@ def test_ports_beyond_the_hard_limit_leave_the_rest_alone(stage_with: StageWith)
     assert "no file descriptor is left" in _events(stage)[0]
     # Others are opened as soon as descriptors are free.
     kept: list[Object] = [offer.service for offer in offers[-20:]]
-    assert not {service["spec"]["healthCheckNodePort"] for service in kept} & set(told)
+    assert not {service["spec"]["healthCheckNodePort"] for service in kept} & set(opened)
     with stage.at_once():
         for offer in offers[:-20]:
             offer.remove()

@@ -148,7 +148,7 @@ def test_interfaces_decide_who_is_a_pod_for_external_addresses(
 
 
 @pytest.mark.parametrize("mode", INTERFACES)
-def test_an_interface_that_is_not_there_makes_everybody_an_outsider(
+def test_with_a_missing_interface_all_clients_are_outside(
     stage_with: StageWith, family: int, mode: str
 ) -> None:
     (flag,) = INTERFACES[mode]

@@ -28,12 +28,12 @@ def _checked(stage: Stage, family: int) -> tuple[Offer, int]:
 def _says(stage: Stage, family: int, port: int, status: int, local: int) -> None:
     """Assert that the client soon gets this answer at the node's address."""
 
-    def told() -> bool:
+    def answered() -> bool:
         code, body = stage.client.traffic.fetch(port, address=stage.node.ip(family), timeout=1.0)
         assert code == status, (code, body)
         return bool(json.loads(body)["localEndpoints"] == local)
 
-    eventually(told, f"status {status}, {local} local endpoints")
+    eventually(answered, f"status {status}, {local} local endpoints")
 
 
 def _is_closed(stage: Stage, family: int, port: int) -> bool:

@@ -98,7 +98,7 @@ def _arrives(watch: Watch, sequence: int) -> bool:
     return True
 
 
-def test_an_answer_that_nobody_asked_for_is_dropped(stage: Stage, family: int) -> None:
+def test_an_unsolicited_answer_is_dropped(stage: Stage, family: int) -> None:
     client, pod = stage.client, stage.here[0]
     number = random.randrange(2**31)
 

@@ -46,16 +46,16 @@ def test_external_names_are_left_alone(stage: Stage, family: int) -> None:
 def test_services_of_another_proxy_are_left_alone(stage: Stage, family: int) -> None:
     """The label may be added and removed; its value does not matter."""
     offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
-    for labels, ours in (({}, True), ({PROXY_NAME: "mesh"}, False), ({}, True)):
+    for labels, served in (({}, True), ({PROXY_NAME: "mesh"}, False), ({}, True)):
         offer.label(labels)
         for proto, port in offer.ports:
-            if ours:
+            if served:
                 assert servers(stage.client, proto, offer.vip, port, n=3) == {"pod1a"}
             else:
                 assert_dropped(stage.client, proto, offer.vip, port)
         for proto, port in offer.node_ports:
             address = stage.node.ip(family)
-            if ours:
+            if served:
                 assert servers(stage.client, proto, address, port, n=3) == {"pod1a"}
             else:
                 assert_refused(stage.client, proto, address, port, how="reset")

@@ -162,8 +162,8 @@ def test_a_refused_packet_goes_nowhere(stage: Stage, family: int) -> None:
 
 def test_ranges_do_not_restrict_other_addresses(stage: Stage, family: int) -> None:
     external = stage.address(family, outside=True)
-    nobody = _only(stage.address(family, outside=True))
-    offer, address, pod = _balanced(stage, family, [nobody], externalIPs=[external])
+    unused_range = _only(stage.address(family, outside=True))
+    offer, address, pod = _balanced(stage, family, [unused_range], externalIPs=[external])
     assert_dropped(stage.client, "tcp", address, 80)
     for proto, port in offer.node_ports:
         assert servers(stage.client, proto, stage.node.ip(family), port, n=3) == {pod}
@@ -182,8 +182,8 @@ def test_spaces_around_a_range_do_not_matter(stage: Stage, family: int) -> None:
 
 def test_a_range_of_everything_opens_the_load_balancer(stage: Stage, family: int) -> None:
     everything = "0.0.0.0/0" if family == 4 else "::/0"
-    nobody = _only(stage.address(family, outside=True))
-    _, address, pod = _balanced(stage, family, [nobody, everything])
+    unused_range = _only(stage.address(family, outside=True))
+    _, address, pod = _balanced(stage, family, [unused_range, everything])
     for host in (stage.client, stage.here[1], stage.node):
         assert servers(host, "tcp", address, 80, n=3) == {pod}
 

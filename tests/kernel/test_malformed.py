@@ -79,7 +79,9 @@ def _skipped(stage: Stage) -> float:
     return stage.daemon.metrics().value(SKIPPED)
 
 
-def test_a_malformed_manifest_is_reported_once_and_harms_nobody(stage: Stage, family: int) -> None:
+def test_a_malformed_manifest_is_reported_once_and_affects_no_other(
+    stage: Stage, family: int
+) -> None:
     before = _skipped(stage)
     written = Written(stage, family)
     written.write("eighty")

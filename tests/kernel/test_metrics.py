@@ -35,14 +35,14 @@ def test_the_way_of_a_change_is_told_by_stages(stage: Stage, family: int) -> Non
     before = stage.daemon.metrics()
     offer.endpoints(*all_at(stage.here[:1], family))
 
-    def told() -> Metrics | None:
+    def updated() -> Metrics | None:
         """The metrics are updated after the change has reached the kernel."""
         metrics = stage.daemon.metrics()
         count = f"{CHANGE}_count"
         more = metrics.value(count, **labels) > before.value(count, **labels)
         return metrics if more else None
 
-    after = eventually(told, "a change")
+    after = eventually(updated, "a change")
     assert after is not None
 
     def spent(stage_name: str, of: str = "sum") -> float:

@@ -48,7 +48,7 @@ def test_other_ports_of_a_cluster_ip_are_refused(stage: Stage, family: int) -> N
 
 
 def test_unassigned_cluster_ips_are_dropped(stage: Stage, family: int) -> None:
-    """ServiceCIDRs define what is a cluster IP; without them, packets leave the node."""
+    """ServiceCIDRs define the range of cluster IPs; without them, packets leave the node."""
     ranges = ["10.96.0.0/16", "fd00:10:96::/112"]
     offer = stage.offer(family, all_at(stage.here, family))
     unassigned = stage.address(family)

@@ -26,19 +26,19 @@ def _everything(stage: Stage, family: int) -> tuple[Offer, str, str]:
 
 
 def _assert_all_refused(stage: Stage, family: int, offer: Offer, *outside: str) -> None:
-    everybody = [stage.here[0], stage.there[0], stage.client, stage.node]
-    for host in everybody:
+    all_hosts = [stage.here[0], stage.there[0], stage.client, stage.node]
+    for host in all_hosts:
         for proto, port in offer.ports:
             assert_refused(host, proto, offer.vip, port)
         for proto, port in offer.node_ports:
             assert_refused(host, proto, stage.node.ip(family), port)
-    for host in everybody[:-1]:
+    for host in all_hosts[:-1]:
         for proto, port in offer.ports:
             for address in outside:
                 assert_refused(host, proto, address, port)
 
 
-def test_everybody_is_refused_at_once(stage: Stage, family: int) -> None:
+def test_all_clients_are_refused_immediately(stage: Stage, family: int) -> None:
     offer, *outside = _everything(stage, family)
     _assert_all_refused(stage, family, offer, *outside)
 

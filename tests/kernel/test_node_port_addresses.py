@@ -85,7 +85,7 @@ def test_node_ports_only_on_primary_addresses(stage_with: StageWith, family: int
 def test_primary_addresses_are_not_all_addresses_while_unknown(
     stage_with: StageWith, family: int
 ) -> None:
-    """Without a Node object the primary address is unknown; then no address is served."""
+    """Without a Node object the primary address is unknown, which must not open all addresses."""
     stage = stage_with(nodeport_addresses="primary", known=False)
     offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
     second = stage.address(family, outside=True)

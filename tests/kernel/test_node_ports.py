@@ -23,7 +23,7 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.mark.parametrize("source", ["client", "pod1a", "pod2a", "node1"])
-def test_everybody_is_served_and_masqueraded(stage: Stage, family: int, source: str) -> None:
+def test_all_clients_are_served_and_masqueraded(stage: Stage, family: int, source: str) -> None:
     pods = [*stage.here, stage.there[0]]
     offer = stage.offer(family, all_at(pods, family), type="NodePort")
     host = stage.cluster.host(source)
@@ -40,7 +40,7 @@ def test_a_pod_reaches_itself_through_a_node_port(stage: Stage, family: int) -> 
         assert seen == stage.masqueraded([pod], family)
 
 
-def test_an_address_that_the_node_gets_later_serves_too(stage: Stage, family: int) -> None:
+def test_an_address_added_later_is_served(stage: Stage, family: int) -> None:
     pod = stage.here[0]
     offer = stage.offer(family, [at(pod, family)], type="NodePort")
     address = stage.address(family, outside=True)

@@ -57,7 +57,7 @@ def test_a_refused_change_blocks_no_other_port(
     assert bench.serves(good)
     chain = CLUSTER_PREFIX + port_hash(good.name)
     assert bench.saved()["nat"][chain] == before["nat"][chain]
-    # Others go on changing, the refused one comes back when it is right, and nothing is left over.
+    # Other ports keep changing, the refused one is added once it is valid, and no object is stale.
     assert not bench.put(port(2, target=9090)).refused
     assert set(bench.put(bad).refused) == {bad.name}
     bench.ports[bad.name] = good
@@ -95,7 +95,7 @@ def test_many_refused_ports_block_no_other_port(bench: Bench) -> None:
 def wrapper(folder: Path, program: str, pattern: str) -> str:
     """A program that refuses a nat table with a certain line as a legacy kernel does.
 
-    It names COMMIT, and what comes before that table is committed.
+    The error names COMMIT, and preceding tables are committed.
     """
     path = folder / "restore"
     path.write_text(f"""#!/bin/sh

@@ -184,7 +184,7 @@ def fill(pipe: int) -> None:
             return
 
 
-def test_a_log_that_nobody_reads_stops_nothing(
+def test_an_unread_log_stops_nothing(
     cluster: Cluster, folder: ManifestFolder, tmp_path: Path
 ) -> None:
     fifo = tmp_path / "stderr"

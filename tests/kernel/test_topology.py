@@ -70,7 +70,7 @@ def test_hints_of_endpoints_that_are_not_ready_do_not_count(stage: Stage, family
     assert servers(stage.client, "tcp", offer.vip, 80) == {"pod1b"}
 
 
-def test_terminating_endpoints_serve_whatever_their_hints(stage: Stage, family: int) -> None:
+def test_terminating_endpoints_serve_regardless_of_hints(stage: Stage, family: int) -> None:
     endpoints = [
         _for_zones(pod, family, zone, ready=False, serving=True, terminating=True)
         for pod, zone in zip(stage.here, ("a", "b"), strict=True)

@@ -168,7 +168,7 @@ def test_external_local_without_any_endpoint_refuses(stage: Stage, family: int, 
 
 
 @ways
-def test_external_cluster_masquerades_everybody(stage: Stage, family: int, way: str) -> None:
+def test_external_cluster_masquerades_all_clients(stage: Stage, family: int, way: str) -> None:
     near, asking, far = *stage.here, stage.there[0]
     outside = Outside(stage, family, way, [near, far], "Cluster")
     for proto, port in outside.ports:

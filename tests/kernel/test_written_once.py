@@ -63,7 +63,7 @@ def test_nothing_is_written_while_nothing_is_wrong(
             with another_address(stage.node, "127.0.0.77"):
                 return
         for action in ("-N", "-X"):
-            stage.iptables(4, "-t", "nat", action, "SOMEBODY-ELSE")
+            stage.iptables(4, "-t", "nat", action, "OTHER-PROGRAM")
 
     def compare() -> None:
         full = "kubeproxy_sync_full_proxy_rules_duration_seconds_count"

@@ -179,7 +179,7 @@ def test_kubeadms_container_is_not_privileged(container: Any, pod: Any) -> None:
     (patched,) = template["containers"]
     wanted = container["securityContext"]["capabilities"]
     assert patched["securityContext"] == {
-        "privileged": False,  # kubeadm says true, and what is not named stays
+        "privileged": False,  # kubeadm sets true, and omitted fields keep their value
         "allowPrivilegeEscalation": False,
         "capabilities": wanted,
     }

@@ -18,7 +18,7 @@ def test_a_page_shows_the_stored_runs(page: Path) -> None:
 
 
 def test_a_stored_run_names_no_folder_of_its_machine() -> None:
-    told = [argument for _, report in document.reports() for argument in report.arguments]
-    assert told
-    words = [word for argument in told for word in re.split(r"[ =,']", argument)]
+    arguments = [argument for _, report in document.reports() for argument in report.arguments]
+    assert arguments
+    words = [word for argument in arguments for word in re.split(r"[ =,']", argument)]
     assert not any(word.startswith(("/", "~", "./", "../")) for word in words)

@@ -68,12 +68,12 @@ def test_a_signal_may_arrive_between_the_last_check_for_signals_and_the_wait() -
     """No Python code runs at that point, so the test stops many processes at about that moment."""
     chance = random.Random(1)
     for _ in range(300):
-        ready, tell = os.pipe()
+        ready, notify = os.pipe()
         child = os.fork()
         if child == 0:
             stop = StopSignal()
             stop.install(signal.SIGUSR1)
-            os.write(tell, b"!")
+            os.write(notify, b"!")
             stop.wait()
             os._exit(0)
         os.read(ready, 1)
@@ -89,4 +89,4 @@ def test_a_signal_may_arrive_between_the_last_check_for_signals_and_the_wait() -
             raise
         finally:
             os.close(ready)
-            os.close(tell)
+            os.close(notify)

@@ -36,7 +36,7 @@ MACHINES = (
             "test_cluster_ip.py": 38,
             "test_no_endpoints.py": 11,
             "test_nftables_traffic.py::test_unassigned_cluster_ips_are_dropped": 2,
-            "test_invalid.py::test_an_answer_that_nobody_asked_for_is_dropped": 2,
+            "test_invalid.py::test_an_unsolicited_answer_is_dropped": 2,
         }
     ),
     Machine({"test_affinity.py": 19, "test_drift_nftables.py": 17}),

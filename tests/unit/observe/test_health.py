@@ -183,7 +183,7 @@ def test_the_node_affects_healthz_only(health: HealthState, node: Node, *, eligi
     health.node_changed(node)
     assert codes(health) == (200 if eligible else 503, 200)
     health.node_changed(None)
-    assert codes(health) == (200 if eligible else 503, 200), "it may be registered anew"
+    assert codes(health) == (200 if eligible else 503, 200), "it may be registered again"
     answer = body(health.healthz())
     assert answer["nodeEligible"] is eligible
     assert answer["healthy"] is True

@@ -214,15 +214,15 @@ def test_a_full_pipe_blocks_no_log_call_and_lost_lines_are_reported() -> None:
         assert float(process.stdout.readline()) < 60.0
         with os.fdopen(reading, encoding="utf-8") as pipe:
             process.stdin.close()
-            told = pipe.read().splitlines()
+            output = pipe.read().splitlines()
         process.wait(30)
     assert process.returncode == 0
-    lost = sum(int(line.split("lines=")[1].split()[0]) for line in told if " log.lost " in line)
-    others = [line for line in told if " log.lost " not in line]
+    lost = sum(int(line.split("lines=")[1].split()[0]) for line in output if " log.lost " in line)
+    others = [line for line in output if " log.lost " not in line]
     assert lost > 1000
     assert lost + len(others) == 100 * 100 + 100 + 1
-    assert sum(" error error" in line for line in told) == 100, "room is kept for errors"
-    assert told[-1].endswith(" info  the.end")
+    assert sum(" error error" in line for line in output) == 100, "capacity is reserved for errors"
+    assert output[-1].endswith(" info  the.end")
 
 
 def test_a_stuck_reader_delays_the_exit_by_half_a_second() -> None:
@@ -265,9 +265,9 @@ structlog.get_logger().error("last.line")
 )
 def test_the_last_line_before_the_exit_is_written(end: str, status: int, last: str) -> None:
     with popen(LAST.format(end=end), subprocess.PIPE) as process:
-        _, told = process.communicate(timeout=60)
+        _, output = process.communicate(timeout=60)
     assert process.returncode == status
-    lines = told.splitlines()
+    lines = output.splitlines()
     assert last in lines[-1]
     assert sum(" line number=" in line for line in lines) == 90
     assert any("last.line" in line for line in lines)

@@ -129,8 +129,8 @@ def test_the_table_has_all_metrics_of_kube_proxy() -> None:
 
 def test_kube_proxy_s_metrics_state_their_stability() -> None:
     for name, family in families(touched()).items():
-        ours = not name.startswith(("kubeproxy_", "rest_client_"))
-        assert family.documentation.startswith("[ALPHA] ") is not ours
+        own = not name.startswith(("kubeproxy_", "rest_client_"))
+        assert family.documentation.startswith("[ALPHA] ") is not own
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_buckets(name: str, buckets: list[float]) -> None:
 def test_global_settings_of_the_library_are_not_changed() -> None:
     Metrics()
     registry = CollectorRegistry()
-    Counter("other", "Of somebody else.", registry=registry)
+    Counter("other", "A metric of another program.", registry=registry)
     assert b"other_created" in generate_latest(registry)
 
 
