@@ -1,6 +1,6 @@
-"""What each mode makes of objects: from scratch, and incrementally in two orders.
+"""The rules of each mode: rendered from scratch, and built incrementally in a fake kernel.
 
-Everything that depends on the modes' planners and fakes is here.
+All dependencies of the scenarios on planners and fake kernels are in this module.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -46,7 +46,7 @@ MODES = ("iptables", "nftables", "ipvs")
 UNORDERED = frozenset(SHARED_CHAINS) | {
     name for names in ipvs_chains.LISTS.values() for name in names
 }
-"""Chains in which the order of rules has no meaning."""
+"""Chains in which the order of rules is irrelevant."""
 
 
 def balances(chain: str) -> bool:
@@ -83,7 +83,7 @@ def state_of(
 
 
 def take(state: DesiredState, obj: ApiObject) -> None:
-    """Let a state know of an object."""
+    """Update a state with an object."""
     match obj:
         case Service():
             state.update_service(obj)
@@ -96,7 +96,7 @@ def take(state: DesiredState, obj: ApiObject) -> None:
 
 
 def settings_of(config: Config, state: DesiredState, mode: str, family: IPFamily) -> Settings:
-    """The settings of a mode, as far as they do not depend on the kernel."""
+    """The settings of a mode for a kernel with all features."""
     common = structs.asdict(NodeSettings(config, family)(state.node))
     if mode == "iptables":
         return IptablesSettings(**common)
@@ -112,7 +112,7 @@ def settings_of(config: Config, state: DesiredState, mode: str, family: IPFamily
 
 
 def from_scratch(mode: str, family: IPFamily, state: DesiredState, settings: Any) -> Made:
-    """The rules that a fresh process makes for an empty kernel."""
+    """The rules that a new process writes into an empty kernel."""
     if mode == "iptables":
         return Made(mode, family, iptables=rendered_iptables.rendered(state.ports, settings))
     if mode == "nftables":

@@ -1,4 +1,4 @@
-"""The output sections of a scenario: what is printed of Service ports, rules and traces."""
+"""The output sections of a scenario: Service ports, rules and traces as text."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
@@ -121,7 +121,7 @@ def _rule_texts(table: NftTable, chain: str) -> list[str]:
 
 
 def ruleset_of(made: Made) -> Ruleset:
-    """The rules as the tracer takes them."""
+    """The rules as input of the tracer."""
     if made.iptables is not None:
         return made.iptables
     if made.nftables is not None:
@@ -131,7 +131,7 @@ def ruleset_of(made: Made) -> Ruleset:
 
 
 def trace_lines(packets: list[Sent], made: Mapping[tuple[str, bool], Made]) -> Iterator[str]:
-    """What becomes of each packet; modes that agree share a line.
+    """The verdicts for each packet; modes with equal verdicts share a line.
 
     Args:
         packets: the packets.
@@ -152,7 +152,7 @@ def _traced(sent: Sent, ruleset: Ruleset) -> str:
     destination = ip_address(packet.destination)
     own = ruleset.is_local(Host(), destination.packed) and not destination.is_loopback
     if sent.sender == "node" and own:
-        # The kernel sends from the address itself if that is local: those of virtual servers are.
+        # The kernel uses a local destination as the source; addresses on kube-ipvs0 are local.
         packet = structs.replace(packet, source=packet.destination)
     if sent.again:
         (first, *_) = trace(packet, ruleset, _HOST, choose=0.0).verdicts

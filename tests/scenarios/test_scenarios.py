@@ -1,4 +1,4 @@
-"""Every scenario gives its expected output, from scratch and incrementally in both orders."""
+"""Compares each scenario's output with the expected one, from scratch and incrementally."""
 
 import difflib
 import json
@@ -49,7 +49,7 @@ def objects_of(scenario: Scenario) -> list[ApiObject]:
 
 
 def batches_of(objects: Sequence[ApiObject], *, services_first: bool) -> list[list[ApiObject]]:
-    """The Node first; then Services and then the rest, or the other way round."""
+    """The Node, then Services and the rest in the given order."""
     nodes: list[ApiObject] = [obj for obj in objects if isinstance(obj, Node)]
     services: list[ApiObject] = [obj for obj in objects if isinstance(obj, Service)]
     rest = [obj for obj in objects if obj not in nodes and obj not in services]
@@ -58,7 +58,7 @@ def batches_of(objects: Sequence[ApiObject], *, services_first: bool) -> list[li
 
 
 class Outcome:
-    """The output of one scenario, and every way in which it came about."""
+    """The output of one scenario, and differences between the ways to compute it."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.outputs: dict[str, str] = {}

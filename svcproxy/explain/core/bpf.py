@@ -8,7 +8,7 @@ _LOAD_WORD, _TO_INDEX, _EQUAL_INDEX, _RETURN = 32, 7, 29, 6
 
 
 class Instruction(NamedTuple):
-    """One instruction: its code, how far to jump if true and if false, and a constant."""
+    """One instruction: its code, the jump offsets for true and false, and a constant."""
 
     code: int
     if_true: int
@@ -36,7 +36,7 @@ class Program(NamedTuple):
         return cls(instructions)
 
     def matches(self, flow: Flow) -> bool:
-        """Whether the program accepts a packet."""
+        """Return whether the program accepts a packet."""
         header = _header(flow)
         accumulator = index = position = 0
         while True:
@@ -53,7 +53,7 @@ class Program(NamedTuple):
 
 
 def _header(flow: Flow) -> bytes:
-    """An IP header without options, of which only addresses and protocol are filled in."""
+    """Return an IP header in which only the addresses and the protocol are set."""
     protocol = bytes([NUMBERS[flow.protocol]])
     if len(flow.source) == 4:
         return bytes(9) + protocol + bytes(2) + flow.source + flow.destination

@@ -1,4 +1,4 @@
-"""The rules of iptables as a value, and their evaluation for a packet."""
+"""iptables rules as a value, and their evaluation for a packet."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
@@ -11,7 +11,7 @@ from svcproxy.explain.core.packet import (
     UnknownRuleError,
     Update,
 )
-from svcproxy.explain.core.trace import NEGLIGIBLE, Action, Log, Step, merge
+from svcproxy.explain.core.trace import NEGLIGIBLE, Action, Recorder, Step, merge
 
 Tables = Mapping[str, Mapping[str, Sequence[str]]]
 """Rules by table and chain, in order, without the leading ``-A CHAIN``."""
@@ -29,7 +29,7 @@ _CHAINS = {
 
 
 class IptablesRuleset:
-    """The nat and filter tables of one family, with the ipsets that they name.
+    """The nat and filter tables of one IP family, with the ipsets that their rules match.
 
     Rules are parsed when the first packet reaches their chain.
 
@@ -50,7 +50,7 @@ class IptablesRuleset:
         return cls(parse_tables(text), sets)
 
     def rules(self, table: str, chain: str) -> tuple[Rule, ...]:
-        """The parsed rules of a chain; none if there is no such chain.
+        """Return the parsed rules of a chain, empty if the chain does not exist.
 
         Raises:
             UnknownRuleError: a rule is not understood.
@@ -63,11 +63,11 @@ class IptablesRuleset:
         return found
 
     def has(self, table: str, chain: str) -> bool:
-        """Whether a table has a chain."""
+        """Return whether a table has a chain."""
         return chain in self.tables.get(table, ())
 
     def member(self, name: str, fields: tuple[str, ...], flow: Flow) -> bool:
-        """Whether an ipset holds a packet."""
+        """Return whether an ipset matches a packet."""
         members = self._members.get(name)
         return members is not None and members.hold(fields, flow)
 
@@ -75,15 +75,17 @@ class IptablesRuleset:
         """Whether the node takes an address for its own."""
         return host.is_local(address)
 
-    def walk(self, log: Log, hook: str, flow: Flow, weight: float) -> dict[Flow, float]:
+    def run_hook(
+        self, recorder: Recorder, hook: str, flow: Flow, weight: float
+    ) -> dict[Flow, float]:
         """Run the chains of a hook on a flow; see ``trace.Ruleset``."""
         flows = {flow: weight}
         for table, chain in _CHAINS[hook]:
-            flows = self.walk_table(log, table, chain, flows)
+            flows = self.run_chain(recorder, table, chain, flows)
         return flows
 
-    def walk_table(
-        self, log: Log, table: str, chain: str, flows: dict[Flow, float]
+    def run_chain(
+        self, recorder: Recorder, table: str, chain: str, flows: dict[Flow, float]
     ) -> dict[Flow, float]:
         """Run one built-in chain; conntrack asks the nat table for new connections only.
 
@@ -93,26 +95,26 @@ class IptablesRuleset:
         Raises:
             UnknownRuleError: a rule is not understood.
         """
-        log.enter(f"{table} {chain}")
+        recorder.enter(f"{table} {chain}")
         passed: dict[Flow, float] = {}
         for flow, weight in flows.items():
             if table == "nat" and not _consults_nat(flow, chain):
                 merge(passed, {flow: weight})
             else:
-                merge(passed, _Walk(self, log, table).base(chain, flow, weight))
+                merge(passed, _Evaluation(self, recorder, table).base(chain, flow, weight))
         return passed
 
     def after(self, updates: Iterable[Update]) -> "IptablesRuleset":
-        """The rules with the clients that packets have left in sets."""
+        """Return a copy in which packets have added their clients to ipsets."""
         return IptablesRuleset(self.tables, sets_after(self.sets, updates))
 
     def text(self, step: Step) -> str:
-        """The rule of a step as iptables-save prints it."""
+        """Return the rule of a step as iptables-save prints it."""
         return f"-A {step.chain} {self.tables[step.table][step.chain][step.position]}"
 
 
 def parse_tables(text: str) -> dict[str, dict[str, list[str]]]:
-    """Rules by table and chain, from iptables-save or from a restore input for empty tables.
+    """Parse iptables-save output, or a restore input for empty tables, into rules by table and chain.
 
     Raises:
         UnknownRuleError: a line has another form.
@@ -134,7 +136,7 @@ def parse_tables(text: str) -> dict[str, dict[str, list[str]]]:
 
 
 def sets_after(sets: Sets, updates: Iterable[Update]) -> Sets:
-    """Sets with the clients that packets have left in them."""
+    """Return ipsets to which packets have added their clients."""
     changed = dict(sets)
     for update in updates:
         client = str(ip_address(update.key))
@@ -148,56 +150,58 @@ def _consults_nat(flow: Flow, chain: str) -> bool:
     return chain == "POSTROUTING" or not (flow.translated or flow.virtual)
 
 
-class _Walk:
-    """The evaluation of one table for one flow."""
+class _Evaluation:
+    """Evaluates one table for one flow."""
 
-    def __init__(self, ruleset: IptablesRuleset, log: Log, table: str) -> None:
+    def __init__(self, ruleset: IptablesRuleset, recorder: Recorder, table: str) -> None:
         self._ruleset = ruleset
-        self._log = log
+        self._recorder = recorder
         self._table = table
-        self._facts = Facts(log.is_local, ruleset.member)
+        self._facts = Facts(recorder.is_local, ruleset.member)
         self._accepted: dict[Flow, float] = {}
 
     def base(self, chain: str, flow: Flow, weight: float) -> dict[Flow, float]:
-        """Run a built-in chain; a packet that reaches its end passes."""
+        """Run a built-in chain; the policy is ACCEPT."""
         merge(self._accepted, self._run(chain, {flow: weight}))
         return self._accepted
 
     def _run(self, chain: str, flows: dict[Flow, float]) -> dict[Flow, float]:
-        """Run a chain; return what comes back out of it."""
+        """Run a chain; return the flows that return to its caller."""
         returned: dict[Flow, float] = {}
         for position, rule in enumerate(self._ruleset.rules(self._table, chain)):
             if not flows:
                 break
             following: dict[Flow, float] = {}
             for flow, weight in flows.items():
-                self._log.count(weight)
+                self._recorder.count(weight)
                 taken = self._taken(rule, flow, weight)
                 if weight - taken > NEGLIGIBLE:
                     merge(following, {flow: weight - taken})
                 if taken > NEGLIGIBLE:
-                    self._log.steps.append(Step(self._table, chain, position, taken))
+                    self._recorder.steps.append(Step(self._table, chain, position, taken))
                     merge(following, self._apply(rule, flow, taken, returned))
             flows = following
         merge(returned, flows)
         return returned
 
     def _taken(self, rule: Rule, flow: Flow, weight: float) -> float:
-        """The weight of the branch in which the rule applies."""
+        """Return the share of the weight for which the rule applies."""
         if not rule.holds(flow, self._facts):
             return 0.0
-        if rule.probability == 1.0 or self._log.choose is None:
+        if rule.probability == 1.0 or self._recorder.choose is None:
             return weight * rule.probability
-        if self._log.choose < rule.probability:
-            self._log.choose /= rule.probability
+        if self._recorder.choose < rule.probability:
+            self._recorder.choose /= rule.probability
             return weight
-        self._log.choose = (self._log.choose - rule.probability) / (1.0 - rule.probability)
+        self._recorder.choose = (self._recorder.choose - rule.probability) / (
+            1.0 - rule.probability
+        )
         return 0.0
 
     def _apply(
         self, rule: Rule, flow: Flow, weight: float, returned: dict[Flow, float]
     ) -> dict[Flow, float]:
-        """Carry out a rule's target; return the flows that go on with the next rule."""
+        """Execute a rule's target; return the flows that continue with the next rule."""
         if rule.remember[0]:
             name, seconds = rule.remember
             flow = flow._replace(updates=(*flow.updates, Update(name, flow.source, b"", seconds)))
@@ -218,14 +222,14 @@ class _Walk:
                 moved = flow._replace(destination=address, port=port, translated=True)
                 merge(self._accepted, {moved: weight})
             case "DROP" | "REJECT":
-                self._log.end(Action[rule.target], flow, weight)
+                self._recorder.end(Action[rule.target], flow, weight)
             case chain:
                 return self._run(chain, {flow: weight})
         return {}
 
 
 class _Members:
-    """The entries of one ipset, to look packets up in."""
+    """The entries of one ipset, indexed for look-ups."""
 
     def __init__(self, entries: frozenset[str]) -> None:
         self._exact: set[tuple[bytes | tuple[str, int] | int, ...]] = set()
@@ -241,7 +245,7 @@ class _Members:
                 self._exact.add(tuple(map(_part, parts)))
 
     def hold(self, fields: tuple[str, ...], flow: Flow) -> bool:
-        """Whether the set has a packet's addresses and port; ``fields`` says which ones."""
+        """Return whether the set has the packet's addresses and port in the given fields."""
         ends = [flow.source if field == "src" else flow.destination for field in fields]
         service = (flow.protocol, flow.port)
         if len(ends) == 1:

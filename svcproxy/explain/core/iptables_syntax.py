@@ -1,7 +1,6 @@
 """Parses rules as iptables-save prints them: the matches and targets that svcproxy uses.
 
-A rule with any other match or target is an error when a packet reaches it, because a trace that
-skipped it would be wrong.
+Parsing any other match or target fails: a trace that skipped it would be wrong.
 """
 
 import re
@@ -37,8 +36,9 @@ _IGNORED: Mapping[str, tuple[str, ...]] = {
     "--mode": ("random",),
     "--mask": ("255.255.255.255", ":".join(["ffff"] * 8)),
 }
-"""Options that decide nothing about the first packet of a connection, with the values for which
-that holds; none means all values."""
+"""Options that do not affect whether the first packet of a connection matches.
+
+Each has the values for which that is true; an empty tuple means all values."""
 _SWITCHES = frozenset(("--reap", "--rsource"))
 _ACTIONS = {
     "ACCEPT": (),
@@ -50,15 +50,15 @@ _ACTIONS = {
     "MASQUERADE": ("--random-fully",),
     "SET": ("--add-set", "--exist", "--timeout"),
 }
-"""The targets, with the options that are understood of each."""
+"""The targets, each with its supported options."""
 
 
 class Facts(NamedTuple):
-    """What matches may ask besides the packet.
+    """Callbacks for matches that depend on more than the packet.
 
     Attributes:
         is_local: whether the node takes an address for its own.
-        member: whether a set holds what a packet has in the given fields (``src``, ``dst``).
+        member: whether an ipset has the packet's values of the given fields (``src``, ``dst``).
     """
 
     is_local: Callable[[bytes], bool]
@@ -90,7 +90,7 @@ class Rule(NamedTuple):
     remember: tuple[str, int] = ("", 0)
 
     def holds(self, flow: Flow, facts: Facts) -> bool:
-        """Whether all matches hold, chance aside."""
+        """Return whether all matches hold, except for ``statistic``."""
         return all(match(flow, facts) for match in self.matches)
 
 
@@ -102,7 +102,7 @@ def parse_rule(text: str, chains: Collection[str]) -> Rule:
         chains: the chains of the table, to which rules may jump.
 
     Raises:
-        UnknownRuleError: the rule has a match or a target that is not understood.
+        UnknownRuleError: the rule has a match or a target that is not supported.
     """
     try:
         return _Parser(text).parse(chains)
@@ -122,7 +122,7 @@ class _Parser:
         self._recent: list[str] = []
 
     def parse(self, chains: Collection[str]) -> Rule:
-        """The parsed rule."""
+        """Return the parsed rule."""
         for option in self._tokens:
             if option == "!":
                 self._negated = True

@@ -9,7 +9,7 @@ from svcproxy.explain.core.packet import parse_target
 
 
 def server_lines(ruleset: IpvsRuleset) -> Iterator[str]:
-    """The virtual servers with their real servers, sorted by address and port."""
+    """Yield virtual servers with their real servers, sorted by address and port."""
     for protocol, target in sorted(ruleset.servers, key=lambda s: (parse_target(s[1]), s[0])):
         server = ruleset.servers[protocol, target]
         yield f"{protocol.upper():<4} {target} {_properties(server)}"
@@ -27,13 +27,13 @@ def _properties(server: VirtualServer) -> str:
 
 
 def set_lines(sets: Sets) -> Iterator[str]:
-    """One ``add`` command for each entry, sorted by sets and entries."""
+    """Yield one ``add`` command for each entry, sorted by set and entry."""
     for name in sorted(sets):
         for entry in sorted(sets[name]):
             yield f"add {name} {entry}"
 
 
 def address_lines(ruleset: IpvsRuleset, interface: str = "kube-ipvs0") -> Iterator[str]:
-    """The addresses of virtual servers, as commands that bind them."""
+    """Yield the commands that bind the addresses of virtual servers."""
     for address in sorted(ruleset.bound):
         yield f"ip address add {ip_address(address)} dev {interface}"

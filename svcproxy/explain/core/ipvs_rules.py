@@ -1,4 +1,4 @@
-"""IPVS virtual servers with the rules around them as a value, and their evaluation for a packet.
+"""IPVS virtual servers and iptables rules as a value, and their evaluation for a packet.
 
 IPVS takes a packet for the node's own addresses after the filter table's INPUT chain, and a packet
 that the node sends after the nat table's OUTPUT chain. What it sends to a real server passes
@@ -12,10 +12,10 @@ import msgspec
 
 from svcproxy.explain.core.iptables_rules import IptablesRuleset, Sets, Tables
 from svcproxy.explain.core.packet import Flow, Host, State, Update, parse_target, target_text
-from svcproxy.explain.core.trace import Action, Log, Step, merge
+from svcproxy.explain.core.trace import Action, Recorder, Step, merge
 
 PERSISTENCE = "persistence"
-"""The name under which updates hold templates of persistent connections."""
+"""``Update.where`` of the templates of persistent connections."""
 _LISTING = "ipvs"
 
 
@@ -47,7 +47,7 @@ Service = tuple[str, str]
 
 
 class IpvsRuleset:
-    """What IPVS mode programs for one family.
+    """Everything that IPVS mode programs for one IP family.
 
     Args:
         tables: iptables rules by table and chain.
@@ -71,25 +71,27 @@ class IpvsRuleset:
         self._persistent = dict(persistent or {})
 
     def is_local(self, host: Host, address: bytes) -> bool:
-        """Whether the node takes an address for its own; those of virtual servers are."""
+        """Return whether an address is local; addresses on ``kube-ipvs0`` are."""
         return address in self.bound or host.is_local(address)
 
-    def walk(self, log: Log, hook: str, flow: Flow, weight: float) -> dict[Flow, float]:
-        """Run the chains of a hook, and the virtual servers where IPVS has its hooks."""
+    def run_hook(
+        self, recorder: Recorder, hook: str, flow: Flow, weight: float
+    ) -> dict[Flow, float]:
+        """Run a hook: its iptables chains, and IPVS where IPVS is called."""
         if hook == "OUTPUT":
-            return self._output(log, flow, weight)
-        flows = self.rules.walk(log, hook, flow, weight)
-        return self._schedule(log, flows) if hook == "INPUT" else flows
+            return self._output(recorder, flow, weight)
+        flows = self.rules.run_hook(recorder, hook, flow, weight)
+        return self._schedule(recorder, flows) if hook == "INPUT" else flows
 
-    def _output(self, log: Log, flow: Flow, weight: float) -> dict[Flow, float]:
-        """Nat, then IPVS, then the filter, which sees what IPVS has made of the packet."""
-        flows = self.rules.walk_table(log, "nat", "OUTPUT", {flow: weight})
+    def _output(self, recorder: Recorder, flow: Flow, weight: float) -> dict[Flow, float]:
+        """Run nat, then IPVS, then filter, which sees the packet as IPVS has changed it."""
+        flows = self.rules.run_chain(recorder, "nat", "OUTPUT", {flow: weight})
         if not flow.virtual:
-            flows = self._schedule(log, flows)
-        return self.rules.walk_table(log, "filter", "OUTPUT", flows)
+            flows = self._schedule(recorder, flows)
+        return self.rules.run_chain(recorder, "filter", "OUTPUT", flows)
 
-    def _schedule(self, log: Log, flows: Mapping[Flow, float]) -> dict[Flow, float]:
-        """Give new connections for virtual servers to real servers."""
+    def _schedule(self, recorder: Recorder, flows: Mapping[Flow, float]) -> dict[Flow, float]:
+        """Schedule new connections to real servers."""
         passed: dict[Flow, float] = {}
         for flow, weight in flows.items():
             target = target_text(flow.destination, flow.port)
@@ -97,21 +99,21 @@ class IpvsRuleset:
             if server is None or flow.state is not State.NEW:
                 merge(passed, {flow: weight})
                 continue
-            log.steps.append(Step(_LISTING, f"{flow.protocol} {target}", 0, weight))
+            recorder.steps.append(Step(_LISTING, f"{flow.protocol} {target}", 0, weight))
             real = self._candidates(server, flow, target)
             if not real:
                 # IPVS answers "port unreachable" if no real server takes new connections.
-                log.end(Action.REJECT, flow, weight)
+                recorder.end(Action.REJECT, flow, weight)
             total = sum(each.weight for each in real)
-            if log.choose is not None:
-                real, total = (_chosen(real, log.choose),), 0
+            if recorder.choose is not None:
+                real, total = (_chosen(real, recorder.choose),), 0
             for each in real:
                 share = weight * each.weight / total if total else weight
                 merge(passed, {_sent_to(flow, each.target, server, target): share})
         return passed
 
     def _candidates(self, server: VirtualServer, flow: Flow, target: str) -> tuple[RealServer, ...]:
-        """The real servers that may get a connection; one if the client has persistence."""
+        """Return the real servers that may get the connection: one if the client is persistent."""
         real = tuple(each for each in server.real if each.weight)
         if server.timeout:
             kept = self._persistent.get(_template(flow, target))
@@ -119,7 +121,7 @@ class IpvsRuleset:
         return real
 
     def after(self, updates: Iterable[Update]) -> "IpvsRuleset":
-        """The rules with the templates that packets have left."""
+        """Return a copy with the persistence templates that packets have created."""
         persistent = dict(self._persistent)
         for update in updates:
             if update.where == PERSISTENCE and update.value is not None:
@@ -127,7 +129,7 @@ class IpvsRuleset:
         return IpvsRuleset(self.rules.tables, self.rules.sets, self.servers, self.bound, persistent)
 
     def text(self, step: Step) -> str:
-        """The rule or the virtual server of a step."""
+        """Return the rule or the virtual server of a step."""
         if step.table != _LISTING:
             return self.rules.text(step)
         protocol, target = step.chain.split()

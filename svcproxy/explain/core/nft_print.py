@@ -1,9 +1,9 @@
 """Prints a table as ``nft list table`` does (1.0.6, whose forms later versions read).
 
-One thing is printed that nft does not print: a look-up whose result another look-up reads. nft
-shows the registers' former contents instead. Here such a look-up ends with ``as $1``, and its
-value's parts are then ``$1.1``, ``$1.2``, and so on. Expressions that are not known are printed
-in brackets, with their attributes.
+There is one intended difference. If a look-up uses the result of another look-up, nft hides the
+first one and prints the former contents of its registers. Here the first look-up ends with
+``as $1``, and the parts of its value are ``$1.1``, ``$1.2``, and so on. Unknown expressions are
+printed in brackets with their attributes.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ _NEAR = 10
 
 
 def print_table(table: NftTable) -> str:
-    """A whole table, as ``nft list table`` prints it."""
+    """Print a table as ``nft list table`` does."""
     lines = [f"table {table.family} {table.name} {{"]
     if table.comment:
         lines.append(f'\tcomment "{table.comment}"')
@@ -53,7 +53,7 @@ def print_table(table: NftTable) -> str:
 
 
 def set_lines(table: NftTable, name: str) -> list[str]:
-    """A set or map with its elements."""
+    """Return the lines of a set or map with its elements."""
     info = describe_set(table.sets[name])
     lines = [f"{'map' if info.data_length else 'set'} {name} {{", f"\t{declaration(info)}"]
     if info.size:
@@ -74,7 +74,7 @@ def set_lines(table: NftTable, name: str) -> list[str]:
 
 
 def element_texts(table: NftTable, name: str) -> list[str]:
-    """The elements of a set, sorted by their keys."""
+    """Return the elements of a set as nft prints them, sorted by key."""
     info = describe_set(table.sets[name])
     return [_element(info, key, tail) for key, tail in sorted(table.elements.get(name, {}).items())]
 
@@ -94,7 +94,7 @@ def _element(info: SetInfo, key: bytes, tail: bytes) -> str:
 
 
 def chain_lines(table: NftTable, name: str) -> list[str]:
-    """A chain with its rules."""
+    """Return the lines of a chain with its rules."""
     info = describe_chain(table.chains[name])
     lines = [f"chain {name} {{"]
     if info.hook >= 0:
@@ -106,7 +106,7 @@ def chain_lines(table: NftTable, name: str) -> list[str]:
 
 
 def _priority(info: ChainInfo) -> str:
-    """A priority by name, or relative to a name that is near; names depend on the hook."""
+    """Return a priority by name, relative to a near name, or as a number; names depend on the hook."""
     for number, name in _PRIORITIES.items():
         away = info.priority - number
         if abs(away) <= _NEAR and _ONLY_AT.get(name) in {None, HOOKS[info.hook]}:
@@ -117,7 +117,7 @@ def _priority(info: ChainInfo) -> str:
 
 
 def rule_text(table: NftTable, body: bytes) -> str:
-    """One rule."""
+    """Return a rule in nft syntax."""
     rule = decode_rule(body)
     statements = Statements(table)
     for expression in rule.expressions:
@@ -127,7 +127,7 @@ def rule_text(table: NftTable, body: bytes) -> str:
 
 
 def element_commands(table: NftTable) -> Iterator[str]:
-    """One ``add element`` command for each element, by sets and keys."""
+    """Yield one ``add element`` command for each element, sorted by set and key."""
     for name in sorted(table.sets):
         for text in element_texts(table, name):
             yield f"add element {table.family} {table.name} {name} {{ {text} }}"

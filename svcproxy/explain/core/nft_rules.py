@@ -1,4 +1,4 @@
-"""The evaluation of an nftables table for a packet, expression by expression."""
+"""Evaluates an nftables table for a packet, expression by expression."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
@@ -22,7 +22,7 @@ from svcproxy.explain.core.packet import (
     UnknownRuleError,
     Update,
 )
-from svcproxy.explain.core.trace import NEGLIGIBLE, Action, Log, Step, merge
+from svcproxy.explain.core.trace import NEGLIGIBLE, Action, Recorder, Step, merge
 
 _DROP, _ACCEPT, _CONTINUE, _JUMP, _GOTO, _RETURN = 0, 1, -1, -3, -4, -5
 _STATES = {State.INVALID: 1, State.ESTABLISHED: 2, State.RELATED: 4, State.NEW: 8}
@@ -36,11 +36,11 @@ _MARK = 3
 
 
 class NftRuleset:
-    """The rules of one table.
+    """The rules of one nftables table.
 
     Args:
         table: the table.
-        full: dynamic sets that take no more elements.
+        full: names of dynamic sets that have reached their size limit.
     """
 
     def __init__(self, table: NftTable, full: frozenset[str] = frozenset()) -> None:
@@ -49,7 +49,7 @@ class NftRuleset:
 
     @cached_property
     def _bases(self) -> dict[str, list[tuple[int, str, str]]]:
-        """Base chains by hook, in the order of their priorities: priority, name and type."""
+        """Base chains by hook, in priority order, as priority, name and type."""
         found: dict[str, list[tuple[int, str, str]]] = {hook: [] for hook in HOOKS}
         for name, body in self.table.chains.items():
             info = describe_chain(body)
@@ -61,55 +61,57 @@ class NftRuleset:
         """Whether the node takes an address for its own."""
         return host.is_local(address)
 
-    def walk(self, log: Log, hook: str, flow: Flow, weight: float) -> dict[Flow, float]:
+    def run_hook(
+        self, recorder: Recorder, hook: str, flow: Flow, weight: float
+    ) -> dict[Flow, float]:
         """Run the base chains of a hook on a flow; see ``trace.Ruleset``."""
         flows = {flow: weight}
         looped = hook == "LOOPED"
         for _, name, kind in self._bases["PREROUTING" if looped else hook]:
-            log.enter(f"{kind} {name}")
+            recorder.enter(f"{kind} {name}")
             passed: dict[Flow, float] = {}
             for each, share in flows.items():
                 skip = kind == "nat" and (looped or not _consults_nat(each, hook))
-                run = {each: share} if skip else _Walk(self, log).base(name, each, share)
+                run = {each: share} if skip else _Evaluation(self, recorder).base(name, each, share)
                 merge(passed, run)
             flows = passed
         return flows
 
     def after(self, updates: Iterable[Update]) -> "NftRuleset":
-        """The rules with the elements that packets have made and deleted."""
+        """Return a copy with the elements that packets have added and deleted."""
         return NftRuleset(self.table.after(updates), self.full)
 
     def text(self, step: Step) -> str:
-        """The rule of a step in nft's syntax."""
+        """Return the rule of a step in nft syntax."""
         return rule_text(self.table, self.table.rules[step.chain][step.position])
 
 
 def _consults_nat(flow: Flow, hook: str) -> bool:
-    """Whether conntrack asks the nat chains: for new connections, and once for each direction."""
+    """Return whether nat chains are called: for new connections, once for each direction."""
     return flow.state is State.NEW and (hook == "POSTROUTING" or not flow.translated)
 
 
-class _Walk:
-    """The evaluation of one base chain for one flow."""
+class _Evaluation:
+    """Evaluates one base chain for one flow."""
 
-    def __init__(self, ruleset: NftRuleset, log: Log) -> None:
+    def __init__(self, ruleset: NftRuleset, recorder: Recorder) -> None:
         self.ruleset = ruleset
         self.table = ruleset.table
-        self.log = log
+        self.recorder = recorder
         self._accepted: dict[Flow, float] = {}
 
     def base(self, chain: str, flow: Flow, weight: float) -> dict[Flow, float]:
-        """Run a base chain; what reaches its end is subject to its policy."""
+        """Run a base chain; its policy applies at its end."""
         ended = self._run(chain, {flow: weight})
         if describe_chain(self.table.chains[chain]).accepts:
             merge(self._accepted, ended)
         else:
             for each, share in ended.items():
-                self.log.end(Action.DROP, each, share)
+                self.recorder.end(Action.DROP, each, share)
         return self._accepted
 
     def _run(self, chain: str, flows: dict[Flow, float]) -> dict[Flow, float]:
-        """Run a chain; return what comes back out of it."""
+        """Run a chain; return the flows that return to its caller."""
         returned: dict[Flow, float] = {}
         if chain not in self.table.chains:
             raise UnknownRuleError(f"jump to chain {chain!r}, which is missing")
@@ -118,11 +120,11 @@ class _Walk:
                 break
             following: dict[Flow, float] = {}
             for flow, weight in flows.items():
-                self.log.count(weight)
+                self.recorder.count(weight)
                 for end in _Rule(self, body).run(flow, weight):
                     if end.verdict is not None or end.flow != flow:
                         step = Step(self.table.name, chain, position, end.weight)
-                        self.log.steps.append(step)
+                        self.recorder.steps.append(step)
                     self._follow(end, following, returned)
             flows = following
         merge(returned, flows)
@@ -131,7 +133,7 @@ class _Walk:
     def _follow(
         self, end: "_End", following: dict[Flow, float], returned: dict[Flow, float]
     ) -> None:
-        """Carry out a verdict: go on with the next rule, return from the chain, or end."""
+        """Apply a verdict: continue, return from the chain, or end."""
         flows = {end.flow: end.weight}
         code, target = end.verdict or (_CONTINUE, "")
         if code == _CONTINUE:
@@ -146,11 +148,11 @@ class _Walk:
             merge(self._accepted, flows)
         else:
             action = Action.REJECT if target == "reject" else Action.DROP
-            self.log.end(action, end.flow, end.weight)
+            self.recorder.end(action, end.flow, end.weight)
 
 
 class _End(NamedTuple):
-    """The result of a rule for a share of the packets; no verdict means the next rule."""
+    """The result of a rule for a share of the packets; without a verdict the next rule follows."""
 
     flow: Flow
     weight: float
@@ -160,8 +162,8 @@ class _End(NamedTuple):
 class _Branch:
     """The registers of one rule, for a share of the packets.
 
-    ``pending`` is a random number that is loaded but not read yet: its word and its range. It is
-    drawn by the look-up that reads it, so that misses need not be followed one by one.
+    ``pending`` is a random number that is loaded but not read yet: its word and its range. The
+    look-up that reads it creates the branches, so that misses stay one branch.
     """
 
     __slots__ = ("flow", "known", "pending", "weight", "words")
@@ -174,7 +176,7 @@ class _Branch:
         self.pending: tuple[int, int] | None = None
 
     def store(self, word: int, value: bytes) -> None:
-        """Load a value into registers from a word on, padded to whole words."""
+        """Store a value in registers, starting at a word and padded to whole words."""
         padded = value + bytes(-len(value) % 4)
         if word * 4 + len(padded) > len(self.words):
             raise UnknownRuleError("a value does not fit into the registers")
@@ -182,7 +184,7 @@ class _Branch:
         self.known.update(range(word, word + len(padded) // 4))
 
     def load(self, word: int, length: int) -> bytes:
-        """Read registers, which must have been loaded."""
+        """Read registers; they must have been loaded before."""
         if self.pending is not None and word <= self.pending[0] < word + (length + 3) // 4:
             raise UnknownRuleError("a random number is read by something else than a look-up")
         if not self.known.issuperset(range(word, word + (length + 3) // 4)):
@@ -190,7 +192,7 @@ class _Branch:
         return bytes(self.words[word * 4 : word * 4 + length])
 
     def copy(self, weight: float) -> "_Branch":
-        """A branch of this branch."""
+        """Copy this branch with another weight."""
         made = _Branch(self.flow, weight)
         made.words[:] = self.words
         made.known = set(self.known)
@@ -200,13 +202,13 @@ class _Branch:
 class _Rule:
     """Evaluates one rule for one flow, in branches."""
 
-    def __init__(self, walk: _Walk, body: bytes) -> None:
-        self._walk = walk
-        self._table = walk.table
+    def __init__(self, evaluation: _Evaluation, body: bytes) -> None:
+        self._evaluation = evaluation
+        self._table = evaluation.table
         self._body = body
 
     def run(self, flow: Flow, weight: float) -> Iterator[_End]:
-        """Evaluate the rule; yields the shares of the packets that differ afterwards."""
+        """Evaluate the rule; yield one result for each distinct outcome."""
         branches = [_Branch(flow, weight)]
         missed: dict[Flow, float] = {}
         for expression in decode_rule(self._body).expressions:
@@ -231,7 +233,7 @@ class _Rule:
             yield _End(ended, share, None)
 
     def _verdict(self, expression: Expression, branch: _Branch) -> tuple[int, str] | None:
-        """The verdict of an expression that ends the rule."""
+        """Return the verdict of an expression that ends the rule, ``None`` for other expressions."""
         match expression.name:
             case "immediate":
                 return verdict_of(expression)
@@ -250,7 +252,7 @@ class _Rule:
         return None
 
     def _step(self, expression: Expression, branch: _Branch) -> list[_Branch]:
-        """Evaluate an expression; returns the branches in which the rule goes on."""
+        """Evaluate an expression; return the branches that reach the next expression."""
         if expression.name == "lookup":
             return self._lookup(expression, branch)
         step: Callable[[Expression, _Branch], bool] | None
@@ -313,7 +315,7 @@ class _Rule:
         which = {1: branch.flow.source, 2: branch.flow.destination}.get(expression.number(3))
         if which is None or expression.number(2) != 3:
             raise UnknownRuleError("fib asks for something else than the type of an address")
-        kind = _LOCAL if self._walk.log.is_local(which) else _UNICAST
+        kind = _LOCAL if self._evaluation.recorder.is_local(which) else _UNICAST
         branch.store(expression.register(1), kind.to_bytes(4, "little"))
         return True
 
@@ -335,7 +337,7 @@ class _Rule:
         if expression.number(3) != _RANDOM or expression.number(4):
             raise UnknownRuleError("numgen that counts, or has an offset")
         below, word = expression.number(2), expression.register(1)
-        choose = self._walk.log.choose
+        choose = self._evaluation.recorder.choose
         if choose is None and below > 1:
             branch.pending = word, below
             branch.known.add(word)
@@ -365,7 +367,7 @@ class _Rule:
 
     @staticmethod
     def _draw(branch: _Branch) -> Iterator[_Branch]:
-        """One branch for each value of the random number."""
+        """Yield one branch for each value of the random number."""
         assert branch.pending is not None
         word, below = branch.pending
         for number in range(below):
@@ -374,7 +376,7 @@ class _Rule:
             yield drawn
 
     def _value(self, branch: _Branch, name: str, key: bytes) -> bytes | None:
-        """A map's value, with what the packet itself has changed taken into account."""
+        """Return a map's value, including changes that the packet itself has made."""
         for update in reversed(branch.flow.updates):
             if update.where == name and update.key == key:
                 return update.value
@@ -388,7 +390,7 @@ class _Rule:
         known = self._value(branch, name, key)
         if expression.number(3) == _DELETE:
             update = Update(name, key, None)
-        elif known is None and name in self._walk.ruleset.full:
+        elif known is None and name in self._evaluation.ruleset.full:
             return False
         else:
             seconds = expression.number(6) // 1000

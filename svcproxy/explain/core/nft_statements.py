@@ -1,7 +1,6 @@
-"""Turns a rule's expressions back into nft's statements.
+"""Converts a rule's expressions to nft statements.
 
-A rule loads registers and then uses them. Reading it back means to remember, for each register,
-the text of what was loaded there.
+Expressions load registers and use them. The conversion tracks the text of each register's value.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +28,7 @@ _FULLY_RANDOM = 0x10
 
 
 class Piece(NamedTuple):
-    """What a register holds.
+    """The contents of a register.
 
     Attributes:
         text: the expression that was loaded, in nft's syntax.
@@ -37,7 +36,7 @@ class Piece(NamedTuple):
         length: its length in bytes.
         mask: the bits that are left of it, if some were cleared.
         xor: the bits that were flipped after that.
-        source: the look-up that it is a part of; ``None`` for others.
+        source: the number of the look-up whose value it is a part of, or ``None``.
     """
 
     text: str
@@ -64,11 +63,11 @@ class Statements:
 
     @property
     def texts(self) -> list[str]:
-        """The statements; look-ups that a later statement reads in part have a name."""
+        """The statements so far; a look-up whose value is used in parts has a name."""
         return [text for text in self._texts if text]
 
     def add(self, expression: Expression) -> None:
-        """Take in the next expression."""
+        """Add the next expression."""
         make: Callable[[Expression], str] = getattr(self, f"_on_{expression.name}", _unknown)
         text = make(expression)
         self._texts.append(text)
@@ -83,7 +82,7 @@ class Statements:
         return self._pieces.get(word) or Piece(f"[register {word}]", 1, 4)
 
     def _key(self, word: int, length: int) -> str:
-        """A concatenation of what registers hold from a word on."""
+        """Return the concatenated values of registers, starting at a word."""
         parts: list[str] = []
         end = word + (length + 3) // 4
         while word < end:
@@ -184,7 +183,7 @@ class Statements:
         address, port = (self._piece(expression.register(kind)) for kind in (3, 5))
         source = address.source
         if source is not None and (address.text, port.text) == (f"${source}.1", f"${source}.2"):
-            # The map's value as a whole: nft prints the look-up in place of it.
+            # The whole value of a map: nft prints the look-up inline.
             place, text = self._lookups[source - 1]
             self._texts[place] = ""
             return f"{kind} {self._family} to {text}"
@@ -218,7 +217,7 @@ class Statements:
 
 
 def _masked(piece: Piece) -> str:
-    """A piece with the bits that were cleared and set in it."""
+    """Return a register's value with its masking."""
     if piece.mask is None:
         return piece.text
     if piece.text.endswith("addr"):
@@ -232,7 +231,7 @@ def _masked(piece: Piece) -> str:
 
 
 def _number(piece: Piece, number: int, sign: str) -> str:
-    """The comparison of a number; nft takes one of the highest bits for one with a network."""
+    """Return a comparison of a number; nft prints a mask of the highest bits as a prefix length."""
     if piece.mask is None:
         return f"{piece.text}{sign}0x{number:08x}"
     bits = _prefix(piece.mask)
@@ -242,14 +241,14 @@ def _number(piece: Piece, number: int, sign: str) -> str:
 
 
 def _prefix(mask: bytes) -> int:
-    """How many of a number's highest bits a mask keeps, if it keeps no others; else 0."""
+    """Return the prefix length of a mask that keeps the highest bits only, 0 for other masks."""
     number, every = int.from_bytes(mask, "little"), len(mask) * 8
     bits = number.bit_count()
     return bits if number == ((1 << bits) - 1) << (every - bits) else 0
 
 
 def _network(piece: Piece, value: bytes) -> str:
-    """What an address is compared with: whole, by its first bytes, or by its first bits."""
+    """Return the address or network that an address is compared with."""
     size = 4 if piece.text.startswith("ip ") else 16
     bits = len(value) * 8
     if piece.mask is not None:
@@ -266,6 +265,6 @@ def _bits(mask: bytes, names: Mapping[int, str]) -> str:
 
 
 def _unknown(expression: Expression) -> str:
-    """An expression that this printer does not know: its name and attributes."""
+    """Return an unknown expression as its name and attributes."""
     shown = (f"{kind}=0x{value.hex()}" for kind, value in sorted(expression.attributes.items()))
     return f"[{' '.join((expression.name, *shown))}]"

@@ -1,4 +1,4 @@
-"""An nftables table as a value: what svcproxy sends to the kernel, and what the kernel dumps.
+"""An nftables table as a value, rendered by svcproxy or dumped by the kernel.
 
 Sets, chains and rules are netlink attributes. The kernel dumps them with the attributes that were
 sent and some more, so the same value describes a rendered table and one that was read.
@@ -15,7 +15,7 @@ from svcproxy.netlink.core.attributes import attribute, collect, string, walk
 from svcproxy.netlink.errors import MalformedError
 
 HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
-"""By netfilter's numbers."""
+"""The hooks, indexed by netfilter's numbers."""
 _ACCEPT_POLICY = 1
 
 
@@ -25,10 +25,10 @@ class NftTable(msgspec.Struct, frozen=True):
     Attributes:
         family: ``ip`` or ``ip6``.
         name: the table's name.
-        sets: what describes each set or map, by name.
-        chains: what describes each chain, by name.
-        rules: what describes each rule, by chain and in order.
-        elements: the elements of each set: by key, the encoded rest.
+        sets: the netlink attributes of each set or map, by name.
+        chains: the netlink attributes of each chain, by name.
+        rules: the netlink attributes of each rule, by chain and in order.
+        elements: the elements of each set: by key, the encoded attributes after the key.
         comment: the table's comment.
     """
 
@@ -41,12 +41,12 @@ class NftTable(msgspec.Struct, frozen=True):
     comment: str = ""
 
     def value(self, name: str, key: bytes) -> bytes | None:
-        """The value of a map's element (empty for a set's); ``None`` if there is no element."""
+        """Return the value of a map's element, empty for a set's, ``None`` if it does not exist."""
         tail = self.elements.get(name, {}).get(key)
         return None if tail is None else element_value(tail)
 
     def after(self, updates: Iterable[Update]) -> "NftTable":
-        """The table with the elements that packets have made and deleted."""
+        """Return a copy with the elements that packets have added and deleted."""
         elements = {name: dict(tails) for name, tails in self.elements.items()}
         for name, key, value, _ in updates:
             held = elements.setdefault(name, {})
@@ -64,20 +64,20 @@ class Expression(NamedTuple):
     attributes: Mapping[int, bytes]
 
     def number(self, kind: int) -> int:
-        """An attribute that is a big-endian number; 0 if it is missing."""
+        """Return a numeric attribute, 0 if it is missing."""
         return int.from_bytes(self.attributes.get(kind, b""), "big")
 
     def register(self, kind: int) -> int:
-        """The word (of four bytes) at which a register begins."""
+        """Return the 4-byte word at which a register begins."""
         number = self.number(kind)
         return (number - 1) * 4 if number < 8 else number - 8
 
     def text(self, kind: int) -> str:
-        """An attribute that is a string."""
+        """Return a string attribute."""
         return string(self.attributes.get(kind, b""))
 
     def value(self, kind: int) -> bytes:
-        """The bytes of an attribute that nests a value."""
+        """Return the bytes of a nested value attribute."""
         return collect(self.attributes.get(kind, b"")).get(1, b"")
 
 
@@ -89,7 +89,7 @@ class Rule(NamedTuple):
 
 
 class SetInfo(NamedTuple):
-    """What describes a set: lengths in bytes, and everything that nft prints of it."""
+    """The properties of a set; lengths are in bytes."""
 
     key_length: int
     data_length: int
@@ -101,7 +101,7 @@ class SetInfo(NamedTuple):
 
 
 class ChainInfo(NamedTuple):
-    """What describes a chain; ``hook`` is -1 for chains that only rules lead to."""
+    """The properties of a chain; ``hook`` is -1 for chains that are not base chains."""
 
     hook: int = -1
     priority: int = 0
@@ -129,7 +129,7 @@ def decode_rule(body: bytes) -> Rule:
 
 @lru_cache(maxsize=1024)
 def describe_set(body: bytes) -> SetInfo:
-    """Decode what describes a set."""
+    """Decode the properties of a set."""
     parts = collect(body)
     number = {kind: int.from_bytes(parts.get(kind, b""), "big") for kind in (3, 4, 5, 6, 7)}
     size = int.from_bytes(collect(parts.get(9, b"")).get(1, b""), "big")
@@ -140,7 +140,7 @@ def describe_set(body: bytes) -> SetInfo:
 
 @lru_cache(maxsize=1024)
 def describe_chain(body: bytes) -> ChainInfo:
-    """Decode what describes a chain."""
+    """Decode the properties of a chain."""
     parts = collect(body)
     if 4 not in parts:
         return ChainInfo()
@@ -156,13 +156,13 @@ def describe_chain(body: bytes) -> ChainInfo:
 
 
 def element_value(tail: bytes) -> bytes:
-    """The value of a map's element, from the attributes after its key; empty for a set's."""
+    """Return the value of a map's element from the attributes after its key, empty for a set's."""
     data = collect(tail).get(2, b"")
     return collect(data).get(1, b"") if data else b""
 
 
 def verdict_of(expression: Expression) -> tuple[int, str] | None:
-    """Code and chain of an ``immediate`` expression that is a verdict."""
+    """Return code and chain of a verdict, ``None`` if the expression loads a value."""
     data = collect(expression.attributes.get(2, b""))
     if 2 not in data:
         return None
@@ -171,7 +171,7 @@ def verdict_of(expression: Expression) -> tuple[int, str] | None:
 
 
 def notes_in(data: bytes) -> dict[int, bytes]:
-    """The user data of an object, which nft writes as type, length and value of a byte each."""
+    """Parse nft's user data: a type byte, a length byte and a value each."""
     notes: dict[int, bytes] = {}
     at = 0
     while at + 2 <= len(data):
@@ -182,5 +182,5 @@ def notes_in(data: bytes) -> dict[int, bytes]:
 
 
 def comment_of(notes: bytes, kind: int) -> str:
-    """The comment in user data; each kind of object has its own number for it."""
+    """Return the comment in user data; ``kind`` is its type, which depends on the object."""
     return notes_in(notes).get(kind, b"").rstrip(b"\0").decode(errors="replace")

@@ -16,14 +16,14 @@ _PROTOCOLS = {number: keyword for keyword, number in NUMBERS.items()}
 
 
 class Type(NamedTuple):
-    """A type of values: its name, and its length in bytes, which fills whole words."""
+    """A data type: its name and its length in bytes."""
 
     name: str
     length: int
 
     @property
     def words(self) -> int:
-        """How many words of four bytes a value fills."""
+        """The number of 4-byte words that a value fills."""
         return (self.length + 3) // 4
 
 
@@ -47,7 +47,7 @@ _EXPRESSIONS = {
 
 
 def types_of(number: int, length: int) -> tuple[Type, ...]:
-    """The types that a number stands for, which holds six bits for each part.
+    """Decode a type number, which holds six bits for each part of a concatenation.
 
     Unknown numbers give one type of the whole ``length``, named by its number.
     """
@@ -63,7 +63,7 @@ def types_of(number: int, length: int) -> tuple[Type, ...]:
 
 
 def declaration(info: SetInfo) -> str:
-    """The line that declares the types of a set: ``type ipv4_addr . inet_service``."""
+    """Return the type declaration of a set: ``type ipv4_addr . inet_service``."""
     key = _typeof(info.notes.get(_KEY_TYPEOF, b""))
     if key:
         data = _typeof(info.notes.get(_DATA_TYPEOF, b""))
@@ -79,7 +79,7 @@ def _names(number: int, length: int) -> str:
 
 
 def _typeof(note: bytes) -> str:
-    """The expressions in a ``typeof`` note; empty if there is none."""
+    """Return the expressions of a ``typeof`` note, empty without a note."""
     if not note:
         return ""
     kind, described = _described(note)
@@ -102,7 +102,7 @@ def _expression(kind: int, described: bytes) -> str:
 
 
 def show(number: int, value: bytes) -> str:
-    """A key or value as nft prints it."""
+    """Return a key or value as nft prints it."""
     shown: list[str] = []
     at = 0
     for each in types_of(number, len(value)):
@@ -127,7 +127,7 @@ def _show(kind: Type, raw: bytes) -> str:
 
 
 def duration(milliseconds: int) -> str:
-    """A time as nft prints it: ``1d2h3m4s5ms``."""
+    """Return a time as nft prints it: ``1d2h3m4s5ms``."""
     seconds, rest = divmod(milliseconds, 1000)
     text = ""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):

@@ -1,4 +1,4 @@
-"""The packet to trace, the node that it passes, and its state on the way."""
+"""The input of a trace, and the state of a packet between rules."""
 
 from enum import Enum
 from ipaddress import ip_address
@@ -11,11 +11,11 @@ NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 
 class UnknownRuleError(Exception):
-    """A rule that the tracer does not understand; the message quotes the rule."""
+    """The tracer does not support a rule; the message quotes it."""
 
 
 class State(Enum):
-    """What connection tracking knows of a packet's connection."""
+    """The conntrack state of a packet's connection."""
 
     NEW = "NEW"
     ESTABLISHED = "ESTABLISHED"
@@ -49,7 +49,7 @@ class Packet(msgspec.Struct, frozen=True):
 
 
 class Host(msgspec.Struct, frozen=True):
-    """What the rules ask the node's routing table.
+    """The node's addresses, for rules that consult the routing table.
 
     ``addresses`` are the node's own addresses on all interfaces. Loopback addresses are always
     local and need not be listed.
@@ -59,11 +59,11 @@ class Host(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, *addresses: str) -> "Host":
-        """A node with these addresses."""
+        """Return a node with these addresses."""
         return cls(frozenset(ip_address(a).packed for a in addresses))
 
     def is_local(self, address: bytes) -> bool:
-        """Whether the routing table calls an address local."""
+        """Return whether an address is local to the node."""
         if len(address) == 4 and address[0] == 127:
             return True
         return address in self.addresses or address == _LOOPBACK
@@ -73,7 +73,7 @@ _LOOPBACK = ip_address("::1").packed
 
 
 class Update(NamedTuple):
-    """One entry that a packet leaves in the kernel, for session affinity.
+    """One entry that a packet adds to a set or map, or deletes, for session affinity.
 
     Attributes:
         where: the set or map; ``persistence`` for a template of IPVS.
@@ -89,9 +89,9 @@ class Update(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """A packet on its way: everything that rules read or change.
+    """The state of a packet between rules: everything that rules read or change.
 
-    Flows are hashable, so that branches that lead to the same flow can be joined.
+    Flows are hashable, so that branches with equal flows can be merged.
 
     Attributes:
         source: the source address, packed.
@@ -105,7 +105,7 @@ class Flow(NamedTuple):
         translated: whether a rule has translated the destination.
         virtual: address and port of the IPVS virtual server that serves the packet, if one does.
         masqueraded: whether the source is masqueraded.
-        updates: what the packet leaves in sets and maps.
+        updates: entries that the packet adds to sets and maps, or deletes.
     """
 
     source: bytes
@@ -123,7 +123,7 @@ class Flow(NamedTuple):
 
 
 def first_flow(packet: Packet) -> Flow:
-    """The flow of a packet before it meets any rule.
+    """Return the flow of a packet before the first rule.
 
     Raises:
         ValueError: an address is malformed.
@@ -146,7 +146,7 @@ def first_flow(packet: Packet) -> Flow:
 
 
 def parse_target(text: str) -> tuple[bytes, int]:
-    """Address and port of ``address:port`` or ``[address]:port``.
+    """Parse ``address:port`` or ``[address]:port``.
 
     Raises:
         ValueError: the text has another form.

@@ -1,6 +1,6 @@
 """The rules that iptables mode programs for some Service ports.
 
-The only module here that knows iptables mode's planner.
+The only module of this package that depends on iptables mode's planner.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ from svcproxy.model.serviceport import ServicePort
 def rendered(
     ports: Mapping[ServicePortName, ServicePort], settings: IptablesSettings
 ) -> IptablesRuleset:
-    """The rules that a planner with these settings makes for empty tables."""
+    """Return the rules that iptables mode writes to empty tables."""
     plan = Planner(settings).plan(Desired(ports, settings), settings, Observed({}))
     return IptablesRuleset.parse(plan.text(), dict.fromkeys(plan.create_sets, frozenset()))
 
 
 def observed_rules(saved: str, sets: Sets | None = None) -> IptablesRuleset:
-    """The rules in the output of iptables-save, other programs' rules included.
+    """Return the rules in iptables-save output, including those of other programs.
 
     Args:
         saved: the output.

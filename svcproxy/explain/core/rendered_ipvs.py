@@ -1,6 +1,6 @@
-"""What IPVS mode programs for some Service ports.
+"""The rules and virtual servers that IPVS mode programs for some Service ports.
 
-The only module here that knows IPVS mode's planner.
+The only module of this package that depends on IPVS mode's planner.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,7 +34,7 @@ _NAMED_FLAGS = (
 
 
 def rendered(ports: Mapping[ServicePortName, ServicePort], settings: IpvsSettings) -> IpvsRuleset:
-    """What a planner with these settings makes for an empty kernel."""
+    """Return everything that IPVS mode programs into an empty kernel."""
     plan = Planner(settings).plan(
         Desired(ports, settings), settings, Observed({}, {}, {}, {}, frozenset())
     )
@@ -60,7 +60,7 @@ def ruleset(
     *,
     bound: Iterable[str],
 ) -> IpvsRuleset:
-    """The same from what IPVS mode plans or has read from a kernel."""
+    """Convert IPVS mode's own values, planned or read from a kernel."""
     return IpvsRuleset(
         tables,
         _sets(entries),
@@ -79,7 +79,7 @@ def _sets(entries: Mapping[str, AbstractSet[SetEntry]]) -> Sets:
 
 
 def entry_text(entry: SetEntry) -> str:
-    """An entry of an ipset as ``ipset list`` prints it: ``10.96.0.1,tcp:80``."""
+    """Return an entry of an ipset as ``ipset list`` prints it: ``10.96.0.1,tcp:80``."""
     port = str(entry.port) if entry.port else ""
     if entry.protocol is not None:
         port = f"{entry.protocol.keyword}:{entry.port}"

@@ -1,6 +1,6 @@
 """The table that nftables mode programs for some Service ports.
 
-The only module here that knows nftables mode's planner.
+The only module of this package that depends on nftables mode's planner.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _FAMILIES = {"IPv4": "ip", "IPv6": "ip6"}
 
 
 def rendered(ports: Mapping[ServicePortName, ServicePort], settings: NftablesSettings) -> NftTable:
-    """The table that a planner with these settings makes for an empty kernel."""
+    """Return the table that nftables mode writes into an empty kernel."""
     plan = Planner(settings).plan(Desired(ports, settings), settings, TableDump())
     specs = all_sets(settings, [spec.name for spec in plan.sets])
     return NftTable(
@@ -33,7 +33,7 @@ def rendered(ports: Mapping[ServicePortName, ServicePort], settings: NftablesSet
 
 
 def observed_table(observed: TableDump, family: str) -> NftTable:
-    """The table that was read from a kernel; ``family`` is ``ip`` or ``ip6``."""
+    """Convert a table that was read from the kernel; ``family`` is ``ip`` or ``ip6``."""
     return NftTable(
         family=family,
         name=TABLE,

@@ -1,4 +1,4 @@
-"""Traces a packet through rules: the rules that match, and what becomes of the packet.
+"""Traces a packet through rules: which rules match, and the final verdict.
 
 Where a rule matches at random (``statistic``, ``numgen``, an IPVS scheduler), every branch is
 followed with its probability, so that one trace shows all endpoints that a packet may reach.
@@ -23,7 +23,7 @@ NEGLIGIBLE = 1e-9
 
 
 class Action(StrEnum):
-    """What becomes of a packet."""
+    """The final action on a packet."""
 
     ACCEPT = "accept"
     DROP = "drop"
@@ -47,16 +47,16 @@ class Step(NamedTuple):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """One possible end of a packet's way.
+    """One possible outcome of a trace.
 
     Attributes:
         probability: how likely it is.
         action: whether the packet passes.
-        endpoint: where a translated packet goes, as ``address:port``; empty if no rule and no
-            virtual server translated it.
+        endpoint: the new destination of a translated packet, as ``address:port``; empty if
+            neither a rule nor a virtual server translated it.
         masqueraded: whether the endpoint sees an address of the node as the source.
         mark: the firewall mark with which the packet leaves the rules.
-        updates: what the packet leaves in sets and maps.
+        updates: entries that the packet adds to sets and maps, or deletes.
     """
 
     probability: float
@@ -83,7 +83,7 @@ class Trace(msgspec.Struct, frozen=True):
 
     Attributes:
         steps: the rules that matched, in the order in which they were reached.
-        verdicts: every possible end, in the order of endpoints; their probabilities add up to 1.
+        verdicts: every possible outcome, sorted by endpoint; their probabilities add up to 1.
         evaluated: the expected number of rules that were evaluated, by base chain, for example
             ``nat PREROUTING``.
     """
@@ -102,18 +102,20 @@ class Trace(msgspec.Struct, frozen=True):
 
 
 def fraction(probability: float) -> str:
-    """A probability as a fraction and a space; nothing for certainty."""
+    """Return a probability as a fraction and a space, empty for certainty."""
     found = Fraction(probability).limit_denominator(1000)
     return "" if found == 1 else f"{found} "
 
 
 class Ruleset(Protocol):
-    """The rules of one mode and family, as ``trace`` needs them.
+    """The rules of one mode and IP family.
 
     ``IptablesRuleset``, ``NftRuleset`` and ``IpvsRuleset`` are such.
     """
 
-    def walk(self, log: "Log", hook: str, flow: Flow, weight: float) -> dict[Flow, float]:
+    def run_hook(
+        self, recorder: "Recorder", hook: str, flow: Flow, weight: float
+    ) -> dict[Flow, float]:
         """Run the rules of a hook on a flow.
 
         Returns:
@@ -124,21 +126,21 @@ class Ruleset(Protocol):
         """
 
     def is_local(self, host: Host, address: bytes) -> bool:
-        """Whether the node takes an address for its own."""
+        """Return whether an address is local to the node."""
 
     def after(self, updates: Iterable[Update]) -> "Ruleset":
-        """The rules with what packets have left in sets and maps."""
+        """Return a copy with the changes that packets have made to sets and maps."""
 
     def text(self, step: Step) -> str:
-        """The rule of a step in the syntax of its tool."""
+        """Return the rule of a step in the syntax of its tool."""
 
 
-class Log:
+class Recorder:
     """Collects the steps, counts and endings of one trace.
 
     Args:
-        host: what rules ask the routing table.
-        choose: a number from 0 to below 1 that takes the place of all random numbers, so that
+        host: the node's addresses.
+        choose: a number in [0, 1) that replaces all random numbers, so that
             only one branch is followed; ``None`` follows all branches.
         is_local: whether the node takes an address for its own.
     """
@@ -153,19 +155,19 @@ class Log:
         self._ruleset = ruleset
 
     def is_local(self, address: bytes) -> bool:
-        """Whether the node takes an address for its own."""
+        """Return whether an address is local to the node."""
         return self._ruleset.is_local(self._host, address)
 
     def enter(self, base: str) -> None:
-        """Note the base chain to which evaluated rules are counted."""
+        """Set the base chain for which rules are counted."""
         self.base = base
 
     def count(self, weight: float) -> None:
-        """Count a rule that a share of the packets reaches."""
+        """Count a rule for the share of the packets that reach it."""
         self.evaluated[self.base] = self.evaluated.get(self.base, 0.0) + weight
 
     def end(self, action: Action, flow: Flow, weight: float) -> None:
-        """Note a share of the packets that go no further."""
+        """Record the final action on a share of the packets."""
         key = (action, flow)
         self.endings[key] = self.endings.get(key, 0.0) + weight
 
@@ -178,8 +180,8 @@ def trace(
     Args:
         packet: the packet.
         ruleset: the rules; of the packet's family.
-        host: what rules ask the node's routing table; by default only loopback is local.
-        choose: a number from 0 to below 1 that takes the place of all random numbers, so that
+        host: the node's addresses; by default only loopback is local.
+        choose: a number in [0, 1) that replaces all random numbers, so that
             only one branch is followed. By default all are.
 
     Returns:
@@ -189,18 +191,18 @@ def trace(
         UnknownRuleError: a rule that the packet reaches is not understood.
         ValueError: an address of the packet is malformed.
     """
-    log = Log(host or Host(), choose, ruleset)
+    recorder = Recorder(host or Host(), choose, ruleset)
     first = first_flow(packet)
-    path = _Path(log, ruleset)
+    path = _Path(recorder, ruleset)
     if packet.interface:
         path.arrive({first: 1.0})
     else:
         path.leave({first: 1.0})
-    return Trace(tuple(log.steps), _verdicts(log.endings), log.evaluated)
+    return Trace(tuple(recorder.steps), _verdicts(recorder.endings), recorder.evaluated)
 
 
 def explain(found: Trace, ruleset: Ruleset) -> Iterator[str]:
-    """The steps of a trace as lines: probability, table, and the rule in the syntax of its tool.
+    """Yield the steps and verdicts of a trace as text.
 
     Args:
         found: the trace.
@@ -212,21 +214,21 @@ def explain(found: Trace, ruleset: Ruleset) -> Iterator[str]:
 
 
 class _Path:
-    """The hooks of netfilter in the order in which a packet meets them."""
+    """Passes flows through netfilter's hooks in order."""
 
-    def __init__(self, log: Log, ruleset: Ruleset) -> None:
-        self._log = log
+    def __init__(self, recorder: Recorder, ruleset: Ruleset) -> None:
+        self._recorder = recorder
         self._ruleset = ruleset
 
     def _hook(self, name: str, flows: dict[Flow, float]) -> dict[Flow, float]:
         passed: dict[Flow, float] = {}
         for flow, weight in flows.items():
             if weight > NEGLIGIBLE:
-                merge(passed, self._ruleset.walk(self._log, name, flow, weight))
+                merge(passed, self._ruleset.run_hook(self._recorder, name, flow, weight))
         return passed
 
     def arrive(self, flows: dict[Flow, float]) -> None:
-        """A packet from an interface: to the node itself, or forwarded."""
+        """Pass packets that arrive on an interface, local or forwarded."""
         flows = self._hook("PREROUTING", flows)
         local, others = self._split(flows)
         self._receive(local)
@@ -234,7 +236,7 @@ class _Path:
         self._accept(self._hook("POSTROUTING", others))
 
     def leave(self, flows: dict[Flow, float]) -> None:
-        """A packet that the node sends: to itself through the loopback interface, or out."""
+        """Pass packets that the node sends, to itself or to other machines."""
         flows = self._hook("POSTROUTING", self._hook("OUTPUT", flows))
         local, others = self._split(flows)
         looped = {flow._replace(interface="lo"): weight for flow, weight in local.items()}
@@ -242,11 +244,11 @@ class _Path:
         self._accept(others)
 
     def _receive(self, flows: dict[Flow, float]) -> None:
-        """A packet for the node itself, which an IPVS virtual server may send on."""
+        """Pass packets for the node itself; IPVS may forward them."""
         flows = self._hook("INPUT", flows)
         served = {f._replace(interface=""): w for f, w in flows.items() if f.virtual}
-        remote = {f: w for f, w in served.items() if not self._log.is_local(f.destination)}
-        # A real server on the node itself gets the packet without another hook.
+        remote = {f: w for f, w in served.items() if not self._recorder.is_local(f.destination)}
+        # Packets to a real server on this node pass no further hook.
         self._accept({f: w for f, w in served.items() if f not in remote})
         self._accept({f: w for f, w in flows.items() if not f.virtual})
         self._accept(self._hook("POSTROUTING", self._hook("OUTPUT", remote)))
@@ -255,13 +257,13 @@ class _Path:
         local: dict[Flow, float] = {}
         others: dict[Flow, float] = {}
         for flow, weight in flows.items():
-            own = not flow.virtual and self._log.is_local(flow.destination)
+            own = not flow.virtual and self._recorder.is_local(flow.destination)
             (local if own else others)[flow] = weight
         return local, others
 
     def _accept(self, flows: dict[Flow, float]) -> None:
         for flow, weight in flows.items():
-            self._log.end(Action.ACCEPT, flow, weight)
+            self._recorder.end(Action.ACCEPT, flow, weight)
 
 
 def merge(into: dict[Flow, float], more: dict[Flow, float]) -> None:
