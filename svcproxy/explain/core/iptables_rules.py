@@ -53,7 +53,7 @@ class IptablesRuleset:
         """Return the parsed rules of a chain, empty if the chain does not exist.
 
         Raises:
-            UnknownRuleError: a rule is not understood.
+            UnknownRuleError: a rule is not supported.
         """
         found = self._parsed.get((table, chain))
         if found is None:
@@ -93,7 +93,7 @@ class IptablesRuleset:
             The flows that pass, with their weights.
 
         Raises:
-            UnknownRuleError: a rule is not understood.
+            UnknownRuleError: a rule is not supported.
         """
         recorder.enter(f"{table} {chain}")
         passed: dict[Flow, float] = {}

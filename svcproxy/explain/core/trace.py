@@ -110,7 +110,7 @@ def fraction(probability: float) -> str:
 class Ruleset(Protocol):
     """The rules of one mode and IP family.
 
-    ``IptablesRuleset``, ``NftRuleset`` and ``IpvsRuleset`` are such.
+    Implemented by ``IptablesRuleset``, ``NftRuleset`` and ``IpvsRuleset``.
     """
 
     def run_hook(
@@ -122,7 +122,7 @@ class Ruleset(Protocol):
             The flows that pass, with their weights.
 
         Raises:
-            UnknownRuleError: a rule is not understood.
+            UnknownRuleError: a rule is not supported.
         """
 
     def is_local(self, host: Host, address: bytes) -> bool:
@@ -140,9 +140,9 @@ class Recorder:
 
     Args:
         host: the node's addresses.
-        choose: a number in [0, 1) that replaces all random numbers, so that
-            only one branch is followed; ``None`` follows all branches.
-        is_local: whether the node takes an address for its own.
+        choose: a number in [0, 1) that replaces all random numbers, so that only one branch is
+            followed; ``None`` follows all branches.
+        ruleset: the rules, which may make further addresses local.
     """
 
     def __init__(self, host: Host, choose: float | None, ruleset: Ruleset) -> None:
@@ -181,14 +181,14 @@ def trace(
         packet: the packet.
         ruleset: the rules; of the packet's family.
         host: the node's addresses; by default only loopback is local.
-        choose: a number in [0, 1) that replaces all random numbers, so that
-            only one branch is followed. By default all are.
+        choose: a number in [0, 1) that replaces all random numbers, so that only one branch is
+            followed. By default, all branches are.
 
     Returns:
         The rules that matched and every possible verdict.
 
     Raises:
-        UnknownRuleError: a rule that the packet reaches is not understood.
+        UnknownRuleError: a rule that the packet reaches is not supported.
         ValueError: an address of the packet is malformed.
     """
     recorder = Recorder(host or Host(), choose, ruleset)
