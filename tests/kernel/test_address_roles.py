@@ -52,6 +52,9 @@ def _assert_restricted(
         assert_dropped(host, proto, address, port, source=source)
 
 
+@pytest.mark.behaviour(
+    "Load balancers and external IPs: Source ranges and an address with two roles",
+)
 def test_ranges_hold_at_an_address_that_is_an_external_ip_too(stage: Stage, family: int) -> None:
     first, second = client_addresses(stage.cluster, family)[:2]
     address = stage.address(family, outside=True)
@@ -68,6 +71,9 @@ def test_ranges_hold_at_an_address_that_is_an_external_ip_too(stage: Stage, fami
     assert_dropped(stage.client, "tcp", address, 80, source=second)
 
 
+@pytest.mark.behaviour(
+    "Load balancers and external IPs: Source ranges and an address with two roles",
+)
 def test_ranges_that_hold_the_node_admit_it_at_such_an_address(stage: Stage, family: int) -> None:
     address, node = stage.address(family, outside=True), stage.node.ip(family)
     offer = _balanced(stage, family, address, [_only(node)], externalIPs=[address])
@@ -76,6 +82,9 @@ def test_ranges_that_hold_the_node_admit_it_at_such_an_address(stage: Stage, fam
         _assert_restricted(stage, stage.client, proto, address, port)
 
 
+@pytest.mark.behaviour(
+    "Load balancers and external IPs: Source ranges and an address with two roles",
+)
 def test_ranges_and_the_local_policy_hold_at_such_an_address(stage: Stage, family: int) -> None:
     first, second = client_addresses(stage.cluster, family)[:2]
     address = stage.address(family, outside=True)
@@ -93,6 +102,9 @@ def test_ranges_and_the_local_policy_hold_at_such_an_address(stage: Stage, famil
         _assert_restricted(stage, stage.client, proto, address, port, second)
 
 
+@pytest.mark.behaviour(
+    "Load balancers and external IPs: Source ranges and an address with two roles",
+)
 def test_ranges_hold_at_a_cluster_ip_that_is_a_load_balancers_too(
     stage: Stage, family: int
 ) -> None:
@@ -104,6 +116,9 @@ def test_ranges_hold_at_a_cluster_ip_that_is_a_load_balancers_too(
         _assert_restricted(stage, stage.here[1], proto, vip, port)
 
 
+@pytest.mark.behaviour(
+    "Load balancers and external IPs: Source ranges and an address with two roles",
+)
 def test_ranges_hold_at_an_address_of_the_node(stage: Stage, family: int) -> None:
     """The address is the node's, an external IP and a load balancer's; other ports stay open."""
     first, second = client_addresses(stage.cluster, family)[:2]
@@ -118,6 +133,7 @@ def test_ranges_hold_at_an_address_of_the_node(stage: Stage, family: int) -> Non
 
 
 @pytest.mark.parametrize("policy", ["Cluster", "Local"])
+@pytest.mark.behaviour("Load balancers and external IPs: External IP equal to the cluster IP")
 def test_a_cluster_ip_named_as_external_ip_stays_a_cluster_ip(
     stage: Stage, family: int, policy: str
 ) -> None:
@@ -136,6 +152,9 @@ def test_a_cluster_ip_named_as_external_ip_stays_a_cluster_ip(
 
 
 @pytest.mark.parametrize("older", ["external", "balanced"])
+@pytest.mark.behaviour(
+    "Conflicts and invalid objects: External IP of one Service, load-balancer IP of another",
+)
 def test_two_services_name_one_address_in_different_fields(
     stage: Stage, family: int, older: str
 ) -> None:

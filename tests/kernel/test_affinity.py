@@ -60,6 +60,7 @@ def _choices(
 
 
 @protocols
+@pytest.mark.behaviour("Session affinity: `ClientIP`")
 def test_a_client_sticks_and_clients_spread(stage: Stage, family: int, proto: str) -> None:
     offer = _sticky(stage, family, 600)
     port = dict(offer.ports)[proto]
@@ -70,6 +71,7 @@ def test_a_client_sticks_and_clients_spread(stage: Stage, family: int, proto: st
     assert_even(counts, among=2)
 
 
+@pytest.mark.behaviour("Session affinity: `ClientIP`")
 def test_pods_and_the_node_stick_too(stage: Stage, family: int) -> None:
     offer = _sticky(stage, family, 600)
     for host in (*stage.here, stage.there[0], stage.node):
@@ -77,6 +79,7 @@ def test_pods_and_the_node_stick_too(stage: Stage, family: int) -> None:
             assert len(ask(host, proto, offer.vip, port)) == 1
 
 
+@pytest.mark.behaviour("Session affinity: `timeoutSeconds`")
 def test_a_client_may_move_when_its_time_is_over(stage: Stage) -> None:
     """Each connection restarts the time-out; after it, clients may get another endpoint.
 
@@ -105,6 +108,7 @@ def test_a_client_may_move_when_its_time_is_over(stage: Stage) -> None:
         assert set(now.values()) == {"pod1a", "pod1b"}
 
 
+@pytest.mark.behaviour("Session affinity: Lost endpoint")
 def test_clients_of_a_removed_endpoint_move_and_others_stay(stage: Stage, family: int) -> None:
     stayed, removed, new = *stage.here, stage.there[0]
     offer = _sticky(stage, family, 600)
@@ -119,6 +123,7 @@ def test_clients_of_a_removed_endpoint_move_and_others_stay(stage: Stage, family
 
 
 @pytest.mark.parametrize("policy", ["Cluster", "Local"])
+@pytest.mark.behaviour("Session affinity: Node ports and policies")
 def test_clients_stick_through_node_ports(stage: Stage, family: int, policy: str) -> None:
     offer = _sticky(stage, family, 600, type="NodePort", externalTrafficPolicy=policy)
     address = stage.node.ip(family)
@@ -128,6 +133,7 @@ def test_clients_stick_through_node_ports(stage: Stage, family: int, policy: str
         assert _choices(stage, proto, address, port) == first
 
 
+@pytest.mark.behaviour("Session affinity: Node ports and policies")
 def test_clients_stick_with_the_local_internal_policy(stage: Stage, family: int) -> None:
     offer = _sticky(stage, family, 600, internalTrafficPolicy="Local")
     first = _choices(stage, "tcp", offer.vip, 80)
@@ -135,6 +141,7 @@ def test_clients_stick_with_the_local_internal_policy(stage: Stage, family: int)
     assert _choices(stage, "tcp", offer.vip, 80) == first
 
 
+@pytest.mark.behaviour("Session affinity: Node ports and policies")
 def test_sources_are_as_without_affinity(stage: Stage, family: int) -> None:
     offer = _sticky(stage, family, 600)
     for proto, port in offer.ports:
@@ -143,6 +150,7 @@ def test_sources_are_as_without_affinity(stage: Stage, family: int) -> None:
         assert ask(stage.client, proto, offer.vip, port) < stage.masqueraded(stage.here, family)
 
 
+@pytest.mark.behaviour("Session affinity: Changes")
 def test_affinity_may_be_switched_on_and_off(stage: Stage, family: int) -> None:
     offer = stage.offer(family, all_at(stage.here, family))
     assert len(ask(stage.client, "tcp", offer.vip, 80)) == 2

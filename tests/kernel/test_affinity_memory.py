@@ -57,6 +57,7 @@ def _sets(stage: Stage) -> set[str]:
     return set(stage.node.netns.run("ipset", "list", "-n").stdout.split())
 
 
+@pytest.mark.behaviour("Session affinity: Many clients")
 def test_hundreds_of_clients_stay_with_their_endpoint(stage_with: StageWith, family: int) -> None:
     stage = stage_with()
     offer = _sticky(stage, family)

@@ -15,6 +15,10 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.mark.parametrize("source", ["pod1a", "node1", "client"])
+@pytest.mark.behaviour(
+    "Cluster IPs: Reachability",
+    "Cluster IPs: Sources",
+)
 def test_every_client_reaches_every_endpoint(stage: Stage, family: int, source: str) -> None:
     pods = [*stage.here, stage.there[0]]
     offer = stage.offer(family, all_at(pods, family))
@@ -28,6 +32,7 @@ def test_every_client_reaches_every_endpoint(stage: Stage, family: int, source: 
         assert ask(host, proto, offer.vip, port) == expected
 
 
+@pytest.mark.behaviour("Cluster IPs: Reachability")
 def test_a_pod_of_another_node_is_served_through_this_one(stage: Stage, family: int) -> None:
     offer = stage.offer(family, all_at(stage.here, family))
     pod = stage.there[0]
@@ -36,6 +41,7 @@ def test_a_pod_of_another_node_is_served_through_this_one(stage: Stage, family: 
 
 
 @pytest.mark.parametrize("proto", ["tcp", "udp"])
+@pytest.mark.behaviour("Cluster IPs: Even distribution")
 def test_connections_are_spread_evenly(stage: Stage, family: int, proto: str) -> None:
     offer = stage.offer(family, all_at(stage.cluster.pods, family))
     number = dict(offer.ports)[proto]
@@ -43,6 +49,7 @@ def test_connections_are_spread_evenly(stage: Stage, family: int, proto: str) ->
 
 
 @pytest.mark.parametrize("among", [8, 9, 20])
+@pytest.mark.behaviour("Cluster IPs: Even distribution")
 def test_many_endpoints_share_evenly(stage: Stage, family: int, among: int) -> None:
     """Each endpoint is a separate port of one pod, whose backlog counts connections."""
     pod = stage.here[0]
@@ -95,6 +102,7 @@ def _accepted(listening: dict[int, socket.socket]) -> list[tuple[int, int]]:
     return [(port, count(server)) for port, server in listening.items()]
 
 
+@pytest.mark.behaviour("Cluster IPs: Several ports")
 def test_each_port_leads_to_its_own_target(stage: Stage, family: int) -> None:
     """Two ports of one protocol, whose target ports are matched by name in the slice."""
     first, second = stage.here
@@ -115,6 +123,7 @@ def test_each_port_leads_to_its_own_target(stage: Stage, family: int) -> None:
     assert servers(stage.client, "tcp", offer.vip, 443) == {"pod1b"}
 
 
+@pytest.mark.behaviour("Cluster IPs: Named target ports")
 def test_a_named_target_port_may_differ_between_pods(stage: Stage, family: int) -> None:
     first, second = stage.here
     first.traffic.serve(tcp=[9103])
@@ -141,6 +150,7 @@ def _two_slices(offer: Offer, first: list[m.Object], second: list[m.Object]) -> 
     )
 
 
+@pytest.mark.behaviour("Cluster IPs: Several EndpointSlices")
 def test_slices_of_a_service_are_merged(stage: Stage, family: int) -> None:
     offer = stage.offer(family)
     _two_slices(offer, [at(stage.here[0], family)], [at(stage.there[0], family)])
@@ -148,6 +158,7 @@ def test_slices_of_a_service_are_merged(stage: Stage, family: int) -> None:
         assert servers(stage.client, proto, offer.vip, port) == {"pod1a", "pod2a"}
 
 
+@pytest.mark.behaviour("Cluster IPs: Duplicate endpoints")
 def test_an_endpoint_in_two_slices_counts_once(stage: Stage, family: int) -> None:
     first, second = stage.here
     offer = stage.offer(family)
@@ -169,6 +180,7 @@ def test_an_endpoint_in_two_slices_counts_once(stage: Stage, family: int) -> Non
 
 
 @pytest.mark.parametrize("placed", [True, False])
+@pytest.mark.behaviour("Cluster IPs: Hairpin")
 def test_a_pod_reaches_itself(stage: Stage, family: int, *, placed: bool) -> None:
     """Also if a manually created slice does not name the pod's node."""
     pod = stage.here[0]
@@ -177,6 +189,7 @@ def test_a_pod_reaches_itself(stage: Stage, family: int, *, placed: bool) -> Non
         assert ask(pod, proto, offer.vip, port, n=10) == {(pod.name, stage.masked(pod, family))}
 
 
+@pytest.mark.behaviour("Cluster IPs: Hairpin")
 def test_a_pod_reaches_itself_despite_session_affinity(stage: Stage, family: int) -> None:
     pod = stage.here[0]
     offer = stage.offer(family, [at(pod, family)], sessionAffinity="ClientIP")
@@ -184,6 +197,7 @@ def test_a_pod_reaches_itself_despite_session_affinity(stage: Stage, family: int
         assert ask(pod, proto, offer.vip, port, n=10) == {(pod.name, stage.masked(pod, family))}
 
 
+@pytest.mark.behaviour("Cluster IPs: Host network")
 def test_a_node_is_an_endpoint_of_its_own_host_network(stage: Stage, family: int) -> None:
     node, pod = stage.node, stage.here[0]
     node.traffic.serve(tcp=[9105])
@@ -195,6 +209,7 @@ def test_a_node_is_an_endpoint_of_its_own_host_network(stage: Stage, family: int
     assert {server for server, _ in answered} == {"node1"}
 
 
+@pytest.mark.behaviour("Cluster IPs: Host network")
 def test_another_node_is_an_endpoint(stage: Stage, family: int) -> None:
     stage.other.traffic.serve(tcp=[9106])
     ports = [m.port(443, name="https", target=9106)]
@@ -206,6 +221,7 @@ def test_another_node_is_an_endpoint(stage: Stage, family: int) -> None:
     assert ask(stage.client, "tcp", offer.vip, 443, n=5) == masked
 
 
+@pytest.mark.behaviour("Cluster IPs: Open TCP connections")
 def test_open_connections_stay_with_their_endpoint(stage: Stage, family: int) -> None:
     first, second = stage.here
     offer = stage.offer(family, [at(first, family)])

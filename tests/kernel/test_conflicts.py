@@ -41,6 +41,9 @@ class Rivals:
 
 
 @ways
+@pytest.mark.behaviour(
+    "Conflicts and invalid objects: Two Services with the same node port, load-balancer IP or external IP",
+)
 def test_the_older_service_keeps_the_address(stage: Stage, family: int, way: str) -> None:
     """Regardless of the order of arrival; the younger takes over when the older is deleted."""
     rivals = Rivals(stage, family, way)
@@ -59,6 +62,7 @@ def test_the_older_service_keeps_the_address(stage: Stage, family: int, way: str
 
 
 @ways
+@pytest.mark.behaviour("Conflicts and invalid objects: The Service that loses a conflict")
 def test_the_loser_works_at_its_other_addresses(stage: Stage, family: int, way: str) -> None:
     rivals = Rivals(stage, family, way)
     rivals.offer(0, OLD)
@@ -67,6 +71,9 @@ def test_the_loser_works_at_its_other_addresses(stage: Stage, family: int, way: 
 
 
 @ways
+@pytest.mark.behaviour(
+    "Conflicts and invalid objects: Two Services with the same node port, load-balancer IP or external IP",
+)
 def test_an_older_service_gives_up_its_claim(stage: Stage, family: int, way: str) -> None:
     """The Service stays, without the disputed address."""
     rivals = Rivals(stage, family, way)
@@ -82,6 +89,9 @@ def test_an_older_service_gives_up_its_claim(stage: Stage, family: int, way: str
     assert rivals.servers() == {"pod1b"}
 
 
+@pytest.mark.behaviour(
+    "Conflicts and invalid objects: Two Services with the same node port, load-balancer IP or external IP",
+)
 def test_of_equal_age_the_first_by_name_wins(stage: Stage, family: int) -> None:
     rivals = Rivals(stage, family, "external IP")
     second = rivals.offer(1, OLD, name="name-b")
@@ -92,6 +102,7 @@ def test_of_equal_age_the_first_by_name_wins(stage: Stage, family: int) -> None:
     second.remove()
 
 
+@pytest.mark.behaviour("Conflicts and invalid objects: Cluster IPs")
 def test_no_service_takes_over_a_cluster_ip(stage: Stage, family: int) -> None:
     """Not even an older Service that names it as its external or load balancer IP."""
     victim = stage.offer(family, [at(stage.here[0], family)], created=NEW)
@@ -111,6 +122,7 @@ def test_no_service_takes_over_a_cluster_ip(stage: Stage, family: int) -> None:
     assert servers(stage.client, "tcp", victim.vip, 80, n=20) == {"pod1a"}
 
 
+@pytest.mark.behaviour("Conflicts and invalid objects: Different ports")
 def test_different_ports_of_one_address_are_no_conflict(stage: Stage, family: int) -> None:
     shared = stage.address(family, outside=True)
     for pod, number in zip(stage.here, (80, 443), strict=True):
@@ -124,6 +136,7 @@ def test_different_ports_of_one_address_are_no_conflict(stage: Stage, family: in
     assert servers(stage.client, "tcp", shared, 443, n=10) == {"pod1b"}
 
 
+@pytest.mark.behaviour("Conflicts and invalid objects: The Service that loses a conflict")
 def test_a_conflict_is_logged_once(stage: Stage, family: int) -> None:
     rivals = Rivals(stage, family, "external IP")
     rivals.offer(0, OLD)

@@ -75,6 +75,9 @@ def _refused(stage: Stage) -> float:
     return metrics.value("svcproxy_refused_inputs_total", input="http", limit="descriptors")
 
 
+@pytest.mark.behaviour(
+    "Load balancers and external IPs: `healthCheckNodePort` and file descriptors",
+)
 def test_the_soft_limit_is_no_limit(stage_with: StageWith) -> None:
     stage = _stage(stage_with, 1024, 8192)
     _many(stage)
@@ -85,6 +88,9 @@ def test_the_soft_limit_is_no_limit(stage_with: StageWith) -> None:
     assert _events(stage) == []
 
 
+@pytest.mark.behaviour(
+    "Load balancers and external IPs: `healthCheckNodePort` and file descriptors",
+)
 def test_ports_beyond_the_hard_limit_leave_the_rest_alone(stage_with: StageWith) -> None:
     stage = _stage(stage_with, 256, 256)
     offers = _many(stage)

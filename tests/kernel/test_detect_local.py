@@ -14,6 +14,7 @@ def _node(stage: Stage, *pod_cidrs: str) -> m.Object:
     )
 
 
+@pytest.mark.behaviour("Masquerading: `ClusterCIDR`")
 def test_cluster_cidr_takes_all_pods_for_local(stage_with: StageWith, family: int) -> None:
     stage = stage_with(detect_local_mode="ClusterCIDR")
     offer = stage.offer(family, all_at(stage.here, family))
@@ -24,6 +25,7 @@ def test_cluster_cidr_takes_all_pods_for_local(stage_with: StageWith, family: in
         assert seen == stage.masqueraded(stage.here, family)
 
 
+@pytest.mark.behaviour("Masquerading: `ClusterCIDR`")
 def test_cluster_cidr_may_be_given_for_one_family(stage_with: StageWith) -> None:
     stage = stage_with(cluster_cidr="10.244.0.0/16")
     for family in (4, 6):
@@ -36,6 +38,7 @@ def test_cluster_cidr_may_be_given_for_one_family(stage_with: StageWith) -> None
         assert ask(stage.client, "tcp", offer.vip, 80) == expected
 
 
+@pytest.mark.behaviour("Masquerading: `NodeCIDR`")
 def test_node_cidr_takes_pods_of_this_node_for_local(stage_with: StageWith, family: int) -> None:
     stage = stage_with(detect_local_mode="NodeCIDR", cluster_cidr=None)
     stage.put_node(_node(stage, *stage.node.pod_cidrs))
@@ -47,6 +50,7 @@ def test_node_cidr_takes_pods_of_this_node_for_local(stage_with: StageWith, fami
             assert ask(host, proto, offer.vip, port) == stage.masqueraded(stage.here, family)
 
 
+@pytest.mark.behaviour("Masquerading: `NodeCIDR` after the start")
 def test_node_cidr_appears_while_the_daemon_runs(stage_with: StageWith, family: int) -> None:
     """Services work from the start; masquerading begins with the Node's ``podCIDRs``."""
     stage = stage_with(detect_local_mode="NodeCIDR", cluster_cidr=None)
@@ -65,6 +69,7 @@ def test_node_cidr_appears_while_the_daemon_runs(stage_with: StageWith, family: 
             assert ask(pod, proto, offer.vip, port) == stage.kept(pod, stage.here, family)
 
 
+@pytest.mark.behaviour("Masquerading: `NodeCIDR` after the start")
 def test_changed_node_cidrs_are_followed(stage_with: StageWith, family: int) -> None:
     stage = stage_with(detect_local_mode="NodeCIDR", cluster_cidr=None)
     offer = stage.offer(family, all_at(stage.here, family))
@@ -80,6 +85,7 @@ def test_changed_node_cidrs_are_followed(stage_with: StageWith, family: int) -> 
 
 
 @pytest.mark.parametrize("detection", ["on", "off"])
+@pytest.mark.behaviour("Traffic policies: `externalTrafficPolicy: Local`, pods")
 def test_detection_decides_who_is_a_pod_for_external_addresses(
     stage_with: StageWith, family: int, detection: str
 ) -> None:
@@ -99,6 +105,7 @@ def test_detection_decides_who_is_a_pod_for_external_addresses(
         assert seen == stage.kept(stage.there[1], [near], family)
 
 
+@pytest.mark.behaviour("Masquerading: `NodeCIDR`")
 def test_the_other_nodes_object_does_not_matter(stage_with: StageWith, family: int) -> None:
     stage = stage_with(detect_local_mode="NodeCIDR", cluster_cidr=None)
     stage.put_node(m.node(stage.other.name, pod_cidrs=stage.node.pod_cidrs))
@@ -117,6 +124,7 @@ INTERFACES = {
 
 
 @pytest.mark.parametrize("mode", INTERFACES)
+@pytest.mark.behaviour("Masquerading: `BridgeInterface`, `InterfaceNamePrefix`")
 def test_interfaces_take_pods_of_this_node_for_local(
     stage_with: StageWith, family: int, mode: str
 ) -> None:
@@ -131,6 +139,7 @@ def test_interfaces_take_pods_of_this_node_for_local(
 
 
 @pytest.mark.parametrize("mode", INTERFACES)
+@pytest.mark.behaviour("Masquerading: `BridgeInterface`, `InterfaceNamePrefix`")
 def test_interfaces_decide_who_is_a_pod_for_external_addresses(
     stage_with: StageWith, family: int, mode: str
 ) -> None:
@@ -148,6 +157,7 @@ def test_interfaces_decide_who_is_a_pod_for_external_addresses(
 
 
 @pytest.mark.parametrize("mode", INTERFACES)
+@pytest.mark.behaviour("Masquerading: `BridgeInterface`, `InterfaceNamePrefix`")
 def test_with_a_missing_interface_all_clients_are_outside(
     stage_with: StageWith, family: int, mode: str
 ) -> None:

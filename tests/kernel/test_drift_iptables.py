@@ -77,6 +77,7 @@ def own_rules(stage: Stage) -> list[str]:
         RELOAD,
     ],
 )
+@pytest.mark.behaviour("The kernel: Repair")
 def test_damage_is_repaired_within_a_second(
     stage: Stage, damage: str, say: Say, request: pytest.FixtureRequest
 ) -> None:
@@ -110,6 +111,7 @@ def test_own_changes_are_not_repaired(stage: Stage, quiet: None) -> None:
     assert noticed(stage) == seen
 
 
+@pytest.mark.behaviour("The kernel: Busy neighbours")
 def test_changes_of_other_chains_cause_no_resync(stage: Stage, quiet: None) -> None:
     stage.offer(4, all_at(stage.here, 4))
     stage.daemon.wait_idle(1.6)
@@ -124,6 +126,7 @@ def test_changes_of_other_chains_cause_no_resync(stage: Stage, quiet: None) -> N
     assert comparisons(stage) == before + 1
 
 
+@pytest.mark.behaviour("The kernel: Busy neighbours")
 def test_frequent_changes_by_another_process_cause_few_resyncs(
     stage: Stage, quiet: None, say: Say
 ) -> None:

@@ -73,6 +73,7 @@ def listed(cluster: Cluster, family: int) -> str:
         "add rule {table} svcproxy filter-forward ct status dnat drop",
     ],
 )
+@pytest.mark.behaviour("nftables mode: Repair")
 def test_damage_is_repaired_within_a_second(
     cluster: Cluster, daemon: Daemon, family: int, damage: str
 ) -> None:
@@ -96,6 +97,7 @@ def test_damage_is_repaired_within_a_second(
     assert daemon.wait_log("kernel.changed_by_others process=nft")
 
 
+@pytest.mark.behaviour("nftables mode: Own transactions")
 def test_own_changes_are_no_damage(
     cluster: Cluster, daemon: Daemon, folder: ManifestFolder
 ) -> None:
@@ -109,6 +111,7 @@ def test_own_changes_are_no_damage(
     assert external_changes(daemon) == reported
 
 
+@pytest.mark.behaviour("nftables mode: Tables of other programs")
 def test_tables_of_other_programs_are_ignored(cluster: Cluster, daemon: Daemon) -> None:
     nft = partial(cluster.nodes[0].netns.run, "nft")
     before, repaired = external_changes(daemon), repairs(daemon)
@@ -122,6 +125,7 @@ def test_tables_of_other_programs_are_ignored(cluster: Cluster, daemon: Daemon) 
     nft("delete", "table", "ip", "another-program")
 
 
+@pytest.mark.behaviour("nftables mode: SIGTERM")
 def test_the_tables_stay_when_the_daemon_is_terminated(cluster: Cluster, daemon: Daemon) -> None:
     before = [listed(cluster, family) for family in VIPS]
     load = cluster.client.traffic.load("tcp", VIPS[4], 80, rate=300, timeout=0.2)

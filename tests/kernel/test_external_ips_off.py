@@ -7,6 +7,9 @@ from tests.kernel.conftest import StageWith, all_at, ask, assert_dropped
 pytestmark = pytest.mark.kernel
 
 
+@pytest.mark.behaviour(
+    "Load balancers and external IPs: `--feature-gates=AllowServiceExternalIPs=false`",
+)
 def test_external_ips_are_not_served_and_all_else_is(stage_with: StageWith, family: int) -> None:
     stage = stage_with(feature_gates="AllowServiceExternalIPs=false")
     pods = [stage.here[0]]

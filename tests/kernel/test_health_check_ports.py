@@ -40,6 +40,7 @@ def _is_closed(stage: Stage, family: int, port: int) -> bool:
     return stage.client.traffic.fetch(port, address=stage.node.ip(family), timeout=1.0)[0] == 0
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: `healthCheckNodePort`")
 def test_the_node_is_healthy_while_it_has_ready_endpoints(stage: Stage, family: int) -> None:
     near, also_near, far = *stage.here, stage.there[0]
     offer, port = _checked(stage, family)
@@ -54,6 +55,7 @@ def test_the_node_is_healthy_while_it_has_ready_endpoints(stage: Stage, family: 
     eventually(lambda: _is_closed(stage, family, port), "the closed port")
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: `healthCheckNodePort`")
 def test_the_port_goes_with_the_local_policy(stage: Stage, family: int) -> None:
     offer, port = _checked(stage, family)
     offer.endpoints(at(stage.here[0], family))
@@ -80,6 +82,9 @@ def closed_node(stage: Stage, family: int) -> Iterator[None]:
 
 
 @pytest.mark.iptables_only
+@pytest.mark.behaviour(
+    "Load balancers and external IPs: `healthCheckNodePort` behind a firewall",
+)
 def test_a_firewall_does_not_hide_the_port(stage: Stage, family: int, closed_node: None) -> None:
     offer, port = _checked(stage, family)
     offer.endpoints(at(stage.here[0], family))
@@ -89,6 +94,7 @@ def test_a_firewall_does_not_hide_the_port(stage: Stage, family: int, closed_nod
 
 
 @pytest.mark.nftables_only
+@pytest.mark.behaviour("nftables mode: `healthCheckNodePort` behind a firewall")
 def test_a_firewall_has_to_open_the_port_for_nftables_mode(
     stage: Stage, family: int, closed_node: None
 ) -> None:
@@ -106,6 +112,9 @@ def test_a_firewall_has_to_open_the_port_for_nftables_mode(
     assert servers(stage.client, "tcp", offer.vip, 80, n=3)
 
 
+@pytest.mark.behaviour(
+    "Load balancers and external IPs: `healthCheckNodePort` and unknown port names",
+)
 def test_endpoints_of_a_port_that_the_service_lacks_do_not_count(stage: Stage, family: int) -> None:
     """They get no traffic, so they do not count. kube-proxy counts them, and answers 200."""
     offer, port = _checked(stage, family)

@@ -35,6 +35,7 @@ def hostile(stage: Stage, place: str, text: str) -> Object:
 
 @pytest.mark.parametrize("text", NAMES.values(), ids=NAMES)
 @pytest.mark.parametrize("place", ["name", "namespace", "port"])
+@pytest.mark.behaviour("Conflicts and invalid objects: Names that contain rules")
 def test_a_name_cannot_become_a_rule(stage: Stage, place: str, text: str) -> None:
     served = stage.offer(4, [at(stage.here[0], 4)])
     refused = stage.offer(4)

@@ -45,6 +45,7 @@ HOSTILE = (
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 @pytest.mark.parametrize("step", ["incremental", "scratch"])
+@pytest.mark.behaviour("The kernel: Hostile names")
 def test_a_hostile_name_writes_no_rule_of_its_own(bench: Bench, name: str, step: str) -> None:
     before = bench.saved()["filter"]
     hostile = port(1, name)
@@ -73,6 +74,7 @@ def test_a_hostile_name_writes_no_rule_of_its_own(bench: Bench, name: str, step:
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+@pytest.mark.behaviour("The kernel: Hostile names")
 def test_any_names_read_back_as_written(bench: Bench, names: list[tuple[str, str, str]]) -> None:
     ports = [port(number) for number in range(1, len(names) + 1)]
     named = [
@@ -99,6 +101,7 @@ COMPATIBLE = (
 )
 
 
+@pytest.mark.behaviour("The kernel: Idle")
 def test_ipv6_addresses_are_written_once(space: NetNS, variant: Variant) -> None:
     bench = Bench(space, variant, IPFamily.IPV6)
     ports = []
@@ -141,6 +144,7 @@ FOREIGN = (
 )
 
 
+@pytest.mark.behaviour("The kernel: Unusual rules of other programs")
 def test_foreign_rules_do_not_disturb(bench: Bench) -> None:
     """Comments with newlines and invalid UTF-8, interfaces and chains with quotes."""
     bench.put(port(1), port(2))

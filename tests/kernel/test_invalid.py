@@ -98,6 +98,7 @@ def _arrives(watch: Watch, sequence: int) -> bool:
     return True
 
 
+@pytest.mark.behaviour("The kernel: INVALID packets")
 def test_an_unsolicited_answer_is_dropped(stage: Stage, family: int) -> None:
     client, pod = stage.client, stage.here[0]
     number = random.randrange(2**31)
@@ -127,6 +128,7 @@ def test_what_is_dropped_is_counted(stage: Stage, family: int) -> None:
     eventually(lambda: dropped() == before + 1, "one more packet")
 
 
+@pytest.mark.behaviour("The kernel: INVALID packets")
 def test_an_answer_out_of_its_window_is_dropped(stage: Stage, family: int) -> None:
     """Untranslated, it would reach the client from an unknown address and reset the connection."""
     asking, pod = stage.here[1], stage.here[0]

@@ -34,6 +34,7 @@ def annotated(stage: Stage, family: int, **annotations: str) -> Offer:
     return offer
 
 
+@pytest.mark.behaviour("IPVS mode: Schedulers")
 def test_every_scheduler_can_be_asked_for(stage: Stage, family: int) -> None:
     servers = Servers(stage.node, family)
     for scheduler in sorted(SCHEDULERS):
@@ -46,6 +47,7 @@ def test_every_scheduler_can_be_asked_for(stage: Stage, family: int) -> None:
         offer.remove()
 
 
+@pytest.mark.behaviour("IPVS mode: Scheduler flags")
 def test_scheduler_flags_can_be_asked_for(stage: Stage, family: int) -> None:
     servers = Servers(stage.node, family)
     both = annotated(stage, family, ipvs_scheduler="mh")
@@ -59,6 +61,7 @@ def test_scheduler_flags_can_be_asked_for(stage: Stage, family: int) -> None:
         assert found.flags & 0x18 == flags
 
 
+@pytest.mark.behaviour("IPVS mode: Unknown or missing schedulers")
 def test_an_unknown_scheduler_is_told_of_and_the_default_serves(stage: Stage, family: int) -> None:
     offer = annotated(stage, family, ipvs_scheduler="fastest")
     assert ask(stage.client, "tcp", offer.vip, 80, n=4)
@@ -67,6 +70,7 @@ def test_an_unknown_scheduler_is_told_of_and_the_default_serves(stage: Stage, fa
     assert "wlc" in line, "the remedy"
 
 
+@pytest.mark.behaviour("IPVS mode: Unknown or missing schedulers")
 def test_a_scheduler_without_its_module_is_told_of(stage: Stage, family: int) -> None:
     modprobe = Path("/proc/sys/kernel/modprobe")
     stage.node.netns.run("modprobe", "-r", "ip_vs_nq")
@@ -97,6 +101,7 @@ def connection(stage: Stage, family: int) -> Iterator[Callable[[str], socket.soc
         each.close()
 
 
+@pytest.mark.behaviour("IPVS mode: Removed endpoint")
 def test_a_leaving_endpoint_keeps_its_connections_only(stage: Stage, family: int) -> None:
     servers = Servers(stage.node, family)
     stays, leaves = stage.here
@@ -112,6 +117,7 @@ def test_a_leaving_endpoint_keeps_its_connections_only(stage: Stage, family: int
         assert isinstance(held.check(), Answer)
 
 
+@pytest.mark.behaviour("IPVS mode: End of draining")
 def test_an_endpoint_goes_when_its_last_connection_has_ended(
     stage: Stage, family: int, connection: Callable[[str], socket.socket]
 ) -> None:
@@ -130,6 +136,7 @@ def test_an_endpoint_goes_when_its_last_connection_has_ended(
     )
 
 
+@pytest.mark.behaviour("IPVS mode: End of draining")
 def test_an_endpoint_without_connections_goes_at_once(stage: Stage, family: int) -> None:
     servers = Servers(stage.node, family)
     stays = stage.here[0]
@@ -138,6 +145,7 @@ def test_an_endpoint_without_connections_goes_at_once(stage: Stage, family: int)
     assert servers.weights(offer.vip) == {stays.ip(family): 1}
 
 
+@pytest.mark.behaviour("IPVS mode: Deleted Service")
 def test_connections_outlast_the_service(stage: Stage, family: int) -> None:
     servers = Servers(stage.node, family)
     offer = stage.offer(family, [at(stage.here[0], family)], ports=WEB)
@@ -153,6 +161,7 @@ def test_connections_outlast_the_service(stage: Stage, family: int) -> None:
     eventually(lambda: servers.at(offer.vip) is None, "the end of the real server", timeout=25)
 
 
+@pytest.mark.behaviour("IPVS mode: Rolling update")
 def test_all_endpoints_are_replaced_under_load(stage: Stage, family: int) -> None:
     pods = [*stage.here, *stage.there]
     offer = stage.offer(family, all_at(pods[:2], family), ports=WEB)
@@ -167,6 +176,7 @@ def test_all_endpoints_are_replaced_under_load(stage: Stage, family: int) -> Non
         connection.close()
 
 
+@pytest.mark.behaviour("IPVS mode: Affinity to a removed endpoint")
 def test_a_client_with_affinity_leaves_a_removed_endpoint(stage: Stage, family: int) -> None:
     offer = stage.offer(
         family,
@@ -185,6 +195,7 @@ def test_a_client_with_affinity_leaves_a_removed_endpoint(stage: Stage, family: 
         assert isinstance(held.check(), Answer)
 
 
+@pytest.mark.behaviour("IPVS mode: Ports of the node")
 def test_nothing_else_of_the_node_is_reachable_at_a_service(stage: Stage, family: int) -> None:
     stage.node.traffic.serve(tcp=[9300])
     offer = stage.offer(family, [at(stage.here[0], family)], ports=WEB, type="LoadBalancer")
@@ -196,6 +207,7 @@ def test_nothing_else_of_the_node_is_reachable_at_a_service(stage: Stage, family
 
 
 @pytest.mark.parametrize("kind", ["external IP", "load balancer"])
+@pytest.mark.behaviour("IPVS mode: Addresses of other machines")
 def test_an_address_of_another_node_stays_reachable(stage: Stage, family: int, kind: str) -> None:
     """It would not be if the address were local to this node."""
     stage.other.traffic.serve(tcp=[9301])
@@ -211,6 +223,7 @@ def test_an_address_of_another_node_stays_reachable(stage: Stage, family: int, k
         assert answering(host, "tcp", other, 80, n=3) == {stage.here[0].name}
 
 
+@pytest.mark.behaviour("IPVS mode: Virtual servers of other programs")
 def test_virtual_servers_of_others_are_left_alone(stage: Stage, family: int) -> None:
     servers = Servers(stage.node, family)
     address = "192.0.2.77" if family == 4 else "2001:db8::77"
@@ -227,6 +240,7 @@ def test_virtual_servers_of_others_are_left_alone(stage: Stage, family: int) -> 
         servers.ask(lambda ipvs: ipvs.execute([DeleteVirtualServer(key)]))
 
 
+@pytest.mark.behaviour("IPVS mode: Cost of a change")
 def test_a_changed_endpoint_costs_the_same_among_many_services(stage: Stage, family: int) -> None:
     def messages() -> float:
         labels = {"ip_family": FAMILIES[family], "operation": "message"}
@@ -255,6 +269,7 @@ class Cost:
         return self._messages() - before
 
 
+@pytest.mark.behaviour("IPVS mode: Ports of the node")
 def test_a_node_port_is_served_at_cluster_addresses_only_by_its_service(
     stage: Stage, family: int
 ) -> None:

@@ -20,6 +20,7 @@ VARIANTS = ("ipvs",)
 RESYNCS = "kubeproxy_sync_full_proxy_rules_duration_seconds_count"
 
 
+@pytest.mark.behaviour("IPVS mode: End of draining")
 def test_a_limit_ends_connections_to_endpoints_that_left(
     stage_with: StageWith, family: int
 ) -> None:
@@ -37,12 +38,14 @@ def test_a_limit_ends_connections_to_endpoints_that_left(
         assert time.monotonic() - began > 2.9
 
 
+@pytest.mark.behaviour("IPVS mode: `--ipvs-strict-arp`")
 def test_arp_can_be_strict(stage_with: StageWith) -> None:
     stage = stage_with(ipvs_strict_arp="true")
     show = ("cat", *(f"/proc/sys/net/ipv4/conf/all/{n}" for n in ("arp_ignore", "arp_announce")))
     assert stage.node.netns.run(*show).stdout.split() == ["1", "2"]
 
 
+@pytest.mark.behaviour("IPVS mode: Schedulers")
 def test_the_default_scheduler_can_be_chosen(stage_with: StageWith, family: int) -> None:
     stage = stage_with(ipvs_scheduler="lc")
     offer = stage.offer(family, [at(stage.here[0], family)], ports=PORTS[:1])
@@ -51,6 +54,7 @@ def test_the_default_scheduler_can_be_chosen(stage_with: StageWith, family: int)
     assert found.scheduler == "lc"
 
 
+@pytest.mark.behaviour("IPVS mode: Virtual servers of other programs")
 def test_excluded_addresses_are_left_alone(stage_with: StageWith, family: int) -> None:
     """Other addresses on ``kube-ipvs0`` that no Service has are removed."""
     kept, removed = ("10.97.0.1", "10.98.0.1") if family == 4 else ("fd97::1", "fd98::1")

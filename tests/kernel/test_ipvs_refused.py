@@ -57,6 +57,7 @@ def reports(stage: Stage, offer: Offer) -> list[str]:
     return [line for line in stage.daemon.logs() if "refused" in line and name in line]
 
 
+@pytest.mark.behaviour("IPVS mode: Refused endpoint or address")
 def test_a_refused_endpoint_delays_no_other_service(stage: Stage, family: int) -> None:
     servers, pod = Servers(stage.node, family), stage.here[0]
     with impossible_endpoint(stage, family):
@@ -84,6 +85,7 @@ def test_a_refused_endpoint_delays_no_other_service(stage: Stage, family: int) -
     assert len(reports(stage, bad)) == 1
 
 
+@pytest.mark.behaviour("IPVS mode: Refused endpoint or address")
 def test_a_service_whose_only_endpoint_is_refused_can_be_changed_and_removed(
     stage: Stage, family: int
 ) -> None:

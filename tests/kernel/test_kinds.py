@@ -22,6 +22,9 @@ PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 HEADLESS = "service.kubernetes.io/headless"
 
 
+@pytest.mark.behaviour(
+    "Kinds of Services, and IP families: Headless and `ExternalName` Services",
+)
 def test_headless_services_are_left_alone(stage: Stage, family: int) -> None:
     """Not even their external IPs are served."""
     address = stage.address(family, outside=True)
@@ -33,6 +36,9 @@ def test_headless_services_are_left_alone(stage: Stage, family: int) -> None:
     assert_dropped(stage.client, "tcp", vip, 80)
 
 
+@pytest.mark.behaviour(
+    "Kinds of Services, and IP families: Headless and `ExternalName` Services",
+)
 def test_external_names_are_left_alone(stage: Stage, family: int) -> None:
     """Even if fields of their former type are still set."""
     address = stage.address(family, outside=True)
@@ -43,6 +49,9 @@ def test_external_names_are_left_alone(stage: Stage, family: int) -> None:
         assert_dropped(stage.client, "tcp", there, 80)
 
 
+@pytest.mark.behaviour(
+    "Kinds of Services, and IP families: `service.kubernetes.io/service-proxy-name`",
+)
 def test_services_of_another_proxy_are_left_alone(stage: Stage, family: int) -> None:
     """The label may be added and removed; its value does not matter."""
     offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
@@ -61,6 +70,7 @@ def test_services_of_another_proxy_are_left_alone(stage: Stage, family: int) -> 
                 assert_refused(stage.client, proto, address, port, how="reset")
 
 
+@pytest.mark.behaviour("Kinds of Services, and IP families: `service.kubernetes.io/headless`")
 def test_headless_slices_are_left_alone(stage: Stage, family: int) -> None:
     offer = stage.offer(family, all_at(stage.here, family))
     labelled = m.endpoint_slice(offer.service, all_at(stage.here, family))
@@ -69,6 +79,7 @@ def test_headless_slices_are_left_alone(stage: Stage, family: int) -> None:
     assert_refused(stage.client, "tcp", offer.vip, 80)
 
 
+@pytest.mark.behaviour("Kinds of Services, and IP families: `service.kubernetes.io/headless`")
 def test_slices_of_no_service_are_left_alone(stage: Stage, family: int) -> None:
     offer = stage.offer(family, all_at(stage.here[:1], family))
     orphan = m.endpoint_slice(offer.service, all_at(stage.here[1:], family), suffix="orphan")
@@ -77,6 +88,7 @@ def test_slices_of_no_service_are_left_alone(stage: Stage, family: int) -> None:
     assert servers(stage.client, "tcp", offer.vip, 80) == {"pod1a"}
 
 
+@pytest.mark.behaviour("Kinds of Services, and IP families: Namespaces")
 def test_a_namespace_keeps_services_of_the_same_name_apart(stage: Stage, family: int) -> None:
     first = stage.offer(family, [at(stage.here[0], family)], name="same", namespace="one")
     second = stage.offer(family, [at(stage.here[1], family)], name="same", namespace="two")
@@ -103,6 +115,7 @@ def _dual_stack(stage: Stage, first: int) -> tuple[Offer, dict[int, str], dict[i
     return offer, vips, slices
 
 
+@pytest.mark.behaviour("Kinds of Services, and IP families: Dual stack")
 def test_dual_stack_services_serve_both_families(stage: Stage, family: int) -> None:
     offer, vips, _ = _dual_stack(stage, first=family)
     for each, vip in vips.items():
@@ -116,6 +129,7 @@ def test_dual_stack_services_serve_both_families(stage: Stage, family: int) -> N
             )
 
 
+@pytest.mark.behaviour("Kinds of Services, and IP families: Dual stack")
 def test_the_families_of_a_dual_stack_service_have_their_own_endpoints(
     stage: Stage, family: int
 ) -> None:
@@ -127,6 +141,7 @@ def test_the_families_of_a_dual_stack_service_have_their_own_endpoints(
         assert_refused(stage.client, proto, vips[other], port)
 
 
+@pytest.mark.behaviour("Kinds of Services, and IP families: Single stack")
 def test_a_single_stack_service_serves_its_family_only(stage: Stage, family: int) -> None:
     """The other family is not served: there, the node port belongs to the node."""
     offer = stage.offer(family, all_at(stage.here, family), ports=PORTS, type="NodePort")
@@ -141,6 +156,7 @@ def test_a_single_stack_service_serves_its_family_only(stage: Stage, family: int
         assert_refused(stage.client, proto, stage.node.ip(other), port, how="reset")
 
 
+@pytest.mark.behaviour("Kinds of Services, and IP families: Dual stack")
 def test_a_service_may_become_dual_stack(stage: Stage, family: int) -> None:
     offer = stage.offer(family, all_at(stage.here, family))
     other = 10 - family

@@ -46,6 +46,7 @@ def _only(address: str) -> str:
     return f"{address}/{128 if ':' in address else 32}"
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: Load-balancer IPs")
 def test_the_address_is_served(stage: Stage, family: int) -> None:
     pods = [stage.here[0], stage.there[0]]
     address = stage.address(family, outside=True)
@@ -60,6 +61,7 @@ def test_the_address_is_served(stage: Stage, family: int) -> None:
         assert seen == stage.masqueraded(pods, family)
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: Hairpin")
 def test_a_pod_reaches_itself_through_the_load_balancer(stage: Stage, family: int) -> None:
     offer, address, _ = _balanced(stage, family, [])
     pod = stage.here[0]
@@ -67,6 +69,7 @@ def test_a_pod_reaches_itself_through_the_load_balancer(stage: Stage, family: in
         assert ask(pod, proto, address, port, n=5) == stage.masqueraded([pod], family)
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: Load-balancer IPs")
 def test_an_ingress_without_mode_is_served(stage: Stage, family: int) -> None:
     offer, address, pod = _balanced(stage, family, [])
     offer.load_balancer({"ip": address})
@@ -82,6 +85,7 @@ def _balancer(stage: Stage, address: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("source", ["pod1b", "node1"])
+@pytest.mark.behaviour("Load balancers and external IPs: `ipMode: Proxy`")
 def test_a_proxying_load_balancer_gets_its_traffic(stage: Stage, family: int, source: str) -> None:
     """With ``ipMode: Proxy``, connections leave the node for the balancer, here the client."""
     offer, address, _ = _balanced(stage, family, [])
@@ -95,12 +99,14 @@ def test_a_proxying_load_balancer_gets_its_traffic(stage: Stage, family: int, so
         assert servers(host, "tcp", address, 80, n=5) == {"pod1a"}
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: Host names")
 def test_an_ingress_with_a_name_only_is_no_address(stage: Stage, family: int) -> None:
     offer, address, pod = _balanced(stage, family, [])
     offer.load_balancer({"hostname": "lb.example.org"}, {"ip": address})
     assert servers(stage.client, "tcp", address, 80, n=5) == {pod}
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: Changed IP")
 def test_a_changed_address_is_followed(stage: Stage, family: int) -> None:
     offer, old, pod = _balanced(stage, family, [])
     new = stage.address(family, outside=True)
@@ -111,6 +117,7 @@ def test_a_changed_address_is_followed(stage: Stage, family: int) -> None:
         assert_dropped(stage.client, proto, old, port)
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: Load-balancer IPs")
 def test_several_addresses_are_served(stage: Stage, family: int) -> None:
     offer, first, pod = _balanced(stage, family, [])
     second = stage.address(family, outside=True)
@@ -119,6 +126,7 @@ def test_several_addresses_are_served(stage: Stage, family: int) -> None:
         assert servers(stage.client, "tcp", address, 80, n=3) == {pod}
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: No node ports")
 def test_no_node_ports_are_needed(stage: Stage, family: int) -> None:
     offer, address, pod = _balanced(stage, family, [], allocateLoadBalancerNodePorts=False)
     assert all("nodePort" not in port for port in offer.spec["ports"])
@@ -129,6 +137,7 @@ def test_no_node_ports_are_needed(stage: Stage, family: int) -> None:
 # --- loadBalancerSourceRanges --------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: `loadBalancerSourceRanges`")
 def test_only_clients_in_the_ranges_are_served(stage: Stage, family: int) -> None:
     first, second, third = client_addresses(stage.cluster, family)[:3]
     offer, address, pod = _balanced(stage, family, [_only(first), _only(second)])
@@ -141,6 +150,7 @@ def test_only_clients_in_the_ranges_are_served(stage: Stage, family: int) -> Non
         assert_dropped(stage.here[1], proto, address, port)
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: Source ranges without endpoints")
 def test_ranges_of_a_service_without_endpoints(stage: Stage, family: int) -> None:
     """In kube-proxy's nftables mode the ranges apply; in other modes all clients are refused."""
     first, second = client_addresses(stage.cluster, family)[:2]
@@ -152,6 +162,7 @@ def test_ranges_of_a_service_without_endpoints(stage: Stage, family: int) -> Non
     others(stage.here[1], "tcp", address, 80)
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: `loadBalancerSourceRanges`")
 def test_a_refused_packet_goes_nowhere(stage: Stage, family: int) -> None:
     _, address, _ = _balanced(stage, family, [_only(stage.address(family, outside=True))])
     with Watch(stage.client) as gateway, Watch(stage.here[0]) as pod:
@@ -160,6 +171,7 @@ def test_a_refused_packet_goes_nowhere(stage: Stage, family: int) -> None:
         assert not [packet for packet in pod.packets() if packet.flags & SYN]
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: Source ranges and other addresses")
 def test_ranges_do_not_restrict_other_addresses(stage: Stage, family: int) -> None:
     external = stage.address(family, outside=True)
     unused_range = _only(stage.address(family, outside=True))
@@ -173,6 +185,7 @@ def test_ranges_do_not_restrict_other_addresses(stage: Stage, family: int) -> No
         assert servers(stage.here[1], proto, offer.vip, port, n=3) == {pod}
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: Source ranges, spelling")
 def test_spaces_around_a_range_do_not_matter(stage: Stage, family: int) -> None:
     first, second = client_addresses(stage.cluster, family)[:2]
     _, address, pod = _balanced(stage, family, [f"  {_only(first)} "])
@@ -180,6 +193,7 @@ def test_spaces_around_a_range_do_not_matter(stage: Stage, family: int) -> None:
     assert_dropped(stage.client, "tcp", address, 80, source=second)
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: Source ranges, spelling")
 def test_a_range_of_everything_opens_the_load_balancer(stage: Stage, family: int) -> None:
     everything = "0.0.0.0/0" if family == 4 else "::/0"
     unused_range = _only(stage.address(family, outside=True))
@@ -188,12 +202,14 @@ def test_a_range_of_everything_opens_the_load_balancer(stage: Stage, family: int
         assert servers(host, "tcp", address, 80, n=3) == {pod}
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: Source ranges, spelling")
 def test_ranges_of_the_other_family_do_not_restrict(stage: Stage, family: int) -> None:
     other = "fd00:dead::/64" if family == 4 else "192.0.2.0/24"
     _, address, pod = _balanced(stage, family, [other])
     assert servers(stage.client, "tcp", address, 80, n=3) == {pod}
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: Source ranges, changes")
 def test_ranges_may_change(stage: Stage, family: int) -> None:
     first, second = client_addresses(stage.cluster, family)[:2]
     offer, address, pod = _balanced(stage, family, [_only(second)])
@@ -205,6 +221,7 @@ def test_ranges_may_change(stage: Stage, family: int) -> None:
     assert {server for server, _ in seen} == {pod}
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: Source ranges and the node")
 def test_a_node_is_served_if_the_ranges_hold_it(stage: Stage, family: int) -> None:
     """The address itself counts as the node's when the node has it, as many balancers want."""
     _, address, pod = _balanced(stage, family, [_only(stage.node.ip(family))])
@@ -217,6 +234,7 @@ def test_a_node_is_served_if_the_ranges_hold_it(stage: Stage, family: int) -> No
         assert_dropped(stage.client, proto, address, port)
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: Source ranges and the node")
 def test_a_node_is_not_served_if_the_ranges_do_not_hold_it(stage: Stage, family: int) -> None:
     _, address, _ = _balanced(stage, family, [_only(stage.client.ip(family))])
     for proto, port in (("tcp", 80), ("udp", 53)):
@@ -231,6 +249,7 @@ def test_a_node_is_not_served_if_the_ranges_do_not_hold_it(stage: Stage, family:
                 assert_dropped(stage.node, proto, address, port, source=address)
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: Source ranges and `Local`")
 def test_ranges_and_the_local_policy_go_together(stage: Stage, family: int) -> None:
     first, second = client_addresses(stage.cluster, family)[:2]
     offer, address, pod = _balanced(stage, family, [_only(first)], externalTrafficPolicy="Local")
@@ -242,6 +261,7 @@ def test_ranges_and_the_local_policy_go_together(stage: Stage, family: int) -> N
 # --- External IPs --------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: External IPs")
 def test_external_ips_are_served(stage: Stage, family: int) -> None:
     pods = [stage.here[0], stage.there[0]]
     addresses = [stage.address(family, outside=True) for _ in range(2)]
@@ -252,6 +272,7 @@ def test_external_ips_are_served(stage: Stage, family: int) -> None:
                 assert ask(host, proto, address, port) == stage.masqueraded(pods, family)
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: External IPs")
 def test_a_removed_external_ip_is_no_longer_served(stage: Stage, family: int) -> None:
     kept, removed = (stage.address(family, outside=True) for _ in range(2))
     offer = stage.offer(family, [at(stage.here[0], family)], externalIPs=[kept, removed])
@@ -261,6 +282,7 @@ def test_a_removed_external_ip_is_no_longer_served(stage: Stage, family: int) ->
     assert_dropped(stage.client, "tcp", removed, 80)
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: External IP of the node")
 def test_an_external_ip_may_be_an_address_of_the_node(stage: Stage, family: int) -> None:
     """Only the Service's port is translated; other ports at that address stay the node's."""
     ports: list[Object] = [m.port(8443, name="https", target=8080)]
@@ -273,6 +295,7 @@ def test_an_external_ip_may_be_an_address_of_the_node(stage: Stage, family: int)
     assert servers(stage.client, "tcp", stage.node.ip(family), 9400, n=3) == {"node1"}
 
 
+@pytest.mark.behaviour("Load balancers and external IPs: External IP of a `ClusterIP` Service")
 def test_an_external_ip_of_a_plain_service_follows_its_policy(stage: Stage, family: int) -> None:
     """A ``ClusterIP`` Service, too, can have external IPs with ``externalTrafficPolicy: Local``."""
     near, far = stage.here[0], stage.there[0]

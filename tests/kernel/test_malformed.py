@@ -79,6 +79,7 @@ def _skipped(stage: Stage) -> float:
     return stage.daemon.metrics().value(SKIPPED)
 
 
+@pytest.mark.behaviour("Conflicts and invalid objects: Malformed manifest")
 def test_a_malformed_manifest_is_reported_once_and_affects_no_other(
     stage: Stage, family: int
 ) -> None:
@@ -102,6 +103,7 @@ def test_a_malformed_manifest_is_reported_once_and_affects_no_other(
         written.remove()
 
 
+@pytest.mark.behaviour("Conflicts and invalid objects: Manifest that becomes malformed")
 def test_a_repaired_manifest_is_served(stage: Stage, family: int) -> None:
     written = Written(stage, family)
     written.write("80000")
@@ -110,6 +112,7 @@ def test_a_repaired_manifest_is_served(stage: Stage, family: int) -> None:
     written.remove()
 
 
+@pytest.mark.behaviour("Conflicts and invalid objects: Manifest that becomes malformed")
 def test_a_spoilt_manifest_keeps_its_last_good_state(stage: Stage, family: int) -> None:
     written = Written(stage, family)
     written.write("80")
@@ -121,6 +124,7 @@ def test_a_spoilt_manifest_keeps_its_last_good_state(stage: Stage, family: int) 
     written.remove()
 
 
+@pytest.mark.behaviour("Conflicts and invalid objects: Malformed manifest")
 def test_one_bad_object_does_not_spoil_others_of_its_file(stage: Stage, family: int) -> None:
     offer = stage.offer(family, [at(stage.here[0], family)])
     bad = stage.offer(family, [at(stage.here[1], family)], vip="no address")
@@ -131,6 +135,7 @@ def test_one_bad_object_does_not_spoil_others_of_its_file(stage: Stage, family: 
     bad.remove()
 
 
+@pytest.mark.behaviour("Conflicts and invalid objects: Malformed manifest")
 def test_a_file_that_is_no_manifest_is_reported(stage: Stage) -> None:
     stage.folder.write("notes.yaml", "just: [some, notes")
     stage.sync()

@@ -12,6 +12,7 @@ from tests.kernel.conftest import Stage, StageWith, all_at, ask, assert_dropped
 pytestmark = pytest.mark.kernel
 
 
+@pytest.mark.behaviour("Cluster IPs: Sources")
 def test_outside_traffic_is_masqueraded_and_pods_are_not(
     stage_with: StageWith, family: int
 ) -> None:
@@ -25,6 +26,7 @@ def test_outside_traffic_is_masqueraded_and_pods_are_not(
         assert ask(pod, proto, offer.vip, port) == stage.kept(pod, pods, family)
 
 
+@pytest.mark.behaviour("Masquerading: `--masquerade-all`")
 def test_masquerade_all_hides_pods_too(stage_with: StageWith, family: int) -> None:
     stage = stage_with(masquerade_all="true")
     pods = [*stage.here, stage.there[0]]
@@ -54,6 +56,7 @@ def _with_mark_bit(stage_with: StageWith, variant: str, bit: int, folder: Path) 
 
 
 @pytest.mark.parametrize("bit", [0, 31])
+@pytest.mark.behaviour("Masquerading: `--iptables-masquerade-bit`")
 def test_the_mark_bit_can_be_chosen(
     stage_with: StageWith, variant: str, family: int, bit: int, tmp_path: Path
 ) -> None:
@@ -76,6 +79,7 @@ def test_the_mark_bit_can_be_chosen(
         stage.iptables(family, "-t", "mangle", "-D", *rule)
 
 
+@pytest.mark.behaviour("Masquerading: Other traffic")
 def test_what_is_not_for_a_service_keeps_its_source(stage_with: StageWith, family: int) -> None:
     """Direct traffic to pods through the node is not masqueraded."""
     stage = stage_with(masquerade_all="true")
@@ -86,6 +90,7 @@ def test_what_is_not_for_a_service_keeps_its_source(stage_with: StageWith, famil
             assert seen == {(pod.name, host.ip(family))}
 
 
+@pytest.mark.behaviour("Masquerading: No detection")
 def test_without_detection_only_hairpins_are_masqueraded(
     stage_with: StageWith, family: int
 ) -> None:
@@ -103,6 +108,7 @@ def test_without_detection_only_hairpins_are_masqueraded(
         )
 
 
+@pytest.mark.behaviour("Masquerading: Marks of other programs")
 def test_the_mark_of_others_is_left_alone(stage_with: StageWith, family: int) -> None:
     """Other bits of a packet's mark neither cause nor prevent masquerading."""
     stage = stage_with()

@@ -113,6 +113,7 @@ def _refused(what: str) -> int:
 # --- No answer -----------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("The kernel: A kernel that does not answer")
 def test_nftables_requests_time_out(space: NetNS, peer: MakePeer) -> None:
     def work() -> None:
         client = NftablesClient(V4)
@@ -127,6 +128,7 @@ def test_nftables_requests_time_out(space: NetNS, peer: MakePeer) -> None:
     space.call(work)
 
 
+@pytest.mark.behaviour("The kernel: A kernel that does not answer")
 def test_requests_time_out(space: NetNS, peer: MakePeer) -> None:
     requests: list[Callable[[NetlinkClient], object]] = [
         lambda c: c.get(LINKS),
@@ -147,6 +149,7 @@ def test_requests_time_out(space: NetNS, peer: MakePeer) -> None:
     space.call(work)
 
 
+@pytest.mark.behaviour("The kernel: A kernel that does not answer")
 def test_conntrack_requests_time_out(
     space: NetNS, peer: MakePeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +225,7 @@ def test_nftables_recovers_when_descriptors_run_out(
 
 
 @pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED)
+@pytest.mark.behaviour("The kernel: A kernel that does not answer")
 def test_nftables_rejects_malformed_answers(space: NetNS, peer: MakePeer, answer: bytes) -> None:
     def work() -> None:
         client = NftablesClient(V4)
@@ -237,6 +241,7 @@ def test_nftables_rejects_malformed_answers(space: NetNS, peer: MakePeer, answer
 
 
 @pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED)
+@pytest.mark.behaviour("The kernel: A kernel that does not answer")
 def test_requests_reject_malformed_answers(space: NetNS, peer: MakePeer, answer: bytes) -> None:
     def work() -> None:
         client = NetlinkClient(ROUTE)
@@ -271,6 +276,7 @@ def _flood(space: NetNS) -> None:
     space.run("nft", "-f", "-", stdin=f"add table ip svcproxy\n{commands}")
 
 
+@pytest.mark.behaviour("The kernel: Lost events")
 def test_lost_nftables_events_trigger_a_resync(space: NetNS) -> None:
     reported: list[ExternalChange] = []
     before = _refused("enobufs")
@@ -283,6 +289,7 @@ def test_lost_nftables_events_trigger_a_resync(space: NetNS) -> None:
     assert _refused("enobufs") > before
 
 
+@pytest.mark.behaviour("The kernel: Lost events")
 def test_lost_address_events_trigger_a_resync(space: NetNS) -> None:
     calls: list[bool] = []
     before = _refused("enobufs")

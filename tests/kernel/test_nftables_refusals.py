@@ -119,6 +119,7 @@ def applied(limits: Limits, programmed: Programmed) -> Applied:
     return made
 
 
+@pytest.mark.behaviour("nftables mode: Refused element")
 def test_a_refused_port_does_not_block_the_others(applied: Applied) -> None:
     family = applied.family
     third, other = rejected(family, 3), served(family, 4)
@@ -134,6 +135,7 @@ def test_a_refused_port_does_not_block_the_others(applied: Applied) -> None:
     assert not logs, "the loop reports it"
 
 
+@pytest.mark.behaviour("nftables mode: Refused element")
 def test_a_refused_port_does_not_slow_down_the_others(applied: Applied) -> None:
     family = applied.family
     applied.change(rejected(family, 3))
@@ -157,6 +159,7 @@ def test_a_retry_reads_nothing_and_applies_the_others(applied: Applied) -> None:
     assert not applied.compare(*(rejected(family, n) for n in (1, 2)), other).operations
 
 
+@pytest.mark.behaviour("nftables mode: Refused element")
 def test_a_refused_port_recovers(applied: Applied) -> None:
     family = applied.family
     third = rejected(family, 3)
@@ -170,6 +173,7 @@ def test_a_refused_port_recovers(applied: Applied) -> None:
     assert not applied.compare(rejected(family, 2), third).operations
 
 
+@pytest.mark.behaviour("nftables mode: Refused element")
 def test_a_refused_port_keeps_its_previous_state(applied: Applied) -> None:
     """Even through full comparisons, and while the Service port keeps changing."""
     family = applied.family
@@ -188,6 +192,7 @@ def test_a_refused_port_keeps_its_previous_state(applied: Applied) -> None:
     ).operations
 
 
+@pytest.mark.behaviour("nftables mode: Refused element")
 def test_after_a_restart_a_refused_port_keeps_its_elements(applied: Applied) -> None:
     """The new process does not know the state that these elements belong to."""
     family = applied.family
@@ -216,6 +221,7 @@ def test_after_a_restart_a_refused_port_keeps_its_elements(applied: Applied) -> 
     assert not applied.compare(*everything).operations
 
 
+@pytest.mark.behaviour("nftables mode: Refused element")
 def test_a_first_sync_leaves_out_only_refused_ports(limits: Limits, programmed: Programmed) -> None:
     """Many elements share a message, and the kernel names at most one of them."""
     family = programmed.family
@@ -303,6 +309,7 @@ def _service(loop: FamilyLoop[KernelState, Plan], vip: str, number: int, *, read
         loop.inbox.put({(Kind.ENDPOINT_SLICE, name): piece})
 
 
+@pytest.mark.behaviour("nftables mode: Refused element")
 def test_the_loop_reports_a_refused_port_once_and_serves_the_others(
     limits: Limits, programmed: Programmed
 ) -> None:

@@ -176,6 +176,7 @@ def test_a_restart_changes_nothing(programmed: Programmed, family: IPFamily) -> 
     assert programmed.listed() == before
 
 
+@pytest.mark.behaviour("Cluster IPs: Spellings of IPv6 addresses")
 def test_a_restart_changes_nothing_at_ipv4_compatible_addresses(space: NetNS) -> None:
     """nft and ``ipaddress`` format such addresses differently."""
     family = IPFamily.IPV6

@@ -39,6 +39,7 @@ def chosen(stage: Stage, address: str, port: int, source: str) -> str:
     return outcome.server
 
 
+@pytest.mark.behaviour("nftables mode: Other ports of a cluster IP")
 def test_other_ports_of_a_cluster_ip_are_refused(stage: Stage, family: int) -> None:
     offer = stage.offer(family, all_at(stage.here, family))
     for host in (stage.client, stage.here[0], stage.there[0], stage.node):
@@ -47,6 +48,7 @@ def test_other_ports_of_a_cluster_ip_are_refused(stage: Stage, family: int) -> N
     assert servers(stage.client, "tcp", offer.vip, 80, n=3)
 
 
+@pytest.mark.behaviour("nftables mode: Unassigned cluster IPs")
 def test_unassigned_cluster_ips_are_dropped(stage: Stage, family: int) -> None:
     """ServiceCIDRs define the range of cluster IPs; without them, packets leave the node."""
     ranges = ["10.96.0.0/16", "fd00:10:96::/112"]
@@ -84,6 +86,7 @@ def test_unassigned_cluster_ips_are_dropped(stage: Stage, family: int) -> None:
     stage.put_service_cidrs()
 
 
+@pytest.mark.behaviour("nftables mode: Session affinity across addresses")
 def test_clients_keep_their_endpoint_through_all_frontends(stage: Stage, family: int) -> None:
     external = stage.address(family, outside=True)
     offer = stage.offer(
@@ -107,6 +110,7 @@ def test_clients_keep_their_endpoint_through_all_frontends(stage: Stage, family:
     )
 
 
+@pytest.mark.behaviour("nftables mode: Session affinity across addresses")
 def test_clients_keep_their_endpoint_when_the_daemon_restarts(stage: Stage, family: int) -> None:
     offer = stage.offer(family, all_at(stage.here, family), sessionAffinity="ClientIP")
     sources = client_addresses(stage.cluster, family)
@@ -117,6 +121,7 @@ def test_clients_keep_their_endpoint_when_the_daemon_restarts(stage: Stage, fami
     assert {source: chosen(stage, offer.vip, 80, source) for source in sources} == before
 
 
+@pytest.mark.behaviour("nftables mode: Session affinity across addresses")
 def test_a_client_does_not_return_to_its_former_endpoint(stage: Stage, family: int) -> None:
     """When the former endpoint is back, the client keeps the one that replaced it."""
     stays, leaves = stage.here
@@ -130,6 +135,7 @@ def test_a_client_does_not_return_to_its_former_endpoint(stage: Stage, family: i
     assert {chosen(stage, offer.vip, 80, source) for source in sources} == {stays.name}
 
 
+@pytest.mark.behaviour("nftables mode: Atomic changes")
 def test_no_connection_is_lost_while_lists_change_their_length(stage: Stage, family: int) -> None:
     """Each change moves the endpoints to another map, and adds or deletes a map."""
     pods = [*stage.here, *stage.there]

@@ -38,11 +38,13 @@ def _assert_all_refused(stage: Stage, family: int, offer: Offer, *outside: str) 
                 assert_refused(host, proto, address, port)
 
 
+@pytest.mark.behaviour("Which endpoints serve: No endpoint")
 def test_all_clients_are_refused_immediately(stage: Stage, family: int) -> None:
     offer, *outside = _everything(stage, family)
     _assert_all_refused(stage, family, offer, *outside)
 
 
+@pytest.mark.behaviour("Which endpoints serve: No endpoint, changes")
 def test_endpoints_are_added_and_removed(stage: Stage, family: int) -> None:
     offer, *outside = _everything(stage, family)
     pod = stage.here[0]
@@ -59,12 +61,14 @@ def test_endpoints_are_added_and_removed(stage: Stage, family: int) -> None:
 
 
 @pytest.mark.localhost
+@pytest.mark.behaviour("Which endpoints serve: No endpoint")
 def test_a_node_is_refused_its_own_node_port_on_localhost(stage: Stage) -> None:
     offer = stage.offer(4, type="NodePort")
     for proto, port in offer.node_ports:
         assert_refused(stage.node, proto, "127.0.0.1", port)
 
 
+@pytest.mark.behaviour("Which endpoints serve: No endpoint, packets of the node")
 def test_the_nodes_own_packets_to_outside_addresses_leave_the_node(
     stage: Stage, family: int
 ) -> None:
@@ -83,6 +87,7 @@ def test_the_nodes_own_packets_to_outside_addresses_leave_the_node(
             assert address in gateway.targets()
 
 
+@pytest.mark.behaviour("Which endpoints serve: No endpoint, changes")
 def test_refusals_end_with_the_service(stage: Stage, family: int) -> None:
     """A node port without a Service can be used by programs on the node again."""
     offer = stage.offer(family, type="NodePort")
@@ -99,6 +104,7 @@ def test_refusals_end_with_the_service(stage: Stage, family: int) -> None:
         assert seen == {("node1", stage.client.ip(family))}
 
 
+@pytest.mark.behaviour("Which endpoints serve: No endpoint, changes")
 def test_only_the_port_without_endpoints_is_refused(stage: Stage, family: int) -> None:
     offer = stage.offer(family, [at(stage.here[0], family)])
     slice_ = dict(offer.slices[""])

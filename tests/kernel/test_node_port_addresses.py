@@ -9,6 +9,7 @@ from tests.kernel.conftest import StageWith, ask, assert_refused, at, servers
 pytestmark = pytest.mark.kernel
 
 
+@pytest.mark.behaviour("Node ports: `--iptables-localhost-nodeports=false`")
 def test_localhost_node_ports_can_be_switched_off(stage_with: StageWith) -> None:
     stage = stage_with(iptables_localhost_nodeports="false")
     pod = stage.here[0]
@@ -19,6 +20,7 @@ def test_localhost_node_ports_can_be_switched_off(stage_with: StageWith) -> None
         assert ask(stage.node, proto, stage.node.ipv4, port, n=5) == stage.masqueraded([pod], 4)
 
 
+@pytest.mark.behaviour("Node ports: `--nodeport-addresses=CIDR`")
 def test_node_ports_only_on_addresses_of_given_ranges(stage_with: StageWith, family: int) -> None:
     stage = stage_with(nodeport_addresses="192.168.50.0/24,fd00:192:168:50::/64")
     pod = stage.here[0]
@@ -33,6 +35,7 @@ def test_node_ports_only_on_addresses_of_given_ranges(stage_with: StageWith, fam
         assert_refused(stage.node, "tcp", "127.0.0.1", offer.node_ports[0][1], how="reset")
 
 
+@pytest.mark.behaviour("Node ports: `--nodeport-addresses=CIDR`")
 def test_ranges_of_one_family_leave_the_other_open(stage_with: StageWith, family: int) -> None:
     other_range = "fd00:192:168:50::/64" if family == 4 else "192.168.50.0/24"
     stage = stage_with(nodeport_addresses=other_range)
@@ -44,6 +47,7 @@ def test_ranges_of_one_family_leave_the_other_open(stage_with: StageWith, family
 
 
 @pytest.mark.localhost
+@pytest.mark.behaviour("Node ports: `--nodeport-addresses=CIDR`")
 def test_a_loopback_range_serves_localhost_only(stage_with: StageWith) -> None:
     stage = stage_with(nodeport_addresses="127.0.0.0/8")
     pod = stage.here[0]
@@ -54,6 +58,7 @@ def test_a_loopback_range_serves_localhost_only(stage_with: StageWith) -> None:
 
 
 @pytest.mark.nftables_only
+@pytest.mark.behaviour("nftables mode: Node ports without `--nodeport-addresses`")
 def test_nftables_mode_keeps_to_primary_addresses(stage_with: StageWith, family: int) -> None:
     """The default, as in kube-proxy."""
     stage = stage_with(nodeport_addresses=None)
@@ -65,6 +70,7 @@ def test_nftables_mode_keeps_to_primary_addresses(stage_with: StageWith, family:
         assert_refused(stage.client, proto, bridge, port, how="reset")
 
 
+@pytest.mark.behaviour("Node ports: `--nodeport-addresses=primary`")
 def test_node_ports_only_on_primary_addresses(stage_with: StageWith, family: int) -> None:
     stage = stage_with(nodeport_addresses="primary")
     pod = stage.here[0]
@@ -82,6 +88,7 @@ def test_node_ports_only_on_primary_addresses(stage_with: StageWith, family: int
             assert_refused(stage.client, proto, stage.node.ip(family), port, how="reset")
 
 
+@pytest.mark.behaviour("Node ports: `--nodeport-addresses=primary`")
 def test_primary_addresses_are_not_all_addresses_while_unknown(
     stage_with: StageWith, family: int
 ) -> None:
@@ -99,6 +106,7 @@ def test_primary_addresses_are_not_all_addresses_while_unknown(
             assert_refused(stage.client, proto, second, port, how="reset")
 
 
+@pytest.mark.behaviour("Node ports: `--bind-address`")
 def test_bind_address_goes_before_the_node_object(stage_with: StageWith, family: int) -> None:
     """kube-proxy does not bind there: the flag sets this node's primary address."""
     second = "203.0.113.250" if family == 4 else "fd00:203::fa"
@@ -116,6 +124,7 @@ def test_bind_address_goes_before_the_node_object(stage_with: StageWith, family:
             assert_refused(stage.client, proto, stage.node.ip(family), port, how="reset")
 
 
+@pytest.mark.behaviour("Node ports: `--nodeport-addresses=CIDR`")
 def test_a_range_of_everything_is_as_no_range(stage_with: StageWith, family: int) -> None:
     stage = stage_with(nodeport_addresses="0.0.0.0/0,::/0")
     pod = stage.here[0]
@@ -142,6 +151,7 @@ def test_a_range_of_everything_is_as_no_range(stage_with: StageWith, family: int
     ],
     ids=["no flag", "localhost off", "range", "primary", "loopback range"],
 )
+@pytest.mark.behaviour("Node ports: `route_localnet`")
 def test_the_node_accepts_loopback_packets_only_if_it_must(
     stage_with: StageWith, cluster: Cluster, flags: dict[str, str], expected: str
 ) -> None:

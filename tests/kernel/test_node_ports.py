@@ -23,6 +23,7 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.mark.parametrize("source", ["client", "pod1a", "pod2a", "node1"])
+@pytest.mark.behaviour("Node ports: Reachability")
 def test_all_clients_are_served_and_masqueraded(stage: Stage, family: int, source: str) -> None:
     pods = [*stage.here, stage.there[0]]
     offer = stage.offer(family, all_at(pods, family), type="NodePort")
@@ -32,6 +33,7 @@ def test_all_clients_are_served_and_masqueraded(stage: Stage, family: int, sourc
             assert ask(host, proto, address, port) == stage.masqueraded(pods, family)
 
 
+@pytest.mark.behaviour("Node ports: Hairpin")
 def test_a_pod_reaches_itself_through_a_node_port(stage: Stage, family: int) -> None:
     pod = stage.here[0]
     offer = stage.offer(family, [at(pod, family)], type="NodePort")
@@ -40,6 +42,7 @@ def test_a_pod_reaches_itself_through_a_node_port(stage: Stage, family: int) -> 
         assert seen == stage.masqueraded([pod], family)
 
 
+@pytest.mark.behaviour("Node ports: New node addresses")
 def test_an_address_added_later_is_served(stage: Stage, family: int) -> None:
     pod = stage.here[0]
     offer = stage.offer(family, [at(pod, family)], type="NodePort")
@@ -49,6 +52,7 @@ def test_an_address_added_later_is_served(stage: Stage, family: int) -> None:
             assert ask(stage.client, proto, address, port, n=5) == stage.masqueraded([pod], family)
 
 
+@pytest.mark.behaviour("Node ports: Other ports")
 def test_a_local_server_on_another_port_is_not_touched(stage: Stage, family: int) -> None:
     stage.offer(family, [at(stage.here[0], family)], type="NodePort")
     stage.node.traffic.serve(tcp=[9200], udp=[9200])
@@ -57,6 +61,7 @@ def test_a_local_server_on_another_port_is_not_touched(stage: Stage, family: int
         assert seen == {("node1", stage.client.ip(family))}
 
 
+@pytest.mark.behaviour("Node ports: Changes")
 def test_a_changed_node_port_moves(stage: Stage, family: int) -> None:
     pod = stage.here[0]
     offer = stage.offer(family, [at(pod, family)], type="NodePort")
@@ -67,6 +72,7 @@ def test_a_changed_node_port_moves(stage: Stage, family: int) -> None:
         assert_refused(stage.client, proto, stage.node.ip(family), old, how="reset")
 
 
+@pytest.mark.behaviour("Node ports: Changes")
 def test_a_service_turned_back_into_a_cluster_ip_closes_its_node_port(
     stage: Stage, family: int
 ) -> None:
@@ -78,6 +84,7 @@ def test_a_service_turned_back_into_a_cluster_ip_closes_its_node_port(
 
 
 @pytest.mark.localhost
+@pytest.mark.behaviour("Node ports: Localhost, IPv4")
 def test_node_ports_answer_on_localhost_of_ipv4(stage: Stage) -> None:
     pods = [stage.here[0], stage.there[0]]
     offer = stage.offer(4, all_at(pods, 4), type="NodePort")
@@ -102,6 +109,7 @@ def test_connections_to_localhost_are_counted(stage: Stage) -> None:
         assert accepted() == before + 3 * number
 
 
+@pytest.mark.behaviour("Node ports: Localhost, IPv6")
 def test_node_ports_do_not_answer_on_localhost_of_ipv6(stage: Stage) -> None:
     offer = stage.offer(6, [at(stage.here[0], 6)], type="NodePort")
     for proto, port in offer.node_ports:
@@ -174,6 +182,7 @@ def _unprotected(stage: Stage) -> Iterator[None]:
 
 @pytest.mark.localhost
 @pytest.mark.parametrize("sender", ["client", "node2", "pod1a"])
+@pytest.mark.behaviour("Node ports: Loopback protection")
 def test_neighbours_do_not_reach_what_listens_on_localhost(stage: Stage, sender: str) -> None:
     """``route_localnet`` accepts packets to 127.0.0.0/8 from the network; a rule drops them."""
     node, neighbour = stage.node, stage.cluster.host(sender)
@@ -186,6 +195,7 @@ def test_neighbours_do_not_reach_what_listens_on_localhost(stage: Stage, sender:
             assert _received(server) == b"hello"  # the rule made the difference
 
 
+@pytest.mark.behaviour("Node ports: Loopback protection")
 def test_localhost_itself_is_not_affected_by_the_protection(stage: Stage) -> None:
     stage.node.traffic.serve(tcp=[9301], udp=[9301], addresses=["127.0.0.1"])
     for proto in ("tcp", "udp"):

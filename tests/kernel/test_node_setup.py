@@ -33,6 +33,7 @@ def init_only(space: NetNS, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("mode", ["iptables", "nftables"])
+@pytest.mark.behaviour("The kernel: Node parameters")
 def test_init_only_sets_up_and_ends(space: NetNS, mode: str) -> None:
     outside = {name.name: name.read_text() for name in _HERE.glob("nf_conntrack_*timeout*")}
     limit = value(space, "max")
@@ -67,6 +68,7 @@ def test_init_only_sets_up_and_ends(space: NetNS, mode: str) -> None:
     assert outside == {n.name: n.read_text() for n in _HERE.glob("nf_conntrack_*timeout*")}
 
 
+@pytest.mark.behaviour("The kernel: Node parameters")
 def test_a_start_without_cap_sys_resource_succeeds(space: NetNS) -> None:
     """As in a container: the OOM score stays, with a warning."""
     command = ("setpriv", "--bounding-set=-sys_resource", sys.executable, "-m", "svcproxy")

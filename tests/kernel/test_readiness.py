@@ -11,6 +11,7 @@ LEAVING = {"ready": False, "serving": True, "terminating": True}
 NOT_READY = {"ready": False, "serving": False, "terminating": False}
 
 
+@pytest.mark.behaviour("Which endpoints serve: Readiness")
 def test_only_ready_endpoints_are_used(stage: Stage, family: int) -> None:
     first, second = stage.here
     offer = stage.offer(family, [at(first, family), at(second, family, **NOT_READY)])
@@ -23,6 +24,7 @@ def test_only_ready_endpoints_are_used(stage: Stage, family: int) -> None:
     assert_refused(stage.client, "tcp", offer.vip, 80)
 
 
+@pytest.mark.behaviour("Which endpoints serve: Termination")
 def test_terminating_endpoints_serve_when_no_other_does(stage: Stage, family: int) -> None:
     first, second, far = *stage.here, stage.there[0]
     offer = stage.offer(
@@ -41,6 +43,7 @@ def test_terminating_endpoints_serve_when_no_other_does(stage: Stage, family: in
     assert_refused(stage.client, "tcp", offer.vip, 80)
 
 
+@pytest.mark.behaviour("Which endpoints serve: Readiness")
 def test_a_ready_endpoint_that_terminates_still_counts_as_ready(stage: Stage, family: int) -> None:
     """``publishNotReadyAddresses`` produces such endpoints: the ``ready`` condition counts."""
     first, second = stage.here
@@ -49,6 +52,7 @@ def test_a_ready_endpoint_that_terminates_still_counts_as_ready(stage: Stage, fa
     assert servers(stage.client, "tcp", offer.vip, 80) == {"pod1a", "pod1b"}
 
 
+@pytest.mark.behaviour("Which endpoints serve: Termination and policies")
 def test_local_and_cluster_lists_fall_back_apart(stage: Stage, family: int) -> None:
     """A local pod terminates and a remote one is ready: each policy chooses separately."""
     near, far = stage.here[0], stage.there[0]
@@ -68,6 +72,7 @@ def test_local_and_cluster_lists_fall_back_apart(stage: Stage, family: int) -> N
         assert servers(asking, proto, address, port) == {"pod2a"}
 
 
+@pytest.mark.behaviour("Which endpoints serve: Termination and policies")
 def test_a_local_ready_endpoint_goes_before_terminating_ones(stage: Stage, family: int) -> None:
     first, second = stage.here
     offer = stage.offer(

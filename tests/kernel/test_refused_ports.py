@@ -39,6 +39,7 @@ REFUSED: Mapping[str, Callable[[], ServicePort]] = {
 
 
 @pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED)
+@pytest.mark.behaviour("The kernel: Refused Service port")
 def test_a_refused_change_blocks_no_other_port(
     bench: Bench, make: Callable[[], ServicePort]
 ) -> None:
@@ -67,6 +68,7 @@ def test_a_refused_change_blocks_no_other_port(
 
 
 @pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED)
+@pytest.mark.behaviour("The kernel: Refused Service port")
 def test_a_port_refused_at_the_start_blocks_no_other_port(
     bench: Bench, make: Callable[[], ServicePort]
 ) -> None:
@@ -80,6 +82,7 @@ def test_a_port_refused_at_the_start_blocks_no_other_port(
     assert not again.operations
 
 
+@pytest.mark.behaviour("The kernel: Refused Service port")
 def test_many_refused_ports_block_no_other_port(bench: Bench) -> None:
     """Those that need what the kernel lacks cost a bounded number of restores."""
     bad = [port(number, affinity=2**40) for number in range(2, 92)]
@@ -112,6 +115,7 @@ exit 1
 
 
 @pytest.mark.parametrize("step", ["incremental", "scratch"])
+@pytest.mark.behaviour("The kernel: Refused Service port")
 def test_a_refusal_that_names_no_rule_is_found_by_halving(
     bench: Bench, tmp_path: Path, step: str
 ) -> None:
@@ -127,6 +131,7 @@ def test_a_refusal_that_names_no_rule_is_found_by_halving(
     assert not bench.compare().operations
 
 
+@pytest.mark.behaviour("The kernel: Refused sync")
 def test_iptables_that_takes_nothing_is_a_failure(bench: Bench, tmp_path: Path) -> None:
     """Not a refusal of every Service port: nothing would say that nothing is served."""
     bench.programs._restore = wrapper(tmp_path, bench.programs._restore, "COMMIT")
@@ -136,6 +141,7 @@ def test_iptables_that_takes_nothing_is_a_failure(bench: Bench, tmp_path: Path) 
         bench.compare()
 
 
+@pytest.mark.behaviour("The kernel: Incremental sync on a changed table")
 def test_after_a_foreign_change_a_comparison_comes_before_isolation(bench: Bench) -> None:
     """An edit that fails because others flushed the chain is not the Service port's fault."""
     bench.put(port(1), port(2))
@@ -146,6 +152,7 @@ def test_after_a_foreign_change_a_comparison_comes_before_isolation(bench: Bench
     assert len(bench.saved()["filter"]["KUBE-NODEPORTS"]) == 1
 
 
+@pytest.mark.behaviour("The kernel: Refused Service port")
 def test_an_ipset_of_another_type_costs_one_service_port(bench: Bench) -> None:
     bad, good = port(1, affinity=60), port(3, affinity=60)
     bench.put(bad)
@@ -167,6 +174,7 @@ def make_set(name: str) -> None:
         ipset.create(name, stype="hash:net")
 
 
+@pytest.mark.behaviour("The kernel: Refused sync")
 def test_without_descriptors_a_sync_fails_and_the_next_succeeds(bench: Bench) -> None:
     bench.put(port(1))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -187,6 +195,7 @@ def test_without_descriptors_a_sync_fails_and_the_next_succeeds(bench: Bench) ->
     assert bench.serves(port(2))
 
 
+@pytest.mark.behaviour("The kernel: Refused sync")
 def test_a_held_lock_is_no_refusal(
     bench: Bench, variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

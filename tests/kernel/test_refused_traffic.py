@@ -41,6 +41,7 @@ fi
     return ("env", f"PATH={tmp_path}:{os.environ['PATH']}", sys.executable, "-m", "svcproxy")
 
 
+@pytest.mark.behaviour("The kernel: Refused Service port")
 def test_others_are_served_while_one_is_refused(
     stage_with: StageWith, program: tuple[str, ...], tmp_path: Path, family: int
 ) -> None:

@@ -57,31 +57,38 @@ def _assert_repaired(stage: Stage, family: int, *damages: list[str]) -> None:
     assert _served(stage, offer)
 
 
+@pytest.mark.behaviour("The kernel: Repair")
 def test_a_flushed_nat_table_is_repaired(stage: Stage, family: int) -> None:
     _assert_repaired(stage, family, ["-t", "nat", "-F"])
 
 
+@pytest.mark.behaviour("The kernel: Repair")
 def test_removed_nat_chains_are_repaired(stage: Stage, family: int) -> None:
     _assert_repaired(stage, family, ["-t", "nat", "-F"], ["-t", "nat", "-X"])
 
 
+@pytest.mark.behaviour("The kernel: Repair")
 def test_a_flushed_filter_table_is_repaired(stage: Stage, family: int) -> None:
     _assert_repaired(stage, family, ["-t", "filter", "-F"], ["-t", "filter", "-X"])
 
 
+@pytest.mark.behaviour("The kernel: Repair")
 def test_a_deleted_jump_is_repaired(stage: Stage, family: int) -> None:
     jump = ["-m", "comment", "--comment", "kubernetes service portals", "-j", "KUBE-SERVICES"]
     _assert_repaired(stage, family, ["-t", "nat", "-D", "PREROUTING", *jump])
 
 
+@pytest.mark.behaviour("The kernel: Repair")
 def test_a_single_deleted_rule_is_repaired(stage: Stage, family: int) -> None:
     _assert_repaired(stage, family, ["-t", "nat", "-D", "KUBE-NODEPORTS", "1"])
 
 
+@pytest.mark.behaviour("The kernel: Repair")
 def test_a_rule_of_another_program_in_our_chains_is_removed(stage: Stage, family: int) -> None:
     _assert_repaired(stage, family, ["-t", "nat", "-I", "KUBE-SERVICES", "-j", "RETURN"])
 
 
+@pytest.mark.behaviour("The kernel: Repair")
 def test_traffic_stops_while_the_damage_lasts(stage: Stage, family: int) -> None:
     """The rules that are repaired are those that traffic needs."""
     offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
@@ -91,6 +98,7 @@ def test_traffic_stops_while_the_damage_lasts(stage: Stage, family: int) -> None
     eventually(lambda: _served(stage, offer), "the repair", timeout=REPAIR)
 
 
+@pytest.mark.behaviour("The kernel: Rules of other programs")
 def test_rules_of_other_programs_stay(stage: Stage, family: int) -> None:
     foreign = [
         ["-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "9999", "-j", "RETURN"],
@@ -105,6 +113,7 @@ def test_rules_of_other_programs_stay(stage: Stage, family: int) -> None:
         stage.iptables(family, *["-D" if word == "-A" else word for word in rule])
 
 
+@pytest.mark.behaviour("The kernel: SIGTERM")
 def test_rules_stay_when_the_daemon_is_terminated(stage: Stage, family: int) -> None:
     offer = stage.offer(family, [at(stage.here[0], family)], type="NodePort")
     before = stage.rules(family)

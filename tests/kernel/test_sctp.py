@@ -17,6 +17,7 @@ def _elements(stage: Stage, family: int, what: str) -> str:
 
 
 @pytest.mark.nftables_only
+@pytest.mark.behaviour("Kinds of Services, and IP families: SCTP")
 def test_sctp_ports_are_elements_in_nftables_mode(stage: Stage, family: int) -> None:
     offer = stage.offer(family, ports=PORTS, type="NodePort")
     (node_port,) = (port for _, port in offer.node_ports)
@@ -37,6 +38,7 @@ def _sctp(stage: Stage, family: int, word: str) -> list[str]:
 
 
 @pytest.mark.iptables_only
+@pytest.mark.behaviour("Kinds of Services, and IP families: SCTP")
 def test_sctp_ports_are_translated(stage: Stage, family: int) -> None:
     pod = stage.here[0]
     offer = stage.offer(family, [at(pod, family)], ports=PORTS, type="NodePort")
@@ -50,6 +52,7 @@ def test_sctp_ports_are_translated(stage: Stage, family: int) -> None:
 
 
 @pytest.mark.iptables_only
+@pytest.mark.behaviour("Kinds of Services, and IP families: SCTP")
 def test_sctp_ports_without_endpoints_are_refused(stage: Stage, family: int) -> None:
     offer = stage.offer(family, ports=PORTS, type="NodePort")
     (node_port,) = (port for _, port in offer.node_ports)

@@ -107,6 +107,7 @@ def _associate(host: Host, family: int, address: str, port: int) -> _Received:
                 return got
 
 
+@pytest.mark.behaviour("Kinds of Services, and IP families: SCTP")
 def test_associations_begin_at_cluster_ip_and_node_port(stage: Stage, family: int) -> None:
     pods = list(stage.here)
     ports = [m.port(9000, name="sctp", target=9001, protocol="SCTP", node_port=31132)]

@@ -279,6 +279,7 @@ def machine(cluster: Cluster, folder: Path) -> Iterator[Machine]:
 
 
 @pytest.mark.parametrize(("before", "after"), [*itertools.product(MODES, MODES), *IPVS_PAIRS])
+@pytest.mark.behaviour("The kernel: Takeover and rollback")
 def test_takeover_and_rollback(machine: Machine, before: str, after: str) -> None:
     rules = machine.kube_proxy(before)
     rules.install()
@@ -293,6 +294,7 @@ def test_takeover_and_rollback(machine: Machine, before: str, after: str) -> Non
 
 
 @pytest.mark.uml
+@pytest.mark.behaviour("The kernel: Takeover and rollback")
 def test_stale_services_of_kube_proxys_ipvs_mode_are_removed(machine: Machine) -> None:
     """In IPVS mode too: the Service was deleted while no proxy ran."""
     stale = [
@@ -309,6 +311,7 @@ def test_stale_services_of_kube_proxys_ipvs_mode_are_removed(machine: Machine) -
         assert stale[0].vip not in addresses
 
 
+@pytest.mark.behaviour("The kernel: Change of the mode")
 def test_every_change_of_mode(machine: Machine) -> None:
     """All six changes without IPVS, under one load; each removes the objects of the former mode."""
     first, *others = ("nft", "legacy", "nft", "nftables", "legacy", "nftables", "nft")
@@ -321,6 +324,7 @@ def test_every_change_of_mode(machine: Machine) -> None:
 
 
 @pytest.mark.vm
+@pytest.mark.behaviour("The kernel: Change of the mode")
 def test_every_change_of_mode_with_ipvs(machine: Machine) -> None:
     """From IPVS to all others and back, also from client ports that IPVS still remembers."""
     modes = ("ipvs", "nft", "ipvs", "legacy", "ipvs", "nftables", "ipvs")
@@ -335,6 +339,7 @@ def test_every_change_of_mode_with_ipvs(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.behaviour("The kernel: Takeover and rollback")
 def test_rules_of_ipvs_mode_are_removed(machine: Machine, mode: str) -> None:
     """Chains whose names iptables mode uses as well stay in the variant that it uses."""
     for variant in ("nft", "legacy"):
@@ -350,6 +355,7 @@ def test_rules_of_ipvs_mode_are_removed(machine: Machine, mode: str) -> None:
         )
 
 
+@pytest.mark.behaviour("The kernel: `--cleanup`")
 def test_cleanup_removes_all_modes_and_keeps_objects_of_other_programs(machine: Machine) -> None:
     foreign = {
         "nat": ["-A", "PREROUTING", "-p", "tcp", "--dport", "9999", "-j", "RETURN"],
@@ -382,6 +388,7 @@ def test_cleanup_removes_all_modes_and_keeps_objects_of_other_programs(machine: 
     assert machine.clean_up() == 0, "again, with nothing to remove"
 
 
+@pytest.mark.behaviour("The kernel: `--cleanup`")
 def test_cleanup_creates_no_legacy_tables(cluster: Cluster) -> None:
     """Reading a legacy table with iptables-legacy-save would create it."""
     space = cluster.pods[0].netns
@@ -391,6 +398,7 @@ def test_cleanup_creates_no_legacy_tables(cluster: Cluster) -> None:
     assert not space.run("cat", "/proc/net/ip6_tables_names").stdout
 
 
+@pytest.mark.behaviour("The kernel: Change of the mode")
 def test_a_failed_removal_is_reported_once_and_retried(machine: Machine, folder: Path) -> None:
     """An ipset stays as long as a rule of another program uses it."""
     machine.kube_proxy_ipvs("nft").install_rules()

@@ -118,6 +118,7 @@ def faulty(
 
 
 @pytest.mark.parametrize(("thread", "place"), THREADS)
+@pytest.mark.behaviour("The kernel: A thread fails")
 def test_a_thread_that_fails_ends_the_process_and_leaves_the_rules(
     cluster: Cluster, folder: ManifestFolder, tmp_path: Path, thread: str, place: str
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_thread_that_fails_ends_the_process_and_leaves_the_rules(
 
 
 @pytest.mark.parametrize(("thread", "place"), THREADS)
+@pytest.mark.behaviour("The kernel: A thread hangs")
 def test_livez_names_a_thread_that_hangs(
     cluster: Cluster, folder: ManifestFolder, tmp_path: Path, thread: str, place: str
 ) -> None:
@@ -151,6 +153,7 @@ def test_livez_names_a_thread_that_hangs(
 
 
 @pytest.mark.parametrize("mode", ["nftables", "nft"])
+@pytest.mark.behaviour("The kernel: A defect in svcproxy")
 def test_a_service_that_brings_out_a_defect_costs_only_itself(
     cluster: Cluster, folder: ManifestFolder, mode: str
 ) -> None:
@@ -184,6 +187,7 @@ def fill(pipe: int) -> None:
             return
 
 
+@pytest.mark.behaviour("The kernel: Blocked log output")
 def test_an_unread_log_stops_nothing(
     cluster: Cluster, folder: ManifestFolder, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ def _for_nodes(pod: Host, family: int, *nodes: str, zone: str = "") -> Object:
     return at(pod, family, hints={**hints, **({"forZones": [zone]} if zone else {})})
 
 
+@pytest.mark.behaviour("Which endpoints serve: Zone hints")
 def test_endpoints_for_this_zone_serve(stage: Stage, family: int) -> None:
     near, other, far = *stage.here, stage.there[0]
     endpoints = [
@@ -44,18 +45,21 @@ def test_endpoints_for_this_zone_serve(stage: Stage, family: int) -> None:
             assert servers(host, proto, stage.node.ip(family), port) == {"pod1b", "pod2a"}
 
 
+@pytest.mark.behaviour("Which endpoints serve: Zone hints")
 def test_hints_are_ignored_unless_all_endpoints_have_them(stage: Stage, family: int) -> None:
     endpoints = [_for_zones(stage.here[0], family, "a"), _for_zones(stage.here[1], family)]
     offer = stage.offer(family, endpoints)
     assert servers(stage.client, "tcp", offer.vip, 80) == {"pod1a", "pod1b"}
 
 
+@pytest.mark.behaviour("Which endpoints serve: Zone hints")
 def test_hints_are_ignored_if_none_names_this_zone(stage: Stage, family: int) -> None:
     endpoints = [_for_zones(stage.here[0], family, "b"), _for_zones(stage.here[1], family, "c")]
     offer = stage.offer(family, endpoints)
     assert servers(stage.client, "tcp", offer.vip, 80) == {"pod1a", "pod1b"}
 
 
+@pytest.mark.behaviour("Which endpoints serve: Zone hints")
 def test_hints_of_endpoints_that_are_not_ready_do_not_count(stage: Stage, family: int) -> None:
     first, second, far = *stage.here, stage.there[0]
     endpoints = [
@@ -70,6 +74,7 @@ def test_hints_of_endpoints_that_are_not_ready_do_not_count(stage: Stage, family
     assert servers(stage.client, "tcp", offer.vip, 80) == {"pod1b"}
 
 
+@pytest.mark.behaviour("Which endpoints serve: Hints that are ignored")
 def test_terminating_endpoints_serve_regardless_of_hints(stage: Stage, family: int) -> None:
     endpoints = [
         _for_zones(pod, family, zone, ready=False, serving=True, terminating=True)
@@ -79,6 +84,7 @@ def test_terminating_endpoints_serve_regardless_of_hints(stage: Stage, family: i
     assert servers(stage.client, "tcp", offer.vip, 80) == {"pod1a", "pod1b"}
 
 
+@pytest.mark.behaviour("Which endpoints serve: Node hints")
 def test_endpoints_for_this_node_go_before_those_for_its_zone(stage: Stage, family: int) -> None:
     first, second, far = *stage.here, stage.there[0]
     endpoints = [
@@ -100,6 +106,7 @@ def test_endpoints_for_this_node_go_before_those_for_its_zone(stage: Stage, fami
     assert servers(stage.client, "tcp", offer.vip, 80) == {"pod1a"}
 
 
+@pytest.mark.behaviour("Which endpoints serve: Hints that are ignored")
 def test_local_policies_ignore_hints(stage: Stage, family: int) -> None:
     near, far = stage.here[0], stage.there[0]
     endpoints = [_for_zones(near, family, "b"), _for_zones(far, family, "a")]
@@ -107,6 +114,7 @@ def test_local_policies_ignore_hints(stage: Stage, family: int) -> None:
     assert servers(stage.client, "tcp", offer.vip, 80) == {"pod1a"}
 
 
+@pytest.mark.behaviour("Which endpoints serve: Zone of the node")
 def test_a_changed_zone_is_followed(stage: Stage, family: int) -> None:
     endpoints = [_for_zones(stage.here[0], family, "a"), _for_zones(stage.here[1], family, "b")]
     offer = stage.offer(family, endpoints)
@@ -122,6 +130,7 @@ def test_a_changed_zone_is_followed(stage: Stage, family: int) -> None:
             assert servers(stage.client, proto, offer.vip, port) == expected
 
 
+@pytest.mark.behaviour("Which endpoints serve: Zone of the node")
 def test_without_a_node_object_zones_are_ignored(stage: Stage, family: int) -> None:
     endpoints = [_for_zones(stage.here[0], family, "a"), _for_zones(stage.here[1], family, "b")]
     offer = stage.offer(family, endpoints)

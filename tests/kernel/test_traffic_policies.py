@@ -22,6 +22,7 @@ pytestmark = pytest.mark.kernel
 # --- internalTrafficPolicy -----------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("Traffic policies: `internalTrafficPolicy: Local`")
 def test_internal_local_uses_endpoints_of_this_node_only(stage: Stage, family: int) -> None:
     near, asking, far = *stage.here, stage.there[0]
     offer = stage.offer(family, all_at([near, far], family), internalTrafficPolicy="Local")
@@ -32,6 +33,9 @@ def test_internal_local_uses_endpoints_of_this_node_only(stage: Stage, family: i
             assert ask(host, proto, offer.vip, port) == stage.masqueraded([near], family)
 
 
+@pytest.mark.behaviour(
+    "Traffic policies: `internalTrafficPolicy: Local` without local endpoints",
+)
 def test_internal_local_without_local_endpoint_drops(stage: Stage, family: int) -> None:
     """Dropped, not refused, and not forwarded to the default gateway."""
     far = stage.there[0]
@@ -46,6 +50,9 @@ def test_internal_local_without_local_endpoint_drops(stage: Stage, family: int) 
         assert offer.vip in gateway.targets()  # without the Service it would have been seen
 
 
+@pytest.mark.behaviour(
+    "Traffic policies: `internalTrafficPolicy: Local` without local endpoints",
+)
 def test_internal_local_without_any_endpoint_refuses(stage: Stage, family: int) -> None:
     offer = stage.offer(family, internalTrafficPolicy="Local")
     for proto, port in offer.ports:
@@ -53,6 +60,7 @@ def test_internal_local_without_any_endpoint_refuses(stage: Stage, family: int) 
             assert_refused(host, proto, offer.vip, port)
 
 
+@pytest.mark.behaviour("Traffic policies: `internalTrafficPolicy: Local` and node ports")
 def test_internal_local_says_nothing_about_node_ports(stage: Stage, family: int) -> None:
     far = stage.there[0]
     offer = stage.offer(family, [at(far, family)], internalTrafficPolicy="Local", type="NodePort")
@@ -61,6 +69,7 @@ def test_internal_local_says_nothing_about_node_ports(stage: Stage, family: int)
         assert seen == stage.masqueraded([far], family)
 
 
+@pytest.mark.behaviour("Traffic policies: Changes")
 def test_internal_policy_may_change(stage: Stage, family: int) -> None:
     near, far = stage.here[0], stage.there[0]
     offer = stage.offer(family, all_at([near, far], family))
@@ -103,6 +112,7 @@ ways = pytest.mark.parametrize("way", ["node port", "load balancer", "external I
 
 
 @ways
+@pytest.mark.behaviour("Traffic policies: `externalTrafficPolicy: Local`, outside clients")
 def test_external_local_keeps_the_source_of_outside_clients(
     stage: Stage, family: int, way: str
 ) -> None:
@@ -115,6 +125,9 @@ def test_external_local_keeps_the_source_of_outside_clients(
 
 
 @ways
+@pytest.mark.behaviour(
+    "Traffic policies: `externalTrafficPolicy: Local` without local endpoints",
+)
 def test_external_local_without_local_endpoint_drops(stage: Stage, family: int, way: str) -> None:
     """Outside clients are dropped, while pods and the node still reach the remote endpoint."""
     far, asking = stage.there[0], stage.here[0]
@@ -128,6 +141,7 @@ def test_external_local_without_local_endpoint_drops(stage: Stage, family: int, 
 
 
 @ways
+@pytest.mark.behaviour("Traffic policies: `externalTrafficPolicy: Local`, pods")
 def test_external_local_lets_pods_reach_every_endpoint(stage: Stage, family: int, way: str) -> None:
     near, asking, far = *stage.here, stage.there[0]
     outside = Outside(stage, family, way, [near, far], "Local")
@@ -139,6 +153,7 @@ def test_external_local_lets_pods_reach_every_endpoint(stage: Stage, family: int
 
 
 @ways
+@pytest.mark.behaviour("Traffic policies: `externalTrafficPolicy: Local`, pods")
 def test_external_local_treats_pods_of_other_nodes_as_pods(
     stage: Stage, family: int, way: str
 ) -> None:
@@ -151,6 +166,7 @@ def test_external_local_treats_pods_of_other_nodes_as_pods(
 
 
 @ways
+@pytest.mark.behaviour("Traffic policies: `externalTrafficPolicy: Local`, the node")
 def test_external_local_masquerades_the_node_itself(stage: Stage, family: int, way: str) -> None:
     near, far = stage.here[0], stage.there[0]
     outside = Outside(stage, family, way, [near, far], "Local")
@@ -160,6 +176,9 @@ def test_external_local_masquerades_the_node_itself(stage: Stage, family: int, w
 
 
 @ways
+@pytest.mark.behaviour(
+    "Traffic policies: `externalTrafficPolicy: Local` without local endpoints",
+)
 def test_external_local_without_any_endpoint_refuses(stage: Stage, family: int, way: str) -> None:
     outside = Outside(stage, family, way, [], "Local")
     for proto, port in outside.ports:
@@ -168,6 +187,7 @@ def test_external_local_without_any_endpoint_refuses(stage: Stage, family: int, 
 
 
 @ways
+@pytest.mark.behaviour("Traffic policies: `externalTrafficPolicy: Cluster`")
 def test_external_cluster_masquerades_all_clients(stage: Stage, family: int, way: str) -> None:
     near, asking, far = *stage.here, stage.there[0]
     outside = Outside(stage, family, way, [near, far], "Cluster")
@@ -177,6 +197,7 @@ def test_external_cluster_masquerades_all_clients(stage: Stage, family: int, way
             assert seen == stage.masqueraded([near, far], family)
 
 
+@pytest.mark.behaviour("Traffic policies: `externalTrafficPolicy: Local` and the cluster IP")
 def test_external_local_says_nothing_about_the_cluster_ip(stage: Stage, family: int) -> None:
     far = stage.there[0]
     offer: Offer = stage.offer(
@@ -188,6 +209,7 @@ def test_external_local_says_nothing_about_the_cluster_ip(stage: Stage, family: 
         assert ask(stage.client, proto, offer.vip, port, n=5) == stage.masqueraded([far], family)
 
 
+@pytest.mark.behaviour("Traffic policies: Changes")
 def test_external_policy_may_change(stage: Stage, family: int) -> None:
     near, far = stage.here[0], stage.there[0]
     outside = Outside(stage, family, "node port", [near, far], "Cluster")
@@ -203,6 +225,7 @@ def test_external_policy_may_change(stage: Stage, family: int) -> None:
 
 
 @pytest.mark.localhost
+@pytest.mark.behaviour("Node ports: Localhost, IPv4")
 def test_a_local_node_port_answers_on_localhost(stage: Stage) -> None:
     near, far = stage.here[0], stage.there[0]
     offer = stage.offer(4, all_at([near, far], 4), type="NodePort", externalTrafficPolicy="Local")

@@ -43,6 +43,7 @@ def _everywhere(stage: Stage, family: int, pod: Host) -> tuple[Offer, list[tuple
 
 
 @pytest.mark.parametrize("source", ["client", "pod2a", "node1"])
+@pytest.mark.behaviour("UDP flows: Lost endpoint")
 def test_flows_leave_a_removed_endpoint(stage: Stage, family: int, source: str) -> None:
     """At every address of the Service."""
     first, second = stage.here
@@ -59,6 +60,7 @@ def test_flows_leave_a_removed_endpoint(stage: Stage, family: int, source: str) 
             flow.close()
 
 
+@pytest.mark.behaviour("UDP flows: Other flows")
 def test_flows_stay_with_an_endpoint_that_serves(stage: Stage, family: int) -> None:
     offer = stage.offer(family, all_at(stage.here, family))
     flows = [stage.client.traffic.hold("udp", offer.vip, 53) for _ in range(20)]
@@ -78,6 +80,7 @@ def test_flows_stay_with_an_endpoint_that_serves(stage: Stage, family: int) -> N
             flow.close()
 
 
+@pytest.mark.behaviour("UDP flows: No endpoint")
 def test_flows_are_refused_without_endpoints_and_served_with_new_ones(
     stage: Stage, family: int
 ) -> None:
@@ -91,6 +94,7 @@ def test_flows_are_refused_without_endpoints_and_served_with_new_ones(
         _follows(flow, "pod1b")
 
 
+@pytest.mark.behaviour("UDP flows: Early clients")
 def test_flows_older_than_their_service_reach_it(stage: Stage, family: int) -> None:
     """Their first packets create an untranslated entry that would keep them from the Service."""
     vip = stage.address(family)
@@ -101,6 +105,7 @@ def test_flows_older_than_their_service_reach_it(stage: Stage, family: int) -> N
         _follows(flow, "pod1a")
 
 
+@pytest.mark.behaviour("UDP flows: Reused addresses")
 def test_a_new_service_at_the_address_of_a_deleted_one_is_used(stage: Stage, family: int) -> None:
     first, second = stage.here
     offer = stage.offer(family, [at(first, family)])

@@ -40,6 +40,7 @@ def plain(stage_with: StageWith, program: tuple[str, ...]) -> Stage:
     return stage
 
 
+@pytest.mark.behaviour("The kernel: No `bpf` match")
 def test_services_work_without_the_bpf_match(plain: Stage, family: int) -> None:
     pods = [*plain.here, plain.there[0]]
     offer = plain.offer(family, all_at(pods, family), type="NodePort")
@@ -53,6 +54,7 @@ def test_services_work_without_the_bpf_match(plain: Stage, family: int) -> None:
         assert seen == plain.masqueraded(pods, family)
 
 
+@pytest.mark.behaviour("The kernel: No `bpf` match")
 def test_affinity_works_without_the_bpf_match(plain: Stage, family: int) -> None:
     offer = plain.offer(family, all_at(plain.here, family), sessionAffinity="ClientIP")
     for host in (*plain.here, plain.client):
@@ -60,6 +62,7 @@ def test_affinity_works_without_the_bpf_match(plain: Stage, family: int) -> None
             assert len(ask(host, proto, offer.vip, port)) == 1
 
 
+@pytest.mark.behaviour("The kernel: No `bpf` match")
 def test_a_pod_reaches_itself_without_the_bpf_match(plain: Stage, family: int) -> None:
     pod = plain.here[0]
     offer = plain.offer(

@@ -26,6 +26,7 @@ def program(tmp_path: Path) -> tuple[str, ...]:
     return ("env", f"XTABLES_LIBDIR={links}", sys.executable, "-m", "svcproxy")
 
 
+@pytest.mark.behaviour("Session affinity: No `ipset`")
 def test_affinity_works_without_ipset(
     stage_with: StageWith, program: tuple[str, ...], family: int
 ) -> None:

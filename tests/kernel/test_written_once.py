@@ -43,6 +43,7 @@ def _everything(stage: Stage, family: int) -> None:
 
 
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+@pytest.mark.behaviour("The kernel: Idle")
 def test_nothing_is_written_while_nothing_is_wrong(
     stage_with: StageWith, variant: str, flags: dict[str, str | None]
 ) -> None:

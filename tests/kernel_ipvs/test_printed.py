@@ -6,7 +6,7 @@ from itertools import groupby
 import pytest
 from msgspec import structs
 
-from svcproxy.backends.ipvs.settings import IpvsSettings
+from svcproxy.backends.ipvs.core.settings import IpvsSettings
 from svcproxy.explain.core.ipvs_print import address_lines, server_lines, set_lines
 from svcproxy.explain.core.rendered_ipvs import rendered
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
@@ -65,7 +65,7 @@ def ports(family: IPFamily) -> list[ServicePort]:
 def test_the_printers_agree_with_the_tools(bench: Bench, family: IPFamily) -> None:
     made = {port.name: port for port in ports(family)}
     bench.ports = dict(made)
-    bench.compare()
+    bench.resync()
     here = rendered(made, IpvsSettings(**structs.asdict(bench.settings)))
     listed = bench.space.run("ipvsadm", "-L", "-n").stdout.splitlines()[3:]
     assert blocks(listed) == blocks(list(server_lines(here)))
