@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
 from typing import NamedTuple
 
-from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.addresses import packed, text
 from svcproxy.netlink.core.attributes import attribute, collect, nest, string, walk
-from svcproxy.netlink.core.families import FAMILY_NUMBERS
+from svcproxy.netlink.core.families import FAMILY_NUMBERS, PROTOCOL_NUMBERS
 from svcproxy.netlink.core.ipvs import UNREADABLE
 from svcproxy.netlink.core.kernel_objects import SetEntry, SetKind
 from svcproxy.netlink.core.messages import HEADER, NetlinkRequest
@@ -60,8 +60,7 @@ _MOST_ELEMENTS = 65536
 
 _U16, _U32, _LINE_NUMBER = Struct("!H"), Struct("!I"), Struct("=I")
 _FAMILY_HEADER = Struct("=BBH")
-_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
-_PROTOCOLS = {number: protocol for protocol, number in _NUMBERS.items()}
+_PROTOCOLS = {number: protocol for protocol, number in PROTOCOL_NUMBERS.items()}
 
 _REASONS = {
     4097: "the kernel does not support version 6 of ipset's protocol",
@@ -296,7 +295,7 @@ def _entry(kind: SetKind, entry: SetEntry, line: int) -> bytes:
     if kind.type != "hash:ip":
         parts.append(attribute(_PORT | _BIG, _U16.pack(entry.port)))
     if entry.protocol is not None:
-        parts.append(attribute(_IP_PROTOCOL, bytes([_NUMBERS[entry.protocol]])))
+        parts.append(attribute(_IP_PROTOCOL, bytes([PROTOCOL_NUMBERS[entry.protocol]])))
     if entry.other:
         address, _, bits = entry.other.partition("/")
         parts.append(_address(_IP2, address))

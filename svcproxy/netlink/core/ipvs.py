@@ -12,10 +12,10 @@ from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple, assert_never
 
-from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.addresses import packed, text
 from svcproxy.netlink.core.attributes import attribute, collect, nest, string
-from svcproxy.netlink.core.families import FAMILY_NUMBERS
+from svcproxy.netlink.core.families import FAMILY_NUMBERS, PROTOCOL_NUMBERS
 from svcproxy.netlink.core.kernel_objects import (
     Connections,
     RealServerKey,
@@ -55,8 +55,7 @@ _COMMAND = Struct("=BBH")
 _PAIR = Struct("=II")
 _ALL = 0xFFFFFFFF
 _LENGTHS = {2: 4, 10: 16}
-_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
-_PROTOCOLS = {number: protocol for protocol, number in _NUMBERS.items()}
+_PROTOCOLS = {number: protocol for protocol, number in PROTOCOL_NUMBERS.items()}
 _FULL_NETMASK = {2: _BIG_U32.pack(_ALL), 10: _U32.pack(128)}
 """For IPv6 the kernel expects a prefix length in host byte order."""
 
@@ -256,7 +255,7 @@ def _identity(key: VirtualServerKey) -> bytes:
     return b"".join(
         (
             attribute(_FAMILY, _U16.pack(FAMILY_NUMBERS[_family_of(address)])),
-            attribute(_PROTOCOL, _U16.pack(_NUMBERS[key.protocol])),
+            attribute(_PROTOCOL, _U16.pack(PROTOCOL_NUMBERS[key.protocol])),
             attribute(_ADDRESS, address),
             attribute(_PORT, _BIG_U16.pack(key.port)),
         )

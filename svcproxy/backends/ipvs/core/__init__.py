@@ -1,1 +1,1 @@
-"""The pure part of IPVS mode: from Service ports to plans, and what is known of the kernel."""
+"""The functional core of IPVS mode: computes plans from Service ports."""

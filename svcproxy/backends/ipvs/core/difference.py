@@ -344,7 +344,7 @@ def split_hand_over(
 
 def edit_tables(
     tables: Mapping[str, TablePlan], old: Iterable[PortState], new: Iterable[PortState]
-) -> Counter[str]:
+) -> dict[str, int]:
     """Plan the changes to rules and chains of changed Service ports.
 
     Args:
@@ -367,8 +367,11 @@ def edit_tables(
     nat.write.update((c, rules) for c, rules in wanted.items() if former.get(c) != rules)
     nat.fresh.update(wanted.keys() - former.keys())
     nat.delete.extend(sorted(former.keys() - wanted.keys()))
-    growth = Counter(table for table, _, _ in after)
-    growth.subtract(table for table, _, _ in before)
+    growth = dict.fromkeys(tables, 0)
+    for table, _, _ in after:
+        growth[table] += 1
+    for table, _, _ in before:
+        growth[table] -= 1
     growth[NAT] += sum(map(len, wanted.values())) - sum(map(len, former.values()))
     return growth
 

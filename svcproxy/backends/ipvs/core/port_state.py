@@ -33,6 +33,7 @@ from svcproxy.backends.xtables.core.rule_text import (
 )
 from svcproxy.model.names import Protocol
 from svcproxy.model.serviceport import Endpoint, Frontend, FrontendKind, ServicePort, Verdict
+from svcproxy.netlink.core.families import PROTOCOL_NUMBERS
 from svcproxy.netlink.core.kernel_objects import (
     RealServerKey,
     ServerFlag,
@@ -229,7 +230,7 @@ class _Builder:
         from the load balancer's address to an endpoint (kubernetes#119656).
         """
         bits = self.settings.family.bits
-        number = _NUMBERS[self.protocol]
+        number = PROTOCOL_NUMBERS[self.protocol]
         address = format_address(frontend.address)
         match = f"-m ipvs --vproto {number} --vaddr {address} --vport {frontend.port}"
         return f"-s {address}/{bits} {match} -j DROP"
@@ -335,9 +336,6 @@ class _Builder:
             if e.is_local or e.node_unknown:
                 entry = SetEntry(e.address, self.protocol, e.port, e.address)
                 self.entries.add((self.sets.loop_back, entry))
-
-
-_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 
 
 def _server(port: ServicePort, settings: IpvsSettings) -> VirtualServer:
