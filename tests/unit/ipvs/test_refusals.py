@@ -4,9 +4,11 @@ import errno
 
 import pytest
 
+from svcproxy.backends.ipvs.core.difference import Plan, SharedObjects
 from svcproxy.backends.ipvs.core.port_state import PortState
 from svcproxy.backends.ipvs.core.refusals import Refusals, attributed, described
-from svcproxy.model.names import Protocol, ServicePortName
+from svcproxy.backends.ipvs.core.settings import IpvsSettings
+from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.netlink.core.kernel_objects import (
     RealServerKey,
     SetEntry,
@@ -121,3 +123,22 @@ def test_every_operation_can_be_described() -> None:
     v6 = VirtualServerKey(Protocol.UDP, "fd00::1", 53)
     text = described(Failure(AddVirtualServer(v6, VirtualServer("rr")), 1, "why"))
     assert text == "virtual server [fd00::1]:53/udp: why"
+
+
+def test_removing_a_drained_server_retries_nothing() -> None:
+    """Another Service port may still need an object that was refused."""
+    address = "10.96.0.1"
+    needed = PortState({}, frozenset((address,)), frozenset(), {}, frozenset())
+    settings, shared, refusals = IpvsSettings(IPFamily.IPV4), SharedObjects(), Refusals()
+    plan = Plan()
+    assert shared.change(plan, [], [needed, needed], refusals, settings)
+    assert plan.bind == [address]
+    refusals.record([Failure(BindAddresses((address,)), errno.EINVAL, "")], {})
+    removal = Plan()
+    shared.change(removal, [needed], [], refusals, settings)
+    assert not removal
+    assert refusals.addresses == {address}
+    shared.change(removal, [needed], [], refusals, settings)
+    assert not removal
+    assert not refusals
+    assert shared.counts(refusals)["addresses"] == 0

@@ -1,7 +1,7 @@
 """The difference between the desired state and the kernel, as a plan of ordered steps."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple, TypeVar
 
@@ -227,8 +227,8 @@ class SharedObjects:
     def change(
         self,
         plan: Plan,
-        old: Iterable[PortState],
-        new: Iterable[PortState],
+        old: Sequence[PortState],
+        new: Sequence[PortState],
         refusals: Refusals,
         settings: IpvsSettings,
     ) -> bool:
@@ -253,8 +253,9 @@ class SharedObjects:
         fit = all(self._sizes[name] <= most for name, most in self._capacity.items())
         self._sizes.subtract(name for name, _ in lost)
         if refusals:
-            retry(refusals.addresses, addresses.keys(), bind, unbind)
-            retry(refusals.entries, entries.keys(), gained, lost)
+            # Without new states nothing is retried; objects that are no longer needed are forgotten.
+            retry(refusals.addresses, addresses.keys() if new else unbind, bind, unbind)
+            retry(refusals.entries, entries.keys() if new else lost, gained, lost)
         plan.bind.extend(sorted(bind))
         plan.unbind.extend(a for a in sorted(unbind) if not settings.is_excluded(a))
         plan.add_entries.extend(sorted(gained))
