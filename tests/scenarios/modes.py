@@ -12,6 +12,7 @@ from svcproxy import cli
 from svcproxy.backends.core.node_settings import NodeSettings
 from svcproxy.backends.iptables.core.settings import IptablesSettings
 from svcproxy.backends.iptables.core.static import SHARED_CHAINS
+from svcproxy.backends.ipvs import probing
 from svcproxy.backends.ipvs.core import chains_and_sets as ipvs_chains
 from svcproxy.backends.ipvs.core.settings import IpvsSettings, KernelFacts, scheduling
 from svcproxy.backends.nftables.core.settings import NftablesSettings
@@ -95,11 +96,29 @@ def take(state: DesiredState, obj: ApiObject) -> None:
             state.update_node(obj)
 
 
-def settings_of(config: Config, state: DesiredState, mode: str, family: IPFamily) -> Settings:
-    """The settings of a mode for a kernel with all features."""
+def sysctl_lines(mode: str, config: Config) -> list[str]:
+    """The kernel parameters that a mode sets, apart from those of all modes."""
+    if mode != "ipvs":
+        return []
+    wanted = probing.required_sysctls("6.1.0", strict_arp=config.ipvs_strict_arp)
+    return [f"sysctl -w {each.name}={each.value}" for each in wanted]
+
+
+def settings_of(
+    config: Config,
+    state: DesiredState,
+    mode: str,
+    family: IPFamily,
+    missing_features: frozenset[str] = frozenset(),
+) -> Settings:
+    """The settings of a mode for a kernel without some features."""
     common = structs.asdict(NodeSettings(config, family)(state.node))
     if mode == "iptables":
-        return IptablesSettings(**common)
+        return IptablesSettings(
+            **common,
+            hairpin_match="no bpf" not in missing_features,
+            affinity_sets="no ipset" not in missing_features,
+        )
     if mode == "nftables":
         own = {"service_cidrs": state.service_cidrs, "drop_invalid": True}
         return NftablesSettings(**{**common, **own})

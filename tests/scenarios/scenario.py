@@ -5,6 +5,8 @@ with a line ``-- name --``:
 
 ``flags``
     command-line flags, one a line, besides ``--cluster-cidr`` and ``--hostname-override``.
+``kernel``
+    features that the kernel lacks: ``no bpf`` (``xt_bpf``) and ``no ipset``, one a line.
 ``objects``
     YAML documents: Services, EndpointSlices, ServiceCIDRs, and the Node if it matters.
 ``packets``
@@ -23,7 +25,7 @@ from typing import NamedTuple
 from svcproxy.explain.core.packet import Packet
 
 FOLDER = Path(__file__).parent
-INPUTS = ("flags", "objects", "packets", "show")
+INPUTS = ("flags", "kernel", "objects", "packets", "show")
 _SECTION = re.compile(r"^-- ([a-z0-9 ]+) --$", re.MULTILINE)
 _PACKET = re.compile(r"(\S+)(?: (\S+))? -> (tcp|udp|sctp) (\S+):(\d+)(, again)?")
 
@@ -63,6 +65,10 @@ class Scenario(NamedTuple):
     @property
     def flags(self) -> list[str]:
         return self.sections.get("flags", "").split("\n") if self.sections.get("flags") else []
+
+    @property
+    def missing_features(self) -> frozenset[str]:
+        return frozenset(self.sections.get("kernel", "").splitlines())
 
     @property
     def shown(self) -> set[str]:

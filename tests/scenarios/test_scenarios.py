@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from svcproxy.config import Config
 from svcproxy.kube.core.decoding import decode_object
 from svcproxy.kube.core.parse import parse_object
 from svcproxy.model.names import IPFamily, Kind
@@ -22,6 +23,7 @@ from tests.scenarios.modes import (
     incrementally,
     settings_of,
     state_of,
+    sysctl_lines,
 )
 from tests.scenarios.output import port_lines, rule_lines, trace_lines
 from tests.scenarios.scenario import FOLDER, Scenario, dump, load
@@ -84,13 +86,15 @@ class Outcome:
         state = state_of(config, family, order)
         if mode == MODES[0]:
             ports += port_lines(state.ports)
-        settings = settings_of(config, state, mode, family)
+        missing = self._scenario.missing_features
+        settings = settings_of(config, state, mode, family, missing)
         rules = from_scratch(mode, family, state, settings)
         made[mode, family is IPFamily.IPV6] = rules
         if not state.ports and (family is IPFamily.IPV6 or self._is_ipv6_only):
             return
         text = self._text(rules)
-        self.outputs[SECTIONS[mode, family]] = text
+        parameters = self._parameters(mode, config) if family is IPFamily.IPV4 else []
+        self.outputs[SECTIONS[mode, family]] = "\n".join([*parameters, text])
         for services_first in (True, False):
             batches = batches_of(self._objects, services_first=services_first)
             again = self._text(incrementally(mode, family, settings, batches, config))
@@ -98,6 +102,12 @@ class Outcome:
                 which = "Services first" if services_first else "slices first"
                 title = f"{mode} {family}, incrementally, {which}"
                 self.differences.append(diff(text, again, "from scratch", title))
+
+    def _parameters(self, mode: str, config: Config) -> list[str]:
+        found = sysctl_lines(mode, config)
+        if "shared" in self._scenario.shown:
+            return found
+        return [line for line in found if line not in sysctl_lines(mode, config_of(mode, ()))]
 
     def _text(self, made: Made) -> str:
         config = config_of(made.mode, ())
