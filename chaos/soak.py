@@ -307,7 +307,7 @@ class Soak:
         yield verdict.answers_check(world, number)
         try:
             yield verdict.restart_check(world)
-        except DaemonError as error:
+        except (AssertionError, DaemonError) as error:
             yield Check("a restart writes nothing", holds=False, figures=str(error))
 
 

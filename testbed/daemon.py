@@ -183,7 +183,7 @@ class Daemon:
             ends = [sample.value for sample in self.metrics().get(_LAST_SYNC, [])]
             return time.time() - max(ends) >= seconds
 
-        eventually(idle, f"{seconds:g} s without a sync", timeout=seconds + 5.0)
+        eventually(idle, f"{seconds:g} s without a sync", timeout=seconds + 30.0)
 
     def metrics(self) -> Metrics:
         """Fetch and parse /metrics.
