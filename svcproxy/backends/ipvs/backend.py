@@ -94,7 +94,6 @@ class IpvsBackend:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._programs = programs
-        self._settings = settings
         self._options = options
         self._clock = clock
         self._facts = KernelFacts()
@@ -254,12 +253,6 @@ class IpvsBackend:
         self._follow(results)
         _raise(results.failures)
         return draining.next_check()
-
-    def clean_up(self) -> None:
-        """Remove all virtual servers, rules and ipsets of Services, svcproxy's and kube-proxy's."""
-        desired = Desired({}, self._settings)
-        for _ in range(2):
-            self.apply(self.plan(desired, self.read()))
 
     def _extended(self, settings: Settings) -> IpvsSettings:
         return IpvsSettings.of(
