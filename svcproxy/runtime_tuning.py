@@ -15,7 +15,7 @@ _AFTERWARDS = (10_000, 50, 100)
 """Failures leave cycles behind (exceptions and their frames), and a cycle may hold a connection
 with its buffers: 100,000 objects were 20 MB in an hour of API outages and malformed objects."""
 _MANY = 500
-"""A sync of so many Service ports takes so much memory that it is returned right after."""
+"""After a sync of at least this many Service ports, unused memory is returned to the system."""
 _ARENA_MAX = -8
 """``M_ARENA_MAX`` of ``mallopt(3)``."""
 

@@ -118,7 +118,7 @@ def strings(node: yaml.Node) -> str | None:
         except ValueError as error:
             raise ValueError(f"entry {index} {error}") from None
         if "," in entries[-1]:
-            raise ValueError(f"entry {index} holds a comma; make an entry of each part")
+            raise ValueError(f"entry {index} contains a comma; write one entry for each part")
     return ",".join(entries)
 
 

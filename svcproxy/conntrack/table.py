@@ -46,8 +46,8 @@ class Table:
 
     Attributes:
         family: the IP family.
-        filtering: whether the kernel filters dumps. It becomes false when the kernel turns out not
-            to; every dump then returns all entries of the family.
+        filtering: whether the kernel filters dumps. It becomes false if the kernel ignores or
+            refuses filters; every dump then returns all entries of the family.
     """
 
     def __init__(self, family: IPFamily) -> None:

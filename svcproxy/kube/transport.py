@@ -116,7 +116,7 @@ class _Response(http.client.HTTPResponse):
                 raise http.client.HTTPException(str(error)) from error
             if self._dechunker.ended:
                 self.fp.close()
-                self.fp = None  # http.client marks a finished response so
+                self.fp = None  # as http.client does at the end of a response
         return data
 
 

@@ -16,8 +16,9 @@ from svcproxy.netlink.core.kernel_objects import RealServers, VirtualServer, Vir
 from svcproxy.netlink.errors import NetlinkError
 
 STEP_SECONDS = 0.05
-"""The approximate maximum duration of a step, if no change is waiting. Long steps are efficient: the
-kernel searches its table from the start for each chunk, and finds it in the processor's caches."""
+"""The approximate maximum duration of a step, if no change is waiting. Long steps are efficient: for
+each chunk the kernel walks its table from the start, and during a step the table stays in the CPU
+caches."""
 MIN_PAUSE_SECONDS = 0.01
 PAUSE_FACTOR = 4
 """A pause is at least this many times as long as the step before: an audit takes a fifth of a CPU."""
