@@ -259,7 +259,7 @@ def test_values_are_read_as_by_kube_proxy(text: str, field: str, value: object) 
         ("oomScoreAdj: 3000000000", "oomScoreAdj=3000000000", "from -1000 to 1000"),
         ("nodePortAddresses: 10.0.0.0/8", "nodePortAddresses=10.0.0.0/8", "a list of strings"),
         ("nodePortAddresses: [a, 5]", "nodePortAddresses=(a list)", "entry 1 must be a string"),
-        ("nodePortAddresses: ['a,b']", "nodePortAddresses=(a list)", "entry 0 holds a comma"),
+        ("nodePortAddresses: ['a,b']", "nodePortAddresses=(a list)", "entry 0 contains a comma"),
         ("nodePortAddresses: [x]", "nodePortAddresses=x", "'x' is not a CIDR"),
         ("featureGates: [A]", "featureGates=(a list)", "a map from names to true or false"),
         ("featureGates: {A: 'false'}", "featureGates=(a map)", "A: must be true or false"),
