@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 
 from testbed.waiting import SLOW
-from tests import examples, guests
+from tests import examples, guests, sessions
 
 # CI decides about a change, so it tries the same examples each time; everybody else explores.
 settings.register_profile("ci", derandomize=True)
@@ -42,9 +42,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.variants:
         plugins.register(guests.Selection(config.option.variants))
     if config.option.report_to:
-        plugins.register(guests.ReportWriter(config, config.option.report_to))
-    if not SLOW:
-        plugins.register(guests.Guests(config.option.uml_variants))
+        plugins.register(sessions.ReportWriter(config, config.option.report_to))
+    option = config.option
+    if option.member_of:
+        plugins.register(sessions.Member(option.member_of, backwards=option.backwards))
+    elif not SLOW:
+        others = ["--all-scenarios"]  # they get a list of tests
+        others += [f"--{name}" for name in ("quick", "regenerate") if config.getoption(name)]
+        plugins.register(guests.Distribution(option.uml_variants, option.processes, others))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,35 +2,31 @@
 
 A test runs in a guest if its ``variant`` is ``ipvs`` or it is marked ``uml``. Guests boot when the
 first test of the session starts and run in parallel with the session's other tests; their own
-tests are reported last. There are two guests, because their tests spend much time waiting. pytest
-in a guest writes its reports to a file, from which this session reads them. A test without a report
-has failed, and so has a test that was skipped in the guest.
+tests are reported last. There are two guests, because their tests spend much time waiting. With
+``--processes=2``, the other tests are run by two processes, too. pytest in a guest or in the second
+process writes its reports to a file, from which this session reads them (``tests/sessions.py``). A
+test without a report has failed, and so has a test that was skipped in a guest.
 
 In a guest that was started by hand (``python -m testbed.uml -- .venv/bin/python -m pytest ...``),
 these tests run like any others.
 """
 
-import contextlib
-import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 
 from testbed import uml
 from testbed.machines import MachineError
+from tests.sessions import Machine, Process, Sessions, group_of, run_items, variant_of
 
 GUESTS = 2
 """The maximum number of guests; the tests of a module run in the same one."""
-LIMIT = 1500.0
+LIMIT = 2400.0
 """Seconds that a guest may take for all of its tests."""
 TEST_LIMIT = 300
 """Seconds that one test may take in a guest; starting programs is slow, and the host is busy."""
 _WITHOUT = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]  # these write to the tree
-Report = dict[str, Any]
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -47,13 +43,16 @@ def add_options(parser: pytest.Parser) -> None:
         default=frozenset({"ipvs"}),
         help="variants whose tests run in User Mode Linux (default: ipvs)",
     )
+    group.addoption(
+        "--processes",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="processes for the tests that run on this machine's kernel (default: 1)",
+    )
     group.addoption("--report-to", type=Path, help="write each test's reports to this file, too")
-
-
-def variant_of(item: pytest.Item) -> str | None:
-    """Return the variant with which a test runs, if it has one."""
-    callspec = getattr(item, "callspec", None)
-    return callspec.params.get("variant") if callspec else None
+    group.addoption("--member-of", type=Path, help="for internal use, see tests/sessions.py")
+    group.addoption("--backwards", action="store_true", help="for internal use, like --member-of")
 
 
 class Selection:
@@ -71,110 +70,22 @@ class Selection:
         items[:] = [item for item in items if variant_of(item) in self._variants]
 
 
-class ReportWriter:
-    """Writes every report to a file immediately, as a line of JSON."""
-
-    def __init__(self, config: pytest.Config, path: Path) -> None:
-        self._config = config
-        self._output = path.open("w", encoding="utf-8")
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Write a report to the file."""
-        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
-        self._output.write(json.dumps(data) + "\n")
-        self._output.flush()
-
-
-class GuestRun:
-    """A guest that runs some of the session's tests; ``close`` ends it.
+class Distribution:
+    """Runs tests in guests and in a second process, and reports their results.
 
     Args:
-        items: the tests.
-
-    Raises:
-        MachineError: a guest cannot be started.
+        variants: the variants whose tests run in guests.
+        processes: how many processes run the other tests.
+        options: further options of the other sessions.
     """
 
-    def __init__(self, items: list[pytest.Item]) -> None:
-        self._closing = contextlib.ExitStack()
-        folder = Path(self._closing.enter_context(TemporaryDirectory(prefix="svcproxy-tests-")))
-        self._reports = folder / "reports"
-        self._position = 0
-        self._seen: dict[str, list[Report]] = {}
-        self.reported = False
-        """Whether the cause of the guest's failure has been reported."""
-        names = folder / "tests"
-        names.write_text("".join(f"{item.nodeid}\n" for item in items), encoding="utf-8")
-        root = items[0].config.rootpath
-        command = [sys.executable, "-m", "pytest", *_WITHOUT, f"--report-to={self._reports}"]
-        command += ["--tb=short", f"--timeout={TEST_LIMIT}", f"--rootdir={root}", f"@{names}"]
-        guest = uml.Guest(command, folder=root, timeout=LIMIT, results=folder)
-        self._guest = self._closing.enter_context(guest)
-
-    def reports(self, name: str) -> list[Report]:
-        """Wait for the reports of a test: of set-up, call and teardown.
-
-        Raises:
-            MachineError: the guest ended before; the message ends with its last output.
-        """
-        while not self._complete(name):
-            running = self._guest.running(0.1)
-            self._read()
-            if not running and not self._complete(name):
-                finished = self._guest.wait()
-                raise MachineError(f"status {finished.status}, output:\n{finished.output}")
-        return self._seen[name]
-
-    def trouble(self) -> str:
-        """Return why the guest's pytest failed, if no test has reported that."""
-        status = self._guest.wait().status
-        failed = any(report["outcome"] == "failed" for r in self._seen.values() for report in r)
-        if status == (1 if failed else 0):
-            return ""
-        return f"pytest in the guest ended with status {status}:\n{self._guest.output}"
-
-    def close(self) -> None:
-        """End the guest."""
-        self._closing.close()
-
-    def _complete(self, name: str) -> bool:
-        return any(report["when"] == "teardown" for report in self._seen.get(name, ()))
-
-    def _read(self) -> None:
-        if not self._reports.exists():
-            return
-        with self._reports.open("rb") as lines:
-            lines.seek(self._position)
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    break
-                self._position += len(line)
-                report = json.loads(line)
-                self._seen.setdefault(report["nodeid"], []).append(report)
-
-
-def shares(items: list[pytest.Item], count: int = GUESTS) -> list[list[pytest.Item]]:
-    """Distribute tests evenly over at most ``count`` guests, module by module."""
-    modules: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        modules.setdefault(item.nodeid.partition("::")[0], []).append(item)
-    found: list[list[pytest.Item]] = [[] for _ in range(count)]
-    for module in sorted(modules.values(), key=len, reverse=True):
-        min(found, key=len).extend(module)
-    return [share for share in found if share]
-
-
-class Guests:
-    """Runs the tests that need a guest in guests, and reports their results."""
-
-    def __init__(self, variants: frozenset[str]) -> None:
+    def __init__(self, variants: frozenset[str], processes: int, options: list[str]) -> None:
         self._variants = variants
-        self._runs: dict[str, GuestRun] = {}
-        self._last: set[str] = set()
-        self._reason = "no guest was started"
-
-    def _needs_guest(self, item: pytest.Item) -> bool:
-        return variant_of(item) in self._variants or item.get_closest_marker("uml") is not None
+        self._processes = processes
+        self._options = options
+        self._guests: Sessions | None = None
+        self._second: Sessions | None = None
+        self._reason = ""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -184,63 +95,88 @@ class Guests:
         """
         items[:] = [item for item in items if item.get_closest_marker("vm") is None]
         items.sort(key=self._needs_guest)
-        for item in filter(self._needs_guest, items):
-            item.add_marker(pytest.mark.timeout(LIMIT))
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtestloop(self, session: pytest.Session) -> None:
-        """Boot the guests before the first test."""
-        items = [item for item in session.items if self._needs_guest(item)]
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Boot the guests, start the second process and run the tests."""
         if session.config.option.collectonly or session.testsfailed:
-            return
-        for share in shares(items):
+            return None
+        there = [item for item in session.items if self._needs_guest(item)]
+        here = [item for item in session.items if not self._needs_guest(item)]
+        if there:
             try:
-                run = GuestRun(share)
+                self._guests = Sessions(
+                    there,
+                    [*_WITHOUT, *self._options, "--tb=short", f"--timeout={TEST_LIMIT}"],
+                    _guest,
+                    [False, True][: min(GUESTS, len({group_of(item) for item in there}))],
+                )
             except MachineError as error:
                 self._reason = str(error)
-                return
-            self._runs.update((item.nodeid, run) for item in share)
-            self._last.add(share[-1].nodeid)
+        if self._processes > 1 and len({group_of(item) for item in here}) > 1:
+            options = ["-p", "no:cacheprovider", *self._options]
+            self._second = Sessions(here, options, _process, [True])
+        claims = self._second.claims if self._second is not None else None
+        run_items(session, claims, self._report)
+        for sessions in (self._guests, self._second):
+            if sessions is not None and not sessions.reported and (trouble := sessions.trouble()):
+                session.shouldfail = trouble
+                raise session.Failed(trouble)
+        return True
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        """Report a test of a guest as a test of this session."""
-        if not self._needs_guest(item):
-            return None
+    def pytest_unconfigure(self) -> None:
+        """End the other sessions, even while tests are running."""
+        for sessions in (self._guests, self._second):
+            if sessions is not None:
+                sessions.close()
+
+    def _needs_guest(self, item: pytest.Item) -> bool:
+        return variant_of(item) in self._variants or item.get_closest_marker("uml") is not None
+
+    def _is_own(self, item: pytest.Item) -> bool:
+        if self._needs_guest(item):
+            return False
+        return self._second is None or self._second.claims.claim(item)
+
+    def _report(self, item: pytest.Item) -> bool:
+        """Report a test as one of this session if another one runs it; return whether it does."""
+        if self._is_own(item):
+            return False
         hook = item.ihook
         hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._reports(item):
+        sessions = self._guests if self._needs_guest(item) else self._second
+        if sessions is None:
+            reports = iter([_failure(item, self._reason)])
+        else:
+            reports = self._reports(item, sessions)
+        for report in reports:
             hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
-    def pytest_unconfigure(self) -> None:
-        """End the guests, even while tests are running."""
-        for run in set(self._runs.values()):
-            run.close()
-
-    def _reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
-        run = self._runs.get(item.nodeid)
-        if run is None:
-            yield _failure(item, self._reason)
-            return
+    def _reports(self, item: pytest.Item, sessions: Sessions) -> Iterator[pytest.TestReport]:
+        where = "the guest" if sessions is self._guests else "the second process"
         try:
-            for data in run.reports(item.nodeid):
+            for data in sessions.reports(item.nodeid):
                 report = item.config.hook.pytest_report_from_serializable(
                     config=item.config, data=data
                 )
-                if report.skipped:
+                if report.skipped and sessions is self._guests:
                     yield _failure(item, f"nothing is skipped in the guest: {report.longrepr}")
                 else:
                     yield report
-            trouble = run.trouble() if item.nodeid in self._last else ""
         except MachineError as error:
-            trouble = f"the guest did not finish this test: {error}"
-            if run.reported:
-                trouble = "the guest had ended, see above"
-            run.reported = True
-        if trouble:
-            yield _failure(item, trouble)
+            reason = f"{where} did not finish this test: {error}"
+            yield _failure(item, f"{where} had ended, see above" if sessions.reported else reason)
+            sessions.reported = True
+
+
+def _guest(command: list[str], folder: Path, results: Path) -> Machine:
+    return uml.Guest(command, folder=folder, timeout=LIMIT, results=results)
+
+
+def _process(command: list[str], folder: Path, results: Path) -> Machine:
+    return Process(command, folder=folder, output=results / "output")
 
 
 def _failure(item: pytest.Item, reason: str) -> pytest.TestReport:

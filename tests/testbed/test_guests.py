@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,32 @@ def test_that_switches_off(n):
 def test_here(): assert not uml.inside()
 """
 
+_FIRST = """
+from pathlib import Path
+from testbed.waiting import eventually
+
+def test_meets_the_other_process():
+    Path("first").touch()
+    eventually(Path("second").exists, timeout=60)
+"""
+_SECOND = """
+import os, pytest
+from pathlib import Path
+from testbed.waiting import eventually
+
+def test_meets_the_first_process():
+    Path("second").touch()
+    eventually(Path("first").exists, timeout=60)
+
+def test_that_fails(): assert 6 * 7 == 54
+
+def test_that_is_skipped(): pytest.skip("no time")
+
+def test_that_ends_the_process(): os._exit(7)
+
+def test_without_a_turn(): pass
+"""
+
 
 def _outcomes(folder: Path, *options: str, path: str) -> tuple[int, dict[str, list[str]]]:
     """Return the exit status of a session with the tests above, and its reports.
@@ -75,7 +102,9 @@ def _outcomes(folder: Path, *options: str, path: str) -> tuple[int, dict[str, li
     return done.returncode, found
 
 
-def _message(longrepr: str | dict[str, dict[str, str]]) -> str:
+def _message(longrepr: str | list[Any] | dict[str, dict[str, str]]) -> str:
+    if isinstance(longrepr, list):  # of a skipped test: file, line and reason
+        return str(longrepr[-1])
     return longrepr if isinstance(longrepr, str) else longrepr["reprcrash"]["message"]
 
 
@@ -109,3 +138,42 @@ def test_without_user_mode_linux_its_tests_fail(tmp_path: Path) -> None:
         1,
         {"test_here": [], "test_in_the_guest": [f"call failed: {remedy}"]},
     )
+
+
+def _run_in_two_processes(folder: Path, *options: str) -> tuple[int, dict[str, list[str]]]:
+    (folder / "test_1.py").write_text(_FIRST)
+    (folder / "test_3.py").write_text(_SECOND)
+    options = ("--processes=2", "--ignore=test_it.py", *options)
+    return _outcomes(folder, *options, path=os.environ["PATH"])
+
+
+def test_two_processes_share_the_tests(tmp_path: Path) -> None:
+    status, outcomes = _run_in_two_processes(tmp_path, "-k", "meets or fails or skipped")
+    assert status == 1
+    assert "54" in outcomes.pop("test_that_fails")[0]
+    (skipped,) = outcomes.pop("test_that_is_skipped")
+    assert skipped.startswith("call skipped")
+    assert outcomes == {"test_meets_the_other_process": [], "test_meets_the_first_process": []}
+
+
+def test_what_the_second_process_did_not_finish_fails(tmp_path: Path) -> None:
+    status, outcomes = _run_in_two_processes(tmp_path, "-k", "meets or ends or turn")
+    assert status == 1
+    (unfinished,) = outcomes.pop("test_that_ends_the_process")
+    assert unfinished.startswith("call failed: the second process did not finish this test")
+    assert "status 7" in unfinished
+    assert outcomes == {
+        "test_meets_the_other_process": [],
+        "test_meets_the_first_process": [],
+        "test_without_a_turn": ["call failed: the second process had ended, see above"],
+    }
+
+
+def test_the_second_process_ends_at_the_first_failure(tmp_path: Path) -> None:
+    status, outcomes = _run_in_two_processes(tmp_path, "-x", "-k", "meets or fails or skipped")
+    assert status == 1
+    assert list(outcomes) == [
+        "test_meets_the_other_process",
+        "test_meets_the_first_process",
+        "test_that_fails",
+    ]
