@@ -33,6 +33,7 @@ from testbed.traffic import TrafficError
 _SAMPLE_EVERY = 5.0
 _MINUTE = 60.0
 _RECOVERY = 150.0
+_REPORTED_FAILURES = 100
 _GIVE_UP_AFTER = 3
 _REPAIRS = "svcproxy_drift_repairs_total"
 
@@ -141,6 +142,10 @@ class Soak:
             "connections": world.traffic.counts.made,
             "connections_failed": len(world.traffic.counts.failures),
             "connections_failed_while_damaged": world.traffic.counts.excused,
+            "failures": [
+                {**asdict(failure), "at": round(failure.at - self._began, 3)}
+                for failure in world.traffic.counts.failures[:_REPORTED_FAILURES]
+            ],
             "repairs": world.metric(_REPAIRS),
             "converged_p50": _rounded(statistics.median(self.quiet)) if self.quiet else None,
             "converged_max": _rounded(max(self.quiet, default=0.0)),
