@@ -186,7 +186,9 @@ class Process:
     """
 
     def __init__(self, command: Sequence[str], *, folder: Path, output: Path) -> None:
-        self._command = ["setpriv", "--pdeathsig", "INT", *command]
+        # A shell starts background processes with SIGINT ignored.
+        ending = ["setpriv", "--pdeathsig", "INT", "env", "--default-signal=INT"]
+        self._command = [*ending, *command]
         self._folder, self._output = folder, output
         self._process: subprocess.Popen[bytes] | None = None
 
