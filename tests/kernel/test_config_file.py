@@ -107,7 +107,7 @@ def test_a_file_that_says_the_same_or_nothing_usable_changes_nothing(
     line = daemon.wait_log("config.unusable")
     assert f"{volume}: mode=kernelspace: unknown" in line
     swap(volume, "")
-    daemon.wait_log("no fields in it")
+    daemon.wait_log("it has no fields")
     assert daemon.running
     assert not any("config.changed" in line for line in daemon.logs())
     daemon.stop()
