@@ -161,6 +161,9 @@ class Distribution:
                 report = item.config.hook.pytest_report_from_serializable(
                     config=item.config, data=data
                 )
+                if isinstance(report.longrepr, list):
+                    # Of a skipped test: JSON has no tuples, which pytest's summary expects.
+                    report.longrepr = tuple(report.longrepr)
                 if report.skipped and sessions is self._guests:
                     yield _failure(item, f"nothing is skipped in the guest: {report.longrepr}")
                 else:

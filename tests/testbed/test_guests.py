@@ -93,6 +93,7 @@ def _outcomes(folder: Path, *options: str, path: str) -> tuple[int, dict[str, li
         text=True,
         check=False,
     )
+    assert "Traceback" not in done.stderr, done.stderr
     found: dict[str, list[str]] = {}
     for line in reports.read_text().splitlines():
         report = json.loads(line)
@@ -143,7 +144,7 @@ def test_without_user_mode_linux_its_tests_fail(tmp_path: Path) -> None:
 def _run_in_two_processes(folder: Path, *options: str) -> tuple[int, dict[str, list[str]]]:
     (folder / "test_1.py").write_text(_FIRST)
     (folder / "test_3.py").write_text(_SECOND)
-    options = ("--processes=2", "--ignore=test_it.py", *options)
+    options = ("--processes=2", "--ignore=test_it.py", "-ra", *options)
     return _outcomes(folder, *options, path=os.environ["PATH"])
 
 
