@@ -56,7 +56,7 @@ _HOST_SYSCTLS = {
     # Enough ports for load at hundreds of connections a second, but none on which the daemon
     # listens: a connection in TIME_WAIT would keep such a port in use for a minute.
     "ipv4/ip_local_port_range": "10240 65000",
-    "ipv4/ip_local_reserved_ports": "10249,10256,30000-32767",
+    "ipv4/ip_local_reserved_ports": "10249,10256,20000-20099,30000-32767",
     "ipv4/tcp_tw_reuse": "1",
 }
 _NODE_SYSCTLS = {
