@@ -1,10 +1,16 @@
 """Session affinity remembers far more clients per endpoint than the 100 of xt_recent."""
 
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from svcproxy.backends.iptables.affinity_sets import AffinitySets
+from svcproxy.backends.iptables.core.naming import ENDPOINT_PREFIX
+from svcproxy.model.names import IPFamily
 from testbed import netns
+from testbed.netns import NetNS
 from testbed.outcomes import Answer
 from testbed.waiting import eventually
 from tests.kernel.conftest import Offer, Stage, StageWith, all_at
@@ -12,6 +18,7 @@ from tests.kernel.conftest import Offer, Stage, StageWith, all_at
 pytestmark = pytest.mark.kernel
 
 CLIENTS = 400
+_MANY = 6000
 
 
 def _addresses(family: int) -> list[str]:
@@ -70,6 +77,33 @@ def test_hundreds_of_clients_stay_with_their_endpoint(stage_with: StageWith, fam
     stage.daemon.start()
     stage.daemon.wait_ready()
     assert _chosen(stage, offer, sources) == first
+
+
+@pytest.fixture
+def space() -> Iterator[NetNS]:
+    made = NetNS(f"svp-affinity-{id(object())}")
+    netns.ip_batch([f"netns add {made.name}"])
+    yield made
+    netns.remove([made.name])
+
+
+def test_a_set_remembers_thousands_of_clients(space: NetNS) -> None:
+    """The kernel does not enlarge a set's hash table when rules add entries to it."""
+    name = f"{ENDPOINT_PREFIX}TEST"
+    sets = AffinitySets(IPFamily.IPV4)
+    space.call(lambda: sets.create([name]))
+    space.run("ip", "link", "set", "lo", "up")
+    rule = f"-A OUTPUT -d 127.1.0.0/16 -j SET --add-set {name} dst --exist --timeout 600"
+    space.run("iptables-nft", *rule.split())
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for number in range(_MANY):
+                sock.sendto(b"", (f"127.1.{number >> 8}.{number & 255}", 9))
+
+    space.call(send)
+    header = space.run("ipset", "list", name, "-terse").stdout
+    assert f"Number of entries: {_MANY}\n" in header
 
 
 @pytest.mark.iptables_only

@@ -15,8 +15,11 @@ from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.families import FAMILY_NUMBERS
 
 CLIENTS = 65536
-"""How many clients a set holds; xt_recent holds 100."""
-_FIRST_BUCKETS = 64
+"""The maximum number of clients in a set; xt_recent holds 100."""
+_BUCKETS = 4096
+"""The size of a set's hash table, 32 KiB. The kernel does not enlarge it when rules add clients, and a
+bucket holds 12: with 64 buckets, clients were lost from 200 on, and a set never held more than 768.
+With 4,096, a set holds some 15,000 clients before single ones are lost."""
 _DEFAULT_SECONDS = 10800
 _HEADERS_ONLY = 4
 """``IPSET_FLAG_LIST_HEADER``: list sets without their elements."""
@@ -59,7 +62,7 @@ class AffinitySets:
                         stype="hash:ip",
                         family=self._family,
                         exclusive=False,
-                        hashsize=_FIRST_BUCKETS,
+                        hashsize=_BUCKETS,
                         maxelem=CLIENTS,
                         timeout=_DEFAULT_SECONDS,
                     )

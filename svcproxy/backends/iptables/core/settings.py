@@ -32,7 +32,7 @@ class IptablesSettings(Settings, frozen=True, gc=False):
             (an endpoint that reaches itself through its Service). Without it, each endpoint gets a
             KUBE-SEP chain of its own.
         affinity_sets: remember the clients of session affinity in ipsets (``hash:ip`` and
-            ``xt_set``), 65,536 clients per endpoint. Without it, ``xt_recent`` remembers 100, as in
+            ``xt_set``), thousands of clients per endpoint. Without it, ``xt_recent`` remembers 100, as in
             kube-proxy.
         accounting: count packets in the nfacct objects of ``svcproxy.model.counters``
             (``xt_nfacct``).
