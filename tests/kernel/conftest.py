@@ -7,6 +7,7 @@ test can immediately check what must no longer work.
 import contextlib
 import itertools
 import json
+import os
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from testbed import netns
 from testbed.cluster import SERVICE_CIDRS, VIP_RANGES, Cluster, Host, Node, Pod
 from testbed.daemon import Daemon
 from testbed.manifests import Object
+from testbed.netns import NetNS
 from testbed.outcomes import Answer, Outcome, Refused, TimedOut, Unreachable
 from testbed.waiting import PATIENCE, eventually
 
@@ -132,6 +134,15 @@ def assert_even(counts: Mapping[Any, int], among: int) -> None:
     # Wilson and Hilferty's normal approximation, at 4.75 standard deviations.
     spread = 2 / (9 * freedom)
     assert chi_square < freedom * (1 - spread + 4.75 * spread**0.5) ** 3, counts
+
+
+@pytest.fixture
+def space() -> Iterator[NetNS]:
+    """A network namespace of its own; all its interfaces are down."""
+    made = NetNS(f"svp-space-{os.getpid()}-{id(object())}")
+    netns.ip_batch([f"netns add {made.name}"])
+    yield made
+    netns.remove([made.name])
 
 
 ALL_VARIANTS = ("nft", "legacy", "nftables", "ipvs")

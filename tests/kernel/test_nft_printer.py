@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,7 +15,6 @@ from svcproxy.explain.core.rendered_nftables import observed_table, rendered
 from svcproxy.explain.core.trace import trace
 from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.serviceport import ServicePort
-from testbed import netns
 from testbed.netns import NetNS
 from tests.kernel.test_nftables_table import TABLES, Programmed, one_of_each
 from tests.unit.nftables.services import BALANCER, NODE, NODE_PORT, PODS, VIP, options
@@ -36,14 +34,6 @@ RANGES = {
     IPFamily.IPV4: ("192.168.48.0/21", "10.0.0.0/8", "203.0.113.7/32", "127.0.0.0/8"),
     IPFamily.IPV6: ("fd00:192::/61", "fd00:203::7/128", "fd00:10:244::/56"),
 }
-
-
-@pytest.fixture
-def space() -> Iterator[NetNS]:
-    made = NetNS(f"svp-print-{id(object())}")
-    netns.ip_batch([f"netns add {made.name}"])
-    yield made
-    netns.remove([made.name])
 
 
 @pytest.fixture(params=list(IPFamily))

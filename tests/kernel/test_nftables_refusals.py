@@ -28,10 +28,10 @@ from svcproxy.state.desired import Changes, DesiredState
 from svcproxy.sync.core.schedule import Schedule
 from svcproxy.sync.loop import FamilyLoop
 from svcproxy.sync.report import Reporter
-from tests.kernel.test_nftables_table import Programmed, family, programmed, space
+from tests.kernel.test_nftables_table import Programmed, family, programmed
 from tests.unit.nftables.services import VIP, service_port
 
-__all__ = ["family", "programmed", "space"]
+__all__ = ["family", "programmed"]
 
 pytestmark = pytest.mark.kernel
 

@@ -22,21 +22,12 @@ from svcproxy.netlink.core.nf_tables.dump import OWNED
 from svcproxy.netlink.core.nf_tables.protocol import NEW_TABLE, TABLE_OF
 from svcproxy.netlink.core.nf_tables.transaction import Message, Plan
 from svcproxy.state.desired import Changes
-from testbed import netns
 from testbed.netns import NetNS
 from tests.unit.nftables.services import NODE_PORT, VIP, endpoints, options, service_port
 
 pytestmark = pytest.mark.kernel
 
 TABLES = {IPFamily.IPV4: "ip", IPFamily.IPV6: "ip6"}
-
-
-@pytest.fixture
-def space() -> Iterator[NetNS]:
-    made = NetNS(f"svp-table-{id(object())}")
-    netns.ip_batch([f"netns add {made.name}"])
-    yield made
-    netns.remove([made.name])
 
 
 @pytest.fixture(params=list(IPFamily))

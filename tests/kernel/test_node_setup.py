@@ -2,25 +2,15 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from testbed import netns
 from testbed.netns import NetNS
 
 pytestmark = pytest.mark.kernel
 
 _HERE = Path("/proc/sys/net/netfilter")
-
-
-@pytest.fixture
-def space() -> Iterator[NetNS]:
-    made = NetNS(f"svp-node-{id(object())}")
-    netns.ip_batch([f"netns add {made.name}"])
-    yield made
-    netns.remove([made.name])
 
 
 def value(space: NetNS, name: str) -> int:
