@@ -17,7 +17,7 @@ from tests.kernel.conftest import Offer, Stage, StageWith, all_at
 pytestmark = pytest.mark.kernel
 
 CLIENTS = 400
-_MANY = 6000
+_MANY = 1500
 
 
 def _addresses(family: int) -> list[str]:

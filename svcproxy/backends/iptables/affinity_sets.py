@@ -16,10 +16,11 @@ from svcproxy.netlink.core.families import FAMILY_NUMBERS
 
 CLIENTS = 65536
 """The maximum number of clients in a set; xt_recent holds 100."""
-_BUCKETS = 4096
-"""The size of a set's hash table, 32 KiB. The kernel does not enlarge it when rules add clients, and a
-bucket holds 12: with 64 buckets, clients were lost from 200 on, and a set never held more than 768.
-With 4,096, a set holds some 15,000 clients before single ones are lost."""
+_BUCKETS = 1024
+"""The size of a set's hash table, 8 KiB; it is ipset's default. The kernel does not enlarge the table
+when rules add clients, and a bucket holds 12: a set holds some 3,000 clients before single ones are
+lost. With 64 buckets, that began at 200. The kernel allows 65,534 sets, so the tables of all sets
+together take at most 512 MiB."""
 _DEFAULT_SECONDS = 10800
 _HEADERS_ONLY = 4
 """``IPSET_FLAG_LIST_HEADER``: list sets without their elements."""
