@@ -9,7 +9,6 @@ from svcproxy import sysctl
 from svcproxy.backends.base import BackendError, BackendUnavailable, Desired, Maintenance, Outcome
 from svcproxy.backends.iptables.affinity_sets import AffinitySets
 from svcproxy.backends.iptables.bisection import Bisection, KernelAccess
-from svcproxy.backends.iptables.cleanup import remove_stale_chains
 from svcproxy.backends.iptables.core.plan import Observed, Plan
 from svcproxy.backends.iptables.core.planner import Planner
 from svcproxy.backends.iptables.core.restore_inputs import restore_inputs
@@ -122,12 +121,6 @@ class IptablesBackend:
     def maintain(self, _should_yield: Callable[[], bool]) -> Maintenance:
         """Do nothing: the rules do not depend on time."""
         return Maintenance()
-
-    def clean_up(self) -> None:
-        """Remove the chains, jumps and ipsets of svcproxy, and the chains of kube-proxy."""
-        remove_stale_chains(self._programs.variant, self.family)
-        if (names := self._sets.names()) and (kept := self._sets.destroy(names)):
-            raise BackendError(f"{kept[0]}; {len(kept)} ipsets stay")
 
     def _extend(self, settings: Settings) -> IptablesSettings:
         """Return ``settings`` with the kernel's features; computed once per settings object."""

@@ -9,8 +9,7 @@ from svcproxy.backends.base import Desired
 from svcproxy.backends.iptables.core.plan import Observed
 from svcproxy.backends.iptables.core.planner import Planner
 from svcproxy.backends.iptables.core.settings import IptablesSettings
-from svcproxy.backends.xtables.core.savefile import parse
-from svcproxy.explain.core.iptables_rules import IptablesRuleset, Sets
+from svcproxy.explain.core.iptables_rules import IptablesRuleset
 from svcproxy.model.names import ServicePortName
 from svcproxy.model.serviceport import ServicePort
 
@@ -21,13 +20,3 @@ def rendered(
     """Return the rules that iptables mode writes to empty tables."""
     plan = Planner(settings).plan(Desired(ports, settings), settings, Observed({}))
     return IptablesRuleset.parse(plan.text(), dict.fromkeys(plan.create_sets, frozenset()))
-
-
-def observed_rules(saved: str, sets: Sets | None = None) -> IptablesRuleset:
-    """Return the rules in iptables-save output, including those of other programs.
-
-    Args:
-        saved: the output.
-        sets: the entries of ipsets, as ``ipset list`` prints them.
-    """
-    return IptablesRuleset(parse(saved), sets)

@@ -21,11 +21,6 @@ _KIND = 0x3FFF
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
-def pad(value: bytes) -> bytes:
-    """Pad with zero bytes to a multiple of four bytes."""
-    return value + _PADDING[len(value) & 3]
-
-
 def attribute(kind: int, value: bytes) -> bytes:
     """Encode one attribute."""
     return HEADER.pack(4 + len(value), kind) + value + _PADDING[len(value) & 3]
