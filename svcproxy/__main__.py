@@ -1,8 +1,8 @@
-"""Runs the daemon: ``python -m svcproxy``."""
+"""Runs the daemon or a command: ``python -m svcproxy``."""
 
 import sys
 
-from svcproxy.cli import main
+from svcproxy.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

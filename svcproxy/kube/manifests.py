@@ -87,11 +87,7 @@ class ManifestSource:
         Raises:
             SourceError: there is no such folder, or it cannot be read.
         """
-        if not self._directory.is_dir():
-            what = "is not a folder" if self._directory.exists() else "does not exist"
-            raise SourceError(f"manifest folder {self._directory} {what}: create it")
-        if not os.access(self._directory, os.R_OK | os.X_OK):
-            raise SourceError(f"manifest folder {self._directory} is not readable: change its mode")
+        _check_folder(self._directory)
         self._thread = threads.spawn(partial(self._run, sink), "manifests")
 
     def stop(self) -> None:
@@ -250,6 +246,52 @@ class ManifestSource:
                     owner[key] = name
                     wanted[key] = obj
         return wanted, problems
+
+
+def read_folder(
+    directory: Path, annotations: frozenset[str] = frozenset()
+) -> tuple[list[ApiObject], list[Problem]]:
+    """Read the manifests of a folder once, with the limits of ``ManifestSource``.
+
+    Args:
+        directory: the folder.
+        annotations: the annotation keys of Services to keep.
+
+    Returns:
+        The objects, of all nodes, and what is wrong with malformed ones. If two files hold the
+        same object, the first file by name counts.
+
+    Raises:
+        SourceError: there is no such folder, or it cannot be read.
+    """
+    _check_folder(directory)
+    objects: dict[ObjectKey, ApiObject | None] = {}
+    problems: list[Problem] = []
+    size = 0
+    for number, path in enumerate(_manifests(directory)):
+        try:
+            size += _folder_share(path.stat().st_size)
+            limit = _folder_limit(number, size)
+            if limit:
+                raise SourceError(f"{directory} exceeds {_FOLDER_LIMITS[limit]}: make it smaller")
+            data = read_bounded(path, limits.MANIFEST_FILE_BYTES, only_regular=True)
+            manifest = read_manifest(path.name, data, annotations)
+        except ManifestError as error:
+            problems.append(error.problem)
+        except (OSError, UnusableFileError) as error:
+            problems.append(_unreadable(path, error))
+        else:
+            problems += manifest.problems
+            objects = manifest.objects | objects
+    return [obj for obj in objects.values() if obj is not None], problems
+
+
+def _check_folder(directory: Path) -> None:
+    if not directory.is_dir():
+        what = "is not a folder" if directory.exists() else "does not exist"
+        raise SourceError(f"manifest folder {directory} {what}: create it")
+    if not os.access(directory, os.R_OK | os.X_OK):
+        raise SourceError(f"manifest folder {directory} is not readable: change its mode")
 
 
 def _folder_limit(number: int, size: int) -> str:

@@ -1,0 +1,1 @@
+"""What daemon and client of the admin socket exchange. Pure."""

@@ -1,0 +1,1 @@
+"""Texts and codes of the commands. Pure."""

@@ -1,0 +1,47 @@
+"""The registry of commands: a command is a module and one line here."""
+
+import argparse
+from importlib import import_module
+from typing import NamedTuple, Protocol
+
+from svcproxy.commands.output import Output
+
+
+class Command(Protocol):
+    """The module of a command."""
+
+    EXAMPLES: str
+    """Examples for ``--help``: an indented command line each, with its purpose."""
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Add the arguments of the command to its parser."""
+
+    @staticmethod
+    def run(arguments: argparse.Namespace, output: Output) -> int:
+        """Run the command.
+
+        Returns:
+            An ``ExitCode``.
+
+        Raises:
+            CommandError: the command failed.
+        """
+
+
+class Entry(NamedTuple):
+    """A line of the registry: the module, and what the command does in one line."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "show": Entry("svcproxy.commands.show", "what each Service means on this node, and why"),
+}
+
+
+def load(name: str) -> Command:
+    """Import the module of a command."""
+    module: Command = import_module(COMMANDS[name].module)  # type: ignore[assignment]
+    return module

@@ -1,0 +1,19 @@
+"""The entry point: ``svcproxy COMMAND …`` runs a command, ``svcproxy --flags`` the daemon."""
+
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command or the daemon; return the exit code.
+
+    kube-proxy takes flags only, so a first argument without dashes is a command.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments and not arguments[0].startswith("-"):
+        from svcproxy.commands.run import run  # noqa: PLC0415 - the daemon needs no commands
+
+        return run(arguments)
+    from svcproxy.cli import main as daemon  # noqa: PLC0415 - commands need no daemon
+
+    return daemon(arguments)
