@@ -1,7 +1,11 @@
 """The entry point: ``svcproxy COMMAND …`` runs a command, ``svcproxy --flags`` the daemon."""
 
+import os
 import sys
 from collections.abc import Sequence
+
+_NICE = 10
+"""The lower priority of a command's process: what it does must not delay the daemon."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and not arguments[0].startswith("-"):
         from svcproxy.commands.run import run  # noqa: PLC0415 - the daemon needs no commands
 
+        if argv is None:
+            os.nice(_NICE)
         return run(arguments)
     from svcproxy.cli import main as daemon  # noqa: PLC0415 - commands need no daemon
 

@@ -13,8 +13,6 @@ from svcproxy.commands.core.exit_codes import CommandError, ExitCode
 from svcproxy.commands.output import Output, escaped
 from svcproxy.commands.registry import COMMANDS, load
 
-_NICE = 10
-
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -46,10 +44,7 @@ def build_parser(name: str) -> argparse.ArgumentParser:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command that ``argv`` begins with; return its exit code.
-
-    The process lowers its own priority first: what it does must not delay the daemon.
-    """
+    """Run the command that ``argv`` begins with; return its exit code."""
     try:
         return int(_run(argv))
     except CommandError as error:
@@ -71,7 +66,6 @@ def _run(argv: Sequence[str]) -> int:
     end = rest.index("--") if "--" in rest else len(rest)
     arguments = build_parser(name).parse_args(rest[:end])
     arguments.flags = rest[end + 1 :]
-    os.nice(_NICE)
     colour = {"always": True, "never": False}.get(arguments.color)
     output = Output(sys.stdout, as_json=arguments.output == "json", colour=colour)
     code = load(name).run(arguments, output)
