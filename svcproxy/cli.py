@@ -41,12 +41,13 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(epilog: str = "") -> argparse.ArgumentParser:
     """Return the parser. Its values are strings, or ``None`` for flags that are not given."""
     parser = _Parser(
         prog="svcproxy",
-        usage="svcproxy [flags]",
+        usage="svcproxy [flags]\n       svcproxy COMMAND …",
         description=_DESCRIPTION,
+        epilog=epilog,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
             prog, max_help_position=36, width=100
         ),
@@ -79,12 +80,13 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     return read(argv, environ).config
 
 
-def read(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
+def read(argv: Sequence[str], environ: Mapping[str, str], epilog: str = "") -> Loaded:
     """Parse the command line; return the settings with warnings.
 
     Args:
         argv: the arguments, without the program name.
         environ: the environment, which shows whether the process runs in a pod.
+        epilog: what ``--help`` prints after the flags.
 
     Raises:
         UsageError: a flag is unknown, or its value is missing.
@@ -92,7 +94,9 @@ def read(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
             ``--config`` cannot be read.
         SystemExit: ``--help`` or ``--version`` was given.
     """
-    values, rest = build_parser().parse_known_args([_with_dashes(argument) for argument in argv])
+    values, rest = build_parser(epilog).parse_known_args(
+        [_with_dashes(argument) for argument in argv]
+    )
     settings = {
         name: ",".join(value) if isinstance(value, list) else value
         for name, value in vars(values).items()
@@ -169,14 +173,18 @@ def _remedy(name: str) -> str:
     return f"did you mean --{near[0]}?" if near else "see --help"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, epilog: str = "") -> int:
     """Run the daemon until it is asked to stop.
+
+    Args:
+        argv: the arguments; by default those of the process.
+        epilog: what ``--help`` prints after the flags.
 
     Returns:
         0 after an orderly stop, 1 if the daemon could not start, 2 for a malformed command line.
     """
     try:
-        loaded = read(sys.argv[1:] if argv is None else argv, os.environ)
+        loaded = read(sys.argv[1:] if argv is None else argv, os.environ, epilog)
     except UsageError as error:
         return _fail(*error.problems, code=2)
     except ConfigError as error:

@@ -22,4 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(arguments)
     from svcproxy.cli import main as daemon  # noqa: PLC0415 - commands need no daemon
 
-    return daemon(arguments)
+    return daemon(arguments, _commands() if {"-h", "--help"} & set(arguments) else "")
+
+
+def _commands() -> str:
+    """Return the commands for ``--help``."""
+    from svcproxy.commands.registry import COMMANDS  # noqa: PLC0415 - the daemon needs no commands
+
+    lines = [f"  {name:<12}{entry.summary}" for name, entry in COMMANDS.items()]
+    return "\n".join(("commands (svcproxy COMMAND --help):", *lines))

@@ -97,3 +97,10 @@ def test_a_malformed_daemon_flag_is_named() -> None:
     done = run("show", f"--manifests={EXAMPLES}", "--", "--proxy-mode=nftabels")
     assert done.returncode == ExitCode.USAGE
     assert "--proxy-mode" in done.stderr
+
+
+def test_help_of_the_daemon_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == ExitCode.OK
+    text = capsys.readouterr().out
+    for name, entry in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(entry.summary)}$", text, re.MULTILINE)
