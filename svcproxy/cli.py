@@ -45,7 +45,7 @@ def build_parser(epilog: str = "") -> argparse.ArgumentParser:
     """Return the parser. Its values are strings, or ``None`` for flags that are not given."""
     parser = _Parser(
         prog="svcproxy",
-        usage="svcproxy [flags]\n       svcproxy COMMAND …",
+        usage="svcproxy [flags]\n       svcproxy COMMAND ...",
         description=_DESCRIPTION,
         epilog=epilog,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(

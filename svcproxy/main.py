@@ -1,5 +1,6 @@
 """The entry point: ``svcproxy COMMAND …`` runs a command, ``svcproxy --flags`` the daemon."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if argv is None:
             os.nice(_NICE)
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):  # an ASCII locale must not end a command
+                    stream.reconfigure(errors="backslashreplace")
         return run(arguments)
     from svcproxy.cli import main as daemon  # noqa: PLC0415 - commands need no daemon
 
