@@ -85,6 +85,10 @@ class Claims:
         if not claims:
             del self._by_address[address]
 
+    def claim(self, service: NamespacedName, address: Address) -> Claim | None:
+        """Return the claim of a Service to an address; ``None`` if it does not claim it."""
+        return self._of_service.get(service, {}).get(address)
+
     def holder(self, address: Address) -> NamespacedName | None:
         """Return the Service that holds an address; ``None`` if no Service claims it."""
         claims = self._by_address.get(address)

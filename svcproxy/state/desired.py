@@ -12,7 +12,7 @@ from svcproxy.model.serviceport import FrontendKind, ServicePort
 from svcproxy.state.cidrs import ServiceRanges
 from svcproxy.state.claims import Address, Claim, Claims, Conflict
 from svcproxy.state.port_builder import service_port
-from svcproxy.state.slices import SliceCache
+from svcproxy.state.slices import Merged, SliceCache
 from svcproxy.state.topology import NodeLocation
 
 
@@ -123,6 +123,16 @@ class DesiredState:
         return self._node
 
     @property
+    def services(self) -> Mapping[NamespacedName, Service]:
+        """All Services that have addresses of this family."""
+        return self._services
+
+    @property
+    def location(self) -> NodeLocation:
+        """The name and zone of this node."""
+        return NodeLocation(self._node_name, self._node.zone if self._node else "")
+
+    @property
     def service_cidrs(self) -> tuple[str, ...]:
         """The known ranges of cluster IPs of this family."""
         return self._service_cidrs.current
@@ -136,6 +146,18 @@ class DesiredState:
     def conflicts(self) -> int:
         """The number of addresses that a Service claims and another one holds."""
         return sum(map(len, self._conflicts.values()))
+
+    def slices_of(self, service: NamespacedName) -> list[EndpointSlice]:
+        """Return the EndpointSlices of a Service in the order in which they are merged."""
+        return self._slices.of_service(service)
+
+    def conflicts_of(self, service: NamespacedName) -> tuple[Conflict, ...]:
+        """Return the addresses that a Service claims and another one holds, sorted."""
+        return tuple(sorted(self._conflicts.get(service, ()), key=lambda c: c.address))
+
+    def claim(self, service: NamespacedName, address: Address) -> Claim | None:
+        """Return the claim of a Service to an address; ``None`` if it does not claim it."""
+        return self._claims.claim(service, address)
 
     def update_service(self, service: Service) -> None:
         """Store the new state of a Service; one without addresses of this family is removed."""
@@ -306,13 +328,12 @@ class DesiredState:
         if service is None:
             self._over_limit.discard(name)
             return
-        port_keys = {(spec.name, spec.protocol) for spec in service.ports}
-        found = self._slices.candidates(name, self._node_name, port_keys, _max_endpoints(service))
+        found = self.merged(service)
         if found.truncated:
             self._over_limit.add(name)
         else:
             self._over_limit.discard(name)
-        location = NodeLocation(self._node_name, self._node.zone if self._node else "")
+        location = self.location
         ranges = self._of_family(service.source_ranges)
         for spec in service.ports:
             key = ServicePortName(name.namespace, name.name, spec.name, spec.protocol)
@@ -324,6 +345,12 @@ class DesiredState:
                     key, service, granted, candidates, location=location, source_ranges=ranges
                 ),
             )
+
+    def merged(self, service: Service) -> Merged:
+        """Merge the EndpointSlices of a Service, before readiness and topology are considered."""
+        port_keys = {(spec.name, spec.protocol) for spec in service.ports}
+        limit = max_endpoints(service)
+        return self._slices.candidates(service.name, self._node_name, port_keys, limit)
 
     def _granted_addresses(
         self, service: Service, spec: ServicePortSpec, conflicts: list[Conflict]
@@ -339,7 +366,7 @@ class DesiredState:
         return granted
 
 
-def _max_endpoints(service: Service) -> int:
+def max_endpoints(service: Service) -> int:
     """How many endpoints each port of a Service may have (``limits.SERVICE_TARGETS``)."""
     addresses = len(service.cluster_ips) + len(service.external_ips)
     addresses += len(service.load_balancer_ips) + 1  # and the node port

@@ -1,6 +1,7 @@
 """Builds a Service port from a Service, the addresses that it holds and its endpoints."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 from svcproxy.model.names import Protocol, ServicePortName
 from svcproxy.model.objects import Service
@@ -11,6 +12,26 @@ from svcproxy.state.topology import EndpointLists, NodeLocation, categorize
 
 _SET_LOOKUP_SIZE = 8
 """From more load-balancer IPs than this, a set is built: a Service may have thousands."""
+
+
+class ListsInUse(NamedTuple):
+    """Which endpoint lists the frontends of a Service port use."""
+
+    cluster: bool
+    local: bool
+
+
+def lists_in_use(service: Service, kinds: Iterable[FrontendKind]) -> ListsInUse:
+    """Return the endpoint lists that a Service port with frontends of some kinds uses.
+
+    External frontends use the cluster list with the Local policy as well: for clients inside the
+    cluster (KEP-2086).
+    """
+    external = any(kind is not FrontendKind.CLUSTER_IP for kind in kinds)
+    return ListsInUse(
+        cluster=external or not service.internal_policy_local,
+        local=service.internal_policy_local or (external and service.external_policy_local),
+    )
 
 
 def service_port(
@@ -32,13 +53,8 @@ def service_port(
         location: the name and zone of this node.
         source_ranges: the Service's source ranges of this family.
     """
-    external = any(kind is not FrontendKind.CLUSTER_IP for kind, _ in addresses)
-    lists = categorize(
-        candidates,
-        location,
-        uses_cluster=external or not service.internal_policy_local,
-        uses_local=service.internal_policy_local or (external and service.external_policy_local),
-    )
+    used = lists_in_use(service, [kind for kind, _ in addresses])
+    lists = categorize(candidates, location, uses_cluster=used.cluster, uses_local=used.local)
     balanced: Collection[str] = service.load_balancer_ips
     if len(balanced) > _SET_LOOKUP_SIZE:
         balanced = frozenset(balanced)

@@ -73,6 +73,11 @@ class SliceCache:
             del self._by_service[service]
         yield service
 
+    def of_service(self, service: NamespacedName) -> list[EndpointSlice]:
+        """Return the slices of a Service in the order in which they are merged."""
+        slices = self._by_service.get(service, {})
+        return [slices[name] for name in sorted(slices)]
+
     def candidates(
         self, service: NamespacedName, node_name: str, ports: Collection[PortKey], limit: int
     ) -> Merged:
@@ -91,10 +96,8 @@ class SliceCache:
                 the slices only, not on the order of their arrival.
         """
         merged: dict[PortKey, dict[tuple[str, int], Candidate]] = {}
-        slices = self._by_service.get(service, {})
         truncated = False
-        for name in sorted(slices):
-            endpoint_slice = slices[name]
+        for endpoint_slice in self.of_service(service):
             for port in endpoint_slice.ports:
                 key = (port.name, port.protocol)
                 if key not in ports:
@@ -103,20 +106,20 @@ class SliceCache:
                 if len(by_target) >= limit:
                     truncated = truncated or bool(endpoint_slice.endpoints)
                     continue
-                _merge(by_target, endpoint_slice.endpoints, port.port, node_name)
+                merge(by_target, endpoint_slice.endpoints, port.port, node_name)
         truncated = truncated or any(len(found) > limit for found in merged.values())
         return Merged(
             {k: [found[t] for t in sorted(found)[:limit]] for k, found in merged.items()}, truncated
         )
 
 
-def _merge(
+def merge(
     by_target: dict[tuple[str, int], Candidate],
     endpoints: Iterable[SliceEndpoint],
     port: int,
     node_name: str,
 ) -> None:
-    """Add the endpoints of a slice. Hot path: a large cluster's first sync merges 100,000."""
+    """Add the endpoints of a slice to those of a port, by target. Hot path: a large cluster's first sync merges 100,000."""
     for endpoint in endpoints:
         candidate = Candidate(
             endpoint.address,

@@ -1,6 +1,7 @@
 """Selects the endpoints that serve: readiness, graceful termination, locality, topology hints."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -43,14 +44,21 @@ def categorize(
     cluster: list[Candidate] = []
     local: list[Candidate] = []
     if uses_cluster:
-        cluster = _apply_hints(ready, location) or terminating
+        cluster = apply_hints(ready, location).near or terminating
     if uses_local:
         local = [c for c in ready if c.is_local] or [c for c in terminating if c.is_local]
     anywhere = bool(cluster) or (uses_local and bool(ready or terminating))
     return EndpointLists(_endpoints(cluster), _endpoints(local), anywhere)
 
 
-def _apply_hints(ready: list[Candidate], location: NodeLocation) -> list[Candidate]:
+class Near(NamedTuple):
+    """The ready endpoints that the hints admit; ``followed`` is ``node``, ``zone`` or empty."""
+
+    near: list[Candidate]
+    followed: str = ""
+
+
+def apply_hints(ready: list[Candidate], location: NodeLocation) -> Near:
     """Apply the hints: same node, else same zone, else no restriction (KEP-2433, KEP-3015).
 
     A kind of hint is followed only if every ready endpoint carries it and at least one names this
@@ -59,12 +67,12 @@ def _apply_hints(ready: list[Candidate], location: NodeLocation) -> list[Candida
     if ready and all(c.node_hints for c in ready):
         near = [c for c in ready if location.node_name in c.node_hints]
         if near:
-            return near
+            return Near(near, "node")
     if ready and location.zone and all(c.zone_hints for c in ready):
         near = [c for c in ready if location.zone in c.zone_hints]
         if near:
-            return near
-    return ready
+            return Near(near, "zone")
+    return Near(ready)
 
 
 def _endpoints(chosen: list[Candidate]) -> tuple[Endpoint, ...]:
