@@ -38,6 +38,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "show": Entry("svcproxy.commands.show", "what each Service means on this node, and why"),
+    "render": Entry("svcproxy.commands.render", "the rules that objects become in any mode"),
 }
 
 
