@@ -12,6 +12,9 @@ from typing import Any, NamedTuple, Self
 import structlog
 
 from svcproxy import __version__, limits, threads
+from svcproxy.admin.pages import Sources
+from svcproxy.admin.start import start_admin_server
+from svcproxy.admin.status import StatusSource
 from svcproxy.backends.base import BackendError, BackendUnavailable, ExternalChange
 from svcproxy.backends.core.node_settings import NodeSettings, node_address
 from svcproxy.backends.mode_spec import ActiveMode, AnyBackend, ModeSpec, ReadyBackends
@@ -26,6 +29,7 @@ from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import Node
 from svcproxy.modes import mode_spec
 from svcproxy.node.setup import NodeParameters
+from svcproxy.observe import exposition
 from svcproxy.observe import log as logging
 from svcproxy.observe.client_connections import ClientLimits
 from svcproxy.observe.health import HealthState
@@ -212,9 +216,25 @@ def _start(
         config, spec, node_name, metrics, health, events, running, sweeper, checks, listeners
     )
     loops = _start_loops(shared, ready)
+    running.add(start_admin_server(config.admin_socket, _admin_sources(shared, ready, loops)))
     source.start(Fanout([loop.inbox for loop in loops], metrics, health))
     running.add(source.stop)
     events.node("Starting", "")
+
+
+def _admin_sources(
+    shared: _Shared, ready: ReadyBackends, loops: Sequence[FamilyLoop[Any, Any]]
+) -> Sources:
+    """Return what the admin socket tells the commands."""
+    status = StatusSource(
+        shared.config,
+        loops,
+        node=shared.node_name,
+        mode=shared.spec.name,
+        iptables_variant=ready.iptables_variant or "",
+    )
+    states = tuple(loop.state for loop in loops)
+    return Sources(status, states, lambda: exposition.render(shared.metrics.registry).body)
 
 
 def _health_state(config: Config, spec: ModeSpec, ready: ReadyBackends) -> HealthState:

@@ -125,6 +125,21 @@ HEALTH_CHECK_CONNECTIONS = 256
 HEALTH_CHECK_CONNECTIONS_PER_PEER = 64
 """The same for each client address."""
 
+ADMIN_CONNECTIONS = 8
+"""The maximum number of connections of the admin socket that are served concurrently."""
+
+ADMIN_REQUEST_SECONDS = 5.0
+"""The longest time from the start of a connection to the end of its request."""
+
+ADMIN_SEND_SECONDS = 10.0
+"""The longest time that a client of the admin socket may take to read one piece of an answer."""
+
+ADMIN_ANSWER_SECONDS = 120.0
+"""The longest time to send an answer on the admin socket."""
+
+ADMIN_HELD_PORTS = 1000
+"""The most Service ports that a status names as refused, and as not planned."""
+
 DESCRIPTORS_RESERVED = 64
 """File descriptors kept for the API client, netlink sockets and child processes."""
 

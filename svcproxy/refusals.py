@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from threading import Lock
 
 KNOWN: tuple[tuple[str, str], ...] = (
+    ("admin", "request"),
+    ("admin", "seconds"),
+    ("admin", "user"),
     ("annotation", "scheduler"),
     ("api_response", "body_bytes"),
     ("api_response", "body_seconds"),

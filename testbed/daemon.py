@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from uuid import uuid4
 
 from testbed.cluster import CLUSTER_CIDRS, Host
 from testbed.forkserver import Child, daemons
@@ -64,7 +66,14 @@ class Daemon:
         self.program: Sequence[str] = PROGRAM
         self.may_be_forked = True
         """Whether to fork it from a fork server on kernels where starting a program is slow."""
-        self.flags: dict[str, str | None] = {**default_flags(node.name)}
+        self.admin_socket = Path(
+            tempfile.gettempdir(), f"svcproxy-{uuid4().hex[:12]}", "admin.sock"
+        )
+        """Its admin socket. Daemons of several nodes run at once, and share the file system."""
+        self.flags: dict[str, str | None] = {
+            **default_flags(node.name),
+            "svcproxy-admin-socket": str(self.admin_socket),
+        }
         if manifests is not None:
             self.flags["manifests"] = str(manifests)
         self.flags.update(flags or {})
@@ -220,6 +229,7 @@ class Daemon:
         if self._log is not None:
             self._log.unlink(missing_ok=True)
             self._log = None
+        shutil.rmtree(self.admin_socket.parent, ignore_errors=True)
 
     def __enter__(self) -> Self:
         try:

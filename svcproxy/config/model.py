@@ -74,7 +74,8 @@ class Config:
     ``cluster_cidrs`` holds at most one canonical CIDR of each family. ``nodeport_addresses`` is empty
     (all local addresses), ``("primary",)`` or canonical CIDRs. A ``None`` in
     ``metrics_bind_address`` or ``healthz_bind_address`` disables the server. ``bind_address``
-    overrides the node's primary address; an unspecified address overrides nothing.
+    overrides the node's primary address; an unspecified address overrides nothing. An empty
+    ``admin_socket`` disables it.
 
     A timeout of 0 keeps the kernel's value, and so does a ``conntrack_max_per_core`` of 0.
 
@@ -141,6 +142,7 @@ class Config:
     # Health, metrics and log
     metrics_bind_address: Bind | None = _METRICS_BIND
     healthz_bind_address: Bind | None = _HEALTHZ_BIND
+    admin_socket: str = "/run/svcproxy/admin.sock"
     bind_address_hard_fail: bool = False
     profiling: bool = False
     show_hidden_metrics_for_version: str = ""

@@ -15,6 +15,8 @@ from svcproxy.model.names import IPFamily
 
 NODE_PORT_PRIMARY = "primary"
 
+_SOCKET_PATH_BYTES = 90  # sun_path has 108; the socket is created under a longer name
+
 
 class Bind(NamedTuple):
     """An IP address and TCP port to listen on; ``host`` is canonical, without brackets."""
@@ -302,6 +304,21 @@ def parse_scheduler(text: str) -> str:
     """
     if text and text not in _SCHEDULERS:
         raise ValueError(f"unknown; choose one of: {', '.join(_SCHEDULERS)}")
+    return text
+
+
+def parse_socket_path(text: str) -> str:
+    """Parse the path of a Unix socket: absolute, or empty for none.
+
+    Raises:
+        ValueError: ``text`` is not such a path, or longer than a socket's address (``unix(7)``).
+    """
+    if not text:
+        return ""
+    if not text.startswith("/") or text.endswith("/") or "\0" in text:
+        raise ValueError("not the absolute path of a socket; write for example /run/svcproxy.sock")
+    if len(text.encode()) > _SOCKET_PATH_BYTES:
+        raise ValueError(f"longer than {_SOCKET_PATH_BYTES} bytes")
     return text
 
 

@@ -21,6 +21,8 @@ _EFFECTIVE = frozenset(
         *("log-json-split-stream", "log-json-info-buffer-size"),
     }
 )
+# Empty, this flag has a meaning of its own
+_MAY_BE_EMPTY = frozenset({"svcproxy-admin-socket"})
 # The fields of the file that correspond to these deprecated flags
 _FIELDS_OF_PORT_FLAGS = {"healthz-port": "healthzBindAddress", "metrics-port": "metricsBindAddress"}
 
@@ -43,7 +45,11 @@ def from_file(settings: Mapping[str, str], data: bytes, origin: str) -> Loaded:
         *_without_kubeconfig(settings, document),
     ]
     # A flag may be empty, like $(NODE_NAME) of an unset variable: kube-proxy then uses the file.
-    flags = {name: text for name, text in settings.items() if _is_effective(name) and text}
+    flags = {
+        name: text
+        for name, text in settings.items()
+        if _is_effective(name) and (text or name in _MAY_BE_EMPTY)
+    }
     given = [*document.given.values(), *(_given(name, text) for name, text in flags.items())]
     collected = collect(given, document.base)
 

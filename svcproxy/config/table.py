@@ -19,31 +19,25 @@ from svcproxy.config.flag import (
 from svcproxy.config.gates import parse_gates
 from svcproxy.config.model import (
     AVAILABLE_MODES,
-    HEALTHZ_PORT,
-    METRICS_PORT,
     Config,
     IptablesVariant,
     LocalMode,
-    LogFormat,
     ProxyMode,
 )
 from svcproxy.config.parsing import (
-    parse_bind,
     parse_choice,
     parse_cidrs,
     parse_cluster_cidrs,
     parse_float,
-    parse_hidden_version,
     parse_hostname,
     parse_integer,
     parse_interface,
     parse_ip,
     parse_nodeport_addresses,
-    parse_quantity,
     parse_scheduler,
     parse_text,
-    parse_vmodule,
 )
+from svcproxy.config.table_observing import OBSERVING
 
 _INT32 = 2**31 - 1
 
@@ -253,97 +247,7 @@ GROUPS: Mapping[str, tuple[Flag, ...]] = {
             "timeout of answered UDP flows; 0s keeps the kernel's value",
         ),
     ),
-    "Health and metrics": (
-        flag(
-            "healthz-bind-address",
-            "IP:PORT",
-            'address and port of /healthz, /livez and /readyz; "" disables them',
-            parse=lambda text: parse_bind(text, HEALTHZ_PORT),
-        ),
-        ignored_flag(
-            "healthz-port",
-            "PORT",
-            "deprecated: use --healthz-bind-address; 0 disables the server",
-            parse=parse_integer(0, 65535),
-            warn="deprecated; use --healthz-bind-address",
-        ),
-        flag(
-            "metrics-bind-address",
-            "IP:PORT",
-            'address and port of /metrics; "" disables it',
-            parse=lambda text: parse_bind(text, METRICS_PORT),
-        ),
-        ignored_flag(
-            "metrics-port",
-            "PORT",
-            "deprecated: use --metrics-bind-address; 0 disables the server",
-            parse=parse_integer(0, 65535),
-            warn="deprecated; use --metrics-bind-address",
-        ),
-        boolean_flag(
-            "bind-address-hard-fail",
-            "exit if a health or metrics port is in use; otherwise retry every 5 s",
-            "bind_address_hard_fail",
-        ),
-        boolean_flag(
-            "profiling",
-            "serve /debug on the metrics port: thread stacks, a CPU profile, the log verbosity",
-            "profiling",
-        ),
-        flag(
-            "show-hidden-metrics-for-version",
-            "VERSION",
-            "accepted without effect: no metric is hidden",
-            parse=parse_hidden_version,
-        ),
-    ),
-    "Logging": (
-        flag(
-            "v",
-            "NUMBER",
-            "log verbosity; 2 and above log each step",
-            "verbosity",
-            parse=parse_integer(0, _INT32),
-        ),
-        flag(
-            "vmodule",
-            "PATTERN=N,...",
-            "accepted without effect: there are no Go files",
-            parse=parse_vmodule,
-            warn="ignored: there are no Go files; use -v",
-        ),
-        flag(
-            "logging-format",
-            "FORMAT",
-            "log format: text or json",
-            parse=parse_choice(LogFormat, available=frozenset(LogFormat)),
-        ),
-        duration_flag(
-            "log-flush-frequency", "accepted without effect: log lines are written immediately"
-        ),
-        boolean_flag(
-            "log-text-split-stream",
-            "accepted without effect: all lines go to stderr",
-            warn="ignored: all lines go to stderr",
-        ),
-        flag(
-            "log-text-info-buffer-size",
-            "SIZE",
-            "accepted without effect: log lines are written immediately",
-            parse=parse_quantity,
-        ),
-        boolean_flag(
-            "log-json-split-stream",
-            "accepted without effect: all lines go to stderr",
-            warn="ignored: all lines go to stderr",
-        ),
-        flag(
-            "log-json-info-buffer-size",
-            "SIZE",
-            "accepted without effect: log lines are written immediately",
-            parse=parse_quantity,
-        ),
-    ),
+    **OBSERVING,
     "General": (
         flag(
             "config",

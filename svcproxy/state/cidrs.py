@@ -1,5 +1,7 @@
 """The cluster's ranges of cluster IPs."""
 
+from collections.abc import Mapping
+
 from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import ServiceCIDR
 
@@ -17,6 +19,11 @@ class ServiceRanges:
     def current(self) -> tuple[str, ...]:
         """The distinct ranges, sorted."""
         return self._ranges
+
+    @property
+    def objects(self) -> Mapping[NamespacedName, ServiceCIDR]:
+        """The stored objects, which may have ranges of both families."""
+        return self._objects
 
     @property
     def changed(self) -> bool:

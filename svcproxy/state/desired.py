@@ -118,14 +118,19 @@ class DesiredState:
         return self._ports
 
     @property
+    def services(self) -> Mapping[NamespacedName, Service]:
+        """The stored Services; those without addresses of this family are not stored."""
+        return self._services
+
+    @property
+    def slices(self) -> SliceCache:
+        """The stored EndpointSlices of this family."""
+        return self._slices
+
+    @property
     def node(self) -> Node | None:
         """This node's Node object; ``None`` if there is none."""
         return self._node
-
-    @property
-    def services(self) -> Mapping[NamespacedName, Service]:
-        """All Services that have addresses of this family."""
-        return self._services
 
     @property
     def location(self) -> NodeLocation:
@@ -138,9 +143,19 @@ class DesiredState:
         return self._service_cidrs.current
 
     @property
+    def service_cidr_objects(self) -> Mapping[NamespacedName, ServiceCIDR]:
+        """The stored ServiceCIDRs."""
+        return self._service_cidrs.objects
+
+    @property
     def pending(self) -> bool:
         """Whether something changed since the last checkout."""
         return bool(self._dirty) or self._node_dirty or self._service_cidrs.changed
+
+    @property
+    def waiting(self) -> int:
+        """The number of Services and other objects that changed since the last checkout."""
+        return len(self._dirty) + self._node_dirty + self._service_cidrs.changed
 
     @property
     def conflicts(self) -> int:

@@ -1,6 +1,6 @@
 """The EndpointSlices of all Services, merged on demand."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -77,6 +77,15 @@ class SliceCache:
         """Return the slices of a Service in the order in which they are merged."""
         slices = self._by_service.get(service, {})
         return [slices[name] for name in sorted(slices)]
+
+    def all(self) -> Iterator[EndpointSlice]:
+        """Yield all slices. Another thread may change the cache meanwhile, see ``of``."""
+        for slices in list(self._by_service.values()):
+            yield from list(slices.values())
+
+    def of(self, service: NamespacedName) -> Sequence[EndpointSlice]:
+        """Return the slices of a Service. Safe from any thread: a copy is one step."""
+        return list(self._by_service.get(service, {}).values())
 
     def candidates(
         self, service: NamespacedName, node_name: str, ports: Collection[PortKey], limit: int

@@ -91,6 +91,11 @@ class Inbox:
         """Whether there is something to read, or the inbox is closed; takes no lock."""
         return self._closed or bool(self._external_change or self._objects or self._synced)
 
+    @property
+    def waiting(self) -> int:
+        """The number of objects to read; takes no lock."""
+        return len(self._objects)
+
     def wait(self, seconds: float | None) -> None:
         """Wait until there is something to read or the inbox is closed, at most ``seconds``."""
         with self._condition:

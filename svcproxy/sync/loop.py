@@ -1,7 +1,7 @@
 """The loop of one IP family: it takes changes from the inbox and programs the kernel."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import Thread
 from typing import Generic, NamedTuple, TypeVar
 
@@ -10,7 +10,8 @@ import structlog
 from svcproxy import limits, threads
 from svcproxy.backends.base import Backend, BackendError, ExternalChange
 from svcproxy.backends.settings import Settings
-from svcproxy.model.names import REQUIRED_KINDS, IPFamily, Kind
+from svcproxy.kube.source import one_line
+from svcproxy.model.names import REQUIRED_KINDS, IPFamily, Kind, ServicePortName
 from svcproxy.model.objects import Node
 from svcproxy.state.desired import Changes, DesiredState
 from svcproxy.sync.after_sync import SyncHook, SyncHooks
@@ -43,6 +44,22 @@ class _Sync(NamedTuple):
     full: bool
     resync_due: bool
     repairs: bool
+
+
+class Progress(NamedTuple):
+    """How far a loop is.
+
+    Attributes:
+        synced: when the last successful sync ended, in seconds since 1970; 0 before the first.
+        pending: the number of objects that wait for a sync.
+        failing: the reason of the last sync if it failed; empty otherwise.
+        held: why Service ports are held back.
+    """
+
+    synced: float
+    pending: int
+    failing: str
+    held: Mapping[ServicePortName, str]
 
 
 class FamilyLoop(Generic[Observed, Plan]):
@@ -95,12 +112,29 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._external_change: ExternalChange | None = None
         self._skipped_resyncs = 0
         self._maintain_at: float | None = None
+        self._synced = 0.0
+        self._failing = ""
         self._thread: Thread | None = None
 
     @property
     def family(self) -> IPFamily:
         """The family that it programs."""
         return self._backend.family
+
+    @property
+    def state(self) -> DesiredState:
+        """The desired state; other threads may only read it, and only what says so."""
+        return self._state
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is; safe from any thread."""
+        return Progress(
+            self._synced,
+            self.inbox.waiting + self._state.waiting,
+            self._failing,
+            self._held.reasons(limits.ADMIN_HELD_PORTS),
+        )
 
     def start(self) -> None:
         """Start the thread."""
@@ -248,6 +282,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         times = Times(sync.begin, done.planned, end)
         # If the report fails, the sync is repeated, and the hooks get these changes then.
         self._reporter.done(outcome, times, full=done.full, triggered=result.changes.triggered)
+        self._synced, self._failing = time.time(), ""
         self._hooks.run(result)
 
     def _maintain(self) -> None:
@@ -266,5 +301,6 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._maintain_at = self._clock() + result.next_in
 
     def _failed(self, error: Exception, *, full: bool) -> None:
+        self._failing = one_line(error)
         retry = self._schedule.failed(self._clock())
         self._reporter.failed(error, full=full, retry=retry)

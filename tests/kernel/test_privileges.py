@@ -18,7 +18,7 @@ from testbed.waiting import eventually
 pytestmark = pytest.mark.kernel
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-SVCPROXY = (sys.executable, "-m", "svcproxy")
+SVCPROXY = (sys.executable, "-m", "svcproxy", "--svcproxy-admin-socket=")
 Asked = set[tuple[str, str, str]]
 
 

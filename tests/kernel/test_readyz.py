@@ -59,6 +59,7 @@ def ask(space: NetNS, path: str) -> tuple[int, dict[str, Any]]:
 def daemon(space: NetNS, api: FakeApiServer, log: Path) -> Iterator[None]:
     command = (
         *(sys.executable, "-m", "svcproxy", f"--master={api.url}", "--hostname-override=node-1"),
+        "--svcproxy-admin-socket=",
         *("--proxy-mode=nftables", "--conntrack-max-per-core=0", "--oom-score-adj=0"),
     )
     with log.open("wb") as output:

@@ -15,7 +15,7 @@ from testbed.waiting import eventually
 
 pytestmark = pytest.mark.kernel
 
-SVCPROXY = (sys.executable, "-m", "svcproxy")
+SVCPROXY = (sys.executable, "-m", "svcproxy", "--svcproxy-admin-socket=")
 
 
 @pytest.fixture

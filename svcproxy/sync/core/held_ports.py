@@ -33,6 +33,10 @@ class HeldPorts:
         """The Service ports that are held back."""
         return self.refused.names | self.isolation.names
 
+    def reasons(self, limit: int) -> dict[ServicePortName, str]:
+        """Return why ports are held back, at most ``limit`` of each kind; safe from any thread."""
+        return {**self.refused.reasons(limit), **self.isolation.reasons(limit)}
+
     @property
     def next_due(self) -> float:
         """When the first retry is due; infinity if no port is held back."""

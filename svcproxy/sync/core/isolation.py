@@ -93,6 +93,10 @@ class Isolation:
         """The Service ports that are left out."""
         return self._held.names
 
+    def reasons(self, limit: int) -> dict[ServicePortName, str]:
+        """Return the exceptions as text of at most ``limit`` ports; safe from any thread."""
+        return self._held.reasons(limit)
+
     @property
     def next_due(self) -> float:
         """When the first of them is due for a retry, by a plan from scratch."""

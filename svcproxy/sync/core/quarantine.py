@@ -42,6 +42,10 @@ class Quarantine:
         """The Service ports that are held back."""
         return self._held.keys()
 
+    def reasons(self, limit: int) -> dict[ServicePortName, str]:
+        """Return the reasons of at most ``limit`` ports; safe from any thread."""
+        return {name: held.reason for name, held in list(self._held.items())[:limit]}
+
     @property
     def next_due(self) -> float:
         """When the first retry is due; infinity if no port is held back."""

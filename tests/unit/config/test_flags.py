@@ -62,6 +62,7 @@ OUR_DEFAULTS = {
     "proxy-mode": "iptables",
     "detect-local-mode": "ClusterCIDR",
     "svcproxy-iptables-variant": "auto",
+    "svcproxy-admin-socket": "/run/svcproxy/admin.sock",
     # Zero values, which kube-proxy does not print
     "v": "0",
     "log-text-info-buffer-size": "0",
@@ -127,6 +128,7 @@ OTHER_VALUES = {
     "conntrack-udp-timeout-stream": ("3m", 180.0),
     "healthz-bind-address": ("::", Bind("::", 10256)),
     "metrics-bind-address": ("", None),
+    "svcproxy-admin-socket": ("/run/other.sock", "/run/other.sock"),
     "bind-address-hard-fail": ("true", True),
     "profiling": ("true", True),
     "show-hidden-metrics-for-version": ("1.35", "1.35"),

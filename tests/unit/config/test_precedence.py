@@ -21,6 +21,7 @@ from tests.unit.config.test_file import BARE, changed, load
             {"svcproxy_ipvs_graceful_termination_limit": "1m"},
             {"ipvs_graceful_termination_limit": 60.0},
         ),
+        ({"svcproxy_admin_socket": ""}, {"admin_socket": ""}),
         # As $(NODE_NAME) of an unset variable
         ({"hostname_override": ""}, {}),
         ({"machine_id_file": "/etc/machine-id"}, {}),

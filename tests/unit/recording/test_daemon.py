@@ -24,6 +24,7 @@ config = Config(
     hostname_override="node1",
     metrics_bind_address=None,
     healthz_bind_address=None,
+    admin_socket="",
     logging_format=LogFormat.JSON,
     verbosity=4,
 )
