@@ -5,19 +5,25 @@ not know it.
 """
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from importlib import import_module
 from typing import Any, Protocol, TypeVar
-
-import msgspec
 
 from svcproxy.backends.base import Desired
 from svcproxy.backends.settings import Settings
 from svcproxy.config import Config
+from svcproxy.explain.core.differences import Difference, DifferenceKind
 from svcproxy.explain.core.trace import Ruleset
-from svcproxy.model.names import IPFamily, ServicePortName
+from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import DesiredState
+
+__all__ = [
+    "Difference",
+    "DifferenceKind",
+    "KernelUnreadableError",
+    "ModeExplainer",
+    "mode_explainer",
+]
 
 Kernel = TypeVar("Kernel")
 
@@ -26,32 +32,6 @@ _MODULES = {
     "nftables": "svcproxy.explain.nftables_explainer",
     "ipvs": "svcproxy.explain.ipvs_explainer",
 }
-
-
-class DifferenceKind(StrEnum):
-    """How a kernel object differs from the desired state."""
-
-    MISSING = "missing"
-    UNEXPECTED = "unexpected"
-    DIFFERENT = "different"
-
-
-class Difference(msgspec.Struct, frozen=True):
-    """A kernel object that differs from the desired state.
-
-    Attributes:
-        kind: how it differs.
-        object: what it is, in words with its name: ``chain KUBE-SVC-… of table nat``.
-        service_ports: the Service ports it belongs to; empty for objects that all share.
-        desired: what it should be, in the kernel tool's syntax; empty if it should not exist.
-        actual: what it is; empty if it is missing.
-    """
-
-    kind: DifferenceKind
-    object: str
-    service_ports: tuple[ServicePortName, ...] = ()
-    desired: str = ""
-    actual: str = ""
 
 
 class KernelUnreadableError(Exception):

@@ -193,6 +193,29 @@ class KernelTable:
                 break
         return found
 
+    def read_clients(self, observed: TableDump) -> EncodedElements:
+        """Read the clients that the affinity map remembers, with their remaining times.
+
+        Args:
+            observed: the table as ``read`` returned it.
+
+        Raises:
+            BackendError: the kernel refused, or the table changed during every attempt.
+        """
+        description = observed.sets.get(AFFINITY)
+        if description is None:
+            return {}
+        where = self._table_name + text(nft.NAME_OF, AFFINITY)
+        for _ in range(_READ_ATTEMPTS):
+            try:
+                bodies = self._client.dump(nft.GET_ELEMENT, where)
+                return dump.elements(bodies, dump.key_length(description))
+            except InterruptedDumpError:
+                continue
+            except MalformedError as error:
+                raise BackendError(f"cannot understand table {self.name}: {error}") from error
+        raise BackendError(f"table {self.name} changes faster than it can be read")
+
     def commit(self, plan: Plan, sets: Mapping[str, SetSpec]) -> None:
         """Apply a plan. Each of its stages is a transaction; new rules and sets come first.
 

@@ -76,10 +76,19 @@ def set_lines(table: NftTable, name: str) -> list[str]:
 def element_texts(table: NftTable, name: str) -> list[str]:
     """Return the elements of a set as nft prints them, sorted by key."""
     info = describe_set(table.sets[name])
-    return [_element(info, key, tail) for key, tail in sorted(table.elements.get(name, {}).items())]
+    return [
+        element_text(info, key, tail) for key, tail in sorted(table.elements.get(name, {}).items())
+    ]
 
 
-def _element(info: SetInfo, key: bytes, tail: bytes) -> str:
+def element_text(info: SetInfo, key: bytes, tail: bytes) -> str:
+    """Return an element of a set as nft prints it.
+
+    Args:
+        info: the set.
+        key: the element's key.
+        tail: its attributes after the key.
+    """
     parts = collect(tail)
     text = show(info.key_type, key)
     for kind, label in ((4, "timeout"), (5, "expires")):

@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from svcproxy.explain.core.nft_table import Expression, NftTable, describe_set, verdict_of
-from svcproxy.explain.core.nft_types import duration, types_of
+from svcproxy.explain.core.nft_types import PROTOCOL_NAMES, duration, types_of
 
 _PAYLOADS = {
     ("ip", 1, 12): "ip saddr",
@@ -156,10 +156,7 @@ class Statements:
         if piece.text == "iifname":
             name = value.rstrip(b"\0").decode(errors="replace")
             return f'iifname{sign}"{name}{"*" if len(value) < 16 else ""}"'
-        number = int.from_bytes(value, "little")
-        if piece.text.startswith("fib "):
-            return f"{piece.text}{sign}{ {1: 'unicast', 2: 'local'}.get(number, number) }"
-        return _number(piece, number, sign)
+        return _constant(piece, value, sign)
 
     def _on_lookup(self, expression: Expression) -> str:
         name = expression.text(1)
@@ -228,6 +225,18 @@ def _masked(piece: Piece) -> str:
         return f"{piece.text} | 0x{xor:08x}"
     text = f"{piece.text} & 0x{mask:08x}"
     return f"{text} ^ 0x{xor:08x}" if xor else text
+
+
+def _constant(piece: Piece, value: bytes, sign: str) -> str:
+    """Return a comparison with a constant whose form depends on what it is compared with."""
+    if piece.mask is None and piece.text == "meta l4proto":
+        return f"{piece.text}{sign}{PROTOCOL_NAMES.get(value[0], value[0])}"
+    if piece.mask is None and piece.text.endswith("port"):
+        return f"{piece.text}{sign}{int.from_bytes(value, 'big')}"
+    number = int.from_bytes(value, "little")
+    if piece.text.startswith("fib "):
+        return f"{piece.text}{sign}{ {1: 'unicast', 2: 'local'}.get(number, number) }"
+    return _number(piece, number, sign)
 
 
 def _number(piece: Piece, number: int, sign: str) -> str:

@@ -12,7 +12,8 @@ from svcproxy.explain.core.packet import NUMBERS
 _BITS = 6
 _KEY_TYPEOF, _DATA_TYPEOF = 3, 4
 _CONCAT, _PAYLOAD, _META, _NUMGEN = 13, 7, 9, 23
-_PROTOCOLS = {number: keyword for keyword, number in NUMBERS.items()}
+PROTOCOL_NAMES = {number: keyword for keyword, number in NUMBERS.items()}
+"""Keywords by protocol number."""
 
 
 class Type(NamedTuple):
@@ -116,7 +117,7 @@ def _show(kind: Type, raw: bytes) -> str:
         case "ipv4_addr" | "ipv6_addr":
             return str(ip_address(raw))
         case "inet_proto":
-            return _PROTOCOLS.get(raw[0], str(raw[0]))
+            return PROTOCOL_NAMES.get(raw[0], str(raw[0]))
         case "inet_service":
             return str(int.from_bytes(raw, "big"))
         case "integer":

@@ -10,12 +10,13 @@ from svcproxy.backends.nftables.core.plan import Planner
 from svcproxy.backends.nftables.core.settings import NftablesSettings
 from svcproxy.backends.nftables.core.table_objects import all_sets
 from svcproxy.explain.core.nft_table import NftTable
-from svcproxy.model.names import ServicePortName
+from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.serviceport import ServicePort
 from svcproxy.netlink.core.nf_tables.dump import TableDump
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE
 
-_FAMILIES = {"IPv4": "ip", "IPv6": "ip6"}
+FAMILIES = {IPFamily.IPV4: "ip", IPFamily.IPV6: "ip6"}
+"""The names of nf_tables' families, by IP family."""
 
 
 def rendered(ports: Mapping[ServicePortName, ServicePort], settings: NftablesSettings) -> NftTable:
@@ -23,7 +24,7 @@ def rendered(ports: Mapping[ServicePortName, ServicePort], settings: NftablesSet
     plan = Planner(settings).plan(Desired(ports, settings), settings, TableDump())
     specs = all_sets(settings, [spec.name for spec in plan.sets])
     return NftTable(
-        family=_FAMILIES[settings.family.value],
+        family=FAMILIES[settings.family],
         name=TABLE,
         sets={spec.name: specs[spec.name].attributes() for spec in plan.sets},
         chains={chain.name: chain.attributes() for chain in plan.chains},

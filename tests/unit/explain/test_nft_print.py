@@ -57,7 +57,7 @@ def test_base_chains_have_their_hook_and_their_rules() -> None:
         "table ip svcproxy {",
         "\tchain base {",
         "\t\ttype filter hook prerouting priority dstnat - 10; policy accept;",
-        "\t\tmeta l4proto 0x00000006 accept",
+        "\t\tmeta l4proto tcp accept",
         "\t}",
         "}",
     ]

@@ -1,6 +1,6 @@
 """Compares the desired table with the kernel's."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from svcproxy.backends.nftables.core import table_sets
 from svcproxy.netlink.core.attributes import collect, holds, holds_each
@@ -39,6 +39,19 @@ def compare(
     """
     if not observed.handle or _must_be_replaced(sets, chains, observed):
         return _replacement(sets, chains, elements, observed)
+    return repair(sets, chains, elements, observed)
+
+
+def repair(
+    sets: Mapping[str, SetSpec],
+    chains: Mapping[str, ChainSpec],
+    elements: ElementsBySet,
+    observed: TableDump,
+) -> Plan:
+    """Return the plan that repairs sets, chains and elements one by one; see ``compare``.
+
+    Objects that differ in their properties stay as they are; ``foreign_objects`` names them.
+    """
     plan = Plan(generation=observed.generation, compared=True)
     plan.sets = [spec for name, spec in sets.items() if name not in observed.sets]
     plan.delete_sets = sorted(observed.sets.keys() - sets.keys())
@@ -74,21 +87,29 @@ def _replacement(
 def _must_be_replaced(
     sets: Mapping[str, SetSpec], chains: Mapping[str, ChainSpec], observed: TableDump
 ) -> bool:
-    if observed.flags:
-        return True
+    return bool(observed.flags) or any(True for _ in foreign_objects(sets, chains, observed))
+
+
+def foreign_objects(
+    sets: Mapping[str, SetSpec], chains: Mapping[str, ChainSpec], observed: TableDump
+) -> Iterator[tuple[str, bool]]:
+    """Yield the sets and chains that svcproxy does not make, or makes differently.
+
+    Yields:
+        The name, and whether it is a chain.
+    """
     for name, body in observed.sets.items():
         if name in sets:
             if not holds(body, sets[name].attributes()):
-                return True
+                yield name, False
         elif not table_sets.is_on_demand(name):
-            return True
+            yield name, False
     for name, body in observed.chains.items():
         if name in chains:
             if not holds(body, chains[name].attributes()):
-                return True
+                yield name, True
         elif not table_sets.parse_tier(name):
-            return True
-    return False
+            yield name, True
 
 
 def _equal_rules(rules: tuple[Rule, ...], found: list[bytes]) -> bool:
