@@ -139,6 +139,19 @@ def delete_request(family: IPFamily, flow: Flow) -> NetlinkRequest:
     return conntrack_request(family, CT_DELETE, 0, attributes)
 
 
+def original_source(flow: Flow) -> AddressPort:
+    """Return the source of the first packet of a flow.
+
+    Raises:
+        MalformedError: the entry is malformed.
+    """
+    found = _attributes(flow.handle, 0, len(flow.handle))
+    ends = _ends(flow.handle, *found[CTA_TUPLE_ORIG]) if CTA_TUPLE_ORIG in found else None
+    if ends is None:
+        raise MalformedError("an entry without its original source")
+    return ends[1]
+
+
 def _both_ways(length: int, fill: int) -> bytes:
     end = AddressPort(bytes([fill]) * length, fill << 8 | fill)
     kinds = (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY)
