@@ -38,6 +38,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "show": Entry("svcproxy.commands.show", "what each Service means on this node, and why"),
+    "bundle": Entry("svcproxy.commands.bundle", "everything that a bug report needs, in one file"),
     "render": Entry("svcproxy.commands.render", "the rules that objects become in any mode"),
 }
 
