@@ -40,6 +40,9 @@ COMMANDS = {
     "show": Entry("svcproxy.commands.show", "what each Service means on this node, and why"),
     "bundle": Entry("svcproxy.commands.bundle", "everything that a bug report needs, in one file"),
     "render": Entry("svcproxy.commands.render", "the rules that objects become in any mode"),
+    "completion": Entry(
+        "svcproxy.commands.completion", "completion of commands, flags and Services in shells"
+    ),
 }
 
 
