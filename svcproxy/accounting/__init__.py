@@ -1,1 +1,4 @@
-"""Opt-in counters of connections and refusals per Service, in an nf_tables table of their own."""
+"""Connections and refusals per Service.
+
+``connections`` reads connection tracking when it is asked, in every mode and at no cost otherwise.
+"""

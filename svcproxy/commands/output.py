@@ -92,6 +92,11 @@ class Output:
             ]
             self._stream.write((" " * indent + "  ".join(parts)).rstrip() + "\n")
 
+    def clear(self) -> None:
+        """Clear the screen, if the stream is a terminal."""
+        if self._stream.isatty():
+            self._stream.write("\x1b[H\x1b[2J")
+
     def flush(self) -> None:
         """Write what is buffered."""
         self._stream.flush()

@@ -37,6 +37,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
+    "top": Entry("svcproxy.commands.top", "connections, refusals and drops of each Service"),
     "show": Entry("svcproxy.commands.show", "what each Service means on this node, and why"),
     "bundle": Entry("svcproxy.commands.bundle", "everything that a bug report needs, in one file"),
     "render": Entry("svcproxy.commands.render", "the rules that objects become in any mode"),

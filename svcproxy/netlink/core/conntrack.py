@@ -17,7 +17,11 @@ from svcproxy.netlink.errors import MalformedError
 
 CT_NEW, CT_GET, CT_DELETE = 0x100, 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK << 8 | message
 
+EVENTS_NEW = 1
+"""The multicast group of new connections (``NFNLGRP_CONNTRACK_NEW``)."""
+
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY = 1, 2
+_CTA_PROTOINFO, _PROTOINFO_TCP, _TCP_STATE = 4, 1, 1
 _CTA_ID, _CTA_ZONE, _CTA_FILTER = 12, 18, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _ADDRESSES = {4: (1, 2), 16: (3, 4)}  # source and destination, by the length of an address
@@ -66,6 +70,22 @@ class Flow(NamedTuple):
     port: int
     source: AddressPort
     handle: bytes
+
+
+class Connection(NamedTuple):
+    """A connection, from an entry in a dump or from an event.
+
+    Attributes:
+        protocol: the protocol number.
+        client: the packed source address of the original direction.
+        destination: the original destination.
+        endpoint: the source of the replies; the destination if it is not translated.
+    """
+
+    protocol: int
+    client: bytes
+    destination: AddressPort
+    endpoint: AddressPort
 
 
 def conntrack_tuple(
@@ -174,6 +194,14 @@ class _TupleLayout:
         original = f"{16 + length}x {length}s 8x B 15x H 2x"
         reply = f"12x {length}s {20 + length}x H 10x"
         self.fields = Struct(f"!{_NFGEN.size}x {original} {reply}")
+        ends = f"12x {length}s 4x {length}s 8x B 15x H 2x"
+        self.connection = Struct(f"!{_NFGEN.size}x {ends} {reply}")
+
+    def fits(self, body: bytes) -> bool:
+        """Whether an entry's tuples are in the usual order."""
+        if len(body) < self.end:
+            return False
+        return int.from_bytes(body[self.start : self.end], "big") & self.mask == self.expected
 
 
 _LAYOUTS = {2: _TupleLayout(4), 10: _TupleLayout(16)}
@@ -186,16 +214,47 @@ def decode_flow(body: bytes) -> Flow | None:
         MalformedError: a length does not fit.
     """
     layout = _LAYOUTS.get(body[0]) if body else None
-    if layout is not None and len(body) >= layout.end:
-        headers = int.from_bytes(body[layout.start : layout.end], "big") & layout.mask
-        if headers == layout.expected:
-            address, protocol, port, source, source_port = layout.fields.unpack_from(body)
-            target = AddressPort(source, source_port)
-            return Flow(protocol, address, port, target, body[_NFGEN.size :])
+    if layout is not None and layout.fits(body):
+        address, protocol, port, source, source_port = layout.fields.unpack_from(body)
+        target = AddressPort(source, source_port)
+        return Flow(protocol, address, port, target, body[_NFGEN.size :])
+    found = _decode_by_attributes(body)
+    if found is None:
+        return None
+    return Flow(found.protocol, *found.destination, found.endpoint, body[_NFGEN.size :])
+
+
+def decode_connection(body: bytes) -> Connection | None:
+    """Decode the entry in a message's body; ``None`` if it has no ports (ICMP, GRE etc.).
+
+    Raises:
+        MalformedError: a length does not fit.
+    """
+    layout = _LAYOUTS.get(body[0]) if body else None
+    if layout is not None and layout.fits(body):
+        client, address, protocol, port, source, source_port = layout.connection.unpack_from(body)
+        return Connection(
+            protocol, client, AddressPort(address, port), AddressPort(source, source_port)
+        )
     return _decode_by_attributes(body)
 
 
-def _decode_by_attributes(body: bytes) -> Flow | None:
+def tcp_state(body: bytes) -> int | None:
+    """Return the state of a TCP connection (``enum tcp_conntrack``); ``None`` if it has none.
+
+    Raises:
+        MalformedError: a length does not fit.
+    """
+    start, end = _NFGEN.size, len(body)
+    for kind in (_CTA_PROTOINFO, _PROTOINFO_TCP, _TCP_STATE):
+        found = _attributes(body, start, end).get(kind)
+        if found is None:
+            return None
+        start, end = found
+    return body[start] if end > start else None
+
+
+def _decode_by_attributes(body: bytes) -> Connection | None:
     """Decode an entry whose tuples have more attributes than usual, for example zones."""
     found = _attributes(body, _NFGEN.size, len(body))
     if CTA_TUPLE_ORIG not in found or CTA_TUPLE_REPLY not in found:
@@ -204,8 +263,8 @@ def _decode_by_attributes(body: bytes) -> Flow | None:
     reply = _ends(body, *found[CTA_TUPLE_REPLY])
     if original is None or reply is None:
         return None
-    protocol, _, destination = original
-    return Flow(protocol, *destination, reply[1], body[_NFGEN.size :])
+    protocol, client, destination = original
+    return Connection(protocol, client.address, destination, reply[1])
 
 
 def _ends(body: bytes, start: int, end: int) -> tuple[int, AddressPort, AddressPort] | None:

@@ -71,7 +71,9 @@ def test_an_entry_is_decoded(
     expected = Flow(protocol, *ends[1], ends[2], handle)
     assert conntrack.decode_flow(body(number, handle)) == expected
     # The fast and the general decoder agree.
-    assert conntrack._decode_by_attributes(body(number, handle)) == expected
+    connection = conntrack.Connection(protocol, ends[0].address, ends[1], ends[2])
+    assert conntrack.decode_connection(body(number, handle)) == connection
+    assert conntrack._decode_by_attributes(body(number, handle)) == connection
 
 
 @pytest.mark.parametrize(("number", "ends"), [(2, (CLIENT, VIP, POD)), (10, (CLIENT6, VIP6, POD6))])
@@ -84,6 +86,13 @@ def test_an_entry_with_zones_in_its_tuples_is_decoded(
     first = nest(CTA_TUPLE_ORIG, plain[4:half], zone)
     found = conntrack.decode_flow(body(number, first, plain[half:]))
     assert found == Flow(17, *ends[1], ends[2], first + plain[half:])
+
+
+def test_the_state_of_a_tcp_connection() -> None:
+    established = nest(4, nest(1, attribute(1, b"\x03"), attribute(2, b"\x07")))
+    assert conntrack.tcp_state(body(2, tuples(CLIENT, VIP, POD, 6), TIMEOUT, established)) == 3
+    assert conntrack.tcp_state(body(2, tuples(CLIENT, VIP, POD))) is None
+    assert conntrack.tcp_state(body(2, nest(4, nest(1, attribute(1, b""))))) is None
 
 
 def test_entries_without_ports_are_none() -> None:
