@@ -41,7 +41,6 @@ def test_a_malformed_argument_is_one_line_with_a_remedy(
 ) -> None:
     assert main([name, "--no-such-option"]) == ExitCode.USAGE
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--no-such-option" in line
     assert f"svcproxy {name} --help" in line
 
 
