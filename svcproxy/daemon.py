@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Self
 import structlog
 
 from svcproxy import __version__, limits, threads
-from svcproxy.admin.pages import Sources
-from svcproxy.admin.start import start_admin_server
-from svcproxy.admin.status import StatusSource
+from svcproxy.admin.journal import Journal
+from svcproxy.admin.serve import serve_admin
+from svcproxy.admin.status import About
 from svcproxy.backends.base import BackendError, BackendUnavailable, ExternalChange
 from svcproxy.backends.core.node_settings import NodeSettings, node_address
 from svcproxy.backends.mode_spec import ActiveMode, AnyBackend, ModeSpec, ReadyBackends
@@ -29,7 +29,6 @@ from svcproxy.model.names import IPFamily, NamespacedName
 from svcproxy.model.objects import Node
 from svcproxy.modes import mode_spec
 from svcproxy.node.setup import NodeParameters
-from svcproxy.observe import exposition
 from svcproxy.observe import log as logging
 from svcproxy.observe.client_connections import ClientLimits
 from svcproxy.observe.health import HealthState
@@ -181,6 +180,7 @@ class _Shared(NamedTuple):
     sweeper: Sweeper | None
     checks: ClientLimits
     listeners: DescriptorBudget
+    journal: Journal
 
 
 def _start(
@@ -213,28 +213,15 @@ def _start(
     checks = replace(CHECK_LIMITS, connections=descriptors.health_checks)
     listeners = DescriptorBudget(descriptors.listeners, limit)
     shared = _Shared(
-        config, spec, node_name, metrics, health, events, running, sweeper, checks, listeners
+        *(config, spec, node_name, metrics, health, events, running, sweeper, checks, listeners),
+        Journal(),
     )
     loops = _start_loops(shared, ready)
-    running.add(start_admin_server(config.admin_socket, _admin_sources(shared, ready, loops)))
+    about = About(config, node_name, spec.name, ready.iptables_variant or "")
+    running.add(serve_admin(about, loops, source, shared.journal, metrics))
     source.start(Fanout([loop.inbox for loop in loops], metrics, health))
     running.add(source.stop)
     events.node("Starting", "")
-
-
-def _admin_sources(
-    shared: _Shared, ready: ReadyBackends, loops: Sequence[FamilyLoop[Any, Any]]
-) -> Sources:
-    """Return what the admin socket tells the commands."""
-    status = StatusSource(
-        shared.config,
-        loops,
-        node=shared.node_name,
-        mode=shared.spec.name,
-        iptables_variant=ready.iptables_variant or "",
-    )
-    states = tuple(loop.state for loop in loops)
-    return Sources(status, states, lambda: exposition.render(shared.metrics.registry).body)
 
 
 def _health_state(config: Config, spec: ModeSpec, ready: ReadyBackends) -> HealthState:
@@ -327,7 +314,9 @@ def _loop(shared: _Shared, backend: AnyBackend, release_memory: SyncHook) -> Fam
             adaptive=config.adapts_sync_pause,
             longest_pause=shared.spec.longest_pause,
         ),
-        Reporter(family, shared.metrics, shared.health, shared.events),
+        Reporter(
+            family, shared.metrics, shared.health, shared.events, on_repair=shared.journal.add
+        ),
         settings_for=NodeSettings(config, family),
         hooks=(*_hooks(shared, family), release_memory),
         kinds=shared.spec.kinds,

@@ -140,6 +140,24 @@ ADMIN_ANSWER_SECONDS = 120.0
 ADMIN_HELD_PORTS = 1000
 """The most Service ports that a status names as refused, and as not planned."""
 
+ADMIN_REPAIRS = 256
+"""The repairs that are remembered for the admin socket."""
+
+ADMIN_WAIT_SECONDS = 30.0
+"""The longest time that a client of the admin socket may wait for a repair."""
+
+ADMIN_WAITING = 4
+"""The most clients of the admin socket that may wait for a repair concurrently."""
+
+NOT_READY_ENDPOINTS = 10_000
+"""The endpoints of an IP family for which the time since they are not ready is remembered."""
+
+LOG_RECENT_LINES = 1000
+"""The last lines of the log that are kept for the admin socket."""
+
+LOG_RECENT_BYTES = 256 << 10
+"""The bytes of the last lines of the log that are kept for the admin socket."""
+
 DESCRIPTORS_RESERVED = 64
 """File descriptors kept for the API client, netlink sockets and child processes."""
 

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from svcproxy.admin.core.protocol import PROTOCOL, Repairs, Status
-from svcproxy.model.names import Kind
+from svcproxy.model.names import Kind, NamespacedName
 from svcproxy.model.objects import ApiObject, EndpointSlice, Node, Service, ServiceCIDR
 
 _SECONDS = 30.0
@@ -83,14 +83,20 @@ class AdminClient:
             )
         return self._decoded(body, Status)
 
-    def objects(self, kind: Kind) -> Iterator[ApiObject]:
+    def objects(self, kind: Kind, service: NamespacedName | None = None) -> Iterator[ApiObject]:
         """Yield the objects of a kind that the daemon has stored.
+
+        Args:
+            kind: the kind.
+            service: only what concerns this Service: for Services, those that claim one of its
+                addresses; for EndpointSlices, its own. Other kinds have nothing.
 
         Raises:
             AdminError: see its subclasses.
         """
         decoder: msgspec.json.Decoder[list[ApiObject]] = _DECODERS[kind]
-        with self._request("/v1/objects?" + urlencode({"kind": kind.value})) as response:
+        query = {"kind": kind.value} | ({} if service is None else {"service": str(service)})
+        with self._request(f"/v1/objects?{urlencode(query)}") as response:
             try:
                 for line in response:
                     yield from decoder.decode(line)

@@ -44,6 +44,30 @@ def stored(states: Sequence[DesiredState], kind: Kind) -> Iterator[ApiObject]:
             return iter(() if node is None else (node,))
 
 
+def of_service(
+    states: Sequence[DesiredState], kind: Kind, service: NamespacedName
+) -> Iterator[ApiObject]:
+    """Yield the Services that claim an address of ``service``, or its EndpointSlices.
+
+    Args:
+        states: the desired state of each family.
+        kind: Service or EndpointSlice; there is nothing of another kind.
+        service: the name of the Service.
+    """
+    if kind is Kind.ENDPOINT_SLICE:
+        return chain.from_iterable(state.slices.of(service) for state in states)
+    if kind is not Kind.SERVICE:
+        return iter(())
+    names = sorted({name for state in states for name in state.claimants(service)})
+    found = {name: _first(states, name) for name in names}
+    return iter([obj for obj in found.values() if obj is not None])
+
+
+def _first(states: Sequence[DesiredState], name: NamespacedName) -> Service | None:
+    found = (state.services.get(name) for state in states)
+    return next((obj for obj in found if obj is not None), None)
+
+
 def _services(
     services: Mapping[NamespacedName, Service],
     sent: Sequence[Mapping[NamespacedName, Service]],

@@ -236,12 +236,26 @@ def _send(sock: socket.socket, answer: Answer) -> None:
     )
     buffered = "\r\n".join(head).encode()
     for piece in answer.pieces:
-        if piece:
+        if not piece:
+            _check_client(sock)
+        else:
             sock.settimeout(min(limits.ADMIN_SEND_SECONDS, _left(deadline)))
             sock.sendall(b"%b%x\r\n%b\r\n" % (buffered, len(piece), piece))
             buffered = b""
     sock.settimeout(min(limits.ADMIN_SEND_SECONDS, _left(deadline)))
     sock.sendall(buffered + b"0\r\n\r\n")
+
+
+def _check_client(sock: socket.socket) -> None:
+    """Check that the client still waits for the answer.
+
+    Raises:
+        ConnectionResetError: it has closed the connection.
+    """
+    sock.settimeout(0)
+    with suppress(BlockingIOError):
+        if not sock.recv(1, socket.MSG_PEEK):
+            raise ConnectionResetError
 
 
 def _linger(sock: socket.socket) -> None:

@@ -96,6 +96,13 @@ class Backend(Protocol[Observed, Plan]):
         """The IP family."""
 
     @property
+    def settings(self) -> Settings:
+        """The settings of the last plan, with what the backend knows about the kernel.
+
+        Safe from any thread.
+        """
+
+    @property
     def max_skipped_resyncs(self) -> int:
         """How many periodic resyncs in a row may be skipped while ``is_unchanged`` holds.
 

@@ -1,14 +1,14 @@
 """The Kubernetes API as a source of objects, with one thread for each kind."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from svcproxy.kube.client import Client
 from svcproxy.kube.core.outputs import Selectors
 from svcproxy.kube.core.parse import HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL
 from svcproxy.kube.core.reflector import Reflector
 from svcproxy.kube.credentials import ClientSettings
-from svcproxy.kube.source import Sink
+from svcproxy.kube.source import Sink, WatchState
 from svcproxy.kube.watch_thread import WatchThread
 from svcproxy.model.names import REQUIRED_KINDS, Kind
 
@@ -80,6 +80,10 @@ class KubernetesSource:
             )
         for thread in self._threads:
             thread.start(sink)
+
+    def watches(self) -> Mapping[Kind, WatchState]:
+        """Return how far each kind is; safe from any thread."""
+        return {thread.kind: thread.state for thread in tuple(self._threads)}
 
     def stop(self) -> None:
         """Stop watching, and wait at most a second for the threads.

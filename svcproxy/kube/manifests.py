@@ -8,6 +8,7 @@ valid version stay in force.
 import os
 import threading
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import structlog
 from svcproxy import limits, threads
 from svcproxy.files import FileTooLargeError, UnusableFileError, read_bounded
 from svcproxy.kube.manifest_files import Manifest, ManifestError, read_manifest
-from svcproxy.kube.source import Sink, SourceError
+from svcproxy.kube.source import Sink, SourceError, WatchState
 from svcproxy.model.names import Kind, NamespacedName
 from svcproxy.model.objects import ApiObject, ObjectKey, Problem
 from svcproxy.refusals import REFUSALS
@@ -77,9 +78,15 @@ class ManifestSource:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._missing = False
+        self._synced = False
+        self._scanned = 0.0
         self._files: dict[str, _File] = {}
         self._delivered: dict[ObjectKey, ApiObject] = {}
         self._reported: frozenset[Problem] = frozenset()
+
+    def watches(self) -> Mapping[Kind, WatchState]:
+        """Return how far the folder is, for all kinds alike; safe from any thread."""
+        return dict.fromkeys(Kind, WatchState("", self._synced, self._scanned))
 
     def start(self, sink: Sink) -> None:
         """Start delivering, in a thread of the source.
@@ -97,15 +104,14 @@ class ManifestSource:
             self._thread.join(_STOP_SECONDS)
 
     def _run(self, sink: Sink) -> None:
-        synced = False
         while not self._stopping.is_set():
             threads.working(limits.THREAD_SCAN_SECONDS)
             try:
                 self._scan(sink)
-                if not synced:
+                if not self._synced:
                     for kind in Kind:
                         sink.synced(kind)
-                    synced = True
+                    self._synced = True
                 self._missing = False
                 self._watch(sink)
             except FileNotFoundError:
@@ -159,6 +165,7 @@ class ManifestSource:
                 files[path.name] = self._keep_objects(path, _unreadable(path, error))
         self._files = files
         self._deliver(sink)
+        self._scanned = time.time()
 
     def _exclude(self, path: Path, limit: str) -> _File:
         """Keep the last valid objects of a file that exceeds a limit of the folder."""

@@ -1,7 +1,7 @@
 """The contract between sources of API objects and their consumer."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from svcproxy.model.names import Kind
 from svcproxy.model.objects import ApiObject, ObjectKey, Problem
@@ -38,6 +38,21 @@ class Sink(Protocol):
         """Receive that the watch of a kind was restarted, with the reason, for a metric."""
 
 
+class WatchState(NamedTuple):
+    """How far the watch of a kind is.
+
+    Attributes:
+        resource_version: that of the last list, event or bookmark; empty before the first list and
+            for manifests.
+        synced: whether the first list is complete.
+        heard: when the source last got data, in seconds since 1970; 0 if never.
+    """
+
+    resource_version: str = ""
+    synced: bool = False
+    heard: float = 0.0
+
+
 class Source(Protocol):
     """Delivers Services, EndpointSlices and this node's Node to a sink."""
 
@@ -48,6 +63,9 @@ class Source(Protocol):
             SourceError: the source is unusable, because of an unreadable kubeconfig or a missing
                 folder for example; the message is one line that names the remedy.
         """
+
+    def watches(self) -> Mapping[Kind, WatchState]:
+        """Return how far each kind is; safe from any thread."""
 
     def stop(self) -> None:
         """Stop delivering, and wait at most a second for the threads."""

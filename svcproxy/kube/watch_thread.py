@@ -24,7 +24,7 @@ from svcproxy.kube.core.outputs import (
 from svcproxy.kube.core.reflector import Reflector
 from svcproxy.kube.credentials import ClientSettings
 from svcproxy.kube.delivery import Delivery
-from svcproxy.kube.source import Sink, SourceError
+from svcproxy.kube.source import Sink, SourceError, WatchState
 from svcproxy.model.names import Kind
 from svcproxy.refusals import REFUSALS
 
@@ -65,7 +65,7 @@ class WatchThread:
         required: bool = True,
         annotations: frozenset[str] = frozenset(),
     ) -> None:
-        self._kind = kind
+        self.kind = kind
         self._path = path
         self._reflector = reflector
         self._client = client
@@ -77,12 +77,23 @@ class WatchThread:
         self._backoff = Backoff(random.uniform, longest=settings.backoff_seconds)
         self._early_ends = 0
         self._synced = False
+        self._heard = 0.0
+        self._last_version = ""
         self._thread: threading.Thread | None = None
+
+    @property
+    def state(self) -> WatchState:
+        """How far the watch is; safe from any thread.
+
+        While a new list is being requested, the resourceVersion is that before.
+        """
+        self._last_version = self._reflector.version or self._last_version
+        return WatchState(self._last_version, self._synced, self._heard)
 
     def start(self, sink: Sink) -> None:
         """Start the thread."""
-        delivery = Delivery(self._kind, sink, self._annotations)
-        self._thread = threads.spawn(partial(self._run, sink, delivery), f"watch-{self._kind}")
+        delivery = Delivery(self.kind, sink, self._annotations)
+        self._thread = threads.spawn(partial(self._run, sink, delivery), f"watch-{self.kind}")
 
     def stop(self) -> None:
         """Ask the thread to stop; closing the client aborts its requests."""
@@ -101,7 +112,7 @@ class WatchThread:
                 step = self._attempt(sink, delivery)
             except Exception:  # noqa: BLE001 - a new list recovers what was lost
                 # A bug in svcproxy, or no memory. If this handler fails, the process ends.
-                _log.exception("watch.crashed", kind=self._kind)
+                _log.exception("watch.crashed", kind=self.kind)
                 self._reflector.start_over()
                 step = Step.BACK_OFF
             self._pause(step)
@@ -113,7 +124,7 @@ class WatchThread:
         if step is Step.CONFIRM_EMPTY:
             _log.warning(
                 "list.empty",
-                kind=self._kind,
+                kind=self.kind,
                 action="requesting the list again before removing anything",
             )
             threads.waiting()
@@ -160,6 +171,7 @@ class WatchThread:
         self, request: ApiRequest, response: Response, sink: Sink, delivery: Delivery
     ) -> Output:
         """Read a response; return the last output of the reflector."""
+        self._heard = time.time()
         if response.status != _OK:
             self._report_progress(limits.RESPONSE_HEAD_SECONDS)
             output = self._reflector.error_response(response.status, response.read_error())
@@ -170,6 +182,7 @@ class WatchThread:
             self._report_progress(limits.LIST_SECONDS)
             body = response.read(request.body_limit, limits.LIST_SECONDS)
             self._report_progress()
+            self._heard = time.time()
             return self._reflector.list_page(body)
         began = time.monotonic()
         try:
@@ -186,6 +199,7 @@ class WatchThread:
         listed = not request.initial
         for chunk in response.chunks():
             self._report_progress()
+            self._heard = time.time()
             lines = splitter.feed(chunk)
             if not lines:
                 continue
@@ -211,7 +225,7 @@ class WatchThread:
         try:
             self._client.reload()
         except SourceError as error:
-            _log.warning("credentials.failed", kind=self._kind, error=str(error))
+            _log.warning("credentials.failed", kind=self.kind, error=str(error))
 
     def _reset_backoff(self) -> None:
         self._backoff.reset()
@@ -236,21 +250,21 @@ class WatchThread:
             if output.warning:
                 self._warn(output.warning)
             if output.restarted:
-                sink.restarted(self._kind, output.restarted)
+                sink.restarted(self.kind, output.restarted)
         return listed
 
     def _listed(self, listed: Listed, sink: Sink) -> None:
-        _log.info("list.done", kind=self._kind, objects=listed.count)
+        _log.info("list.done", kind=self.kind, objects=listed.count)
         self._last_warning = ""
         self._sync(sink)
 
     def _sync(self, sink: Sink) -> None:
         if not self._synced:
-            sink.synced(self._kind)  # if this fails, the next list repeats it
+            sink.synced(self.kind)  # if this fails, the next list repeats it
             self._synced = True
 
     def _warn(self, warning: str) -> None:
         """Log a warning; for kinds that the server may not have, only if it is a new one."""
         if self._required or warning != self._last_warning:
-            _log.warning("watch.interrupted", kind=self._kind, reason=warning)
+            _log.warning("watch.interrupted", kind=self.kind, reason=warning)
         self._last_warning = warning

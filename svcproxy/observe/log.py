@@ -86,6 +86,11 @@ def configure(
     _capture_library_logs()
 
 
+def recent() -> bytes:
+    """Return the last lines that were written; at most ``limits.LOG_RECENT_BYTES``."""
+    return b"".join(writer.recent() for writer, _ in _writers)
+
+
 def flush() -> None:
     """Wait until all logged lines are written; at most ``limits.LOG_FLUSH_SECONDS``."""
     for writer, lines in _writers:

@@ -45,6 +45,8 @@ class QueuedWriter:
         self._lost = 0
         self._busy = False
         self._flush_timed_out = False
+        self._recent: deque[bytes] = deque()
+        self._recent_bytes = 0
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -100,10 +102,29 @@ class QueuedWriter:
                 self._sleep(_TICK_SECONDS if ticking else -1.0)
                 ticking = self._tick()
                 continue
-            _write(item if isinstance(item, bytes) else self._lost_line(item))
+            line = item if isinstance(item, bytes) else self._lost_line(item)
+            self._remember(line)
+            _write(line)
             with self._lock:
                 self._bytes -= len(item) if isinstance(item, bytes) else 0
                 self._busy = False
+
+    def recent(self) -> bytes:
+        """Return the last lines; safe from any thread."""
+        with self._lock:
+            lines = tuple(self._recent)
+        return b"".join(lines)
+
+    def _remember(self, line: bytes) -> None:
+        recent = self._recent
+        with self._lock:
+            recent.append(line)
+            self._recent_bytes += len(line)
+            while (
+                len(recent) > limits.LOG_RECENT_LINES
+                or self._recent_bytes > limits.LOG_RECENT_BYTES
+            ):
+                self._recent_bytes -= len(recent.popleft())
 
     def _next(self) -> bytes | int | None:
         """Take the next line, or the number of dropped lines; ``None`` if the queue is empty."""

@@ -89,6 +89,16 @@ class Claims:
         """Return the claim of a Service to an address; ``None`` if it does not claim it."""
         return self._of_service.get(service, {}).get(address)
 
+    def claimants(self, service: NamespacedName) -> set[NamespacedName]:
+        """Return all Services that claim an address that a Service claims, with itself.
+
+        Safe from any thread.
+        """
+        found = {service}
+        for address in list(self._of_service.get(service, {})):
+            found.update(claim.service for claim in list(self._by_address.get(address, ())))
+        return found
+
     def holder(self, address: Address) -> NamespacedName | None:
         """Return the Service that holds an address; ``None`` if no Service claims it."""
         claims = self._by_address.get(address)

@@ -122,6 +122,13 @@ class DesiredState:
         """The stored Services; those without addresses of this family are not stored."""
         return self._services
 
+    def claimants(self, name: NamespacedName) -> set[NamespacedName]:
+        """Return the Services that claim an address of a Service, with itself.
+
+        They are as of the last checkout. Safe from any thread.
+        """
+        return self._claims.claimants(name)
+
     @property
     def slices(self) -> SliceCache:
         """The stored EndpointSlices of this family."""

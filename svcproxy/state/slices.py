@@ -83,6 +83,11 @@ class SliceCache:
         for slices in list(self._by_service.values()):
             yield from list(slices.values())
 
+    def get(self, name: NamespacedName) -> EndpointSlice | None:
+        """Return a slice; ``None`` if it is not stored. Only for the thread that changes the cache."""
+        service = self._service_of.get(name)
+        return None if service is None else self._by_service[service][name]
+
     def of(self, service: NamespacedName) -> Sequence[EndpointSlice]:
         """Return the slices of a Service. Safe from any thread: a copy is one step."""
         return list(self._by_service.get(service, {}).values())

@@ -1,5 +1,6 @@
 """The inbox of a family's loop: the latest state of each API object, until the loop takes it."""
 
+import time
 from collections.abc import Callable, Mapping
 from threading import Condition
 
@@ -17,17 +18,20 @@ class Batch(msgspec.Struct, frozen=True):
         objects: the latest state of each changed object; ``None`` for a deleted one.
         synced: the kinds whose first list is complete.
         external_change: a change of the kernel by another program that calls for a resync.
+        changed_at: when the first such change was reported, in seconds of the inbox's clock.
     """
 
     objects: dict[ObjectKey, ApiObject | None]
     synced: frozenset[Kind]
     external_change: ExternalChange | None = None
+    changed_at: float = 0.0
 
     def then(self, later: "Batch") -> "Batch":
         """Return this batch and a ``later`` one as one."""
         objects = {**self.objects, **later.objects}
         change = later.external_change or self.external_change
-        return Batch(objects, self.synced | later.synced, change)
+        changed_at = self.changed_at if self.external_change else later.changed_at
+        return Batch(objects, self.synced | later.synced, change, changed_at)
 
 
 class Inbox:
@@ -40,15 +44,23 @@ class Inbox:
         on_put: called by each ``put`` in the caller's thread, so that health checks know of waiting
             changes even if the reader hangs.
         on_drain: called by each ``drain``.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, on_put: Callable[[], None], on_drain: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        on_put: Callable[[], None],
+        on_drain: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._on_put = on_put
         self._on_drain = on_drain
         self._condition = Condition()
         self._objects: dict[ObjectKey, ApiObject | None] = {}
         self._synced: set[Kind] = set()
         self._external_change: ExternalChange | None = None
+        self._changed_at = 0.0
+        self._clock = clock
         self._closed = False
 
     def put(self, objects: Mapping[ObjectKey, ApiObject | None]) -> None:
@@ -71,6 +83,8 @@ class Inbox:
         If there are several changes, a certain one is kept.
         """
         with self._condition:
+            if self._external_change is None:
+                self._changed_at = self._clock()
             if self._external_change is None or change.certain:
                 self._external_change = change
                 self._condition.notify()
@@ -114,6 +128,8 @@ class Inbox:
         """Take everything out."""
         with self._condition:
             self._on_drain()
-            batch = Batch(self._objects, frozenset(self._synced), self._external_change)
+            batch = Batch(
+                self._objects, frozenset(self._synced), self._external_change, self._changed_at
+            )
             self._objects, self._synced, self._external_change = {}, set(), None
         return batch

@@ -1,6 +1,8 @@
 """Storing the objects of the inbox in the desired state."""
 
-from svcproxy.model.names import Kind
+import time
+
+from svcproxy.model.names import Kind, NamespacedName
 from svcproxy.model.objects import (
     ApiObject,
     EndpointSlice,
@@ -10,6 +12,7 @@ from svcproxy.model.objects import (
     ServiceCIDR,
 )
 from svcproxy.state.desired import DesiredState
+from svcproxy.sync.core.not_ready import NotReady
 from svcproxy.sync.inbox import Batch
 from svcproxy.sync.report import Reporter
 
@@ -20,11 +23,15 @@ class Intake:
     Args:
         state: the desired state of the family.
         reporter: reports objects that cannot be stored.
+
+    Attributes:
+        not_ready: since when endpoints are not ready.
     """
 
     def __init__(self, state: DesiredState, reporter: Reporter) -> None:
         self._state = state
         self._reporter = reporter
+        self.not_ready = NotReady()
         self._interrupted: Batch | None = None
 
     @property
@@ -39,6 +46,8 @@ class Intake:
         self._interrupted = batch
         for key, obj in batch.objects.items():
             try:
+                if key[0] is Kind.ENDPOINT_SLICE:
+                    self._note_readiness(key[1], obj)
                 _store(self._state, key, obj)
             except MemoryError:  # The object is not to blame: store the whole batch again.
                 raise
@@ -46,6 +55,12 @@ class Intake:
                 self._reporter.defect("object", error, kind=key[0], name=str(key[1]))
         self._interrupted = None
         return batch
+
+    def _note_readiness(self, name: NamespacedName, obj: ApiObject | None) -> None:
+        before = self._state.slices.get(name)
+        if before is not None:
+            after = obj if isinstance(obj, EndpointSlice) else None
+            self.not_ready.changed(before, after, time.time())
 
 
 def _store(state: DesiredState, key: ObjectKey, obj: ApiObject | None) -> None:

@@ -16,11 +16,12 @@ from svcproxy.model.objects import Node
 from svcproxy.state.desired import Changes, DesiredState
 from svcproxy.sync.after_sync import SyncHook, SyncHooks
 from svcproxy.sync.core.held_ports import HeldPorts
+from svcproxy.sync.core.not_ready import NotReady
 from svcproxy.sync.core.schedule import Schedule
 from svcproxy.sync.inbox import Batch, Inbox
 from svcproxy.sync.intake import Intake
 from svcproxy.sync.programmer import Programmed, Programmer
-from svcproxy.sync.report import Reporter, Times
+from svcproxy.sync.report import Repaired, Reporter, Times
 
 log = structlog.get_logger()
 
@@ -46,6 +47,14 @@ class _Sync(NamedTuple):
     repairs: bool
 
 
+class _Reported(NamedTuple):
+    """A change by another program: when it was reported, and whether by an event of the kernel."""
+
+    change: ExternalChange
+    at: float
+    by_event: bool
+
+
 class Progress(NamedTuple):
     """How far a loop is.
 
@@ -54,12 +63,14 @@ class Progress(NamedTuple):
         pending: the number of objects that wait for a sync.
         failing: the reason of the last sync if it failed; empty otherwise.
         held: why Service ports are held back.
+        revision: grows before and after objects are stored.
     """
 
     synced: float
     pending: int
     failing: str
     held: Mapping[ServicePortName, str]
+    revision: int
 
 
 class FamilyLoop(Generic[Observed, Plan]):
@@ -91,7 +102,7 @@ class FamilyLoop(Generic[Observed, Plan]):
         kinds: Iterable[Kind] = REQUIRED_KINDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.inbox = Inbox(on_put=self._on_put, on_drain=reporter.taken)
+        self.inbox = Inbox(on_put=self._on_put, on_drain=reporter.taken, clock=clock)
         self._backend = backend
         self._state = state
         self._schedule = schedule
@@ -109,10 +120,11 @@ class FamilyLoop(Generic[Observed, Plan]):
             clock=clock,
         )
         self._hooks = SyncHooks(hooks, backend.family, reporter)
-        self._external_change: ExternalChange | None = None
+        self._external_change: _Reported | None = None
         self._skipped_resyncs = 0
         self._maintain_at: float | None = None
         self._synced = 0.0
+        self._revision = 0
         self._failing = ""
         self._thread: Thread | None = None
 
@@ -134,7 +146,18 @@ class FamilyLoop(Generic[Observed, Plan]):
             self.inbox.waiting + self._state.waiting,
             self._failing,
             self._held.reasons(limits.ADMIN_HELD_PORTS),
+            self._revision,
         )
+
+    @property
+    def settings(self) -> Settings | None:
+        """The backend's settings; ``None`` before the first sync. Safe from any thread."""
+        return self._backend.settings if self._synced else None
+
+    @property
+    def not_ready(self) -> NotReady:
+        """Since when endpoints are not ready."""
+        return self._intake.not_ready
 
     def start(self) -> None:
         """Start the thread."""
@@ -185,9 +208,13 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._failed(error, full=True)
 
     def _take(self, batch: Batch) -> None:
-        batch = self._intake.store(batch)
+        self._revision += 1
+        try:
+            batch = self._intake.store(batch)
+        finally:
+            self._revision += 1
         if batch.external_change is not None:
-            self._request_resync(batch.external_change)
+            self._request_resync(_Reported(batch.external_change, batch.changed_at, by_event=True))
         if self._missing:
             self._missing -= batch.synced
             if not self._missing:
@@ -197,10 +224,11 @@ class FamilyLoop(Generic[Observed, Plan]):
         elif batch.objects and not self._schedule.requested:
             self._reporter.idle()
 
-    def _request_resync(self, change: ExternalChange) -> None:
+    def _request_resync(self, reported: _Reported) -> None:
         """Request a resync because another program changed the kernel, or may have."""
-        self._schedule.request_resync(certain=change.certain)
-        self._external_change = change
+        self._schedule.request_resync(certain=reported.change.certain)
+        earlier = self._external_change or reported
+        self._external_change = reported._replace(at=min(earlier.at, reported.at))
 
     def _sync(self) -> None:
         sync = self._next_sync()
@@ -268,10 +296,10 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._schedule.succeeded(
             end, resynced=sync.resync_due or done.full, took=end - sync.begin, found=wrote
         )
-        change = self._external_change
+        reported = self._external_change
         # If an input changed that is not an API object, the kernel's state was no fault.
-        if sync.repairs and wrote and not (change and change.affects_inputs):
-            self._reporter.repaired(change)
+        if sync.repairs and wrote and not (reported and reported.change.affects_inputs):
+            self._reporter.repaired(_repaired(outcome.operations, sync.begin, end, reported))
         if done.full:
             self._external_change = None
         if outcome.refused or self._held.refused.names:
@@ -296,7 +324,7 @@ class FamilyLoop(Generic[Observed, Plan]):
             self._failed(error, full=False)
             return
         if result.found is not None:
-            self._request_resync(result.found)
+            self._request_resync(_Reported(result.found, self._clock(), by_event=False))
         if result.next_in is not None:
             self._maintain_at = self._clock() + result.next_in
 
@@ -304,3 +332,11 @@ class FamilyLoop(Generic[Observed, Plan]):
         self._failing = one_line(error)
         retry = self._schedule.failed(self._clock())
         self._reporter.failed(error, full=full, retry=retry)
+
+
+def _repaired(
+    operations: Mapping[str, int], begin: float, end: float, reported: _Reported | None
+) -> Repaired:
+    if reported is None:
+        return Repaired(operations, end - begin)
+    return Repaired(operations, end - reported.at, reported.change, reported.by_event)

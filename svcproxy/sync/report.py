@@ -1,7 +1,7 @@
 """Reporting what the sync loops do: metrics, health, logs and Events."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
 from typing import NamedTuple
@@ -29,15 +29,50 @@ class Times(NamedTuple):
     end: float
 
 
+class Repaired(NamedTuple):
+    """A sync that restored kernel objects which another program had changed.
+
+    Attributes:
+        operations: the number of kernel operations by kind.
+        seconds: from the event that reported the change, or from the begin of the resync that
+            found it, until the repair was done.
+        change: what is known about the change; ``None`` if only a resync found it.
+        reported: whether an event of the kernel reported the change.
+    """
+
+    operations: Mapping[str, int]
+    seconds: float
+    change: ExternalChange | None = None
+    reported: bool = False
+
+
+def _ignore(_family: IPFamily, _repaired: Repaired) -> None:
+    """Do nothing."""
+
+
 class Reporter:
     """Metrics, health, log lines and Events of one family's loop.
 
     Only ``queued`` and ``taken`` may be called from threads other than the loop's.
+
+    Args:
+        family: the IP family.
+        metrics: the metrics of the daemon.
+        health: the health of the daemon.
+        events: the recorder of Events.
+        on_repair: called with each repair.
     """
 
     def __init__(
-        self, family: IPFamily, metrics: Metrics, health: HealthState, events: EventRecorder
+        self,
+        family: IPFamily,
+        metrics: Metrics,
+        health: HealthState,
+        events: EventRecorder,
+        *,
+        on_repair: Callable[[IPFamily, Repaired], None] = _ignore,
     ) -> None:
+        self._on_repair = on_repair
         self._family = family
         self._events = events
         self._metrics = metrics
@@ -155,10 +190,11 @@ class Reporter:
             "sync.done", family=self._family, kind=kind, ms=round(seconds * 1000, 1), **operations
         )
 
-    def repaired(self, change: ExternalChange | None) -> None:
+    def repaired(self, repaired: Repaired) -> None:
         """Report that a sync repaired what other programs changed, and which one if it is known."""
         self._series.repairs.inc()
-        program = {}
+        self._on_repair(self._family, repaired)
+        change, program = repaired.change, {}
         if change is not None and change.process:
             program = {"process": change.process, "pid": change.pid}
         log.warning("kernel.repaired", family=self._family, **program)

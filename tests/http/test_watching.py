@@ -1,6 +1,7 @@
 """All objects of a healthy API server arrive, whichever list protocol it supports."""
 
 import threading
+import time
 
 import pytest
 
@@ -177,3 +178,23 @@ def test_every_request_is_reported_for_metrics(server: FakeApiServer, follow: Fo
     eventually(lambda: ("GET", host, "500") in {request[:3] for request in reported}, "a refusal")
     server.outage()
     eventually(lambda: ("GET", host, "<error>") in {request[:3] for request in reported}, "silence")
+
+
+def test_how_far_each_watch_is(server: FakeApiServer, dialect: dict[str, bool]) -> None:
+    sink = RecordingSink()
+    settings = ClientSettings(master=server.url, empty_list_retry_seconds=0.05)
+    source = KubernetesSource(settings, "node-1", watch_list=dialect["watch_list"])
+    assert source.watches() == {}
+    server.put(objects.service("web"))
+    before = time.time()
+    source.start(sink)
+    try:
+        sink.wait_synced()
+        listed = source.watches()[Kind.SERVICE]
+        assert listed.synced
+        assert before <= listed.heard <= time.time()
+        version = str(server.put(objects.service("api")))
+        eventually(lambda: source.watches()[Kind.SERVICE].resource_version == version)
+        assert int(listed.resource_version) < int(version)
+    finally:
+        source.stop()

@@ -7,10 +7,16 @@ carries it, and a client of another version stops there.
 ``GET /v1/status``
     a ``Status``.
 ``GET /v1/objects?kind=Service``
-    the stored objects of a kind, as lines; each line is a JSON array of objects.
+    the stored objects of a kind, as lines; each line is a JSON array of objects. The daemon goes on
+    meanwhile: each object is sent in a state that it had during the answer. If the ``revision`` of
+    each family is even, and the same before and after several answers, they belong together.
+``GET /v1/objects?kind=Service&service=NAMESPACE/NAME``
+    that Service and all that claim one of its addresses; with the kind EndpointSlice, its slices.
+    From these and the Node, ``DesiredState`` computes the same ports of that Service as from all
+    objects. What other Services become cannot be computed from them.
 ``GET /v1/repairs?after=N&wait=SECONDS``
     a ``Repairs``: those with a higher number than ``after``. With ``wait``, the daemon answers when
-    there is one, or after that time.
+    there is one, or after that time. Few clients may wait at once; others get status 503.
 ``GET /v1/log``
     the last lines of the log, as text.
 ``GET /v1/metrics``
@@ -56,7 +62,8 @@ class FamilyStatus(msgspec.Struct, frozen=True, omit_defaults=True):
         held: Service ports that are held back, each with the reason: the kernel refused them, or
             planning failed.
         settings: what the rules depend on besides Service ports: the backend's ``Settings`` with
-            what it found out about the kernel, as plain values. Empty before the first plan.
+            what it found out about the kernel, as plain values. Empty before the first sync.
+        revision: grows when the loop begins and when it ends to store objects.
     """
 
     synced: float = 0.0
@@ -64,6 +71,7 @@ class FamilyStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     failing: str = ""
     held: Mapping[str, str] = {}
     settings: Mapping[str, Any] = {}
+    revision: int = 0
 
 
 class Status(msgspec.Struct, frozen=True, omit_defaults=True):

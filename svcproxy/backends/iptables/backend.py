@@ -61,6 +61,11 @@ class IptablesBackend:
         """The family that this backend programs."""
         return self._programs.family
 
+    @property
+    def settings(self) -> IptablesSettings:
+        """The settings of the last plan, with what is known about the kernel."""
+        return self._planner.settings
+
     def track_processes(self, track_process: TrackProcess) -> None:
         """Run each program that changes tables inside a context made by ``track_process``."""
         self._programs.track_process = track_process

@@ -108,6 +108,11 @@ class IpvsBackend:
         """The family that this backend programs."""
         return self._programs.family
 
+    @property
+    def settings(self) -> IpvsSettings:
+        """The settings of the last plan, with what is known about the kernel."""
+        return self._planner.settings
+
     def _open(self) -> _Opened:
         if self._opened is None:
             kernel = IpvsKernel(self._programs)

@@ -81,6 +81,11 @@ class NftablesBackend:
         return self._family
 
     @property
+    def settings(self) -> Settings:
+        """The settings of the last plan, with what is known about the kernel."""
+        return self._planner.settings
+
+    @property
     def port_id(self) -> int:
         """The port ID of the netlink socket; nf_tables events name it as the originator."""
         return self._table.port_id

@@ -38,6 +38,11 @@ class RecordingBackend:
         """The family that this backend records."""
         return self._family
 
+    @property
+    def settings(self) -> Settings:
+        """The settings of the last plan."""
+        return Settings(self._family) if self.last is None else self.last.settings
+
     def probe(self) -> None:
         """Do nothing: the backend runs anywhere."""
 

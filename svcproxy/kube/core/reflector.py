@@ -90,7 +90,7 @@ class Reflector:
         self._paged = True
         self._watch_list = watch_list
         self._phase = _Phase.BEGIN
-        self._version = ""
+        self.version = ""  # the resourceVersion of the last list, event or bookmark
         self._token = ""
         # The resourceVersion of each object, or a hash of its bytes if it came with a relist
         self._versions: dict[NamespacedName, str | int] = {}
@@ -109,7 +109,7 @@ class Reflector:
             streams = self._watch_list and not self._force_paged_list
             self._phase = _Phase.STREAM if streams else _Phase.PAGES
             self._token = ""
-            self._version = ""
+            self.version = ""
         if self._phase is not _Phase.PAGES or not self._token:
             self._seen.clear()
         query = self._selectors.query()
@@ -125,7 +125,7 @@ class Reflector:
         if initial:
             query += [("sendInitialEvents", "true"), ("resourceVersionMatch", "NotOlderThan")]
         else:
-            query.append(("resourceVersion", self._version))
+            query.append(("resourceVersion", self.version))
         return ApiRequest(watch=True, initial=initial, query=tuple(query))
 
     def list_page(self, body: bytes) -> Output:
@@ -145,7 +145,7 @@ class Reflector:
         self._page_limit = min(self._page_size, self._page_limit * 2)
         self._token = token
         if not token:
-            self._version = page.metadata.resource_version or ""
+            self.version = page.metadata.resource_version or ""
             self._finish_list(output)
         return output
 
@@ -215,7 +215,7 @@ class Reflector:
     def _event(self, event: wire.WatchEvent, output: Output) -> None:
         match event.type:
             case "ADDED" | "MODIFIED":
-                self._version = self._handle_object(event.object, output) or self._version
+                self.version = self._handle_object(event.object, output) or self.version
             case "DELETED":
                 self._handle_deleted(event.object, output)
             case "BOOKMARK":
@@ -240,11 +240,11 @@ class Reflector:
     def _abandon_watch(self, warning: str, output: Output) -> None:
         """Abandon a watch whose server sends something other than watch events."""
         output.step, output.restarted, output.warning = Step.BACK_OFF, "unreadable", warning
-        if self._phase is _Phase.STREAM or self._unreadable_version == self._version:
+        if self._phase is _Phase.STREAM or self._unreadable_version == self.version:
             # Resuming would get the same answer again; a paged list does not.
             self._phase = _Phase.BEGIN
             self._force_paged_list = True
-        self._unreadable_version = self._version
+        self._unreadable_version = self.version
 
     def _handle_head(self, head: bytes, reason: str, output: Output) -> bool:
         """Process an event of which only the head is readable; that suffices for a deletion.
@@ -255,7 +255,7 @@ class Reflector:
         type_, identity = decoding.decode_event_head(head)
         if type_ not in {"ADDED", "MODIFIED", "DELETED"}:
             return False
-        self._version = usable_version(identity.resource_version) or self._version
+        self.version = usable_version(identity.resource_version) or self.version
         name = _name(identity)
         if name is not None and type_ == "DELETED":
             self._remove(name, output)
@@ -303,7 +303,7 @@ class Reflector:
 
     def _handle_deleted(self, raw: msgspec.Raw, output: Output) -> None:
         identity = decoding.decode_identity(raw)
-        self._version = usable_version(identity.resource_version) or self._version
+        self.version = usable_version(identity.resource_version) or self.version
         name = _name(identity)
         if identity.kind is not None and identity.kind != self._kind:
             output.effects.append(Malformed(name, *self._wrong_kind(identity.kind)))
@@ -324,7 +324,7 @@ class Reflector:
             metadata = decoding.decode_metadata(raw)
         except ParseError:
             return
-        self._version = usable_version(metadata.resource_version) or self._version
+        self.version = usable_version(metadata.resource_version) or self.version
         if self._phase is not _Phase.STREAM:
             return
         if (metadata.annotations or {}).get(INITIAL_EVENTS_END) == "true":

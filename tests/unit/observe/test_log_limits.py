@@ -12,6 +12,7 @@ import structlog
 from svcproxy import limits
 from svcproxy.observe import log
 from svcproxy.observe.core.log_rate import OTHER_EVENTS, LineRateLimiter
+from svcproxy.observe.log_writer import QueuedWriter
 from svcproxy.refusals import REFUSALS
 from tests.unit.observe.test_log import Configure, Lines, configure
 
@@ -314,3 +315,21 @@ def test_lines_after_the_reports(configure: Configure, clock: Clock) -> None:
     clock.now += limits.LOG_CALM_SECONDS
     assert not lines.report_suppressed()
     assert taken.take() == "warn  log.suppressed of=a lines=3"
+
+
+def test_the_last_lines_are_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    """Bounded in lines and bytes, in the order in which they were written."""
+    writer = QueuedWriter(lambda lost: b"lost %d\n" % lost, lambda: False)
+    writer.start()
+    for number in range(limits.LOG_RECENT_LINES + 50):
+        writer(b"%d\n" % number, urgent=True)
+    writer.flush(20)
+    written = capfd.readouterr().err.splitlines()
+    assert writer.recent().decode().splitlines() == written[-limits.LOG_RECENT_LINES :]
+    for number in range(40):
+        writer(b"%d " % number + b"x" * 10_000 + b"\n", urgent=True)
+    writer.flush(20)
+    recent = writer.recent()
+    assert limits.LOG_RECENT_BYTES - 20_000 < len(recent) <= limits.LOG_RECENT_BYTES
+    assert recent.endswith(b"x\n")
+    assert b"\n39 " in recent

@@ -36,6 +36,7 @@ class DictBackend:
 
     family = IPFamily.IPV4
     max_skipped_resyncs = 9
+    settings = Settings(IPFamily.IPV4)
 
     def __init__(self) -> None:
         self.kernel: Content = {}

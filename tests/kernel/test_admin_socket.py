@@ -1,0 +1,209 @@
+"""The admin socket of a running daemon, asked with the client of the commands."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from svcproxy.admin.client import AdminClient, NoDaemonError
+from svcproxy.admin.core.protocol import Status
+from svcproxy.explain.mode_explainer import mode_explainer
+from svcproxy.model.names import IPFamily, Kind, NamespacedName
+from svcproxy.model.objects import EndpointSlice, Service
+from testbed.waiting import PATIENCE, eventually
+from tests.kernel.conftest import ALL_VARIANTS, Flags, Stage, at, period_flags
+
+pytestmark = pytest.mark.kernel
+
+VARIANTS = ALL_VARIANTS
+FAMILIES = {4: IPFamily.IPV4, 6: IPFamily.IPV6}
+
+
+@pytest.fixture(scope="module")
+def flags(variant: str) -> Flags:
+    return period_flags(variant, longest="1s")
+
+
+@pytest.fixture
+def client(stage: Stage) -> AdminClient:
+    return AdminClient(str(stage.daemon.admin_socket), 3 * PATIENCE)
+
+
+def settled(client: AdminClient) -> Status:
+    """The status, once nothing waits for a sync."""
+
+    def done() -> bool:
+        families = client.status().families.values()
+        return all(about.synced and not about.pending for about in families)
+
+    eventually(done, "a sync")
+    return client.status()
+
+
+def test_status(stage: Stage, client: AdminClient) -> None:
+    status = settled(client)
+    assert status.node == stage.node.name
+    assert status.mode == stage.daemon.flags["proxy-mode"]
+    assert status.flags["svcproxy-admin-socket"] == str(stage.daemon.admin_socket)
+    assert set(status.families) == set(IPFamily)
+    assert not any(about.failing or about.held for about in status.families.values())
+    watch = status.watches[Kind.SERVICE]
+    assert watch.synced
+    assert status.started < watch.heard <= status.now
+
+
+def test_settings_are_those_of_the_mode_with_the_facts_about_the_kernel(
+    stage: Stage, client: AdminClient
+) -> None:
+    status = settled(client)
+    explainer = mode_explainer(status.mode)
+    assert explainer is not None
+    for family, about in status.families.items():
+        settings = explainer.settings(about.settings)
+        assert settings.family is family
+        assert msgspec.json.decode(msgspec.json.encode(settings)) == about.settings
+    if stage.variant == "ipvs":
+        facts = status.families[IPFamily.IPV4].settings["facts"]
+        assert stage.node.ipv4 in facts["addresses"]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_objects(stage: Stage, client: AdminClient, family: int) -> None:
+    offer = stage.offer(family, [at(pod, family) for pod in stage.here])
+    name = NamespacedName("default", offer.service["metadata"]["name"])
+    services = [obj for obj in client.objects(Kind.SERVICE) if isinstance(obj, Service)]
+    assert len({obj.name for obj in services}) == len(services)
+    (service,) = (obj for obj in services if obj.name == name)
+    assert service.cluster_ips == (offer.vip,)
+    slices = [s for s in client.objects(Kind.ENDPOINT_SLICE) if isinstance(s, EndpointSlice)]
+    (found,) = (one for one in slices if one.service == name)
+    assert {e.address for e in found.endpoints} == {pod.ip(family) for pod in stage.here}
+    assert found.family is FAMILIES[family]
+    (node,) = client.objects(Kind.NODE)
+    assert node.name == stage.node.name
+    assert list(client.objects(Kind.SERVICE, name)) == [service]
+    assert list(client.objects(Kind.ENDPOINT_SLICE, name)) == [found]
+
+
+def test_one_service_comes_with_those_that_claim_its_addresses(
+    stage: Stage, client: AdminClient
+) -> None:
+    older = stage.offer(4, externalIPs=["203.0.113.77"], created="2024-01-01T00:00:00Z")
+    newer = stage.offer(4, externalIPs=["203.0.113.77"], created="2025-01-01T00:00:00Z")
+    names = {
+        NamespacedName("default", offer.service["metadata"]["name"]) for offer in (older, newer)
+    }
+    for name in names:
+        assert {obj.name for obj in client.objects(Kind.SERVICE, name)} == names
+
+
+def test_revision_tells_whether_objects_changed(stage: Stage, client: AdminClient) -> None:
+    before = settled(client).families[IPFamily.IPV4].revision
+    assert before % 2 == 0
+    assert settled(client).families[IPFamily.IPV4].revision == before
+    stage.offer(4, [at(stage.here[0], 4)])
+    assert settled(client).families[IPFamily.IPV4].revision > before
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_it_says_since_when_an_endpoint_is_not_ready(
+    stage: Stage, client: AdminClient, family: int
+) -> None:
+    pods = stage.here[:2]
+    offer = stage.offer(family, [at(pods[0], family), at(pods[1], family, ready=False)])
+    name = f"default/{offer.service['metadata']['name']}"
+    assert name not in client.status().not_ready_since
+    before = client.status().now
+    offer.endpoints(at(pods[0], family, ready=False), at(pods[1], family))
+    status = client.status()
+    times = status.not_ready_since[name]
+    assert list(times) == [pods[0].ip(family)]
+    assert before <= times[pods[0].ip(family)] <= status.now
+    offer.endpoints(at(pods[0], family), at(pods[1], family))
+    assert name not in client.status().not_ready_since
+
+
+def damage(stage: Stage, vip: str) -> None:
+    match stage.variant:
+        case "nftables":
+            element = f"{{ {vip} . tcp . 80 }}"
+            command = ["nft", "delete", "element", "ip", "svcproxy", "cluster-ips", element]
+        case "ipvs":
+            command = ["ip", "address", "delete", f"{vip}/32", "dev", "kube-ipvs0"]
+        case _:
+            stage.iptables(4, "-t", "nat", "-F", "KUBE-SERVICES")
+            return
+    stage.node.netns.run(*command)
+
+
+def test_repairs_are_in_the_journal(stage: Stage, client: AdminClient) -> None:
+    """With the culprit where the kernel names it: in the nft variants."""
+    offer = stage.offer(4, [at(stage.here[0], 4)])
+    stage.daemon.wait_idle(1.1)
+    before = client.repairs().total
+    damage(stage, offer.vip)
+    repair = eventually(lambda: client.repairs(before, wait=5.0).repairs, "a repair", timeout=60)[0]
+    assert repair.number > before
+    assert repair.family is IPFamily.IPV4
+    assert sum(repair.operations.values()) > 0
+    assert 0 < repair.seconds < 60
+    assert client.status().started < repair.at <= client.status().now
+    if stage.variant in {"nft", "nftables"}:
+        assert repair.reported
+        assert repair.process.startswith(("nft", "iptables"))
+        assert repair.pid > 0
+    else:
+        assert not repair.reported
+
+
+def test_log_and_metrics(stage: Stage, client: AdminClient) -> None:
+    assert "starting" in client.log() or "log.suppressed" in client.log()
+    assert client.log().splitlines()[-1] in stage.daemon.logs()
+    assert "svcproxy_drift_repairs_total" in client.metrics()
+
+
+def test_a_client_of_another_user_is_refused(stage: Stage, client: AdminClient) -> None:
+    """Also if the file system would let it in."""
+    path = stage.daemon.admin_socket
+    program = (
+        "import os, socket, sys\n"
+        "os.setuid(65534)\n"
+        "s = socket.socket(socket.AF_UNIX)\n"
+        "try: s.connect(sys.argv[1])\n"
+        "except PermissionError: sys.exit(5)\n"
+        "try: s.sendall(b'GET /v1/status HTTP/1.1\\r\\n\\r\\n'); got = s.recv(1)\n"
+        "except OSError: got = b''\n"
+        "sys.exit(len(got))\n"
+    )
+
+    def outcome() -> int:
+        return subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode
+
+    assert outcome() == 5
+    path.parent.chmod(0o755)
+    path.chmod(0o666)
+    assert outcome() == 0
+    assert client.status().node == stage.node.name
+
+
+def test_show_asks_the_daemon(stage: Stage) -> None:
+    offer = stage.offer(4, [at(stage.here[0], 4)])
+    done = stage.node.netns.run(
+        *(sys.executable, "-m", "svcproxy", "show", f"--socket={stage.daemon.admin_socket}")
+    )
+    assert offer.vip in done.stdout
+
+
+def test_a_killed_daemon_leaves_a_socket_that_the_next_one_replaces(
+    stage: Stage, client: AdminClient
+) -> None:
+    before = client.status().pid
+    stage.daemon.kill()
+    assert Path(stage.daemon.admin_socket).exists()
+    with pytest.raises(NoDaemonError, match="start svcproxy"):
+        client.status()
+    stage.daemon.start()
+    stage.daemon.wait_ready()
+    assert client.status().pid != before
