@@ -1,6 +1,6 @@
 """Explains iptables mode, see ``ModeExplainer``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,9 +11,14 @@ from svcproxy.backends.core.node_settings import settings_for
 from svcproxy.backends.iptables.core.settings import IptablesSettings
 from svcproxy.backends.settings import Settings
 from svcproxy.config import Config
-from svcproxy.explain.core import rendered_iptables
+from svcproxy.explain import iptables_reader
+from svcproxy.explain.core import iptables_differences, rendered_iptables
+from svcproxy.explain.core.differences import Difference
 from svcproxy.explain.core.iptables_rules import IptablesRuleset
+from svcproxy.explain.core.trace import Ruleset
+from svcproxy.explain.iptables_reader import IptablesKernel
 from svcproxy.model.names import IPFamily
+from svcproxy.model.serviceport import ServicePort
 from svcproxy.state.desired import DesiredState
 
 
@@ -34,6 +39,25 @@ class IptablesExplainer:
     def desired(self, desired: Desired) -> IptablesRuleset:
         """See ``ModeExplainer``."""
         return rendered_iptables.rendered(desired.ports, _own(desired.settings))
+
+    def read(self, settings: Settings, iptables_variant: str) -> IptablesKernel:
+        """See ``ModeExplainer``."""
+        with_sets = _own(settings).affinity_sets
+        return iptables_reader.read(settings.family, iptables_variant, with_sets=with_sets)
+
+    def ruleset(self, kernel: IptablesKernel) -> IptablesRuleset:
+        """See ``ModeExplainer``."""
+        return IptablesRuleset(kernel.observed.tables, kernel.clients)
+
+    def differences(self, desired: Desired, kernel: IptablesKernel) -> Sequence[Difference]:
+        """See ``ModeExplainer``."""
+        settings = structs.replace(_own(desired.settings), drop_invalid=kernel.drop_invalid)
+        return iptables_differences.differences(desired, settings, kernel.observed)
+
+    def objects(self, ruleset: Ruleset, port: ServicePort, settings: Settings) -> Sequence[str]:
+        """See ``ModeExplainer``."""
+        assert isinstance(ruleset, IptablesRuleset), "rules of another mode"
+        return iptables_differences.object_lines(ruleset, port, _own(settings))
 
 
 def _own(settings: Settings) -> IptablesSettings:

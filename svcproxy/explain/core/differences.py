@@ -75,6 +75,12 @@ def grouped(
     ]
 
 
+def limited(lines: Iterable[str]) -> str:
+    """Return lines as a text; of more than ``LISTED``, the first ones and an ellipsis."""
+    found = list(islice(lines, LISTED + 1))
+    return "\n".join([*found[:LISTED], "…"] if len(found) > LISTED else found)
+
+
 def _joined(texts: Iterable[str]) -> str:
     """Return examples as lines that end with an ellipsis; empty without any."""
     found = [text for text in texts if text]
@@ -91,6 +97,6 @@ def differing_lines(desired: Sequence[str], actual: Sequence[str]) -> tuple[str,
     while end < shortest - start and desired[-1 - end] == actual[-1 - end]:
         end += 1
     return (
-        "\n".join(desired[start : len(desired) - end]),
-        "\n".join(actual[start : len(actual) - end]),
+        limited(desired[start : len(desired) - end]),
+        limited(actual[start : len(actual) - end]),
     )

@@ -21,6 +21,7 @@ from svcproxy.explain.core.differences import (
     DifferenceKind,
     differing_lines,
     grouped,
+    limited,
 )
 from svcproxy.explain.core.nft_print import element_text, rule_text, set_lines
 from svcproxy.explain.core.nft_table import NftTable, describe_set
@@ -152,7 +153,7 @@ class _Describer:
         desired, actual = self._rule_lines(chain), self._actual_lines(chain.name)
         texts = differing_lines(desired, actual)
         if not any(texts):  # an expression differs that the text does not show
-            texts = "\n".join(desired), "\n".join(actual)
+            texts = limited(desired), limited(actual)
         owners = self._owners_of_set(chain.name, plan)
         return Difference(_DIFFERENT, f"chain {chain.name}", owners, *texts)
 
@@ -227,7 +228,8 @@ class _Describer:
 
 
 def _block(name: str, lines: Iterable[str]) -> str:
-    return "\n".join([f"chain {name} {{", *lines, "}"])
+    inside = limited(lines)
+    return "\n".join(filter(None, [f"chain {name} {{", inside, "}"]))
 
 
 def _declaration(table: NftTable, name: str) -> str:

@@ -91,11 +91,13 @@ class ListedSet(NamedTuple):
             or holds a range of ports only.
         elements: how many entries it has.
         references: how many rules refer to it.
+        family: the number of its family; 0 for a set of ports only.
     """
 
     kind: SetKind | None
     elements: int
     references: int
+    family: int = 0
 
 
 class PartialRequest(NamedTuple):
@@ -193,8 +195,9 @@ def decode_headers(bodies: Iterable[bytes], family: IPFamily) -> dict[str, Liste
             given = collect(body, _FAMILY_HEADER.size)
             if _TYPE_NAME in given:
                 data = collect(given.get(_DATA, b""))
-                counts = [_number(data, kind) for kind in (_ELEMENTS, _REFERENCES)]
-                found[string(given[_NAME])] = ListedSet(_kind(given, data, family), *counts)
+                elements, references = (_number(data, n) for n in (_ELEMENTS, _REFERENCES))
+                kind, number = _kind(given, data, family), given.get(_FAMILY, b"\0")[0]
+                found[string(given[_NAME])] = ListedSet(kind, elements, references, number)
         except UNREADABLE:
             continue
     return found

@@ -1,5 +1,7 @@
 """Encoding and decoding messages of ipset."""
 
+from socket import AF_INET6
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,8 +72,8 @@ def test_entries_are_decoded() -> None:
 
 def test_headers_are_decoded() -> None:
     ipv6, ipv4 = (messages.decode_headers([dumps.SET_HEADER], f) for f in (V6, IPFamily.IPV4))
-    assert ipv6 == {"A": ListedSet(NETWORKS, 2, 0)}
-    assert ipv4 == {"A": ListedSet(None, 2, 0)}
+    assert ipv6 == {"A": ListedSet(NETWORKS, 2, 0, AF_INET6)}
+    assert ipv4 == {"A": ListedSet(None, 2, 0, AF_INET6)}
 
 
 def test_the_refused_entry_is_decoded() -> None:
