@@ -35,10 +35,11 @@ class Reason(Enum):
     NO_PORT = "no such port"
 
 
+_LOCAL = ", and the policy is Local"
 _WITH_DETAIL = {
     Reason.OTHER_ZONE: "hinted to zone {}",
     Reason.OTHER_NODE_HINT: "hinted to node {}",
-    Reason.OTHER_NODE: "on node {}",
+    Reason.OTHER_NODE: f"on node {{}}{_LOCAL}",
     Reason.DUPLICATE: "duplicate of an entry in slice {}",
     Reason.LIMIT: "exceeds the limit of {} endpoints for each port of the Service",
     Reason.NO_PORT: "its slice {}",
@@ -54,7 +55,7 @@ class Exclusion(msgspec.Struct, frozen=True, gc=False):
     def __str__(self) -> str:
         if not self.detail:
             unknown = self.reason is Reason.OTHER_NODE
-            return "on an unknown node" if unknown else self.reason.value
+            return f"on an unknown node{_LOCAL}" if unknown else self.reason.value
         return _WITH_DETAIL.get(self.reason, "{}").format(self.detail)
 
 

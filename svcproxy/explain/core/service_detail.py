@@ -71,7 +71,7 @@ def find_service(view: NodeView, text: str) -> NamespacedName:
     if len(same) == 1 and not slash:
         return same[0]
     near = [str(each) for each in same[:_SUGGESTIONS]]
-    near = near or get_close_matches(text, sorted(map(str, services)), _SUGGESTIONS)
+    near = near or get_close_matches(text, sorted(map(str, services)), 1)
     raise UnknownServiceError(text, near)
 
 
@@ -96,7 +96,7 @@ def service_detail(
     """
     reader = ServiceReader(view, observed, name, family)
     if not reader.families:
-        raise UnknownServiceError(str(name), ())
+        raise UnknownServiceError(f"{name} over {family}" if family else str(name), ())
     _, service = reader.families[0]
     infos = list(reader.ports())
     conflicts = reader.conflicts()
@@ -108,6 +108,7 @@ def service_detail(
         external_policy=policy_text(local=service.external_policy_local),
         affinity_seconds=service.affinity_seconds,
         source_ranges=service.source_ranges,
+        ignored_external_ips=() if view.config.allows_external_ips else service.external_ips,
         annotations=dict(service.annotations),
         health_checks=tuple(_health_checks(view, reader)),
         ports=tuple(

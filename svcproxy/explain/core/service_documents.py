@@ -216,6 +216,7 @@ class ServiceDetail(Document, frozen=True, kw_only=True):
         external_policy: the external traffic policy.
         affinity_seconds: the timeout of ClientIP affinity; 0 without affinity.
         source_ranges: the CIDRs to which its load-balancer IPs are restricted; empty means open.
+        ignored_external_ips: its external IPs, if the flags forbid to serve them.
         annotations: its annotations that the proxy mode interprets.
         health_checks: its health-check node port in each family.
         ports: its ports, each once for each family.
@@ -230,6 +231,7 @@ class ServiceDetail(Document, frozen=True, kw_only=True):
     external_policy: str
     affinity_seconds: int
     source_ranges: tuple[str, ...]
+    ignored_external_ips: tuple[str, ...]
     annotations: Mapping[str, str]
     health_checks: tuple[HealthCheckInfo, ...]
     ports: tuple[PortDetail, ...]

@@ -113,8 +113,8 @@ def test_reasons_of_the_local_policy() -> None:
     )
     assert uses(found, local=True) == [
         "10.0.0.1: local",
-        "10.0.0.2: on node node2",
-        "10.0.0.3: on an unknown node",
+        "10.0.0.2: on node node2, and the policy is Local",
+        "10.0.0.3: on an unknown node, and the policy is Local",
         "10.0.0.4: not ready",
     ]
     # Clients inside the cluster reach all endpoints at external addresses.
