@@ -34,7 +34,7 @@ def schema_texts() -> Iterator[tuple[str, str]]:
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             **msgspec.json.schema(document),
         }
-        found: tuple[type, ...] = (*_subclasses(Document), *_subclasses(Part))
+        found = (*_subclasses(Document), *_subclasses(Part))
         classes = {each.__name__: each for each in found}
         for name, definition in schema["$defs"].items():
             if name in classes:
@@ -43,7 +43,7 @@ def schema_texts() -> Iterator[tuple[str, str]]:
         yield f"{document.__name__}.json", json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
-def _subclasses(base: type) -> Iterator[type]:
+def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
     for each in base.__subclasses__():
         yield each
         yield from _subclasses(each)

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "service",
         nargs="?",
-        metavar="[NAMESPACE/]NAME",
+        metavar="NAMESPACE/NAME",
         help="one Service; the namespace may be left out if no other Service has the name",
     )
     parser.add_argument(
