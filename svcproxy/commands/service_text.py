@@ -50,6 +50,7 @@ def write_list(output: Output, found: ServiceList) -> None:
     plural = "" if of == 1 else "s"
     counted = f"{of:,} Service{plural}" if shown == of else f"{shown:,} of {of:,} Service{plural}"
     output.line(f"{counted}, {problems}")
+    _write_notes(output, found.notes)
 
 
 def _service_rows(service: ServiceSummary) -> Iterator[Row]:
@@ -120,6 +121,14 @@ def write_detail(output: Output, found: ServiceDetail) -> None:
         output.line("  ", Cell(problem, Style.BAD))
     for port in found.ports:
         _write_port(output, port)
+    if found.notes:
+        output.line()
+    _write_notes(output, found.notes)
+
+
+def _write_notes(output: Output, notes: Sequence[str]) -> None:
+    for note in notes:
+        output.line(Cell(note, Style.WARNING))
 
 
 def _properties(found: ServiceDetail) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Mapping
 
+from svcproxy.commands.connection_counts import counted_meanwhile
 from svcproxy.commands.core.exit_codes import CommandError, ExitCode
 from svcproxy.commands.output import Output
 from svcproxy.commands.service_text import write_detail, write_list
@@ -30,6 +31,7 @@ EXAMPLES = """\
   svcproxy show --manifests examples -- --proxy-mode=nftables
 """
 
+_SAMPLE, _LONGEST_SAMPLE = 1.0, 60.0
 _FAMILIES = {"4": IPFamily.IPV4, "6": IPFamily.IPV6}
 
 
@@ -51,7 +53,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-kernel", action="store_true", help="do not read the kernel, which is faster"
     )
+    parser.add_argument(
+        "--sample",
+        type=_seconds,
+        default=_SAMPLE,
+        metavar="SECONDS",
+        help=f"how long to count new connections ({_SAMPLE:g}); 0 counts no connections",
+    )
     add_source_arguments(parser)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= _LONGEST_SAMPLE:
+        raise argparse.ArgumentTypeError(f"must be between 0 and {_LONGEST_SAMPLE:g}")
+    return value
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
@@ -62,9 +78,12 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     """
     view = load_view(arguments)
     kernel = None
-    if view.status is not None and not arguments.no_kernel:
-        kernel = read_kernel(view)
-    observed = Observed(kernel=comparisons(kernel) if kernel is not None else None)
+    with counted_meanwhile(view, arguments.sample) as counting:
+        if view.status is not None and not arguments.no_kernel:
+            kernel = read_kernel(view)
+    observed = Observed(
+        comparisons(kernel) if kernel is not None else None, counting.connections, counting.notes
+    )
     family = _FAMILIES.get(arguments.family)
     if arguments.service:
         _show_one(arguments, output, view, kernel, observed)

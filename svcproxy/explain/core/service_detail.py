@@ -116,6 +116,7 @@ def service_detail(
             for about, key, info in infos
         ),
         conflicts=conflicts,
+        notes=observed.notes,
         problems=reader.problems([info for _, _, info in infos], conflicts),
     )
 

@@ -121,11 +121,13 @@ class ServiceList(Document, frozen=True, kw_only=True):
         node: the state of the node.
         services: the Services, sorted by namespace and name.
         selected_of: the number of Services before filters.
+        notes: what could not be found out, in words.
     """
 
     node: NodeSummary
     services: tuple[ServiceSummary, ...]
     selected_of: int
+    notes: tuple[str, ...] = ()
 
 
 class EndpointInfo(Part, frozen=True, kw_only=True):
@@ -222,6 +224,7 @@ class ServiceDetail(Document, frozen=True, kw_only=True):
         ports: its ports, each once for each family.
         conflicts: addresses that it claims and another Service serves.
         problems: everything that is wrong with it, in words.
+        notes: what could not be found out, in words.
     """
 
     node: NodeSummary
@@ -237,3 +240,4 @@ class ServiceDetail(Document, frozen=True, kw_only=True):
     ports: tuple[PortDetail, ...]
     conflicts: tuple[ConflictInfo, ...]
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()

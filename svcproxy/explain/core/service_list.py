@@ -35,10 +35,12 @@ class Observed(NamedTuple):
     Attributes:
         kernel: the kernel state by family; ``None`` if it was not read.
         connections: the connections of frontends; ``None`` if they were not counted.
+        notes: what could not be found out, in words.
     """
 
     kernel: Mapping[IPFamily, KernelComparison] | None = None
     connections: Mapping[FrontendKey, ConnectionCounts] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Selection(msgspec.Struct, frozen=True):
@@ -78,7 +80,10 @@ def service_list(
         if service.ports and (service.problems or not selection.problems):
             found.append(service)
     return ServiceList(
-        node=node_summary(view, observed.kernel), services=tuple(found), selected_of=len(names)
+        node=node_summary(view, observed.kernel),
+        services=tuple(found),
+        selected_of=len(names),
+        notes=observed.notes,
     )
 
 
