@@ -290,3 +290,14 @@ have at most 15 (``IP_VS_SCHEDNAME_MAXLEN``)."""
 
 SCHEDULER_FLAGS = 8
 """Flags of an IPVS scheduler in an annotation; the kernel has five."""
+
+# Probes of svcproxy trace --live
+
+PROBE_PROCESSES = 65536
+"""Processes whose network namespaces are examined to find that of a pod."""
+
+PROBE_NAMESPACES = 2048
+"""Network namespaces that are examined to find that of a pod; a node has at most some 500 pods."""
+
+PROBE_TRACE_EVENTS = 1000
+"""Events of the kernel's trace of one probe that are kept."""

@@ -42,9 +42,12 @@ REVISIONS = {
 """The supported set types, in the revisions of Linux 3.19 and ipset 6.24, which every kernel and
 ``ipset`` program in use supports. Later revisions only add features that are not used here."""
 
+NOT_A_MEMBER = 4103
+"""The error number by which ipset denies a test (``IPSET_ERR_EXIST``)."""
+
 _SUBSYSTEM = 6
 _VERSION = 6  # of the protocol, since Linux 2.6.39
-_CREATE, _DESTROY, _FLUSH, _SWAP, _LIST, _ADD, _DELETE, _TYPE = 2, 3, 4, 6, 7, 9, 10, 13
+_CREATE, _DESTROY, _FLUSH, _SWAP, _LIST, _ADD, _DELETE, _TEST, _TYPE = 2, 3, 4, 6, 7, 9, 10, 11, 13
 _PROTOCOL, _NAME, _TYPE_NAME, _REVISION, _FAMILY, _FLAGS, _DATA, _LIST_OF_DATA, _LINE = range(1, 10)
 _OTHER_NAME = _TYPE_NAME
 _ONLY_HEADERS = 1 << 2
@@ -179,6 +182,21 @@ def headers_request(family: IPFamily) -> NetlinkRequest:
 def entries_request(family: IPFamily, name: str) -> NetlinkRequest:
     """List one set with its entries; ENOENT means that it does not exist."""
     return _request(_LIST, family, _name(_NAME, name))
+
+
+def test_member_request(family: IPFamily, name: str, address: str) -> NetlinkRequest:
+    """Ask whether a set of addresses has a member; ``NOT_A_MEMBER`` or ENOENT if not."""
+    return _member_request(_TEST, family, name, address)
+
+
+def remove_member_request(family: IPFamily, name: str, address: str) -> NetlinkRequest:
+    """Remove a member from a set of addresses."""
+    return _member_request(_DELETE, family, name, address)
+
+
+def _member_request(command: int, family: IPFamily, name: str, address: str) -> NetlinkRequest:
+    data = nest(_DATA, _address(_IP, address), attribute(_LINE, _LINE_NUMBER.pack(0)))
+    return _request(command, family, _name(_NAME, name) + data)
 
 
 def type_request(family: IPFamily, kind: str) -> NetlinkRequest:

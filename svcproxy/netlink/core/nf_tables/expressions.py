@@ -28,6 +28,7 @@ class Meta(IntEnum):
 
     MARK = 3
     IIFNAME = 6
+    NFTRACE = 12
     L4PROTO = 16
 
 
@@ -192,3 +193,16 @@ def clear(word: int) -> Expression:
     """Set a register to zero."""
     data = nest(2, attribute(_VALUE, bytes(4)))
     return _expression("immediate", u32(1, _register(word)), data)
+
+
+def start_trace(word: int) -> tuple[Expression, Expression]:
+    """Let the kernel send an event for each further rule that applies to the packet.
+
+    Args:
+        word: a register that is overwritten.
+    """
+    one = nest(2, attribute(_VALUE, b"\1"))
+    return (
+        _expression("immediate", u32(1, _register(word)), one),
+        _expression("meta", u32(2, Meta.NFTRACE), u32(3, _register(word))),
+    )
