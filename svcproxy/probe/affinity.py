@@ -1,6 +1,9 @@
 """Entries of session affinity: whether they exist, and deleting them."""
 
-from collections.abc import Iterable
+import contextlib
+import socket
+import time
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -20,10 +23,42 @@ from svcproxy.netlink.errors import NetlinkError, RequestRefusedError
 from svcproxy.netlink.nf_tables import NfTables
 from svcproxy.netlink.socket import NETFILTER
 from svcproxy.probe.core.affinity import AffinityEntry, NftElement, RecentAddress, SetMember
+from svcproxy.probe.errors import NotSentError
 
 _RECENT = Path("/proc/thread-self/net/xt_recent")
 _RECENT_BYTES = 1 << 20
 _ELEMENTS = 3
+_LOCK = "\0svcproxy-probe"
+"""A name in the abstract namespace of Unix sockets, of which each network namespace has its own."""
+_LOCK_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[int]:
+    """Let only one probe with session affinity run at a time in this network namespace.
+
+    Otherwise a second probe could find the entry of the first, take it for that of a client, and
+    leave its own. The lock ends with the last process that holds the descriptor, the guardian.
+
+    Yields:
+        The descriptor.
+
+    Raises:
+        NotSentError: another probe has it.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                lock.bind(_LOCK)
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise NotSentError(
+                        "another probe of a Service with session affinity runs: try again later"
+                    ) from error
+            time.sleep(_LOCK_SECONDS / 100)
+        yield lock.fileno()
 
 
 def absent(entries: Iterable[AffinityEntry]) -> tuple[AffinityEntry, ...]:

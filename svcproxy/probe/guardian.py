@@ -48,11 +48,13 @@ class Estate(msgspec.Struct, frozen=True):
         sent: the probe; its connection tracking entry is deleted.
         namespaces: descriptors of further network namespaces that track the probe's connection.
         affinity: entries of session affinity that did not exist before.
+        lock: a descriptor that keeps other probes with session affinity waiting; -1 for none.
     """
 
     sent: Tuple
     namespaces: Sequence[int] = ()
     affinity: Sequence[AffinityEntry] = ()
+    lock: int = -1
 
 
 class Guardian:
@@ -112,7 +114,7 @@ def _live(estate: Estate, waiting: int, reporting: int) -> None:
         os.setsid()
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
-        _close_others({waiting, reporting, *estate.namespaces})
+        _close_others({waiting, reporting, *estate.namespaces, estate.lock})
         while os.read(waiting, 1):
             pass
         problems = clean(estate)

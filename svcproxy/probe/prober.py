@@ -32,6 +32,8 @@ _IPVS_AFFINITY = (
     "the Service has session affinity: IPVS would remember this client until its time-out, and its"
     " memory cannot be deleted; --allow-affinity sends the probe nevertheless"
 )
+_LEGACY = "legacy"
+_NO_EVENTS = "the kernel sent no event: no rule of nf_tables saw the packet"
 _IPVS_NOTE = "IPVS keeps its own entry of the connection until that expires by itself"
 
 
@@ -124,14 +126,16 @@ def _run(request: LiveRequest, place: _Place) -> tuple[Tuple, _Found]:
         sent = Tuple(
             request.family, request.protocol, source, port, request.destination, request.port
         )
-        new = _new_affinity(request, source)
-        trace, no_trace = _start_trace(sent)
+        added = _affinity(request, source)
+        lock = stack.enter_context(affinity.locked()) if added else -1
+        new = _absent(added)
+        trace, no_trace = _start_trace(request, sent)
         if trace is not None:
             stack.callback(trace.close)
         births = stack.enter_context(entries.Births(sent))
         tracking = [place.namespace] if place.tracks and place.namespace is not None else []
         try:
-            guardian = Guardian(Estate(sent, tracking, new))
+            guardian = Guardian(Estate(sent, tracking, new, lock))
         except OSError as error:
             raise NotSentError(f"cannot start the process that cleans up: {error}") from error
         left: list[str] = []
@@ -139,25 +143,31 @@ def _run(request: LiveRequest, place: _Place) -> tuple[Tuple, _Found]:
             answer = sending.send(made, request)
             entry = _entry(sent, births)
             events = trace.read() if trace is not None else []
+            no_trace = no_trace or ("" if events else _NO_EVENTS)
         finally:
             made.close()
             left += guardian.finish()
     return sent, _Found(answer, entry, events, no_trace, left)
 
 
-def _new_affinity(request: LiveRequest, source: str) -> tuple[AffinityEntry, ...]:
-    """Return the entries of session affinity that the probe may add and that do not exist yet."""
+def _affinity(request: LiveRequest, source: str) -> tuple[AffinityEntry, ...]:
+    """Return the entries of session affinity that the probe may add."""
     if request.service_port is None or request.settings is None:
         return ()
+    return affinity_entries(request.mode, request.service_port, request.settings, source)
+
+
+def _absent(added: tuple[AffinityEntry, ...]) -> tuple[AffinityEntry, ...]:
+    """Return those that do not exist yet."""
     try:
-        return affinity.absent(
-            affinity_entries(request.mode, request.service_port, request.settings, source)
-        )
+        return affinity.absent(added)
     except (OSError, ValueError) as error:
         raise NotSentError(f"cannot read the entries of session affinity: {error}") from error
 
 
-def _start_trace(sent: Tuple) -> tuple[KernelTrace | None, str]:
+def _start_trace(request: LiveRequest, sent: Tuple) -> tuple[KernelTrace | None, str]:
+    if request.iptables_variant == _LEGACY:
+        return None, "the kernel traces rules of nf_tables, but not those of iptables-legacy"
     try:
         return KernelTrace(sent), ""
     except NoTraceError as error:
