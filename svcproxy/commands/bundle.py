@@ -18,6 +18,7 @@ from svcproxy.commands.bundle_parts import Collected, collect
 from svcproxy.commands.core.exit_codes import CommandError, ExitCode
 from svcproxy.commands.core.names import NameHasher, without_secrets
 from svcproxy.commands.output import Output
+from svcproxy.explain.core.documents import Document
 
 EXAMPLES = """\
   svcproxy bundle                        everything that a bug report needs, in one file
@@ -30,18 +31,16 @@ _TOTAL_BYTES = 128 << 20
 _KEY_BYTES = 32
 
 
-class Bundle(msgspec.Struct, frozen=True, rename="camel", tag_field="kind"):
+class Bundle(Document, frozen=True, kw_only=True):
     """The answer of ``svcproxy bundle``.
 
     Attributes:
-        api_version: the version of the format.
         path: the file that was written.
         size: its size in bytes.
         files: the names of the files in it.
         missing: what could not be collected, with the reasons.
     """
 
-    api_version: str = "svcproxy.io/v1"
     path: str = ""
     size: int = 0
     files: tuple[str, ...] = ()

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from svcproxy import cli
 from svcproxy.admin.client import AdminClient
 from svcproxy.backends.base import Desired
@@ -22,6 +20,7 @@ from svcproxy.commands.sources import (
     view_of_objects,
 )
 from svcproxy.config import Config, ConfigError, from_settings
+from svcproxy.explain.core.documents import Document, Part
 from svcproxy.explain.core.rule_files import RuleFile, rule_files
 from svcproxy.explain.core.view import FamilyView, NodeView
 from svcproxy.kube.source import SourceError
@@ -41,7 +40,7 @@ MODES = ("iptables", "nftables", "ipvs")
 _TOOLS = ("nft", "iptables-restore", "ip6tables-restore", "ipset", "ipvsadm", "ip")
 
 
-class RenderedFile(msgspec.Struct, frozen=True, rename="camel"):
+class RenderedFile(Part, frozen=True):
     """The rules of one family in one mode for one tool.
 
     Attributes:
@@ -59,17 +58,15 @@ class RenderedFile(msgspec.Struct, frozen=True, rename="camel"):
     text: str
 
 
-class Rendering(msgspec.Struct, frozen=True, rename="camel", tag_field="kind"):
+class Rendering(Document, frozen=True, kw_only=True):
     """The answer of ``svcproxy render``.
 
     Attributes:
-        api_version: the version of the format.
         node: the name of the node.
         files: the rules, in the order in which to load them.
         problems: what is wrong with objects that were skipped.
     """
 
-    api_version: str = "svcproxy.io/v1"
     node: str = ""
     files: tuple[RenderedFile, ...] = ()
     problems: tuple[str, ...] = ()
