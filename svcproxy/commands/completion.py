@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from svcproxy.admin.client import AdminClient, AdminError
 from svcproxy.commands.core import completion as scripts
 from svcproxy.commands.core.completion import DAEMON, FILES, FOLDERS, SERVICES, Option, Words
-from svcproxy.commands.core.exit_codes import ExitCode
+from svcproxy.commands.core.exit_codes import CommandError, ExitCode
 from svcproxy.commands.output import Output
 from svcproxy.commands.registry import COMMANDS
 from svcproxy.config import GROUPS, LocalMode
@@ -35,11 +35,14 @@ _VALUES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See ``Command``."""
-    parser.add_argument("shell", choices=(*_SCRIPTS, SERVICES), help="the shell")
+    # Not required by the parser, whose message about it would hide one about an unknown option.
+    parser.add_argument("shell", nargs="?", choices=(*_SCRIPTS, SERVICES), help="the shell")
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """See ``Command``."""
+    if not arguments.shell:
+        raise CommandError(f"name a shell: {', '.join(_SCRIPTS)}")
     if arguments.shell == SERVICES:
         for name in _services(arguments.socket):
             output.line(name)
