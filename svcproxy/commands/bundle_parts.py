@@ -5,9 +5,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
-import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from svcproxy import __version__
 from svcproxy.admin.client import AdminClient, AdminError
 from svcproxy.backends.base import Desired
 from svcproxy.commands.core.names import names_of
+from svcproxy.commands.programs import run_bounded
 from svcproxy.commands.sources import explainer_of, view_of_daemon
 from svcproxy.explain.core.rule_files import rule_files
 from svcproxy.model.names import Kind
@@ -179,25 +177,12 @@ def _run(found: Collected, name: str, command: tuple[str, ...]) -> None:
     if program is None:
         found.fail(name, f"{command[0]} is not installed")
         return
-    with tempfile.TemporaryFile() as problems:
-        process = subprocess.Popen(
-            [program, *command[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=problems,
-        )
-        with process:
-            timer = threading.Timer(_TOOL_SECONDS, process.kill)
-            timer.start()
-            assert process.stdout is not None
-            data = process.stdout.read(_TOOL_BYTES + 1)  # one byte more than a part may have
-            if len(data) > _TOOL_BYTES:
-                process.kill()
-            status = process.wait()
-            timer.cancel()
-        problems.seek(0)
-        reason = problems.read(500).decode("utf-8", "replace")
-    if data:
-        found.parts[name] = data.decode("utf-8", "replace")
-    if status and len(data) <= _TOOL_BYTES:
-        found.fail(name, f"{command[0]} ended with status {status}: {reason}")
+    done = run_bounded([program, *command[1:]], seconds=_TOOL_SECONDS, limit=_TOOL_BYTES)
+    if done.stdout:
+        found.parts[name] = done.stdout.decode("utf-8", "replace")
+    if done.timed_out:
+        found.fail(name, f"{command[0]} took longer than {_TOOL_SECONDS:g} s")
+    elif done.cut:
+        found.fail(name, f"cut at {_TOOL_BYTES} bytes")
+    elif done.code:
+        found.fail(name, f"{command[0]} ended with status {done.code}: {done.stderr[-500:]}")

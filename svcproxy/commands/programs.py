@@ -1,0 +1,71 @@
+"""Runs programs with limits on their time and output."""
+
+import subprocess
+import threading
+from collections.abc import Sequence
+from typing import IO, NamedTuple
+
+_ERROR_BYTES = 16 << 10
+
+
+class Finished(NamedTuple):
+    """A program that has ended.
+
+    Attributes:
+        code: its exit code; negative if it was killed.
+        stdout: the begin of its output.
+        stderr: the begin of its errors.
+        timed_out: whether it was killed because it took too long.
+        cut: whether it was killed because it wrote too much.
+    """
+
+    code: int
+    stdout: bytes
+    stderr: str
+    timed_out: bool = False
+    cut: bool = False
+
+
+def run_bounded(command: Sequence[str], *, seconds: float, limit: int) -> Finished:
+    """Run a program without input.
+
+    Args:
+        command: the program and its arguments.
+        seconds: when to kill it.
+        limit: how many bytes of output to read; it is killed if there are more.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        process.kill()
+
+    errors: list[bytes] = []
+    timer = threading.Timer(seconds, expire)
+    reader = threading.Thread(target=lambda: errors.append(_read(process.stderr, _ERROR_BYTES)))
+    with process:
+        timer.start()
+        reader.start()
+        try:
+            data = _read(process.stdout, limit + 1)
+            if len(data) > limit:
+                process.kill()
+            reader.join()
+            code = process.wait()
+        finally:
+            process.kill()
+            timer.cancel()
+    text = b"".join(errors).decode("utf-8", "replace")
+    return Finished(code, data[:limit], text, expired.is_set(), len(data) > limit)
+
+
+def _read(stream: IO[bytes] | None, limit: int) -> bytes:
+    """Read up to a limit; a program that writes more is blocked until it is killed."""
+    assert stream is not None
+    return stream.read(limit)
