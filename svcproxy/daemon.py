@@ -44,6 +44,7 @@ from svcproxy.sync.fanout import Fanout
 from svcproxy.sync.hooks import flow_cleaner, health_checks, local_addresses
 from svcproxy.sync.loop import FamilyLoop
 from svcproxy.sync.report import Reporter
+from svcproxy.ui.start import make_pages
 
 _STOP_SECONDS = 1.0
 
@@ -198,6 +199,8 @@ def _start(
     health = _health_state(config, spec, ready)
     limit = DESCRIPTOR_LIMIT.raise_soft()
     descriptors = allocate(limit)
+    ui = make_pages(config, health.healthz, node_name)
+    running.add(ui.stop)
     servers = Servers(
         config,
         metrics,
@@ -206,6 +209,7 @@ def _start(
         verbosity,
         mode=spec.name,
         connections=descriptors.pages,
+        ui=ui.routes,
     )
     running.add(servers.stop)
     servers.start()

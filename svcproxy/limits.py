@@ -116,6 +116,30 @@ HTTP_PIPELINED = 4
 HTTP_PAGE_THREADS = 2
 """The maximum number of pages of a port that are rendered concurrently; quick answers do not wait."""
 
+UI_PAGE_SECONDS = 20.0
+"""Time to render a page of ``/ui``, including the start of the process that renders it."""
+
+UI_IDLE_SECONDS = 60.0
+"""Seconds without a request after which the page process ends."""
+
+UI_PAGE_BYTES = 8 << 20
+"""The longest page, and the longest message between the daemon and the page process."""
+
+UI_QUERY_CHARACTERS = 256
+"""The longest value of a query parameter of a page."""
+
+UI_ROWS = 100
+"""Services on one page of the overview; endpoints or kernel objects in one list of a Service."""
+
+UI_TROUBLES = 12
+"""Services in trouble at the top of the overview; a link leads to all of them."""
+
+UI_REPAIRS = 10
+"""Repairs on the overview."""
+
+UI_MEMORY_BYTES = 4 << 30
+"""The address space of the page process. 10,000 Services with 50,000 endpoints need 0.3 GiB."""
+
 HEALTH_CHECK_REQUEST_SECONDS = 10.0
 """The longest time of a connection to a health-check node port."""
 

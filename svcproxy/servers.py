@@ -35,6 +35,7 @@ class Servers:
         verbosity: what ``PUT /debug/flags/v`` changes; without it there are no debug pages.
         mode: the answer of /proxyMode.
         connections: the limit of connections of each server.
+        ui: the routes of the pages for people.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Servers:
         *,
         mode: str,
         connections: int = HTTP_CONNECTIONS,
+        ui: Mapping[str, Route] | None = None,
     ) -> None:
         limits = ClientLimits(connections=connections)
         self._hard_fail = config.bind_address_hard_fail
@@ -62,6 +64,7 @@ class Servers:
                 mode,
                 effective=Effective(lambda: flags_of(config), lambda: _document(config)),
                 debug=_debug_routes(verbosity),
+                ui=ui,
                 limits=limits,
             )
             self._servers.append((server, "FailedToStartMetricServer"))

@@ -143,6 +143,7 @@ class Config:
     metrics_bind_address: Bind | None = _METRICS_BIND
     healthz_bind_address: Bind | None = _HEALTHZ_BIND
     admin_socket: str = "/run/svcproxy/admin.sock"
+    ui: bool = True
     bind_address_hard_fail: bool = False
     profiling: bool = False
     show_hidden_metrics_for_version: str = ""

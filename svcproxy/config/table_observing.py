@@ -52,6 +52,11 @@ OBSERVING: Mapping[str, tuple[Flag, ...]] = {
             parse=parse_socket_path,
         ),
         boolean_flag(
+            "svcproxy-ui",
+            "serve pages for people at /ui on the metrics port; they are read-only",
+            "ui",
+        ),
+        boolean_flag(
             "bind-address-hard-fail",
             "exit if a health or metrics port is in use; otherwise retry every 5 s",
             "bind_address_hard_fail",

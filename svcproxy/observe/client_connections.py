@@ -58,13 +58,15 @@ class HttpHandler:
     """Answers the requests that arrive at a listening socket.
 
     ``answer`` returns the reply, or ``None`` to close the connection. ``slow`` returns whether
-    ``answer`` may take long and runs in a worker thread. ``keep_alive`` allows several requests
-    per connection.
+    ``answer`` may take long and runs in a worker thread; ``apart`` whether that is the one thread
+    for answers that would delay other slow ones. ``keep_alive`` allows several requests per
+    connection.
     """
 
     answer: Answer
     keep_alive: bool = True
     slow: Callable[[HttpRequest], bool] = lambda _request: False
+    apart: Callable[[HttpRequest], bool] = lambda _request: False
 
 
 @dataclass(eq=False, slots=True)
@@ -90,8 +92,10 @@ class ClientConnection:
 class Renderer(Protocol):
     """Renders slow answers in other threads; ``ClientConnections.send_rendered`` takes them."""
 
-    def render(self, connection: ClientConnection, answer: Callable[[], Reply | None]) -> None:
-        """Call ``answer`` in a worker thread."""
+    def render(
+        self, connection: ClientConnection, answer: Callable[[], Reply | None], *, apart: bool
+    ) -> None:
+        """Call ``answer`` in a worker thread; ``apart`` in the one that runs no other answers."""
 
     def cancel(self, connection: ClientConnection) -> None:
         """Skip the answer of a closed connection if its rendering has not begun."""
@@ -276,7 +280,7 @@ class ClientConnections:
             self._watch(connection, 0)
             connection.idle_until = math.inf  # the client waits for the server
             connection.rendering = True
-            self._renderer.render(connection, answer)
+            self._renderer.render(connection, answer, apart=connection.handler.apart(request))
             return False
         self._reply(connection, answer())
         return True

@@ -44,19 +44,27 @@ class _Rendering:
     """Slow answers: rendered by worker threads, sent by the engine's thread."""
 
     def __init__(self, name: str, wake: Callable[[], None]) -> None:
-        self.workers = Workers(name, limits.HTTP_PAGE_THREADS)
+        self._workers = Workers(name, limits.HTTP_PAGE_THREADS)
+        self._apart = Workers(f"{name}-apart", 1)
         self.done: deque[tuple[ClientConnection, Reply | None]] = deque()
         self._wake = wake
 
-    def render(self, connection: ClientConnection, answer: Callable[[], Reply | None]) -> None:
+    def render(
+        self, connection: ClientConnection, answer: Callable[[], Reply | None], *, apart: bool
+    ) -> None:
         def job() -> None:
             self.done.append((connection, answer()))
             self._wake()
 
-        self.workers.submit(connection, job)
+        (self._apart if apart else self._workers).submit(connection, job)
 
     def cancel(self, connection: ClientConnection) -> None:
-        self.workers.cancel(connection)
+        self._workers.cancel(connection)
+        self._apart.cancel(connection)
+
+    def stop(self, seconds: float) -> None:
+        self._workers.stop(seconds)
+        self._apart.stop(seconds)
 
 
 class Engine:
@@ -106,7 +114,7 @@ class Engine:
             self._close()
         else:
             self._thread.join(seconds)
-        self._rendering.workers.stop(seconds / 10)
+        self._rendering.stop(seconds / 10)
 
     def listen(self, socks: Iterable[socket.socket], handler: HttpHandler) -> None:
         """Serve requests at listening sockets, which the engine owns from now on.

@@ -50,18 +50,22 @@ class BindError(Exception):
 class _Pages:
     """Finds the route of each request and calls it."""
 
-    def __init__(self, routes: Mapping[str, Route], quick: Collection[str]) -> None:
+    def __init__(
+        self, routes: Mapping[str, Route], quick: Collection[str], apart: Collection[str]
+    ) -> None:
         self._routes = routes
         self._quick = frozenset(quick)
+        self._apart = frozenset(apart)
         self._defects = LogThrottle()
 
     def slow(self, request: HttpRequest) -> bool:
         """Return whether the request's route may take long."""
-        try:
-            path = urlsplit(request.head.target).path
-        except ValueError:
-            return False
+        path = _path(request)
         return path not in self._quick and self._found(path)[1] is not None
+
+    def apart(self, request: HttpRequest) -> bool:
+        """Return whether the request's route would delay other slow routes."""
+        return self._found(_path(request))[0] in self._apart
 
     def _found(self, path: str) -> tuple[str, Route | None]:
         """Return the route of a path, or else that of its parent folder (``/folder/``)."""
@@ -93,6 +97,14 @@ class _Pages:
             return Reply(HTTPStatus.INTERNAL_SERVER_ERROR, TEXT, b"500 internal error\n")
 
 
+def _path(request: HttpRequest) -> str:
+    """Return the path of a request; empty if it is malformed, which no route has."""
+    try:
+        return urlsplit(request.head.target).path
+    except ValueError:
+        return ""
+
+
 def _bound(bind: Bind) -> socket.socket:
     """Open a listening socket; ``0.0.0.0`` means all addresses of both families, as in Go.
 
@@ -119,6 +131,8 @@ class HttpServer:
         routes: the routes by path; one whose path ends in "/" also serves the paths directly
             below it.
         quick: the paths of routes that return immediately; they run in the server's thread.
+        apart: the paths of routes that may take seconds; they share a thread of their own, so that
+            other slow routes do not wait for them.
         limits: what clients may use.
     """
 
@@ -130,6 +144,7 @@ class HttpServer:
         routes: Mapping[str, Route],
         *,
         quick: Collection[str] = (),
+        apart: Collection[str] = (),
         limits: ClientLimits | None = None,
     ) -> None:
         self.purpose = purpose
@@ -137,7 +152,7 @@ class HttpServer:
         self._bind = bind
         self._routes = routes
         self._limits = limits or ClientLimits()
-        self._pages = _Pages(routes, quick)
+        self._pages = _Pages(routes, quick, apart)
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._port = bind.port
@@ -211,7 +226,8 @@ class HttpServer:
             sock.close()
             raise
         self._port = sock.getsockname()[1]
-        engine.listen([sock], HttpHandler(self._pages.answer, slow=self._pages.slow))
+        pages = self._pages
+        engine.listen([sock], HttpHandler(pages.answer, slow=pages.slow, apart=pages.apart))
         return engine
 
     def stop(self) -> None:

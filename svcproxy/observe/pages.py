@@ -27,8 +27,8 @@ CONFIG_GROUP = "kubeproxy.config.k8s.io"
 _COMPATIBLE = "1.36"
 # Answered in the server's thread, even while the workers render slow pages
 _QUICK = ("/healthz", "/healthz/ping", "/livez", "/readyz", "/proxyMode")
-# kube-proxy does not list these on /statusz either
-_UNLISTED = ("/metrics/slis", "/statusz", "/debug/", "/healthz/")
+# kube-proxy does not list these on /statusz either, or does not have them
+_UNLISTED = ("/metrics/slis", "/statusz", "/debug/", "/healthz/", "/ui")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ def metrics_server(
     *,
     effective: Effective | None = None,
     debug: Mapping[str, Route] | None = None,
+    ui: Mapping[str, Route] | None = None,
     limits: ClientLimits | None = None,
 ) -> HttpServer:
     """Create the server of the metrics port.
@@ -60,6 +61,7 @@ def metrics_server(
         mode: the answer of /proxyMode.
         effective: the source of /configz and /flagz; without it these pages are not served.
         debug: the debug pages, served with ``--profiling``.
+        ui: the pages for people, which another process renders.
         limits: what clients may use.
     """
     routes: dict[str, Route] = {
@@ -69,6 +71,7 @@ def metrics_server(
         "/metrics/slis": lambda request: _slis(request, metrics),
         "/proxyMode": lambda _: Reply(HTTPStatus.OK, TEXT, mode.encode()),
         **(debug or {}),
+        **(ui or {}),
     }
     if effective is not None:
         routes["/configz"] = lambda _: _configz(effective.configuration())
@@ -85,7 +88,15 @@ def metrics_server(
         ),
         request.header("Accept"),
     )
-    return HttpServer("metrics", "metrics-bind-address", bind, routes, quick=_QUICK, limits=limits)
+    return HttpServer(
+        "metrics",
+        "metrics-bind-address",
+        bind,
+        routes,
+        quick=_QUICK,
+        apart=tuple(ui or ()),
+        limits=limits,
+    )
 
 
 def health_server(

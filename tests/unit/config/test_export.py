@@ -70,6 +70,7 @@ def test_svcproxys_own_settings_are_not_exported() -> None:
         iptables_variant=IptablesVariant.NFT,
         ipvs_graceful_termination_limit=5.0,
         admin_socket="",
+        ui=False,
         config="/c",
         write_config_to="/o",
         cleanup=True,

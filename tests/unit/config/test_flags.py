@@ -63,6 +63,7 @@ OUR_DEFAULTS = {
     "detect-local-mode": "ClusterCIDR",
     "svcproxy-iptables-variant": "auto",
     "svcproxy-admin-socket": "/run/svcproxy/admin.sock",
+    "svcproxy-ui": "true",
     # Zero values, which kube-proxy does not print
     "v": "0",
     "log-text-info-buffer-size": "0",
@@ -129,6 +130,7 @@ OTHER_VALUES = {
     "healthz-bind-address": ("::", Bind("::", 10256)),
     "metrics-bind-address": ("", None),
     "svcproxy-admin-socket": ("/run/other.sock", "/run/other.sock"),
+    "svcproxy-ui": ("false", False),
     "bind-address-hard-fail": ("true", True),
     "profiling": ("true", True),
     "show-hidden-metrics-for-version": ("1.35", "1.35"),

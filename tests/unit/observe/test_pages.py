@@ -23,6 +23,7 @@ from svcproxy.observe.health import HealthState
 from svcproxy.observe.http_server import HttpServer
 from svcproxy.observe.metrics import Metrics
 from svcproxy.observe.pages import Effective, health_server, metrics_server
+from svcproxy.ui.routes import UserInterface
 from tests.fakes.compatibility import rows
 
 ANY = Bind("127.0.0.1", 0)
@@ -71,6 +72,7 @@ class Ports:
                 ProxyMode.NFTABLES,
                 effective=effective,
                 debug=debug.routes(self.verbosity.append),
+                ui=UserInterface(None, health.healthz, "node1").routes,
             ),
         }
 

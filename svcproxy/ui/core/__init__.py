@@ -1,0 +1,1 @@
+"""Pages as values: what is shown, and its HTML. Pure."""

@@ -1,0 +1,141 @@
+"""Finds out what pages show: asks the daemon, and reads the kernel."""
+
+import time
+from collections.abc import Hashable, Mapping, Sequence
+
+import msgspec
+
+from svcproxy.admin.client import AdminClient, OtherVersionError
+from svcproxy.admin.core.protocol import Repairs, Status
+from svcproxy.explain.core.service_list import Observed, service_list
+from svcproxy.explain.core.view import NodeView
+from svcproxy.explain.kernel_state import FamilyKernel, comparisons, read_kernel
+from svcproxy.explain.views import view_of_status
+from svcproxy.model.names import IPFamily, Kind
+from svcproxy.ui.caching import Kept
+from svcproxy.ui.core.latency import StageLatency, stage_latencies
+from svcproxy.ui.core.node import Comparison, Snapshot
+from svcproxy.ui.core.rows import ServiceRow, service_rows
+
+_SECONDS = 2.0
+_ATTEMPTS = 3
+_UNSTEADY = "changes arrive faster than the kernel can be compared"
+
+
+class _View(msgspec.Struct, frozen=True):
+    """The view of a node, and the state of the daemon on which it depends."""
+
+    view: NodeView
+    state: Hashable
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What was read from the daemon and the kernel together.
+
+    Attributes:
+        view: what the node is meant to do.
+        kernel: what its kernel holds, by family.
+        comparison: whether both agree.
+        rows: the Services.
+    """
+
+    view: NodeView
+    kernel: Mapping[IPFamily, FamilyKernel]
+    comparison: Comparison
+    rows: Sequence[ServiceRow]
+
+
+class NodeReader:
+    """Reads what the daemon and the kernel have, not more often than needed.
+
+    Args:
+        client: asks the daemon.
+    """
+
+    def __init__(self, client: AdminClient) -> None:
+        self._client = client
+        self._view: _View | None = None
+        self._status: Kept[Status] = Kept(1.0)
+        self._reading: Kept[Reading] = Kept(_SECONDS)
+        self._latencies: Kept[Sequence[StageLatency]] = Kept(_SECONDS)
+        self._repairs: Kept[Repairs] = Kept(1.0)
+
+    def read(self) -> Reading:
+        """Return what the daemon and the kernel have; a few seconds old at most in small clusters.
+
+        Raises:
+            AdminError: the daemon cannot be asked.
+        """
+        return self._reading.get(self._read)
+
+    def snapshot(self) -> Snapshot:
+        """Return what the overview shows.
+
+        Raises:
+            AdminError: the daemon cannot be asked.
+        """
+        reading = self.read()
+        repairs = self._repairs.get(self._last_repairs)
+        return Snapshot(
+            status=self._status.get(self._client.status),
+            rows=reading.rows,
+            latencies=self._latencies.get(lambda: stage_latencies(self._client.metrics())),
+            repairs=repairs.repairs,
+            repaired=repairs.total,
+            comparison=reading.comparison,
+        )
+
+    def _last_repairs(self) -> Repairs:
+        try:
+            return self._client.repairs()
+        except OtherVersionError:  # a daemon that does not list its repairs
+            return Repairs(0)
+
+    def _read(self) -> Reading:
+        for _ in range(_ATTEMPTS):
+            view = self._read_view()
+            kernel = read_kernel(view.view)
+            # A change that was programmed between the two readings is no difference
+            if not _differences(kernel) or view.state == _state(self._client.status()) is not None:
+                return _reading(view.view, kernel)
+        return _reading(view.view, dict.fromkeys(kernel, FamilyKernel(error=_UNSTEADY)))
+
+    def _read_view(self) -> _View:
+        status = self._client.status()
+        known, state = self._view, _state(status)
+        if known is not None and state is not None and state == known.state:
+            return known
+        # Dropped first, so that the old and the new view do not need memory at the same time
+        self._view = known = None
+        objects = [obj for kind in Kind for obj in self._client.objects(kind)]
+        self._view = _View(view_of_status(status, objects), state)
+        return self._view
+
+
+def _state(status: Status) -> Hashable | None:
+    """Return what the view depends on; ``None`` if changes are pending.
+
+    Manifests have no resource version. They cannot change without a sync, however.
+    """
+    families = status.families.items()
+    if any(about.pending or about.failing for _, about in families):
+        return None
+    return (
+        status.pid,
+        status.started,
+        tuple(sorted((kind, watch.resource_version) for kind, watch in status.watches.items())),
+        tuple((family, about.synced, *about.held) for family, about in families),
+    )
+
+
+def _differences(kernel: Mapping[IPFamily, FamilyKernel]) -> int:
+    return sum(len(found.differences) for found in kernel.values())
+
+
+def _reading(view: NodeView, kernel: Mapping[IPFamily, FamilyKernel]) -> Reading:
+    listed = service_list(view, Observed(comparisons(kernel)))
+    errors = dict.fromkeys(found.error for found in kernel.values() if found.error)
+    comparison = Comparison(
+        at=time.time(), differences=_differences(kernel), problem="; ".join(errors)
+    )
+    return Reading(view, kernel, comparison, service_rows(listed.services))
