@@ -205,6 +205,15 @@ def test_mounts(pod: Any, container: Any) -> None:
     assert volumes[mounts["/lib/modules"]["name"]]["hostPath"] == {"path": "/lib/modules"}
 
 
+def test_the_admin_socket_can_be_made_and_is_seen_in_the_pod_only(pod: Any, container: Any) -> None:
+    """The root file system is read-only, and another pod of the node must not see it."""
+    folder = str(Path(Config().admin_socket).parent)
+    (mount,) = (one for one in container["volumeMounts"] if one["mountPath"] == folder)
+    assert not mount.get("readOnly")
+    (volume,) = (one for one in pod["volumes"] if one["name"] == mount["name"])
+    assert set(volume) == {"name", "emptyDir"}
+
+
 def test_every_container_requests_resources_and_runs_this_version(pod: Any, container: Any) -> None:
     for one in [container, *pod["initContainers"]]:
         assert set(one["resources"]["requests"]) == {"cpu", "memory"}
