@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks.asking import asking
 from benchmarks.kernel import Kernel
 from benchmarks.population import PORT, SERVICE_RANGE, TARGET_PORT, Population, Shape, Size
 from benchmarks.realapi import RealApi
@@ -26,6 +27,7 @@ _SERVING_PODS = 5
 _DIAL_TIMEOUT = 0.25
 _PAUSE = 0.001  # between two connections; shorter pauses would take CPU time from the program
 _PARTS = 10  # of an endurance run; memory is sampled after each
+_TURN = 50  # changes with or without a client that asks
 _QUIET_SECONDS = 1.0
 _QUIET_PATIENCE = 600.0
 _OPERATIONS = "svcproxy_kernel_operations_total"
@@ -98,6 +100,8 @@ class _Run:
         self.api = api
         self.running = running
         self.kernel = kernel
+        self.folder = running.folder
+        self._moved = 0
 
     def measure(self, result: Result, say: Say) -> None:
         """Run all measurements, in an order in which none disturbs a later one."""
@@ -112,6 +116,7 @@ class _Run:
         say(f"{options.changes} changes")
         self._changes(result)
         received = self._churn(result, say)
+        self._asking(result, say)
         result.received = Received(started_bytes // options.starts, received)
         endurance = self._endurance(result, say)
         say(f"{options.connections} connections")
@@ -214,6 +219,34 @@ class _Run:
             self.api.churn(0)
         result.churned_cpu = (after.cpu - before.cpu) / (after.at - before.at)
         return sent / (options.churned + options.churn * (after.at - before.at))
+
+    def _asking(self, result: Result, say: Say) -> None:
+        """Measure changes with and without a client that asks for everything, in turns."""
+        options = result.options
+        if not options.asked or self.running.daemon.flags == {}:
+            return
+        say(f"{options.asked} changes while a client asks for everything, and as many without")
+        socket, rounds = self.running.daemon.admin_socket, self.folder / "rounds"
+        self._moved = options.changes + len(result.churned) - 1
+        seconds = 0.0
+        while len(result.asked) < options.asked:
+            number = min(_TURN, options.asked - len(result.asked))
+            result.not_asked += self._spaced_changes(number, options)
+            with asking(self.node.netns, socket, options.asker, rounds):
+                began, before = time.monotonic(), rounds.stat().st_size
+                result.asked += self._spaced_changes(number, options)
+                seconds += time.monotonic() - began
+                result.answered = (result.answered or 0.0) + rounds.stat().st_size - before
+        result.answered = (result.answered or 0.0) / seconds
+
+    def _spaced_changes(self, number: int, options: Options) -> list[Change]:
+        """Move the endpoint at random times, so that they are in phase with nothing."""
+        chance = random.Random(number)
+        changes = []
+        for _ in range(number):
+            self._moved += 1
+            changes.append(self._change(self._moved, options, chance.uniform(0.02, 0.12)))
+        return changes
 
     def _endurance(self, result: Result, say: Say) -> tuple[int, int, list[int]]:
         """Change very many endpoints; return the resident memory before, after and in between."""

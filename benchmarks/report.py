@@ -193,6 +193,13 @@ _ROWS: tuple[tuple[str, Callable[[Result], str]], ...] = (
     ("  p90", _latency("churned", 0.9)),
     ("  p99", _latency("churned", 0.99)),
     ("  CPU meanwhile, of one core", _churned_cpu),
+    ("change, for comparison with the next rows, p50", _latency("not_asked", 0.5)),
+    ("  p90", _latency("not_asked", 0.9)),
+    ("  p99", _latency("not_asked", 0.99)),
+    ("change while a client asks for everything, p50", _latency("asked", 0.5)),
+    ("  p90", _latency("asked", 0.9)),
+    ("  p99", _latency("asked", 0.99)),
+    ("  complete answers per second", lambda r: count(r.answered) if r.answered else ""),
     (
         "a change: duration of the sync, mean",
         lambda r: seconds(r.change_sync) if r.change_sync else "",

@@ -19,6 +19,9 @@ class Options(msgspec.Struct, frozen=True):
             otherwise the interval is measured.
         churn: the number of background changes per second for a second round of changes.
         churned: how many changes to measure in the second round.
+        asked: how many changes to measure while a client asks svcproxy for everything all the time,
+            and as many in between without it; 0 for none.
+        asker: how it asks, see ``benchmarks.asking``.
         endurance: how many endpoints to change as fast as possible, to measure the growth of
             memory; 0 for none.
         connections: how many connections to time.
@@ -31,6 +34,8 @@ class Options(msgspec.Struct, frozen=True):
     spacing: float = 0.4
     churn: float = 50.0
     churned: int = 80
+    asked: int = 0
+    asker: str = "client"
     endurance: int = 100_000
     connections: int = 1000
     idle: float = 30.0
@@ -138,6 +143,10 @@ class Result(msgspec.Struct):
     churned: list[Change] = []
     churned_cpu: float | None = None
     """CPU time under churn, as a share of one core."""
+    asked: list[Change] = []
+    not_asked: list[Change] = []
+    answered: float | None = None
+    """How many times a second the client received everything."""
     received: Received | None = None
     endurance_seconds: float | None = None
     change_operations: dict[str, float] | None = None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import svcproxy
 from benchmarks import guest
+from benchmarks.asking import ASKERS
 from benchmarks.figures import seconds
 from benchmarks.kernel import MODES, Kernel
 from benchmarks.measure import run
@@ -41,6 +42,8 @@ the proxy runs on the node with its default settings. For every size and variant
                other Services change
   endurance    very many endpoints change as fast as possible: growth of memory after every
                Service has changed, most of them several times
+  asked        with --asked: changes while a client asks svcproxy's admin socket for everything all
+               the time and, in turns, without it
   connections  connections to random Services and, for comparison, to pod addresses
   idle         CPU time without changes; includes one periodic resync
   restart      from the start of the process, with rules in the kernel, to the end of the first sync
@@ -146,6 +149,8 @@ def _add_options(parser: argparse.ArgumentParser, defaults: Options) -> None:
         "spacing": "seconds between two of them",
         "churn": "background changes per second, for a second round of moves",
         "churned": "moves of the endpoint in the second round",
+        "asked": "moves of the endpoint while a client asks svcproxy for everything all the time,"
+        " and as many in between without it",
         "endurance": "changes as fast as possible, to measure the growth of memory",
         "connections": "connections to time",
         "idle": "seconds of idleness",
@@ -156,6 +161,9 @@ def _add_options(parser: argparse.ArgumentParser, defaults: Options) -> None:
         group.add_argument(
             f"--{name}", type=type(value), default=value, metavar="N", help=f"{text} (%(default)s)"
         )
+    group.add_argument(
+        "--asker", choices=ASKERS, default=defaults.asker, help="how it asks (%(default)s)"
+    )
 
 
 def _sizes(text: str) -> list[Size]:

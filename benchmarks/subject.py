@@ -50,6 +50,7 @@ class Running:
 
     def __init__(self, subject: Subject, kernel: Kernel, node: Node, folder: Path) -> None:
         flags = {**kernel.flags, "kubeconfig": str(folder / "kubeconfig")}
+        self.folder = folder
         self.daemon = Daemon(node, flags=flags)
         # The start of the program is measured, so it must not be forked.
         self.daemon.may_be_forked = False

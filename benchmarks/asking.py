@@ -1,0 +1,76 @@
+"""A client that asks a daemon for everything, again and again: ``python -m benchmarks.asking``."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from svcproxy.admin.client import AdminClient
+from svcproxy.model.names import Kind
+from testbed.netns import NetNS
+from testbed.waiting import eventually
+
+CLIENT, SHOW = "client", "show"
+ASKERS = (CLIENT, SHOW)
+"""``client`` only receives and decodes, so it asks as often as the daemon answers; ``show`` runs
+``svcproxy show -o json``."""
+
+_NICE = 10  # as the commands
+_SECONDS = 60.0
+
+
+@contextlib.contextmanager
+def asking(netns: NetNS, path: Path, asker: str, rounds: Path) -> Iterator[None]:
+    """Ask during the block; it begins after the first answer.
+
+    Args:
+        netns: where the client runs.
+        path: the admin socket.
+        asker: one of ``ASKERS``.
+        rounds: gets a byte for each time that everything was received.
+    """
+    before = rounds.stat().st_size if rounds.exists() else 0
+    command = [sys.executable, "-m", "benchmarks.asking", asker, str(path), str(rounds)]
+    process = netns.popen(command)
+    try:
+        eventually(
+            lambda: rounds.exists() and rounds.stat().st_size > before,
+            "an answer of the daemon",
+            timeout=_SECONDS,
+        )
+        yield
+        assert process.poll() is None, "the client that asks the daemon has failed"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def main(asker: str, path: str, rounds: str) -> None:
+    """Ask until SIGTERM."""
+    os.nice(_NICE)
+    with Path(rounds).open("ab", buffering=0) as done:
+        while True:
+            if asker == SHOW:
+                _show(path)
+            else:
+                _receive(AdminClient(path))
+            done.write(b".")
+
+
+def _receive(client: AdminClient) -> None:
+    client.status()
+    for kind in Kind:
+        for _ in client.objects(kind):
+            pass
+
+
+def _show(path: str) -> None:
+    command = [sys.executable, "-m", "svcproxy", "show", "-o", "json", f"--socket={path}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
