@@ -56,7 +56,7 @@ class StatusSource:
             mode=about.mode,
             started=time.time(),
             now=0.0,
-            flags=flags_of(about.config),
+            flags=_without_password(flags_of(about.config)),
             iptables_variant=about.iptables_variant,
         )
 
@@ -69,6 +69,12 @@ class StatusSource:
             watches={kind: WatchStatus(*state) for kind, state in self._watches().items()},
             not_ready_since=_not_ready(self._loops),
         )
+
+
+def _without_password(flags: Mapping[str, str]) -> dict[str, str]:
+    """Return the flags; the URL of the API server may have a user name and a password."""
+    scheme, separator, rest = flags["master"].rpartition("://")
+    return {**flags, "master": f"{scheme}{separator}{rest.rpartition('@')[2]}"}
 
 
 def _family(loop: FamilyLoop[Any, Any]) -> FamilyStatus:

@@ -208,7 +208,8 @@ class Client:
         return Response(answer)
 
     def _timer(self, method: str, server: str) -> "_RequestTimer":
-        return _RequestTimer(self._settings.on_request, method, urlsplit(server).netloc)
+        place = urlsplit(server).netloc.rpartition("@")[2]  # without a password
+        return _RequestTimer(self._settings.on_request, method, place)
 
     def reload(self) -> None:
         """Load the kubeconfig and the credentials again, at most once a second; used after a 401.
