@@ -38,6 +38,11 @@ def escaped(text: str) -> str:
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def _in_one_line(text: str) -> str:
+    r"""Return an escaped text in one line: a line break in a name becomes ``\\n``."""
+    return escaped(text).replace("\n", "\\n")
+
+
 class Output:
     """Where a command writes its result.
 
@@ -61,14 +66,16 @@ class Output:
         data = msgspec.json.encode(document)
         if self._stream.isatty():
             data = msgspec.json.format(data)
-        self._stream.write(data.decode() + "\n")
+        # JSON escapes C0 control characters only; the others can occur in strings only.
+        text = _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", data.decode())
+        self._stream.write(text + "\n")
         self._stream.flush()
 
     def styled(self, cell: str | Cell) -> str:
         """Return a text for this stream: escaped, and with its style if there is colour."""
         if isinstance(cell, str):
-            return escaped(cell)
-        text = escaped(cell.text)
+            return _in_one_line(cell)
+        text = _in_one_line(cell.text)
         return f"\x1b[{cell.style}m{text}\x1b[0m" if self._colour and cell.style else text
 
     def line(self, *cells: str | Cell) -> None:
@@ -80,7 +87,7 @@ class Output:
     ) -> None:
         """Write rows in aligned columns; the last column is not padded."""
         lines: list[Sequence[str | Cell]] = [*([header] if header else []), *rows]
-        plain = [[escaped(c if isinstance(c, str) else c.text) for c in row] for row in lines]
+        plain = [[_in_one_line(c if isinstance(c, str) else c.text) for c in row] for row in lines]
         columns = max(map(len, plain), default=0)
         widths = [
             max((len(row[i]) for row in plain if i < len(row)), default=0) for i in range(columns)

@@ -203,8 +203,9 @@ def _write_kernel(output: Output, port: PortDetail) -> None:
     if not port.objects:
         return
     output.line()
-    origin = "in the kernel" if port.objects_from == "kernel" else "as svcproxy writes them"
-    output.line("  ", Cell(f"kernel objects, {origin}", Style.FAINT))
+    read = port.objects_from == "kernel"
+    title = "kernel objects" if read else "kernel objects that svcproxy writes (not read)"
+    output.line("  ", Cell(title, Style.FAINT))
     for line in port.objects[:_OBJECTS]:
         output.line(f"    {line}")
     if len(port.objects) > _OBJECTS:

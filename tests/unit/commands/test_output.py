@@ -21,6 +21,14 @@ def test_text_that_steers_a_terminal_is_escaped(text: str) -> None:
     assert shown.isprintable()
 
 
+def test_a_line_break_in_a_name_begins_no_line() -> None:
+    stream = io.StringIO()
+    output = Output(stream)
+    output.line("a\nb")
+    output.table([("c\nd", Cell("e\nf")), ("g", "h")])
+    assert stream.getvalue() == "a\\nb\nc\\nd  e\\nf\ng     h\n"
+
+
 def test_columns_align_and_lines_have_no_trailing_blanks() -> None:
     stream = io.StringIO()
     Output(stream).table([("a", "bb", ""), ("ccc", "d", "e")], ("ONE", "TWO", "3"))
@@ -45,3 +53,13 @@ def test_a_document_is_one_line_for_programs() -> None:
     Output(stream, as_json=True).document(Thing("a\nb\x1b"))
     (line,) = stream.getvalue().splitlines()
     assert json.loads(line) == {"name": "a\nb\x1b"}
+
+
+def test_a_document_does_not_steer_a_terminal() -> None:
+    class Thing(msgspec.Struct):
+        name: str
+
+    stream = Terminal()
+    Output(stream, as_json=True).document(Thing("\x9b2J\u202ea\x7f"))
+    assert stream.getvalue().isascii()
+    assert json.loads(stream.getvalue()) == {"name": "\x9b2J\u202ea\x7f"}

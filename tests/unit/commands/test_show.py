@@ -206,7 +206,7 @@ def test_control_characters_of_hostile_names_do_not_reach_the_terminal() -> None
     hostile = msgspec.structs.replace(original, name=name, annotations=(("a", "\x9b31m"),))
     view = view_of_objects(NODE, "nftables", config, [hostile])
     for text in (text_of(service_list(view)), text_of(service_detail(view, name))):
-        assert "\\x1b[2Jweb" in text
+        assert "\\x1b[2Jweb\\n" in text
         assert not set(text) & {"\x1b", "\x9b", "\u202e"}
 
 
