@@ -124,6 +124,17 @@ def test_a_service_is_described_with_the_objects_that_carry_it(stage: Stage, fam
         assert any(offer.vip in line for line in port["objects"])
 
 
+def test_a_kernel_that_may_not_be_read_is_mentioned(stage: Stage, family: int) -> None:
+    offer = stage.offer(family, all_at(stage.here[:1], family), ports=HTTP)
+    unprivileged = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
+    socket = ("--socket", str(stage.daemon.admin_socket))
+    done = stage.node.netns.run(*unprivileged, *SHOW, *socket)
+    first, *others = done.stdout.splitlines()
+    assert "kernel not read: " in first
+    (line,) = (line for line in others if f"{offer.vip}:80" in line or f"[{offer.vip}]:80" in line)
+    assert "1 of 1" in line
+
+
 def test_connections_are_counted(stage: Stage, family: int) -> None:
     offer = stage.offer(family, all_at(stage.here[:1], family), ports=HTTP)
     found: list[Any] = []
