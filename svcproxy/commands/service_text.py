@@ -23,8 +23,8 @@ _TYPES = {
     "nodePort": "node port",
 }
 _HEADER = ("ADDRESS", "TYPE", "POLICY", "ENDPOINTS", "NEW/S", "OPEN", "KERNEL")
-_OBJECTS = 200
-"""How many kernel objects of a Service port are printed; JSON has all."""
+_ENDPOINTS, _OBJECTS = 1000, 200
+"""How many endpoints and kernel objects of a Service port are printed; JSON has all."""
 
 Row = Sequence[str | Cell]
 
@@ -164,8 +164,9 @@ def _write_port(output: Output, port: PortDetail) -> None:
             output.line(f"  node port at addresses in {', '.join(frontend.node_addresses)}")
     output.line()
     if port.endpoints:
-        rows = [_endpoint_row(endpoint) for endpoint in port.endpoints]
+        rows = [_endpoint_row(endpoint) for endpoint in port.endpoints[:_ENDPOINTS]]
         output.table(rows, ("ENDPOINT", "NODE", "USED"), indent=2)
+        _write_left_out(output, "  ", len(port.endpoints) - _ENDPOINTS)
     else:
         output.line("  no endpoints in EndpointSlices")
     _write_kernel(output, port)
@@ -208,5 +209,9 @@ def _write_kernel(output: Output, port: PortDetail) -> None:
     output.line("  ", Cell(title, Style.FAINT))
     for line in port.objects[:_OBJECTS]:
         output.line(f"    {line}")
-    if len(port.objects) > _OBJECTS:
-        output.line(f"    … and {len(port.objects) - _OBJECTS:,} more: use -o json")
+    _write_left_out(output, "    ", len(port.objects) - _OBJECTS)
+
+
+def _write_left_out(output: Output, indent: str, count: int) -> None:
+    if count > 0:
+        output.line(indent, Cell(f"… and {count:,} more: use -o json", Style.FAINT))

@@ -20,7 +20,7 @@ from svcproxy.explain.core.view import NodeView
 from svcproxy.explain.views import view_of_objects
 from svcproxy.main import main
 from svcproxy.model.names import IPFamily, Kind, NamespacedName, Protocol, ServicePortName
-from svcproxy.model.objects import Node, Service
+from svcproxy.model.objects import EndpointSlice, Node, Service, SliceEndpoint, SlicePort
 from tests.scenarios.modes import NODE, NODE_OBJECT, config_of
 from tests.scenarios.scenario import FOLDER, load
 from tests.scenarios.test_scenarios import objects_of
@@ -208,6 +208,29 @@ def test_control_characters_of_hostile_names_do_not_reach_the_terminal() -> None
     for text in (text_of(service_list(view)), text_of(service_detail(view, name))):
         assert "\\x1b[2Jweb\\n" in text
         assert not set(text) & {"\x1b", "\x9b", "\u202e"}
+
+
+def test_a_large_service_does_not_flood_a_terminal() -> None:
+    (service,) = (
+        obj for obj in objects_of(load(FOLDER / "cluster_ip.txt")) if isinstance(obj, Service)
+    )
+    (spec,) = service.ports
+    slices = [
+        EndpointSlice(
+            NamespacedName("default", f"web-{number}"),
+            service.name,
+            IPFamily.IPV4,
+            (SlicePort(spec.name, spec.protocol, 8080),),
+            tuple(SliceEndpoint(f"10.{number}.{n >> 8}.{n & 255}") for n in range(600)),
+        )
+        for number in range(2)
+    ]
+    view = view_of_objects(NODE, "nftables", config_of("nftables", ()), [service, *slices])
+    found = service_detail(view, service.name)
+    assert len(found.ports[0].endpoints) == 1200
+    text = text_of(found)
+    assert "… and 200 more: use -o json" in text
+    assert text.count(":8080  ") == 1000
 
 
 def show(*arguments: str) -> int:
