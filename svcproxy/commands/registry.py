@@ -39,6 +39,9 @@ class Entry(NamedTuple):
 COMMANDS = {
     "top": Entry("svcproxy.commands.top", "connections, refusals and drops of each Service"),
     "show": Entry("svcproxy.commands.show", "what each Service means on this node, and why"),
+    "diff": Entry(
+        "svcproxy.commands.diff", "how the kernel differs from the desired state; the last repairs"
+    ),
     "status": Entry("svcproxy.commands.status", "whether this node's daemon is up to date"),
     "bundle": Entry("svcproxy.commands.bundle", "everything that a bug report needs, in one file"),
     "render": Entry("svcproxy.commands.render", "the rules that objects become in any mode"),

@@ -54,6 +54,16 @@ class IptablesExplainer:
         settings = structs.replace(_own(desired.settings), drop_invalid=kernel.drop_invalid)
         return iptables_differences.differences(desired, settings, kernel.observed)
 
+    def sizes(self, kernel: IptablesKernel) -> Mapping[str, int]:
+        """See ``ModeExplainer``."""
+        chains = [
+            rules
+            for table in kernel.observed.tables.values()
+            for name, rules in table.items()
+            if name.startswith("KUBE-")
+        ]
+        return {"rule": sum(map(len, chains)), "chain": len(chains)}
+
     def objects(self, ruleset: Ruleset, port: ServicePort, settings: Settings) -> Sequence[str]:
         """See ``ModeExplainer``."""
         assert isinstance(ruleset, IptablesRuleset), "rules of another mode"

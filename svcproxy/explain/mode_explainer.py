@@ -67,6 +67,9 @@ class ModeExplainer(Protocol[Kernel]):
     def differences(self, desired: Desired, kernel: Kernel) -> Sequence[Difference]:
         """Compare the kernel state with the desired one; empty if a resync would write nothing."""
 
+    def sizes(self, kernel: Kernel) -> Mapping[str, int]:
+        """Return how many objects of the mode the kernel holds, by kind (``chain``, ``element``)."""
+
     def objects(self, ruleset: Ruleset, port: ServicePort, settings: Settings) -> Sequence[str]:
         """Return the objects that carry a Service port, in the syntax of the kernel's tools."""
 

@@ -61,6 +61,12 @@ class NftablesExplainer:
         )
         return nft_differences.differences(desired, settings, kernel.table)
 
+    def sizes(self, kernel: NftKernel) -> Mapping[str, int]:
+        """See ``ModeExplainer``."""
+        table = kernel.table
+        elements = sum(map(len, table.elements.values()))
+        return {"element": elements, "chain": len(table.chains)}
+
     def objects(self, ruleset: Ruleset, port: ServicePort, settings: Settings) -> Sequence[str]:
         """See ``ModeExplainer``."""
         assert isinstance(ruleset, NftRuleset), "rules of another mode"
