@@ -18,7 +18,7 @@ EXAMPLES = """\
   svcproxy diff                     what differs, and the last repairs
   svcproxy diff -n 50               the last 50 repairs
   svcproxy diff --watch             follow repairs and differences
-  svcproxy diff -o json | jq -r '.differences[] | .object'
+  svcproxy diff -o json | jq -r '.families[].differences[].object'
 """
 _REPAIRS = 10
 _MOST_REPAIRS = 1000
@@ -91,10 +91,9 @@ def _last(repairs: Repairs, count: int) -> Repairs:
 
 
 def _code(found: Diff) -> ExitCode:
-    if found.differences:
+    if found.differs:
         return ExitCode.DIFFERENT
-    unreadable = any(about.kernel_error for about in found.node.families)
-    return ExitCode.KERNEL if unreadable else ExitCode.OK
+    return ExitCode.KERNEL if any(about.error for about in found.families) else ExitCode.OK
 
 
 def follow(client: AdminClient, found: Diff, output: Output, interval: float) -> Iterator[Diff]:
@@ -144,5 +143,11 @@ def _wait(client: AdminClient, after: int, seconds: float) -> Repairs:
 
 def _stable(found: Diff) -> Diff:
     """Return what counts as a change: differences, and whether the daemon is up to date."""
-    node = msgspec.structs.replace(found.node, resource_version="")
-    return msgspec.structs.replace(found, node=node, sizes={}, repairs=(), repairs_total=0)
+    replace = msgspec.structs.replace
+    return replace(
+        found,
+        node=replace(found.node, resource_version=""),
+        families=tuple(replace(about, sizes={}) for about in found.families),
+        repairs=(),
+        repairs_total=0,
+    )

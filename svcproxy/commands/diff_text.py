@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from svcproxy.commands.output import Cell, Output, Style
-from svcproxy.explain.core.diff_documents import Diff, DifferenceInfo, RepairInfo, size_text
+from svcproxy.explain.core.diff_documents import (
+    Diff,
+    DifferenceInfo,
+    FamilyDiff,
+    RepairInfo,
+    size_text,
+)
 from svcproxy.explain.core.node_summary import NodeSummary
 
 _NAMES = 3
@@ -26,19 +32,22 @@ def write_diff(output: Output, found: Diff) -> None:
 def write_state(output: Output, found: Diff) -> None:
     """Print the state of the node and its differences."""
     _write_node(output, found.node)
-    for family, sizes in found.sizes.items():
-        text = ", ".join(size_text(kind, count) for kind, count in sizes.items() if count)
-        if text:
-            output.line(Cell(f"{family.value}  {text} in the kernel", Style.FAINT))
-    for each in found.differences[:_DIFFERENCES]:
-        _write_difference(output, each)
-    if len(found.differences) > _DIFFERENCES:
-        output.line(f"and {len(found.differences) - _DIFFERENCES:,} more: see -o json")
-    if found.held:
-        output.line(
-            "held back by the daemon, see svcproxy show: "
-            + _names(sorted({name for each in found.held for name in each.service_ports}))
-        )
+    for about in found.families:
+        _write_family(output, about)
+
+
+def _write_family(output: Output, about: FamilyDiff) -> None:
+    family = about.family.value
+    text = ", ".join(size_text(kind, count) for kind, count in about.sizes.items() if count)
+    if text:
+        output.line(Cell(f"{family}  {text} in the kernel", Style.FAINT))
+    for each in about.differences[:_DIFFERENCES]:
+        _write_difference(output, family, each)
+    if len(about.differences) > _DIFFERENCES:
+        output.line(f"{family}  and {len(about.differences) - _DIFFERENCES:,} more: see -o json")
+    if about.held:
+        names = sorted({name for each in about.held for name in each.service_ports})
+        output.line(f"{family}  held back by the daemon, see svcproxy show: {_names(names)}")
 
 
 def _write_node(output: Output, node: NodeSummary) -> None:
@@ -47,10 +56,10 @@ def _write_node(output: Output, node: NodeSummary) -> None:
         output.line(Cell(line, Style.STRONG if good else Style.WARNING))
 
 
-def _write_difference(output: Output, found: DifferenceInfo) -> None:
+def _write_difference(output: Output, family: str, found: DifferenceInfo) -> None:
     names = _names(found.service_ports, found.service_port_count)
     output.line(
-        f"{found.family.value}  {found.object}: ",
+        f"{family}  {found.object}: ",
         Cell(found.difference, Style.BAD),
         f"  {names}" if names else "",
     )

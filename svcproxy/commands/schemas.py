@@ -14,10 +14,12 @@ from typing import Any
 
 import msgspec
 
+from svcproxy.explain.core.diff_documents import Diff
 from svcproxy.explain.core.documents import API_VERSION, Document, Part
 from svcproxy.explain.core.service_documents import ServiceDetail, ServiceList
 
 DOCUMENTS: tuple[type[Document], ...] = (
+    Diff,
     ServiceDetail,
     ServiceList,
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from svcproxy.admin.client import AdminClient
-from svcproxy.explain.core.diff_documents import FamilyState, persisting
+from svcproxy.explain.core.diff_documents import KernelFound, persisting
 from svcproxy.explain.core.view import NodeView
 from svcproxy.explain.kernel_state import FamilyKernel, read_kernel
 from svcproxy.explain.mode_explainer import mode_explainer
@@ -22,7 +22,7 @@ class Checked(msgspec.Struct, frozen=True):
     """What a node is meant to do, and what its kernel holds."""
 
     view: NodeView
-    states: Mapping[IPFamily, FamilyState]
+    states: Mapping[IPFamily, KernelFound]
 
 
 def check(client: AdminClient, pause: Callable[[float], object] = time.sleep) -> Checked:
@@ -51,21 +51,21 @@ def check(client: AdminClient, pause: Callable[[float], object] = time.sleep) ->
     return Checked(view, states)
 
 
-def _states(view: NodeView) -> Mapping[IPFamily, FamilyState]:
+def _states(view: NodeView) -> Mapping[IPFamily, KernelFound]:
     return {family: _state(view, found) for family, found in read_kernel(view).items()}
 
 
-def _state(view: NodeView, found: FamilyKernel) -> FamilyState:
+def _state(view: NodeView, found: FamilyKernel) -> KernelFound:
     explainer = mode_explainer(view.mode)
     if found.error or explainer is None:
-        return FamilyState(error=found.error)
-    return FamilyState(found.differences, explainer.sizes(found.kernel))
+        return KernelFound(error=found.error)
+    return KernelFound(found.differences, explainer.sizes(found.kernel))
 
 
 def _confirmed(
-    before: Mapping[IPFamily, FamilyState], after: Mapping[IPFamily, FamilyState]
-) -> Mapping[IPFamily, FamilyState]:
-    none = FamilyState()
+    before: Mapping[IPFamily, KernelFound], after: Mapping[IPFamily, KernelFound]
+) -> Mapping[IPFamily, KernelFound]:
+    none = KernelFound()
     return {
         family: msgspec.structs.replace(
             state, differences=persisting(before.get(family, none).differences, state.differences)

@@ -144,6 +144,10 @@ class Served:
         return [line.rpartition("-j ")[2]]
 
 
+def differences(document: Any) -> list[Any]:
+    return [each for about in document["families"] for each in about["differences"]]
+
+
 def answered(value: object, end: bytes = b"") -> Answer:
     return Answer(HTTPStatus.OK, "application/json", iter((msgspec.json.encode(value) + end,)))
 
@@ -196,9 +200,10 @@ def test_the_document(served: Served) -> None:
     document = json.loads(text)
     assert code == 1
     assert (document["kind"], document["apiVersion"]) == ("Diff", "svcproxy.io/v1")
-    (found,) = document["differences"]
-    assert found["servicePorts"] == ["default/web1:http"]
-    assert found["family"] == "IPv4"
+    (about,) = document["families"]
+    (found,) = about["differences"]
+    assert about["family"] == "IPv4"
+    assert (found["difference"], found["servicePorts"]) == ("missing", ["default/web1:http"])
     (repair,) = document["repairs"]
     assert (repair["process"], repair["pid"], repair["seconds"]) == (HOSTILE, 4711, 0.012)
 
@@ -268,14 +273,14 @@ def test_watching_follows_damage_and_repairs(served: Served) -> None:
     )
     assert process.stdout is not None
     try:
-        assert json.loads(process.stdout.readline())["differences"] == []
+        assert differences(json.loads(process.stdout.readline())) == []
         served.damage()
-        (found,) = json.loads(process.stdout.readline())["differences"]
+        (found,) = differences(json.loads(process.stdout.readline()))
         assert found["servicePorts"] == ["default/web1:http"]
         served.resync()
         served.repairs.append(Repair(1, 1.5e9, IPFamily.IPV4, {"chain_written": 1}, "nft", 4711))
         document = json.loads(process.stdout.readline())
-        assert document["differences"] == []
+        assert differences(document) == []
         assert [each["process"] for each in document["repairs"]] == ["nft"]
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130

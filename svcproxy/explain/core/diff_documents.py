@@ -20,7 +20,7 @@ _NOT_OBJECTS = frozenset(("restore", "message", "compared_again"))
 """Kinds of operation that count how often a tool ran or a message was sent."""
 
 
-class FamilyState(msgspec.Struct, frozen=True):
+class KernelFound(msgspec.Struct, frozen=True):
     """What was found in the kernel of a family.
 
     Attributes:
@@ -38,15 +38,32 @@ class DifferenceInfo(KernelDifference, frozen=True, kw_only=True):
     """A kernel object that differs from the desired state, or several of the same kind.
 
     Attributes:
-        family: the IP family.
         service_ports: the Service ports it belongs to, at most 100; absent for objects that all
             share.
         service_port_count: their number.
     """
 
-    family: IPFamily
     service_ports: tuple[str, ...] = ()
     service_port_count: int = 0
+
+
+class FamilyDiff(Part, frozen=True, kw_only=True):
+    """What differs in the kernel of one IP family.
+
+    Attributes:
+        family: ``IPv4`` or ``IPv6``.
+        differences: what differs.
+        held: differences of Service ports that the daemon holds back: they stay until the kernel
+            accepts these ports.
+        sizes: the number of svcproxy's objects in the kernel, by kind.
+        error: why the kernel could not be read.
+    """
+
+    family: IPFamily
+    differences: tuple[DifferenceInfo, ...]
+    held: tuple[DifferenceInfo, ...] = ()
+    sizes: Mapping[str, int] = {}
+    error: str = ""
 
 
 class RepairInfo(Part, frozen=True, kw_only=True):
@@ -81,20 +98,20 @@ class Diff(Document, frozen=True, kw_only=True):
 
     Attributes:
         node: the state of the node.
-        sizes: the number of objects in the kernel, by family and kind.
-        differences: what differs.
-        held: differences of Service ports that the daemon holds back, with the reason; they are
-            not repaired until the kernel accepts these ports.
+        families: what differs, by IP family.
         repairs: the last repairs, oldest first.
         repairs_total: the number of repairs since the daemon started.
     """
 
     node: NodeSummary
-    sizes: dict[IPFamily, dict[str, int]]
-    differences: tuple[DifferenceInfo, ...]
-    held: tuple[DifferenceInfo, ...]
+    families: tuple[FamilyDiff, ...]
     repairs: tuple[RepairInfo, ...]
     repairs_total: int
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything differs, other than Service ports that are held back."""
+        return any(family.differences for family in self.families)
 
 
 def persisting(before: Sequence[Difference], after: Sequence[Difference]) -> list[Difference]:
@@ -112,7 +129,7 @@ def _identity(difference: Difference) -> tuple[str, str]:
     return difference.kind.value, _COUNT.sub("", difference.object)
 
 
-def diff(view: NodeView, states: Mapping[IPFamily, FamilyState], repairs: Repairs) -> Diff:
+def diff(view: NodeView, states: Mapping[IPFamily, KernelFound], repairs: Repairs) -> Diff:
     """Make the document.
 
     Args:
@@ -120,40 +137,40 @@ def diff(view: NodeView, states: Mapping[IPFamily, FamilyState], repairs: Repair
         states: what was found in the kernel, by family.
         repairs: the last repairs, oldest first.
     """
-    differences: list[DifferenceInfo] = []
-    held: list[DifferenceInfo] = []
-    comparison: dict[IPFamily, KernelComparison] = {}
-    for family, state in states.items():
-        reasons = _status(view.status, family).held
-        counted = 0
-        for each in state.differences:
-            is_held = bool(each.service_ports) and all(
-                str(name) in reasons for name in each.service_ports
-            )
-            (held if is_held else differences).append(_info(family, each))
-            counted += not is_held
-        comparison[family] = KernelComparison(state.error, counted)
+    families = tuple(_family(view.status, family, found) for family, found in states.items())
+    comparison = {
+        each.family: KernelComparison(each.error, len(each.differences)) for each in families
+    }
     return Diff(
         node=node_summary(view, comparison),
-        sizes={family: dict(state.sizes) for family, state in states.items()},
-        differences=tuple(differences),
-        held=tuple(held),
+        families=families,
         repairs=tuple(map(repair_info, repairs.repairs)),
         repairs_total=repairs.total,
     )
 
 
-def _status(status: Status | None, family: IPFamily) -> FamilyStatus:
-    return status.families.get(family, FamilyStatus()) if status else FamilyStatus()
+def _family(status: Status | None, family: IPFamily, found: KernelFound) -> FamilyDiff:
+    about = status.families.get(family, FamilyStatus()) if status else FamilyStatus()
+    differences: list[DifferenceInfo] = []
+    held: list[DifferenceInfo] = []
+    for each in found.differences:
+        names = set(map(str, each.service_ports))
+        (held if names and names <= about.held.keys() else differences).append(_info(each))
+    return FamilyDiff(
+        family=family,
+        differences=tuple(differences),
+        held=tuple(held),
+        sizes=dict(found.sizes),
+        error=found.error,
+    )
 
 
-def _info(family: IPFamily, found: Difference) -> DifferenceInfo:
+def _info(found: Difference) -> DifferenceInfo:
     return DifferenceInfo(
         difference=found.kind.value,
         object=found.object,
         desired=found.desired,
         actual=found.actual,
-        family=family,
         service_ports=tuple(map(str, found.service_ports[:NAMES])),
         service_port_count=len(found.service_ports),
     )
