@@ -43,6 +43,7 @@ COMMANDS = {
         "svcproxy.commands.diff", "how the kernel differs from the desired state; the last repairs"
     ),
     "status": Entry("svcproxy.commands.status", "whether this node's daemon is up to date"),
+    "trace": Entry("svcproxy.commands.trace", "what this node does with a packet, step by step"),
     "bundle": Entry("svcproxy.commands.bundle", "everything that a bug report needs, in one file"),
     "render": Entry("svcproxy.commands.render", "the rules that objects become in any mode"),
     "completion": Entry(
