@@ -9,21 +9,28 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from svcproxy.explain.core.diff_documents import Diff
-from svcproxy.explain.core.documents import API_VERSION, Document, Part
-from svcproxy.explain.core.service_documents import ServiceDetail, ServiceList
+from svcproxy.explain.core.documents import API_VERSION
 
-DOCUMENTS: tuple[type[Document], ...] = (
-    Diff,
-    ServiceDetail,
-    ServiceList,
-)
-"""All documents that commands print, sorted by name."""
+DOCUMENTS = {
+    "Bundle": "svcproxy.commands.bundle",
+    "ClusterDiff": "svcproxy.kubectl.core.differences",
+    "ClusterServices": "svcproxy.kubectl.core.services",
+    "ClusterTop": "svcproxy.kubectl.core.totals",
+    "ClusterTrace": "svcproxy.kubectl.commands",
+    "Diff": "svcproxy.explain.core.diff_documents",
+    "NodeStatus": "svcproxy.commands.status",
+    "Rendering": "svcproxy.commands.render",
+    "ServiceDetail": "svcproxy.explain.core.service_documents",
+    "ServiceList": "svcproxy.explain.core.service_documents",
+    "Top": "svcproxy.accounting.core.top",
+}
+"""The module of each document that a command prints."""
 
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
 _FOLDER = Path(__file__).parents[2] / "docs" / "schema"
@@ -31,24 +38,32 @@ _FOLDER = Path(__file__).parents[2] / "docs" / "schema"
 
 def schema_texts() -> Iterator[tuple[str, str]]:
     """Yield the name of each document's file, and its contents."""
-    for document in DOCUMENTS:
+    for name, module in DOCUMENTS.items():
+        document = getattr(import_module(module), name)
         schema: dict[str, Any] = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             **msgspec.json.schema(document),
         }
-        found = (*_subclasses(Document), *_subclasses(Part))
-        classes = {each.__name__: each for each in found}
-        for name, definition in schema["$defs"].items():
-            if name in classes:
-                _describe(definition, classes[name])
-        _require_version(schema["$defs"][document.__name__])
-        yield f"{document.__name__}.json", json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        parts = {part.__name__: part for part in _parts(msgspec.inspect.type_info(document))}
+        for title, definition in schema["$defs"].items():
+            if title in parts:
+                _describe(definition, parts[title])
+        _require_version(schema["$defs"][name])
+        yield f"{name}.json", json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
-def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
-    for each in base.__subclasses__():
-        yield each
-        yield from _subclasses(each)
+def _parts(found: Any) -> Iterator[type[Any]]:
+    """Yield the classes of a document and of its parts, which contain themselves nowhere."""
+    if isinstance(found, msgspec.inspect.StructType):
+        yield found.cls
+        for field in found.fields:
+            yield from _parts(field.type)
+    for name in ("types", "item_types"):
+        for each in getattr(found, name, ()):
+            yield from _parts(each)
+    for name in ("item_type", "value_type"):
+        if hasattr(found, name):
+            yield from _parts(getattr(found, name))
 
 
 def _describe(definition: dict[str, Any], documented: type) -> None:

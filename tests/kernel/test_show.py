@@ -119,6 +119,12 @@ def test_a_service_is_described_with_the_objects_that_carry_it(stage: Stage, fam
     (port,) = found["ports"]
     used = {entry["address"]: entry["cluster"] for entry in port["endpoints"]}
     assert used == {stage.here[0].ip(family): True, stage.there[0].ip(family): False}
+    offer.endpoints(*all_at([stage.here[0], stage.there[0]], family))
+    offer.endpoints(*entries)
+    (port,) = show(stage, offer.service["metadata"]["name"], "--sample", "0")["ports"]
+    (unused,) = (entry for entry in port["endpoints"] if not entry["cluster"])
+    assert unused["text"].startswith("not ready for ")
+    assert 0 <= unused["notReadySeconds"] < 10 * PATIENCE
     if readable(stage):
         assert port["objectsFrom"] == "kernel"
         assert any(offer.vip in line for line in port["objects"])
