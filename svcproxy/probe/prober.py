@@ -75,6 +75,7 @@ def probe(request: LiveRequest) -> LiveResult:
         milliseconds=found.answer.milliseconds,
         source=target(sent.source, sent.source_port),
         endpoint=shown(found.entry.endpoint) if found.entry else "",
+        translated=found.entry is not None and found.entry.endpoint != sent.ends[1],
         seen_source=shown(found.entry.seen_source) if found.entry else "",
         trace=kernel_trace.lines(found.trace, request.family),
         no_trace=found.no_trace,

@@ -106,7 +106,7 @@ def test_a_refused_service(stage: Stage, family: int, source: str) -> None:
     result = live(stage, asked)
     assert result.outcome is Outcome.REFUSED, result
     assert "port unreachable from" in result.detail
-    assert not result.endpoint
+    assert not result.translated
     assert result.agrees
     _assert_trace(stage, result, "drop")
     assert not flows(stage.node.netns, offer.vip)

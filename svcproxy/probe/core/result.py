@@ -129,8 +129,10 @@ class LiveResult(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
             ``reply of 12 bytes``; for ``NOT_SENT`` the reason and the remedy.
         milliseconds: from sending to the answer; 0 without one.
         source: the source of the probe as it was sent, ``address:port``.
-        endpoint: where the node forwarded it, ``address:port``, by connection tracking; empty if
-            the node refused or dropped it.
+        endpoint: where the node sent it, ``address:port``, by connection tracking: an endpoint, or
+            the destination itself if nothing translated it; empty if the node refused or dropped it
+            before connection tracking confirmed it.
+        translated: whether the endpoint differs from the destination.
         seen_source: the source that the endpoint sees, ``address:port``; empty with ``endpoint``.
         trace: the kernel's own trace of the first packet.
         no_trace: why there is none.
@@ -146,6 +148,7 @@ class LiveResult(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
     milliseconds: float = 0.0
     source: str = ""
     endpoint: str = ""
+    translated: bool = False
     seen_source: str = ""
     trace: Sequence[TraceLine] = ()
     no_trace: str = ""
@@ -174,11 +177,11 @@ def _disagreement(result: LiveResult, expected: Expected) -> str:
         case Verdict.DELIVERED:
             return _undelivered(result, expected)
         case Verdict.REFUSED:
-            if result.endpoint:
+            if result.translated:
                 return f"expected a refusal by this node, but it forwarded to {result.endpoint}"
             return "" if result.outcome is Outcome.REFUSED else f"expected a refusal, but {came}"
         case Verdict.DROPPED:
-            if result.endpoint:
+            if result.translated:
                 return f"expected a drop by this node, but it forwarded to {result.endpoint}"
             return "" if result.outcome is Outcome.NO_ANSWER else f"expected no answer, but {came}"
 
