@@ -78,9 +78,10 @@ def find(address: str) -> int:
     found = _in_thread(lambda: _search(address))
     if found is None:
         raise NotSentError(
-            f"no network namespace on this node has the address {address}: if the pod is on this"
-            " node, run as root where all processes are visible (on the node, or in a pod with"
-            " hostPID: true); otherwise run svcproxy on the pod's own node"
+            f"no network namespace on this node has the address {address}: for a pod on this node,"
+            " run as root where its processes are visible (on the node, or in a pod with hostPID:"
+            " true or with the node's /run/netns); for one on another node, run it there; for a"
+            " client outside the cluster, probe from outside"
         )
     return found
 

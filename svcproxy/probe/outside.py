@@ -13,15 +13,16 @@ import errno
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.client import NetlinkClient
 from svcproxy.netlink.core import rtnetlink, veth
 from svcproxy.netlink.core.addresses import packed
 from svcproxy.netlink.core.messages import NetlinkRequest
-from svcproxy.netlink.errors import NetlinkError, RequestRefusedError, doing
+from svcproxy.netlink.errors import NetlinkError, RequestRefusedError, TimedOutError, doing
 from svcproxy.netlink.socket import ROUTE
 from svcproxy.probe import namespaces
 from svcproxy.probe.core.result import LiveRequest
@@ -36,10 +37,27 @@ _FIRST = {
 }
 """Addresses reserved for documentation (RFC 5737, RFC 3849): no real machine has them."""
 _ADDRESSES = 250
+_RESERVED = tuple(
+    map(
+        ip_network,
+        (
+            "192.0.2.0/24",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "198.18.0.0/15",
+            "2001:db8::/32",
+            "3fff::/20",
+        ),
+    )
+)
+"""Ranges for documentation and for measurements (RFC 5737, 2544, 3849, 9637)."""
+_ACTIVE_SECONDS = 5.0
+_PAUSE_SECONDS = 0.002
 _TOLERATED = {errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
 _REMEDIES = {
     errno.EPERM: "run as root with CAP_NET_ADMIN and CAP_SYS_ADMIN (in a pod: privileged: true)",
     errno.EOPNOTSUPP: "load the kernel module veth",
+    errno.EACCES: "the family is disabled on the node (sysctl disable_ipv6)",
     errno.EEXIST: "a route to the source address exists; choose another address",
 }
 
@@ -52,6 +70,12 @@ def outside(request: LiveRequest) -> Iterator[tuple[int, str]]:
         NotSentError: the kernel refused.
     """
     source = request.source or _free_address(request.family)
+    if not any(ip_address(source) in reserved for reserved in _RESERVED):
+        # The node would send packets for the real machine to the temporary one meanwhile.
+        raise NotSentError(
+            f"{source} may be the address of a real machine: a probe from outside has an address"
+            f" reserved for documentation, such as {_free_address(request.family)}"
+        )
     try:
         namespace = namespaces.temporary()
     except OSError as error:
@@ -100,6 +124,18 @@ def _connect(name: str, namespace: int, source: str, request: LiveRequest) -> No
 
     with doing("set up the temporary machine"):
         namespaces.within(namespace, inside)
+        _await_active(name)
+        namespaces.within(namespace, lambda: _await_active(_INSIDE))
+
+
+def _await_active(name: str) -> None:
+    """Wait until an interface sends packets; the first ones would be lost otherwise."""
+    deadline = time.monotonic() + _ACTIVE_SECONDS
+    with NetlinkClient(ROUTE) as client:
+        while not veth.is_active(client.get(veth.state_request(name)).body):
+            if time.monotonic() > deadline:
+                raise TimedOutError
+            time.sleep(_PAUSE_SECONDS)
 
 
 def _without_address(name: str) -> None:

@@ -7,13 +7,14 @@ The numbers are those of ``linux/rtnetlink.h``, ``linux/if_link.h``, ``linux/vet
 from struct import Struct
 
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.core.attributes import attribute, nest
+from svcproxy.netlink.core.attributes import attribute, collect, nest, string
 from svcproxy.netlink.core.families import FAMILY_NUMBERS
 from svcproxy.netlink.core.messages import FLAG_CREATE, FLAG_EXCLUSIVE, NetlinkRequest
 
-_NEW_LINK, _NEW_ROUTE, _NEW_NEIGHBOUR = 16, 24, 28
+_NEW_LINK, _GET_LINK, _NEW_ROUTE, _NEW_NEIGHBOUR = 16, 18, 24, 28
 _LINK, _ROUTE, _NEIGHBOUR = Struct("=BxHiII"), Struct("=8BI"), Struct("=BxxxiHBB")
 _MAC, _NAME, _LINK_INFO, _AF_SPEC, _NAMESPACE_FD = 1, 3, 18, 26, 28
+_QDISC, _STATE, _STATE_UP = 6, 16, b"\6"
 _INFO_KIND, _INFO_DATA, _PEER = 1, 2, 1
 _INET6, _ADDRESS_MODE, _NO_ADDRESS = 10, 8, b"\1"
 _UP = 1
@@ -57,6 +58,27 @@ def no_address_request(name: str) -> NetlinkRequest:
 def up_request(name: str) -> NetlinkRequest:
     """Set an interface up."""
     return NetlinkRequest(_NEW_LINK, 0, _LINK.pack(0, 0, 0, _UP, _UP) + _named(name))
+
+
+def state_request(name: str) -> NetlinkRequest:
+    """Ask for the state of an interface."""
+    return NetlinkRequest(_GET_LINK, 0, _LINK.pack(0, 0, 0, 0, 0) + _named(name))
+
+
+def is_active(body: bytes) -> bool:
+    """Return whether an interface sends packets: it has a carrier, and the kernel has noticed.
+
+    The kernel notices in a work queue. Until then the interface has the queueing discipline
+    ``noop``, which drops all packets.
+
+    Args:
+        body: the answer to ``state_request``.
+
+    Raises:
+        MalformedError: it is malformed.
+    """
+    found = collect(body, _LINK.size)
+    return found.get(_STATE) == _STATE_UP and string(found.get(_QDISC, b"noop")) != "noop"
 
 
 def route_request(family: IPFamily, destination: bytes, bits: int, link: int) -> NetlinkRequest:
