@@ -46,6 +46,7 @@ class NftablesWatcher:
         own_ports: the netlink addresses of our own sockets (``NftablesBackend.port_id``).
         families: the families of the tables.
         judge: decides which changes are relevant; by default all those of svcproxy's own tables.
+        ignored_sets: the names of sets whose elements packets add; their changes are not relevant.
 
     Raises:
         BackendError: the kernel does not permit listening.
@@ -57,9 +58,12 @@ class NftablesWatcher:
         own_ports: Collection[int] = (),
         families: Collection[IPFamily] = tuple(IPFamily),
         judge: Relevance = _OWN_TABLES,
+        ignored_sets: Collection[str] = (),
     ) -> None:
         self._on_external_change = on_external_change
-        self._changes = EventParser(judge, [FAMILY_NUMBERS[family] for family in families])
+        self._changes = EventParser(
+            judge, [FAMILY_NUMBERS[family] for family in families], ignored_sets
+        )
         self._lock = Lock()
         self._own: set[int] = set()
         try:

@@ -5,12 +5,13 @@ import sys
 
 import pytest
 
+from svcproxy.netlink.address_watcher import AddressWatcher
 from svcproxy.probe.core.entry import target
 from svcproxy.probe.core.result import Expected, LiveResult, Outcome, SourceKind, Verdict
 from testbed import manifests as m
 from testbed.outcomes import Answer
 from testbed.waiting import eventually
-from tests.kernel.conftest import Stage, all_at, ask, at
+from tests.kernel.conftest import Stage, all_at, another_address, ask, at
 from tests.kernel.probes import (
     clients,
     flows,
@@ -204,7 +205,7 @@ def test_session_affinity_is_as_before(stage: Stage, family: int, source: str) -
         assert refused.outcome is Outcome.NOT_SENT, refused
         assert "--allow-affinity" in refused.detail
         return
-    before = clients(stage, family)
+    before, noticed = clients(stage, family), _noticed(stage)
     assert live(stage, asked).outcome is Outcome.ANSWERED
     assert clients(stage, family) == before
     if source == "node":
@@ -214,22 +215,44 @@ def test_session_affinity_is_as_before(stage: Stage, family: int, source: str) -
         result = live(stage, asked)
         assert name in {pod.name for pod in stage.here if pod.ip(family) in result.endpoint}
         assert clients(stage, family) == remembered
+    assert _noticed(stage) == noticed
 
 
 def test_the_daemon_has_nothing_to_repair(stage: Stage, family: int) -> None:
     offer = stage.offer(family, [at(stage.here[0], family)])
 
-    def state() -> tuple[float, int]:
-        found = stage.daemon.metrics().matching("svcproxy_drift_repairs_total")
-        changed = sum("changed_by_others" in line for line in stage.daemon.logs())
-        return sum(sample.value for sample in found), changed
-
-    before = state()
+    before = _noticed(stage)
     for fields in sources(stage, family).values():
         assert live(stage, request(stage, family, offer.vip, 80, **fields)).outcome
     outcome = stage.node.traffic.connect("tcp", offer.vip, 80)
     assert isinstance(outcome, Answer)
-    assert state() == before
+    assert _noticed(stage) == before
+
+
+def test_the_temporary_machine_gives_the_node_no_address(stage: Stage, family: int) -> None:
+    """Addresses of the node would be served as node ports, and IPVS mode resyncs when they change."""
+    offer = stage.offer(family, [at(stage.here[0], family)])
+    changes: list[bool] = []
+    watcher = stage.node.netns.call(
+        lambda: AddressWatcher("kube-ipvs0", lambda: changes.append(True))
+    )
+    watcher.start()
+    try:
+        fields = sources(stage, family)["outside"]
+        result = live(stage, request(stage, family, offer.vip, 80, **fields))
+        assert result.outcome is Outcome.ANSWERED, result
+        assert not changes
+        with another_address(stage.node, "203.0.113.250"):
+            eventually(lambda: changes, "the event of a real change")
+    finally:
+        watcher.stop()
+
+
+def _noticed(stage: Stage) -> tuple[float, int]:
+    """Return how many repairs and changes by other programs the daemon has reported."""
+    found = stage.daemon.metrics().matching("svcproxy_drift_repairs_total")
+    changed = sum("changed_by_others" in line for line in stage.daemon.logs())
+    return sum(sample.value for sample in found), changed
 
 
 def test_without_rights_the_reason_is_said() -> None:

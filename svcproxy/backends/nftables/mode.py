@@ -16,6 +16,7 @@ from svcproxy.model.names import REQUIRED_KINDS, Kind
 def _make(config: Config) -> ReadyBackends:
     from svcproxy.backends.nf_tables_watcher import NftablesWatcher  # noqa: PLC0415
     from svcproxy.backends.nftables.backend import NftablesBackend  # noqa: PLC0415
+    from svcproxy.backends.nftables.core.table_sets import AFFINITY  # noqa: PLC0415
 
     backends = probed(lambda family: NftablesBackend(family, settings_for(config, family)))
 
@@ -24,6 +25,8 @@ def _make(config: Config) -> ReadyBackends:
             on_external_change,
             own_ports=[backend.port_id for backend in backends],
             families=[backend.family for backend in backends],
+            # Packets add clients to it; a comparison does not look at them either.
+            ignored_sets=[AFFINITY],
         )
 
     return ReadyBackends(backends, watch)

@@ -48,6 +48,21 @@ def test_other_tables_and_families_are_ignored() -> None:
     assert list(parser_of_table().take(data)) == []
 
 
+def test_elements_of_ignored_sets_are_ignored_but_not_the_sets() -> None:
+    """Packets add elements to them, and another program may remove these."""
+    parser = EventParser(all_in_tables(["svcproxy"]), [2], ["affinity"])
+
+    def changes(kind: int, name: str) -> int:
+        body = text(1, "svcproxy") + text(2, name)
+        return len(list(parser.take(event(kind, body) + generation())))
+
+    for kind in (nft.NEW_ELEMENT, nft.DELETE_ELEMENT):
+        assert changes(kind, "affinity") == 0
+        assert changes(kind, "affinity-endpoints") == 1
+    for kind in (nft.NEW_SET, nft.DELETE_SET, nft.DELETE_RULE, nft.DELETE_TABLE):
+        assert changes(kind, "affinity") == 1
+
+
 def test_a_transaction_may_span_datagrams() -> None:
     parser = parser_of_table()
     assert list(parser.take(event(nft.NEW_RULE, text(1, "svcproxy")))) == []

@@ -13,13 +13,16 @@ from svcproxy.netlink.core.attributes import U32, collect, string
 from svcproxy.netlink.core.messages import HEADER as MESSAGE_HEADER
 from svcproxy.netlink.core.nf_tables.protocol import (
     DELETE_CHAIN,
+    DELETE_ELEMENT,
     DELETE_RULE,
     DELETE_TABLE,
     GENERATION_ID,
     GENERATION_NAME,
     GENERATION_PROCESS,
     HEADERS,
+    NAME_OF,
     NEW_CHAIN,
+    NEW_ELEMENT,
     NEW_GENERATION,
     NEW_RULE,
     SUBSYSTEM,
@@ -37,6 +40,7 @@ _LONGEST_NAME = 15  # TASK_COMM_LEN without the final zero byte
 
 # The attribute with the chain's name, in messages about chains and rules.
 _CHAIN_ATTRIBUTE = {NEW_CHAIN: 3, DELETE_CHAIN: 3, NEW_RULE: 2, DELETE_RULE: 2}
+_ELEMENTS = frozenset({NEW_ELEMENT, DELETE_ELEMENT})
 _DELETIONS = frozenset({DELETE_TABLE, DELETE_CHAIN, DELETE_RULE})
 
 
@@ -88,11 +92,19 @@ class EventParser:
     Args:
         relevance: decides which changes are relevant.
         families: the protocol numbers of the table families to examine.
+        ignored_sets: the names of sets whose elements are not svcproxy's, such as clients that
+            packets add; changes of these elements are not relevant.
     """
 
-    def __init__(self, relevance: Relevance, families: Collection[int]) -> None:
+    def __init__(
+        self,
+        relevance: Relevance,
+        families: Collection[int],
+        ignored_sets: Collection[str] = (),
+    ) -> None:
         self._relevance = relevance
         self._families = frozenset(families)
+        self._ignored_sets = frozenset(ignored_sets)
         self._touched: set[int] = set()
         self._certain = False
 
@@ -127,6 +139,8 @@ class EventParser:
         try:
             found = collect(body)
         except MalformedError:
+            return
+        if kind in _ELEMENTS and string(found.get(NAME_OF, b"")) in self._ignored_sets:
             return
         chain = string(found.get(_CHAIN_ATTRIBUTE.get(kind, 0), b""))
         certain = self._relevance(
