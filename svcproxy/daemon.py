@@ -12,11 +12,12 @@ from typing import Any, NamedTuple, Self
 import structlog
 
 from svcproxy import __version__, limits, threads
+from svcproxy.accounting.start import HooksOf, counts, spec_with_accounting, start_accounting
 from svcproxy.admin.journal import Journal
 from svcproxy.admin.serve import serve_admin
 from svcproxy.admin.status import About
 from svcproxy.backends.base import BackendError, BackendUnavailable, ExternalChange
-from svcproxy.backends.core.node_settings import NodeSettings, node_address
+from svcproxy.backends.core.node_settings import NodeSettings
 from svcproxy.backends.mode_spec import ActiveMode, AnyBackend, ModeSpec, ReadyBackends
 from svcproxy.cleanup.result import report
 from svcproxy.cleanup.sweeper import Sweeper
@@ -26,7 +27,6 @@ from svcproxy.descriptors import DESCRIPTOR_LIMIT, DescriptorBudget, allocate
 from svcproxy.kube.event_recorder import EventRecorder, LoggingRecorder
 from svcproxy.kube.source import Source
 from svcproxy.model.names import IPFamily, NamespacedName
-from svcproxy.model.objects import Node
 from svcproxy.modes import mode_spec
 from svcproxy.node.setup import NodeParameters
 from svcproxy.observe import log as logging
@@ -41,7 +41,12 @@ from svcproxy.stop_signal import StopSignal
 from svcproxy.sync.after_sync import SyncHook
 from svcproxy.sync.core.schedule import Schedule
 from svcproxy.sync.fanout import Fanout
-from svcproxy.sync.hooks import flow_cleaner, health_checks, local_addresses
+from svcproxy.sync.hooks import (
+    flow_cleaner,
+    health_check_addresses,
+    health_checks,
+    local_addresses,
+)
 from svcproxy.sync.loop import FamilyLoop
 from svcproxy.sync.report import Reporter
 from svcproxy.ui.start import make_pages
@@ -182,6 +187,7 @@ class _Shared(NamedTuple):
     checks: ClientLimits
     listeners: DescriptorBudget
     journal: Journal
+    accounting: HooksOf
 
 
 def _start(
@@ -192,6 +198,7 @@ def _start(
     verbosity: logging.Verbosity | None,
 ) -> None:
     ready = _prepare(config, spec)
+    spec = spec_with_accounting(config, spec)
     _report_settings(config)
     metrics = Metrics(spec.name, spec.metrics)
     source, events = _source(config, spec, node_name, metrics)
@@ -216,9 +223,11 @@ def _start(
     sweeper = _sweeper(config, spec, ready) if spec.writes_kernel else None
     checks = replace(CHECK_LIMITS, connections=descriptors.health_checks)
     listeners = DescriptorBudget(descriptors.listeners, limit)
+    accounting = start_accounting(config, spec, ready, metrics.registry, events, running.add)
     shared = _Shared(
         *(config, spec, node_name, metrics, health, events, running, sweeper, checks, listeners),
         Journal(),
+        accounting,
     )
     loops = _start_loops(shared, ready)
     about = About(config, node_name, spec.name, ready.iptables_variant or "")
@@ -278,7 +287,12 @@ def _report_settings(config: Config) -> None:
 def _sweeper(config: Config, spec: ModeSpec, ready: ReadyBackends) -> Sweeper:
     """Return what removes the objects of other modes and of kube-proxy once this mode serves."""
     families = [backend.family for backend in ready.backends]
-    active = ActiveMode(spec.name, ready.iptables_variant, config.ipvs_exclude_cidrs)
+    active = ActiveMode(
+        spec.name,
+        ready.iptables_variant,
+        config.ipvs_exclude_cidrs,
+        accounting=counts(config),
+    )
     return Sweeper(active, families, config.sync_period)
 
 
@@ -333,7 +347,8 @@ def _hooks(shared: _Shared, family: IPFamily) -> Iterator[SyncHook]:
         yield flow_cleaner(StaleFlows(family), family, shared.metrics)
         servers = _health_check_servers(shared, family)
         shared.running.add(servers.stop)
-        yield health_checks(servers, partial(_health_check_addresses, shared.config, family))
+        yield health_checks(servers, partial(health_check_addresses, shared.config, family))
+    yield from shared.accounting(family)
     if shared.sweeper is not None:
         yield shared.sweeper.hook(family)
 
@@ -352,17 +367,6 @@ def _health_check_servers(shared: _Shared, family: IPFamily) -> ServiceHealthSer
         limits=shared.checks,
         budget=shared.listeners,
     )
-
-
-def _health_check_addresses(config: Config, family: IPFamily, node: Node | None) -> tuple[str, ...]:
-    """Return the addresses that serve node ports, which serve health checks too; empty means all."""
-    if config.nodeport_primary:
-        address = node_address(config, family, node)
-        return (address,) if address else ()
-    ranges = config.nodeport_cidrs(family)
-    if any(cidr.endswith("/0") for cidr in ranges):
-        return ()
-    return local_addresses(family, ranges) if ranges else ()
 
 
 def _source(

@@ -71,6 +71,9 @@ LIST_ENTRIES = 1_000
 """Entries of each short list: hints of an endpoint (the API allows 8), addresses, pod CIDRs and
 taints of a Node, CIDRs of a ServiceCIDR (the API allows 2)."""
 
+SERVICE_METRICS = 100
+"""Services with metrics of their own."""
+
 SHOWN_CHARACTERS = 80
 """How much of a value is quoted in a message about it."""
 

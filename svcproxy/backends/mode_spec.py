@@ -57,11 +57,13 @@ class ActiveMode(msgspec.Struct, frozen=True):
         mode: its name; ``None`` for no mode (``--cleanup``).
         variant: the variant of iptables (``nft``, ``legacy``) that holds its rules, if any does.
         keep: CIDRs whose virtual servers belong to other programs (``--ipvs-exclude-cidrs``).
+        accounting: whether the accounting tables are in use.
     """
 
     mode: str | None = None
     variant: str | None = None
     keep: tuple[str, ...] = ()
+    accounting: bool = False
 
 
 CleanupStep = Callable[[], Mapping[str, int]]

@@ -14,7 +14,9 @@ from typing import Self
 
 from svcproxy.accounting.connections import ConnectionEvents, Served, open_connections
 from svcproxy.accounting.core.frontends import FrontendKey
+from svcproxy.accounting.core.readings import Rates, Reading, rates_between
 from svcproxy.accounting.core.top import Order, Top, ordered, top_frontends
+from svcproxy.accounting.counters import CountersUnreadableError, read_counters
 from svcproxy.commands.core.exit_codes import CommandError, ExitCode
 from svcproxy.commands.core.top_table import table
 from svcproxy.commands.output import Output
@@ -104,6 +106,7 @@ class _Sampler:
         self._events = ConnectionEvents(_served(self._view))
         self._open: dict[FrontendKey, int] = {}
         self._next_dump = 0.0
+        self._before = _counters(self._view)
 
     def __enter__(self) -> Self:
         return self
@@ -120,13 +123,14 @@ class _Sampler:
         found = self._events.sample(self._seconds, wakeup)
         self._read_open()
         view = self._view
+        rates = self._rates()
         rows = ordered(
             top_frontends(
                 [(f, about.state.ports) for f, about in view.families.items()],
                 found.seconds,
                 self._open,
                 found.activities.of,
-                None,
+                rates,
             ),
             self.order,
         )
@@ -136,10 +140,19 @@ class _Sampler:
             mode=view.mode,
             time=round(time.time(), 3),
             seconds=round(found.seconds, 3),
+            counted_refusals=rates is not None,
             events_lost=found.lost,
             frontends=tuple(rows[:limit]),
             left_out=max(0, len(rows) - limit),
         )
+
+    def _rates(self) -> dict[FrontendKey, Rates] | None:
+        """Return what the kernel's counters gained since the last sample; ``None`` without any."""
+        before, self._before = self._before, _counters(self._view)
+        if before is None or self._before is None:
+            return None
+        (begin, old), (end, new) = before, self._before
+        return rates_between(old, new, end - begin)
 
     def _read_open(self) -> None:
         """Count open connections, unless that took long a short time ago."""
@@ -149,6 +162,18 @@ class _Sampler:
         self._open = open_connections(_served(self._view))
         end = time.monotonic()
         self._next_dump = end + _DUMP_SHARE * (end - begin)
+
+
+def _counters(view: NodeView) -> tuple[float, dict[FrontendKey, Reading]] | None:
+    """Read the accounting tables; return when, and the counters; ``None`` without tables."""
+    try:
+        readings = [read_counters(family) for family in view.families]
+    except CountersUnreadableError as error:
+        raise CommandError(str(error), ExitCode.KERNEL) from error
+    if all(found is None for found in readings):
+        return None
+    merged = {key: reading for found in readings for key, reading in (found or {}).items()}
+    return time.monotonic(), merged
 
 
 def _served(view: NodeView) -> dict[IPFamily, Served]:

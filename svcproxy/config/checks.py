@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from svcproxy.config.collect import setting_message
 from svcproxy.config.gates import unknown_gates
-from svcproxy.config.model import Config, LocalMode, ProxyMode
+from svcproxy.config.model import AccountingLevel, Config, LocalMode, ProxyMode
 from svcproxy.config.parsing import cidr_family, format_duration
 from svcproxy.model.names import IPFamily
 
@@ -56,7 +56,19 @@ def find_warnings(config: Config, name_of: FieldNamer) -> list[str]:
             setting_message(name_of("nodeport_addresses"), ",".join(ports), effect.format(family))
             for family in _missing_families(ports, dual=dual)
         ]
-    return found
+    return found + _uncounted(config, name_of)
+
+
+def _uncounted(config: Config, name_of: FieldNamer) -> list[str]:
+    """Warn of settings that have no effect while nothing is counted."""
+    if config.accounting is not AccountingLevel.NONE:
+        return []
+    reason = "no effect without --svcproxy-accounting"
+    given = {
+        "refusal_log_group": str(config.refusal_log_group or ""),
+        "service_metrics": ",".join(map(str, config.service_metrics)),
+    }
+    return [setting_message(name_of(name), text, reason) for name, text in given.items() if text]
 
 
 def _missing_families(ranges: Sequence[str], *, dual: bool) -> list[IPFamily]:

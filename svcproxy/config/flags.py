@@ -12,6 +12,7 @@ from svcproxy.config.flag import Flag
 from svcproxy.config.model import Config, ConfigError, Loaded, ProxyMode
 from svcproxy.config.parsing import NODE_PORT_PRIMARY, Bind, format_duration, parse_bind
 from svcproxy.config.table import GROUPS
+from svcproxy.model.names import NamespacedName
 
 FLAGS: Mapping[str, Flag] = {flag.name: flag for flags in GROUPS.values() for flag in flags}
 
@@ -42,8 +43,10 @@ def _text(flag: Flag, config: Config) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _entry(entry: str | tuple[str, bool | int]) -> str:
+def _entry(entry: str | NamespacedName | tuple[str, bool | int]) -> str:
     """Return an entry of a list as text; those of feature-gates and vmodule are pairs."""
+    if isinstance(entry, NamespacedName):
+        return str(entry)
     return entry if isinstance(entry, str) else f"{entry[0]}={str(entry[1]).lower()}"
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from svcproxy.config.gates import EXTERNAL_IPS
 from svcproxy.config.parsing import NODE_PORT_PRIMARY, Bind, cidr_family
-from svcproxy.model.names import IPFamily
+from svcproxy.model.names import IPFamily, NamespacedName
 
 DEFAULT_MIN_SYNC_PERIOD = 1.0
 """Seconds; the default of kube-proxy 1.36 in iptables and nftables mode (v1alpha1 defaults)."""
@@ -48,6 +48,14 @@ class IptablesVariant(StrEnum):
     AUTO = "auto"
     NFT = "nft"
     LEGACY = "legacy"
+
+
+class AccountingLevel(StrEnum):
+    """What the kernel counts for each Service."""
+
+    NONE = "none"
+    REFUSALS = "refusals"
+    CONNECTIONS = "connections"
 
 
 AVAILABLE_MODES = frozenset({ProxyMode.IPTABLES, ProxyMode.IPVS, ProxyMode.NFTABLES})
@@ -144,6 +152,9 @@ class Config:
     healthz_bind_address: Bind | None = _HEALTHZ_BIND
     admin_socket: str = "/run/svcproxy/admin.sock"
     ui: bool = True
+    accounting: AccountingLevel = AccountingLevel.NONE
+    refusal_log_group: int = 0
+    service_metrics: tuple[NamespacedName, ...] = ()
     bind_address_hard_fail: bool = False
     profiling: bool = False
     show_hidden_metrics_for_version: str = ""

@@ -11,7 +11,7 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import NamedTuple, TypeVar
 
-from svcproxy.model.names import IPFamily
+from svcproxy.model.names import IPFamily, NamespacedName
 
 NODE_PORT_PRIMARY = "primary"
 
@@ -320,6 +320,21 @@ def parse_socket_path(text: str) -> str:
     if len(text.encode()) > _SOCKET_PATH_BYTES:
         raise ValueError(f"longer than {_SOCKET_PATH_BYTES} bytes")
     return text
+
+
+def parse_services(text: str) -> tuple[NamespacedName, ...]:
+    """Parse Services as ``namespace/name``, separated by commas.
+
+    Raises:
+        ValueError: one of them has another form.
+    """
+    found = []
+    for item in filter(None, map(str.strip, text.split(","))):
+        namespace, _, name = item.partition("/")
+        if not namespace or not name or "/" in name:
+            raise ValueError(f"{printable(item)}: write namespace/name, for example default/web")
+        found.append(NamespacedName(namespace, name))
+    return tuple(dict.fromkeys(found))
 
 
 def parse_vmodule(text: str) -> tuple[tuple[str, int], ...]:

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 
 from svcproxy.config.flag import Flag, boolean_flag, duration_flag, flag, ignored_flag
-from svcproxy.config.model import HEALTHZ_PORT, METRICS_PORT, LogFormat
+from svcproxy.config.model import HEALTHZ_PORT, METRICS_PORT, AccountingLevel, LogFormat
 from svcproxy.config.parsing import (
     parse_bind,
     parse_choice,
     parse_hidden_version,
     parse_integer,
     parse_quantity,
+    parse_services,
     parse_socket_path,
     parse_vmodule,
 )
@@ -71,6 +72,29 @@ OBSERVING: Mapping[str, tuple[Flag, ...]] = {
             "VERSION",
             "accepted without effect: no metric is hidden",
             parse=parse_hidden_version,
+        ),
+    ),
+    "Counting connections": (
+        flag(
+            "svcproxy-accounting",
+            "LEVEL",
+            "what the kernel counts for each Service: none, refusals, or also connections",
+            "accounting",
+            parse=parse_choice(AccountingLevel, available=frozenset(AccountingLevel)),
+        ),
+        flag(
+            "svcproxy-refusal-log-group",
+            "NUMBER",
+            "nflog group that gets up to 10 packets/s that are refused or dropped; 0 for none",
+            "refusal_log_group",
+            parse=parse_integer(0, 65535),
+        ),
+        flag(
+            "svcproxy-service-metrics",
+            "SERVICES",
+            "namespace/name of Services with metrics of their own, separated by commas",
+            "service_metrics",
+            parse=parse_services,
         ),
     ),
     "Logging": (

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import structlog
 
+from svcproxy.backends.core.node_settings import node_address
+from svcproxy.config import Config
 from svcproxy.conntrack.cleaner import StaleFlows
 from svcproxy.model.names import IPFamily, ServicePortName
 from svcproxy.model.objects import Node
@@ -60,6 +62,17 @@ def health_checks(
         unapplied.clear()
 
     return apply
+
+
+def health_check_addresses(config: Config, family: IPFamily, node: Node | None) -> tuple[str, ...]:
+    """Return the addresses that serve node ports, which serve health checks too; empty means all."""
+    if config.nodeport_primary:
+        address = node_address(config, family, node)
+        return (address,) if address else ()
+    ranges = config.nodeport_cidrs(family)
+    if any(cidr.endswith("/0") for cidr in ranges):
+        return ()
+    return local_addresses(family, ranges) if ranges else ()
 
 
 def local_addresses(family: IPFamily, ranges: tuple[str, ...]) -> tuple[str, ...]:

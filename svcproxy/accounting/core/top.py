@@ -7,6 +7,7 @@ import msgspec
 
 from svcproxy.accounting.core.activity import Activity
 from svcproxy.accounting.core.frontends import FrontendKey
+from svcproxy.accounting.core.readings import Rates
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Frontend, FrontendKind, ServicePort, Verdict
 from svcproxy.netlink.core.addresses import text
@@ -125,20 +126,6 @@ class Top(msgspec.Struct, frozen=True, rename="camel", tag_field="kind", tag="To
     left_out: int = 0
 
 
-class Rates(msgspec.Struct, frozen=True):
-    """What the kernel's counters of a frontend gained during a sample, per second.
-
-    Attributes:
-        new: new connections.
-        refused: refused attempts.
-        dropped: dropped attempts.
-    """
-
-    new: float = 0.0
-    refused: float = 0.0
-    dropped: float = 0.0
-
-
 def top_frontends(
     ports: Iterable[tuple[IPFamily, Mapping[ServicePortName, ServicePort]]],
     seconds: float,
@@ -161,7 +148,7 @@ def top_frontends(
                 key = FrontendKey(family, frontend.address, frontend.port, name.protocol)
                 rates = None if counted is None else counted.get(key, Rates())
                 seen, now_open = activity(key), opened.get(key, 0)
-                if seen.count or now_open or (rates and (rates.new or rates != Rates())):
+                if seen.count or now_open or (rates is not None and any(rates)):
                     yield _row(key, (name, port, frontend), seconds, now_open, seen, rates)
 
 
@@ -174,6 +161,7 @@ def _row(  # noqa: PLR0917 - private, each is a column
     rates: Rates | None,
 ) -> TopFrontend:
     name, port, frontend = of
+    new = rates.new if rates is not None and rates.new is not None else seen.count / seconds
     return TopFrontend(
         service=str(name.service),
         port_name=name.port,
@@ -182,7 +170,7 @@ def _row(  # noqa: PLR0917 - private, each is a column
         type=frontend.kind,
         address=frontend.address,
         port=frontend.port,
-        new_per_second=round(rates.new if rates else seen.count / seconds, 2),
+        new_per_second=round(new, 2),
         open=now_open,
         refused_per_second=None if rates is None else round(rates.refused, 2),
         dropped_per_second=None if rates is None else round(rates.dropped, 2),

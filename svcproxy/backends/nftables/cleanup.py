@@ -8,19 +8,22 @@ from svcproxy.backends.mode_spec import ActiveMode, Cleanup, CleanupStep
 from svcproxy.backends.nftables.client import RefusedError
 from svcproxy.backends.nftables.table import KernelTable
 from svcproxy.model.names import IPFamily
-from svcproxy.netlink.core.nf_tables.ruleset import TABLE
+from svcproxy.netlink.core.nf_tables.ruleset import ACCOUNTING_TABLE, TABLE
 
 _KUBE_PROXY_TABLE = "kube-proxy"
 """kube-proxy's table, in the families ``ip`` and ``ip6``."""
 _NO_NFTABLES = frozenset({errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL})
 
 
-def delete_tables(family: IPFamily, *, keep_own: bool) -> Mapping[str, int]:
+def delete_tables(
+    family: IPFamily, *, keep_own: bool, keep_accounting: bool = False
+) -> Mapping[str, int]:
     """Delete the tables of kube-proxy and of svcproxy.
 
     Args:
         family: the IP family of the tables.
         keep_own: keep svcproxy's table, because nftables mode is active.
+        keep_accounting: keep the table that counts connections.
 
     Returns:
         How many tables were deleted, by kind of operation.
@@ -28,7 +31,8 @@ def delete_tables(family: IPFamily, *, keep_own: bool) -> Mapping[str, int]:
     Raises:
         BackendError: the kernel refused to delete a table.
     """
-    names = [_KUBE_PROXY_TABLE] if keep_own else [_KUBE_PROXY_TABLE, TABLE]
+    kept = {TABLE: keep_own, ACCOUNTING_TABLE: keep_accounting}
+    names = [_KUBE_PROXY_TABLE, *(name for name, keep in kept.items() if not keep)]
     return {"table_deleted": sum(_delete_table(family, name) for name in names)}
 
 
@@ -48,7 +52,8 @@ def _delete_table(family: IPFamily, name: str) -> bool:
 
 
 def _steps(active: ActiveMode, family: IPFamily, _keep: Collection[str]) -> Iterator[CleanupStep]:
-    yield partial(delete_tables, family, keep_own=active.mode == "nftables")
+    keep_own = active.mode == "nftables"
+    yield partial(delete_tables, family, keep_own=keep_own, keep_accounting=active.accounting)
 
 
 CLEANUP = Cleanup(rules=_steps)

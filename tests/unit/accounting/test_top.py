@@ -7,7 +7,8 @@ import pytest
 
 from svcproxy.accounting.core.activity import Activities
 from svcproxy.accounting.core.frontends import FrontendKey
-from svcproxy.accounting.core.top import Order, Rates, Top, TopFrontend, ordered, top_frontends
+from svcproxy.accounting.core.readings import Rates
+from svcproxy.accounting.core.top import Order, Top, TopFrontend, ordered, top_frontends
 from svcproxy.commands.core.top_table import table
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import Frontend, FrontendKind, ServicePort, Verdict

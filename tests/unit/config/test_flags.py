@@ -5,6 +5,7 @@ import pytest
 from svcproxy.config import (
     AVAILABLE_MODES,
     FLAGS,
+    AccountingLevel,
     Config,
     ConfigError,
     IptablesVariant,
@@ -17,7 +18,7 @@ from svcproxy.config import (
 )
 from svcproxy.config.checks import find_errors
 from svcproxy.config.parsing import Bind
-from svcproxy.model.names import IPFamily
+from svcproxy.model.names import IPFamily, NamespacedName
 
 
 def load(**settings: str) -> Loaded:
@@ -64,6 +65,8 @@ OUR_DEFAULTS = {
     "svcproxy-iptables-variant": "auto",
     "svcproxy-admin-socket": "/run/svcproxy/admin.sock",
     "svcproxy-ui": "true",
+    "svcproxy-accounting": "none",
+    "svcproxy-refusal-log-group": "0",
     # Zero values, which kube-proxy does not print
     "v": "0",
     "log-text-info-buffer-size": "0",
@@ -131,6 +134,12 @@ OTHER_VALUES = {
     "metrics-bind-address": ("", None),
     "svcproxy-admin-socket": ("/run/other.sock", "/run/other.sock"),
     "svcproxy-ui": ("false", False),
+    "svcproxy-accounting": ("connections", AccountingLevel.CONNECTIONS),
+    "svcproxy-refusal-log-group": ("100", 100),
+    "svcproxy-service-metrics": (
+        "default/web,kube-system/dns",
+        (NamespacedName("default", "web"), NamespacedName("kube-system", "dns")),
+    ),
     "bind-address-hard-fail": ("true", True),
     "profiling": ("true", True),
     "show-hidden-metrics-for-version": ("1.35", "1.35"),

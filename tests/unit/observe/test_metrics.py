@@ -10,9 +10,12 @@ from prometheus_client import CollectorRegistry, Counter, Metric, generate_lates
 from prometheus_client.parser import text_string_to_metric_families
 
 from svcproxy import __version__
+from svcproxy.accounting.core.frontends import FrontendKey
+from svcproxy.accounting.core.readings import Reading
+from svcproxy.accounting.service_metrics import ServiceCollector
 from svcproxy.config import ProxyMode
 from svcproxy.kube.event_recorder import LoggingRecorder
-from svcproxy.model.names import IPFamily, Kind
+from svcproxy.model.names import IPFamily, Kind, Protocol, ServicePortName
 from svcproxy.modes import mode_spec
 from svcproxy.netlink import nfacct
 from svcproxy.observe.exposition import render
@@ -85,6 +88,16 @@ def touched(mode: ProxyMode = ProxyMode.IPTABLES) -> Metrics:
     metrics = Metrics(mode, mode_spec(mode).metrics)
     health = HealthState(sync_period=30.0, clock=lambda: 0.0, wall=lambda: 0.0)
     Reporter(IPFamily.IPV4, metrics, health, LoggingRecorder())
+    web = FrontendKey(IPFamily.IPV4, "10.96.0.10", 80, Protocol.TCP)
+    port = ServicePortName("default", "web", "http", Protocol.TCP)
+    metrics.registry.register(
+        ServiceCollector(
+            lambda: {IPFamily.IPV4: {web: port}},
+            lambda: 0,
+            connections=True,
+            read=lambda *_: {web: Reading(1, 1, 1)},
+        )
+    )
     for attribute in vars(metrics).values():
         names = getattr(attribute, "_labelnames", ())
         child = attribute.labels(*("x" for _ in names)) if names else attribute

@@ -8,6 +8,8 @@ from svcproxy.netlink.core.attributes import U32, collect, string, walk
 from svcproxy.netlink.core.nf_tables.ruleset import EncodedElements, key_prefix
 from svcproxy.netlink.errors import MalformedError
 
+_ELEMENT_COUNTER = 7
+
 
 class TableDump(msgspec.Struct):
     """One table as the kernel dumped it; empty if it does not exist.
@@ -90,6 +92,19 @@ def element_count(description: bytes) -> int | None:
     """Return the number of elements of a set; ``None`` if the kernel does not report it."""
     number = collect(description).get(20)
     return int.from_bytes(number, "big") if number is not None else None
+
+
+def packets(encoded: bytes) -> int:
+    """Return how many packets an element has counted; 0 if it has no counter.
+
+    Args:
+        encoded: the part of the element that follows its key.
+
+    Raises:
+        MalformedError: a length does not fit.
+    """
+    counter = collect(collect(encoded).get(_ELEMENT_COUNTER, b"")).get(2, b"")
+    return int.from_bytes(collect(counter).get(2, b""), "big")
 
 
 def same_content(found: bytes, wanted: bytes) -> bool:

@@ -8,7 +8,7 @@ that was sent (``attributes.holds``). A condition that does not match ends the r
 from enum import IntEnum
 from struct import Struct
 
-from svcproxy.netlink.core.attributes import attribute, nest, text, u32, u64
+from svcproxy.netlink.core.attributes import U16, attribute, nest, text, u32, u64
 from svcproxy.netlink.core.nf_tables.protocol import LIST_ELEMENT
 
 Expression = bytes
@@ -187,6 +187,25 @@ def verdict(code: Code, chain: str = "") -> Expression:
     target = [text(2, chain)] if chain else []
     data = nest(2, nest(_VERDICT, u32(1, code & 0xFFFFFFFF), *target))
     return _expression("immediate", u32(1, 0), data)
+
+
+def limit(per_second: int, burst: int) -> Expression:
+    """Match while fewer than ``per_second`` packets arrive, and ``burst`` more at once."""
+    return _expression("limit", u64(1, per_second), u64(2, 1), u32(3, burst), u32(4, 0))
+
+
+def log(group: int, prefix: str) -> Expression:
+    """Send the packet's headers to the programs that listen to an nflog group.
+
+    Args:
+        group: the number of the group.
+        prefix: a text that they get with each packet; at most 127 characters.
+    """
+    return _expression("log", attribute(1, U16.pack(group)), text(2, prefix), u32(3, _LOGGED_BYTES))
+
+
+_LOGGED_BYTES = 128
+"""IPv6 and transport headers, and extension headers between them."""
 
 
 def clear(word: int) -> Expression:

@@ -15,6 +15,9 @@ from svcproxy.netlink.core.nf_tables.datatypes import (
 from svcproxy.netlink.core.nf_tables.expressions import Expression
 
 TABLE = "svcproxy"
+"""The table of nftables mode."""
+ACCOUNTING_TABLE = "svcproxy-accounting"
+"""The table that counts connections, in every mode."""
 
 _MAP, _TIMEOUT, _DYNAMIC = 0x8, 0x10, 0x20
 
@@ -33,6 +36,7 @@ class SetSpec(msgspec.Struct, frozen=True):
         data: the datatypes of its values; ``None`` for a set.
         limit: the maximum number of elements, for sets that packets change; 0 for other sets.
         comment: its purpose, shown when the set is listed.
+        counter: whether each element counts the packets that match it.
     """
 
     name: str
@@ -40,6 +44,7 @@ class SetSpec(msgspec.Struct, frozen=True):
     data: Concatenation | None = None
     limit: int = 0
     comment: str = ""
+    counter: bool = False
 
     def attributes(self) -> bytes:
         """Return the attributes of the set, encoded as in the kernel's dumps."""
@@ -55,6 +60,8 @@ class SetSpec(msgspec.Struct, frozen=True):
         if self.limit:
             parts.append(nest(9, u32(1, self.limit)))
         parts.append(attribute(13, set_userdata(self.key, self.data, self.comment)))
+        if self.counter:
+            parts.append(nest(17, text(1, "counter")))
         return b"".join(parts)
 
 
