@@ -25,7 +25,7 @@ _FLAGS = (
     "--enable-logging=stderr",
     "--virtual-time-budget=5000",
 )
-_CONSOLE = re.compile(r'CONSOLE[^\]]*\] "(.*?)", source:')
+_CONSOLE = re.compile(r'CONSOLE:\d+\] "(?!.*source: chrome://)(.*)')
 
 
 class BrowserError(Exception):
@@ -57,7 +57,7 @@ class Browser:
     def open(self, url: str) -> Seen:
         """Open a page, and return what the browser made of it."""
         done = self._run("--dump-dom", url)
-        return Seen(done.stdout, tuple(_CONSOLE.findall(done.stderr)))
+        return Seen(done.stdout, _console(done.stderr))
 
     def screenshot(
         self, url: str, file: Path, size: tuple[int, int], *, dark: bool = False
@@ -79,7 +79,7 @@ class Browser:
         )
         if not file.exists():
             raise BrowserError(f"no screenshot of {url}:\n{done.stderr[-2000:]}")
-        return tuple(_CONSOLE.findall(done.stderr))
+        return _console(done.stderr)
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         profile = tempfile.mkdtemp(prefix="svcproxy-browser-")
@@ -93,3 +93,8 @@ class Browser:
         if done.returncode:
             raise BrowserError(f"{_PROGRAM} ended with {done.returncode}:\n{done.stderr[-2000:]}")
         return done
+
+
+def _console(log: str) -> tuple[str, ...]:
+    """Return the messages on the console of pages; those of the browser's own pages are left out."""
+    return tuple(_CONSOLE.findall(log))

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import msgspec
 
-from svcproxy.admin.client import AdminClient, OtherVersionError
+from svcproxy.admin.client import AdminClient
 from svcproxy.admin.core.protocol import Repairs, Status
 from svcproxy.explain.core.service_list import Observed, service_list
 from svcproxy.explain.core.view import NodeView
@@ -75,7 +75,7 @@ class NodeReader:
             AdminError: the daemon cannot be asked.
         """
         reading = self.read()
-        repairs = self._repairs.get(self._last_repairs)
+        repairs = self._repairs.get(self._client.repairs)
         return Snapshot(
             status=self._status.get(self._client.status),
             rows=reading.rows,
@@ -84,12 +84,6 @@ class NodeReader:
             repaired=repairs.total,
             comparison=reading.comparison,
         )
-
-    def _last_repairs(self) -> Repairs:
-        try:
-            return self._client.repairs()
-        except OtherVersionError:  # a daemon that does not list its repairs
-            return Repairs(0)
 
     def _read(self) -> Reading:
         for _ in range(_ATTEMPTS):

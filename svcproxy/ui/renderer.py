@@ -16,6 +16,7 @@ from svcproxy.explain.core.service_detail import (
 from svcproxy.explain.core.service_list import Observed
 from svcproxy.explain.kernel_state import comparisons, kernel_objects
 from svcproxy.limits import UI_IDLE_SECONDS, UI_MEMORY_BYTES, UI_PAGE_SECONDS
+from svcproxy.runtime_tuning import collect_rarely
 from svcproxy.ui.channel import ChannelClosedError, receive, send
 from svcproxy.ui.core.errors import error_page
 from svcproxy.ui.core.frame import Place
@@ -37,6 +38,7 @@ def serve(channel: socket.socket, admin_socket: str, idle: float = UI_IDLE_SECON
         idle: how long to wait for a request, in seconds.
     """
     _limit_memory()
+    collect_rarely()
     reader = NodeReader(AdminClient(admin_socket, UI_PAGE_SECONDS))
     while True:
         try:

@@ -22,7 +22,7 @@ class Source:
 @pytest.mark.parametrize(("cost", "seconds"), [(0.01, 1.0), (2.0, 10.0)])
 def test_a_value_is_kept_for_its_time_or_five_times_its_cost(cost: float, seconds: float) -> None:
     source = Source(cost)
-    kept: Kept[int] = Kept(1.0, lambda: source.now)
+    kept: Kept[int] = Kept(1.0, lambda: source.now, lambda: source.now)
     assert kept.get(source.compute) == 1
     source.now += seconds - 0.001
     assert kept.get(source.compute) == 1
@@ -30,20 +30,9 @@ def test_a_value_is_kept_for_its_time_or_five_times_its_cost(cost: float, second
     assert kept.get(source.compute) == 2
 
 
-def test_a_value_with_an_unchanged_key_is_kept() -> None:
-    source = Source(0.0)
-    kept: Kept[int] = Kept(1.0, lambda: source.now)
-    assert kept.get(source.compute, "a") == 1
-    source.now += 100
-    assert kept.get(source.compute, "a") == 1
-    assert kept.get(source.compute, "b") == 2
-    source.now += 100
-    assert kept.get(source.compute, None) == 3
-
-
 def test_a_failure_keeps_nothing() -> None:
     source = Source(0.0)
-    kept: Kept[int] = Kept(1.0, lambda: source.now)
+    kept: Kept[int] = Kept(1.0, lambda: source.now, lambda: source.now)
 
     def fail() -> int:
         raise ValueError("broken")
