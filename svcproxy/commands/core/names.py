@@ -27,6 +27,8 @@ _SECRETS = (
     # A JSON web token, for example of a ServiceAccount
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"), "REDACTED"),
     (re.compile(r"-----BEGIN [A-Z ]+-----.*?(?:-----END [A-Z ]+-----|\Z)", re.DOTALL), "REDACTED"),
+    # What a credential plugin wrote to stderr, which svcproxy logs
+    (re.compile(r"(exec: process returned -?\d+)[^\n]*?(: run it by hand|\n|$)"), r"\1 REDACTED\2"),
     (
         re.compile(
             r"(?i)((?:password|passwd|token|secret|api[_-]?key)(?:=\"?|: +|\" *: *\"))[^\s\",;]+"

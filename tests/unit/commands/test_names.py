@@ -82,6 +82,10 @@ def test_names_of_objects_include_ports_nodes_and_zones() -> None:
         ("a -----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY----- b", "a REDACTED b"),
         ("env AWS_SECRET=hunter2 failed", "env AWS_SECRET=REDACTED failed"),
         ('{"token":"abc","x":1}', '{"token":"REDACTED","x":1}'),
+        (
+            "exec plugin 'x' failed: exec: process returned 1. I am hunter2: run it by hand to see",
+            "exec plugin 'x' failed: exec: process returned 1 REDACTED: run it by hand to see",
+        ),
         ("password: hunter2", "password: REDACTED"),
         ("service=default/token:http", "service=default/token:http"),
     ],
