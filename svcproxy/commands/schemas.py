@@ -29,8 +29,9 @@ DOCUMENTS = {
     "ServiceDetail": "svcproxy.explain.core.service_documents",
     "ServiceList": "svcproxy.explain.core.service_documents",
     "Top": "svcproxy.accounting.core.top",
+    "Trace": "svcproxy.explain.core.trace_document:PacketTrace",
 }
-"""The module of each document that a command prints."""
+"""The module of each document that a command prints, with its class if that has another name."""
 
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
 _FOLDER = Path(__file__).parents[2] / "docs" / "schema"
@@ -39,7 +40,8 @@ _FOLDER = Path(__file__).parents[2] / "docs" / "schema"
 def schema_texts() -> Iterator[tuple[str, str]]:
     """Yield the name of each document's file, and its contents."""
     for name, module in DOCUMENTS.items():
-        document = getattr(import_module(module), name)
+        path, _, other = module.partition(":")
+        document = getattr(import_module(path), other or name)
         schema: dict[str, Any] = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             **msgspec.json.schema(document),
@@ -48,7 +50,7 @@ def schema_texts() -> Iterator[tuple[str, str]]:
         for title, definition in schema["$defs"].items():
             if title in parts:
                 _describe(definition, parts[title])
-        _require_version(schema["$defs"][name])
+        _require_version(schema["$defs"][document.__name__])
         yield f"{name}.json", json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 

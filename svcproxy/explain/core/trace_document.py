@@ -82,7 +82,12 @@ class TracedEndpoint(Part, frozen=True, kw_only=True):
 
 
 class SkippedEndpoint(Part, frozen=True, kw_only=True):
-    """An endpoint of the Service that the packet cannot get, and why."""
+    """An endpoint of the Service that the packet cannot get.
+
+    Attributes:
+        endpoint: ``address:port``.
+        because: why not.
+    """
 
     endpoint: str
     because: str
@@ -107,7 +112,12 @@ class TracedRules(Part, frozen=True, kw_only=True):
 
 
 class KnownConnection(Part, frozen=True, kw_only=True):
-    """A connection of the client that connection tracking knows; not translated if no endpoint."""
+    """A connection of the client that connection tracking has.
+
+    Attributes:
+        source_port: the client's port.
+        endpoint: the endpoint, as ``address:port``; absent if the connection is not translated.
+    """
 
     source_port: int
     endpoint: str = ""
