@@ -15,7 +15,11 @@ from typing import TypeVar
 from svcproxy.conntrack.table import ConntrackError, Table
 from svcproxy.limits import PROBE_NAMESPACES, PROBE_PROCESSES
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.client import NetlinkClient
+from svcproxy.netlink.core import rtnetlink, veth
 from svcproxy.netlink.core.addresses import packed
+from svcproxy.netlink.errors import NetlinkError
+from svcproxy.netlink.socket import ROUTE
 from svcproxy.probe.errors import NotSentError
 
 T = TypeVar("T")
@@ -75,7 +79,10 @@ def find(address: str) -> int:
     Raises:
         NotSentError: there is none that this process can see and enter.
     """
-    found = _in_thread(lambda: _search(address))
+    with NetlinkClient(ROUTE) as node:
+        with contextlib.suppress(NetlinkError):
+            node.dump(rtnetlink.links_request())  # numbers the namespaces of pods
+        found = _in_thread(lambda: _search(address, node))
     if found is None:
         raise NotSentError(
             f"no network namespace on this node has the address {address}: for a pod on this node,"
@@ -108,26 +115,67 @@ def is_own(address: str) -> bool:
     return False
 
 
-def _search(address: str) -> int | None:
-    refused = 0
-    for opened in _candidates():
-        try:
-            enter(opened)
-        except OSError:
-            refused += 1
-        else:
-            if is_own(address):
+def _search(address: str, node: NetlinkClient) -> int | None:
+    """Return the namespace that has the address; one that is connected to the node comes first.
+
+    A pod can make namespaces of its own, with any addresses. They are not connected to the node.
+
+    Args:
+        address: the address.
+        node: a socket in the node's namespace.
+    """
+    search = _Search(address)
+    unrelated = []
+    for path, opened in _candidates():
+        if _is_related(node, opened):
+            if search.found(opened):
                 return opened
+        else:
+            unrelated.append(path)
         os.close(opened)
-    if refused:
+    for path in unrelated:
+        with contextlib.suppress(OSError):
+            opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if search.found(opened):
+                return opened
+            os.close(opened)
+    if search.refused:
         raise NotSentError(
-            f"the kernel does not let this process enter {refused} network namespaces: run as"
-            " root with CAP_SYS_ADMIN (in a pod: privileged: true)"
+            f"the kernel does not let this process enter {search.refused} network namespaces: run"
+            " as root with CAP_SYS_ADMIN (in a pod: privileged: true)"
         )
     return None
 
 
-def _candidates() -> Iterator[int]:
+class _Search:
+    """Enters namespaces, one after the other.
+
+    Attributes:
+        refused: how many the kernel did not let the thread enter.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self.refused = 0
+
+    def found(self, opened: int) -> bool:
+        """Return whether a namespace has the address."""
+        try:
+            enter(opened)
+        except OSError:
+            self.refused += 1
+            return False
+        return is_own(self._address)
+
+
+def _is_related(node: NetlinkClient, opened: int) -> bool:
+    try:
+        return veth.is_related(node.get(veth.namespace_id_request(opened)).body)
+    except NetlinkError:
+        return True  # unknown
+
+
+def _candidates() -> Iterator[tuple[Path, int]]:
     """Open each namespace that this process can see, except its own; each once."""
     seen = {(os.stat(_OWN).st_dev, os.stat(_OWN).st_ino)}  # noqa: PTH116 - a magic link
     for path in _paths():
@@ -138,7 +186,7 @@ def _candidates() -> Iterator[int]:
             if len(seen) > PROBE_NAMESPACES:
                 return
             seen.add((about.st_dev, about.st_ino))
-            yield os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            yield path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _paths() -> Iterator[Path]:

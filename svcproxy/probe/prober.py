@@ -34,7 +34,10 @@ _IPVS_AFFINITY = (
 )
 _LEGACY = "legacy"
 _NO_EVENTS = "the kernel sent no event: no rule of nf_tables saw the packet"
-_IPVS_NOTE = "IPVS keeps its own entry of the connection until that expires by itself"
+_IPVS_NOTE = (
+    "IPVS keeps its own entry of the connection until that expires by itself: for TCP 10 s after an"
+    " answer and a minute without one, for UDP after --ipvs-udp-timeout (by default 5 minutes)"
+)
 
 
 class _Place(NamedTuple):
@@ -77,12 +80,13 @@ def probe(request: LiveRequest) -> LiveResult:
         endpoint=shown(found.entry.endpoint) if found.entry else "",
         translated=found.entry is not None and found.entry.endpoint != sent.ends[1],
         seen_source=shown(found.entry.seen_source) if found.entry else "",
+        masqueraded=found.entry is not None and found.entry.masqueraded,
         trace=kernel_trace.lines(found.trace, request.family),
         no_trace=found.no_trace,
         notes=_notes(request),
         left=found.left,
     )
-    return compared(result, request.expected)
+    return compared(result, request.expected, from_node=place.namespace is None)
 
 
 def _check(request: LiveRequest) -> None:

@@ -1,5 +1,6 @@
 """``trace --live``: what a probe reports is what the kernel did, and nothing of it remains."""
 
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,8 @@ from svcproxy.netlink.address_watcher import AddressWatcher
 from svcproxy.probe.core.entry import target
 from svcproxy.probe.core.result import Expected, LiveResult, Outcome, SourceKind, Verdict
 from testbed import manifests as m
+from testbed import netns
+from testbed.netns import NetNS
 from testbed.outcomes import Answer
 from testbed.waiting import eventually
 from tests.kernel.conftest import Stage, all_at, another_address, ask, at
@@ -74,6 +77,7 @@ def test_a_delivered_probe(stage: Stage, family: int, source: str, proto: str) -
     assert result.endpoint == target(pods[0].ip(family), backend)
     assert result.milliseconds > 0
     assert result.agrees, result
+    assert result.masqueraded is (source != "pod")
     if source == "node":
         ((_, seen),) = ask(stage.node, proto, offer.vip, port, n=1)
         assert result.seen_source.startswith(target(seen, 0).rpartition(":")[0] + ":")
@@ -81,6 +85,15 @@ def test_a_delivered_probe(stage: Stage, family: int, source: str, proto: str) -
     eventually(lambda: snapshot(stage) == before, "the former state", timeout=GONE)
     if source != "node":
         assert not flows(stage.node.netns, offer.vip)
+
+
+def test_the_node_is_masqueraded_to_a_remote_endpoint(stage: Stage, family: int) -> None:
+    """The endpoint sees the node's own address, which is the source already."""
+    offer = stage.offer(family, [at(stage.there[0], family)])
+    expected = _expected(stage, [target(stage.there[0].ip(family), 8080)], masqueraded=True)
+    result = live(stage, request(stage, family, offer.vip, 80, expected=expected))
+    assert (result.outcome, result.agrees) == (Outcome.ANSWERED, True), result
+    assert result.masqueraded
 
 
 def test_a_load_balancer_address_from_outside(stage: Stage, family: int) -> None:
@@ -187,6 +200,38 @@ def test_a_probe_that_cannot_be_sent(stage: Stage, family: int) -> None:
     assert result.outcome is Outcome.NOT_SENT
     assert nowhere in result.detail
     assert "hostPID" in result.detail
+
+
+def test_a_namespace_with_the_address_of_a_pod_is_not_the_pod(stage: Stage, family: int) -> None:
+    """Programs can make namespaces with any addresses; only that of the pod leads to the node."""
+    offer = stage.offer(family, [at(stage.here[0], family)])
+    address = "10.244.1.77" if family == 4 else "fd00:10:244:1::77"
+    own = f"{address}/128 nodad" if family == 6 else f"{address}/32"
+    gateway = stage.node.bridge_ips[0 if family == 4 else 1]
+    false, true = (NetNS(f"svp-{os.getpid()}-{name}") for name in ("false", "true"))
+    netns.ip_batch([f"netns add {false.name}", f"netns add {true.name}"])
+    # Processes are looked at first, in the order of their numbers.
+    sleeping = [space.popen(["sleep", "300"]) for space in (false, true)]
+    try:
+        netns.ip_batch(["link set lo up", f"addr add {own} dev lo"], false.name)
+        netns.ip_batch(
+            [
+                f"link add late type veth peer name eth0 netns {true.name}",
+                "link set late master br0 up",
+            ],
+            stage.node.netns.name,
+        )
+        lines = ["link set eth0 up", f"addr add {own} dev eth0", f"route add {gateway} dev eth0"]
+        netns.ip_batch([*lines, f"route add default via {gateway} src {address}"], true.name)
+        asked = request(
+            stage, family, offer.vip, 80, source_kind=SourceKind.POD, source=address, timeout=5.0
+        )
+        result = live(stage, asked)
+        assert result.outcome is Outcome.ANSWERED, result
+    finally:
+        netns.remove([false.name, true.name])
+        for process in sleeping:
+            process.wait()
 
 
 @pytest.mark.parametrize("source", ["node", "outside"])

@@ -15,6 +15,7 @@ _NEW_LINK, _GET_LINK, _NEW_ROUTE, _NEW_NEIGHBOUR = 16, 18, 24, 28
 _LINK, _ROUTE, _NEIGHBOUR = Struct("=BxHiII"), Struct("=8BI"), Struct("=BxxxiHBB")
 _MAC, _NAME, _LINK_INFO, _AF_SPEC, _NAMESPACE_FD = 1, 3, 18, 26, 28
 _QDISC, _STATE, _STATE_UP = 6, 16, b"\6"
+_GET_NAMESPACE_ID, _ID, _ID_OF_FD, _NO_ID = 90, 1, 3, b"\xff" * 4
 _INFO_KIND, _INFO_DATA, _PEER = 1, 2, 1
 _INET6, _ADDRESS_MODE, _NO_ADDRESS = 10, 8, b"\1"
 _UP = 1
@@ -79,6 +80,28 @@ def is_active(body: bytes) -> bool:
     """
     found = collect(body, _LINK.size)
     return found.get(_STATE) == _STATE_UP and string(found.get(_QDISC, b"noop")) != "noop"
+
+
+def namespace_id_request(namespace: int) -> NetlinkRequest:
+    """Ask for the number by which this network namespace knows another one, by its descriptor."""
+    return NetlinkRequest(
+        _GET_NAMESPACE_ID, 0, bytes(4) + attribute(_ID_OF_FD, _U32.pack(namespace))
+    )
+
+
+def is_related(body: bytes) -> bool:
+    """Return whether an interface here leads to the other network namespace.
+
+    The kernel gives a namespace a number here when it reports such an interface.
+
+    Args:
+        body: the answer to ``namespace_id_request``.
+
+    Raises:
+        MalformedError: it is malformed.
+    """
+    value = collect(body, 4).get(_ID, b"")
+    return len(value) == _U32.size and value != _NO_ID
 
 
 def route_request(family: IPFamily, destination: bytes, bits: int, link: int) -> NetlinkRequest:

@@ -26,7 +26,7 @@ EVENT_GROUP = 1
 """NFNLGRP_CONNTRACK_NEW: an event for each new entry."""
 _REPLY, _STATUS = 2, 3
 _IP, _PROTO = 1, 2
-_SEEN_REPLY = 0x2
+_SOURCE_TRANSLATED = 0x10  # IPS_SRC_NAT
 _DESTINATIONS = {4: 2, 16: 4}
 _DESTINATION_PORT = 3
 _U16, _U32 = Struct("!H"), Struct("!I")
@@ -63,13 +63,13 @@ class Entry(NamedTuple):
     Attributes:
         endpoint: the source of the replies.
         seen_source: the destination of the replies: the source that the endpoint sees.
-        replied: whether a reply has passed.
+        masqueraded: whether the source is translated.
         flow: the entry, for deleting it.
     """
 
     endpoint: AddressPort
     seen_source: AddressPort
-    replied: bool
+    masqueraded: bool
     flow: Flow
 
 
@@ -108,8 +108,9 @@ def decode(body: bytes) -> Entry:
     if len(address) != len(flow.source.address) or len(port) != _U16.size:
         raise MalformedError("an entry without the destination of replies")
     status = found.get(_STATUS, b"")
-    replied = len(status) == _U32.size and bool(_U32.unpack(status)[0] & _SEEN_REPLY)
-    return Entry(flow.source, AddressPort(address, _U16.unpack(port)[0]), replied, flow)
+    bits = _U32.unpack(status)[0] if len(status) == _U32.size else 0
+    seen = AddressPort(address, _U16.unpack(port)[0])
+    return Entry(flow.source, seen, bool(bits & _SOURCE_TRANSLATED), flow)
 
 
 def event_filter(sent: Tuple) -> bytes:

@@ -134,6 +134,8 @@ class LiveResult(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
             before connection tracking confirmed it.
         translated: whether the endpoint differs from the destination.
         seen_source: the source that the endpoint sees, ``address:port``; empty with ``endpoint``.
+        masqueraded: whether the source was translated. For the node's own packets the address may
+            stay the same.
         trace: the kernel's own trace of the first packet.
         no_trace: why there is none.
         agrees: whether the outcome is as predicted; ``None`` without a prediction, and if nothing
@@ -150,6 +152,7 @@ class LiveResult(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
     endpoint: str = ""
     translated: bool = False
     seen_source: str = ""
+    masqueraded: bool = False
     trace: Sequence[TraceLine] = ()
     no_trace: str = ""
     agrees: bool | None = None
@@ -157,16 +160,21 @@ class LiveResult(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
     notes: Sequence[str] = ()
     left: Sequence[str] = ()
 
-    @property
-    def masqueraded(self) -> bool:
-        """Whether the endpoint sees another source address than the probe had."""
-        return bool(self.endpoint) and _address(self.seen_source) != _address(self.source)
 
+def compared(
+    result: LiveResult, expected: Expected | None, *, from_node: bool = False
+) -> LiveResult:
+    """Return the result with ``agrees`` and ``disagreement``.
 
-def compared(result: LiveResult, expected: Expected | None) -> LiveResult:
-    """Return the result with ``agrees`` and ``disagreement``."""
+    Args:
+        result: the result.
+        expected: the prediction.
+        from_node: the source is an address of the node, so the endpoint sees one in any case.
+    """
     if expected is None or result.outcome is Outcome.NOT_SENT:
         return result
+    if from_node:
+        expected = msgspec.structs.replace(expected, masqueraded=None)
     text = _disagreement(result, expected)
     return msgspec.structs.replace(result, agrees=not text, disagreement=text)
 
@@ -198,7 +206,3 @@ def _undelivered(result: LiveResult, expected: Expected) -> str:
         done = "masqueraded" if result.masqueraded else "kept"
         return f"the source was {done}, against the prediction"
     return ""
-
-
-def _address(target: str) -> str:
-    return target.rpartition(":")[0]

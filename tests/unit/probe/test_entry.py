@@ -34,9 +34,9 @@ def reply(sent: Tuple) -> tuple[AddressPort, AddressPort]:
 @pytest.mark.parametrize("sent", [V4, V6])
 def test_an_entry_says_where_the_probe_went_and_what_the_endpoint_sees(sent: Tuple) -> None:
     endpoint, seen = reply(sent)
-    found = decode(body(sent, endpoint, seen, status=0x2))
-    assert (found.endpoint, found.seen_source, found.replied) == (endpoint, seen, True)
-    assert not decode(body(sent, endpoint, seen, status=0x1)).replied
+    found = decode(body(sent, endpoint, seen, status=0x12))
+    assert (found.endpoint, found.seen_source, found.masqueraded) == (endpoint, seen, True)
+    assert not decode(body(sent, endpoint, seen, status=0x2)).masqueraded
 
 
 @pytest.mark.parametrize("sent", [V4, V6])

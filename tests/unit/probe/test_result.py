@@ -11,7 +11,13 @@ VIP = "10.96.0.1:80"
 
 def delivered(outcome: Outcome, endpoint: str = A, seen: str = SOURCE) -> LiveResult:
     return LiveResult(
-        outcome, "", source=SOURCE, endpoint=endpoint, translated=True, seen_source=seen
+        outcome,
+        "",
+        source=SOURCE,
+        endpoint=endpoint,
+        translated=True,
+        seen_source=seen,
+        masqueraded=seen != SOURCE,
     )
 
 
@@ -76,3 +82,10 @@ def test_against_the_prediction(result: LiveResult, expected: Expected, says: st
 )
 def test_nothing_to_compare(result: LiveResult, expected: Expected | None) -> None:
     assert compared(result, expected).agrees is None
+
+
+def test_the_node_is_masqueraded_as_itself() -> None:
+    """Its own address stays, so translated or not, the endpoint sees an address of the node."""
+    expected = Expected(Verdict.DELIVERED, masqueraded=True)
+    assert compared(delivered(Outcome.ANSWERED), expected).agrees is False
+    assert compared(delivered(Outcome.ANSWERED), expected, from_node=True).agrees is True
