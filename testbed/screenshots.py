@@ -6,8 +6,10 @@ the daemon, and opens its pages in Chromium.
 
 import argparse
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from testbed import ROOT
 from testbed import manifests as m
@@ -15,6 +17,7 @@ from testbed.browser import Browser
 from testbed.cluster import Cluster
 from testbed.daemon import METRICS_PORT, Daemon
 from testbed.manifests import ManifestFolder, Object
+from testbed.waiting import eventually
 
 FOLDER = ROOT / "docs/screenshots"
 _NAMES = (
@@ -92,38 +95,63 @@ def _trouble(pods: list[str]) -> Iterator[Object]:
     yield m.endpoint_slice(rollout, entries)
 
 
-def take(folder: Path) -> list[Path]:
-    """Take all screenshots; return the files."""
+class Shot(NamedTuple):
+    """A screenshot: its file, the page below ``/ui/``, the size of the window, and the colours."""
+
+    file: str
+    page: str
+    size: tuple[int, int] = (1280, 1010)
+    dark: bool = False
+
+
+SHOTS = (
+    Shot("overview-light.png", ""),
+    Shot("overview-dark.png", "", dark=True),
+    Shot("service.png", "service?name=shop/orders"),
+    Shot("trace.png", "trace?from=10.244.1.4&to=shop/orders:80"),
+    Shot("overview-narrow.png", "", (500, 900)),
+)
+
+
+def take(folder: Path) -> None:
+    """Take all screenshots."""
     folder.mkdir(parents=True, exist_ok=True)
-    site = f"http://127.0.0.1:{METRICS_PORT}/ui"
-    shots = (
-        ("overview-light.png", f"{site}/", (1280, 1010), False),
-        ("overview-dark.png", f"{site}/", (1280, 1010), True),
-        ("service.png", f"{site}/service?name=shop/orders", (1280, 1010), False),
-        ("overview-narrow.png", f"{site}/", (500, 900), False),
-    )
     with tempfile.TemporaryDirectory(prefix="svcproxy-ui-") as name, Cluster(1, 3) as cluster:
         node = cluster.nodes[0]
         manifests = ManifestFolder(Path(name))
         pods = [pod.ipv4 for pod in cluster.pods]
         manifests.put(*objects(pods))
-        flags = {"proxy-mode": "nftables", "hostname-override": "node1"}
-        with Daemon(node, manifests.path, flags=flags):
-            node.netns.run(
-                "nft", "delete", "chain", "ip", "svcproxy", "nat-prerouting", check=False
-            )
+        with Daemon(node, manifests.path, flags={"proxy-mode": "nftables"}) as daemon:
+            _live_through(daemon, manifests, pods)
             browser = Browser(node.netns)
-            for file, url, size, dark in shots:
-                browser.screenshot(url, folder / file, size, dark=dark)
-    return [folder / shot[0] for shot in shots]
+            for shot in SHOTS:
+                url = f"http://127.0.0.1:{METRICS_PORT}/ui/{shot.page}"
+                browser.screenshot(url, folder / shot.file, shot.size, dark=shot.dark)
+
+
+def _live_through(daemon: Daemon, manifests: ManifestFolder, pods: list[str]) -> None:
+    """Change some endpoints, and delete a rule of the daemon's as another program would."""
+    space = daemon.node.netns
+    for number in range(20):
+        service = m.service("web", ["10.96.0.21"], [m.port(80, name="http", target=8080)])
+        manifests.put(m.endpoint_slice(service, pods[: number % 3 + 1]))
+        time.sleep(0.1)
+    element = "{ 10.96.0.21 . tcp . 80 }"
+    space.run("nft", "delete", "element", "ip", "svcproxy", "cluster-ips", element)
+    eventually(
+        lambda: "<code>nft</code>" in daemon.node.traffic.fetch(METRICS_PORT, "/ui/")[1],
+        "the repair",
+    )
 
 
 def main() -> None:
     """Take the screenshots."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="where to write them")
-    for file in take(parser.parse_args().folder):
-        print(f"{file} {file.stat().st_size:,} bytes")
+    folder = parser.parse_args().folder
+    take(folder)
+    for shot in SHOTS:
+        print(f"{folder / shot.file} {(folder / shot.file).stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

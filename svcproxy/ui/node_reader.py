@@ -68,6 +68,14 @@ class NodeReader:
         """
         return self._reading.get(self._read)
 
+    def view(self) -> NodeView:
+        """Return what the node is meant to do now.
+
+        Raises:
+            AdminError: the daemon cannot be asked.
+        """
+        return self._read_view().view
+
     def snapshot(self) -> Snapshot:
         """Return what the overview shows.
 

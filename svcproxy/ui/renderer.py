@@ -14,7 +14,15 @@ from svcproxy.explain.core.service_detail import (
     service_detail,
 )
 from svcproxy.explain.core.service_list import Observed
+from svcproxy.explain.core.trace_arguments import (
+    QuestionError,
+    UnknownNameError,
+    family_of,
+    parse_origin,
+    parse_target,
+)
 from svcproxy.explain.kernel_state import comparisons, kernel_objects
+from svcproxy.explain.trace_packet import Asked, trace_packet
 from svcproxy.limits import UI_IDLE_SECONDS, UI_MEMORY_BYTES, UI_PAGE_SECONDS
 from svcproxy.runtime_tuning import collect_rarely
 from svcproxy.ui.channel import ChannelClosedError, receive, send
@@ -24,6 +32,7 @@ from svcproxy.ui.core.messages import Page, PageQuery
 from svcproxy.ui.core.node import health_of
 from svcproxy.ui.core.overview import overview
 from svcproxy.ui.core.service_page import service_page, unknown_service
+from svcproxy.ui.core.trace_page import trace_page
 from svcproxy.ui.node_reader import NodeReader
 
 Renderer = Callable[[NodeReader, PageQuery], tuple[int, bytes]]
@@ -90,7 +99,40 @@ def _service(reader: NodeReader, query: PageQuery) -> tuple[int, bytes]:
     return HTTPStatus.OK, service_page(detail)
 
 
-RENDERERS: Mapping[str, Renderer] = {"": _overview, "service": _service}
+def _trace(reader: NodeReader, query: PageQuery) -> tuple[int, bytes]:
+    view = reader.read().view
+    place = Place(view.node, view.mode, "trace")
+    origin, target = query.query.get("from", "").strip(), query.query.get("to", "").strip()
+    if not origin and not target:
+        return HTTPStatus.OK, trace_page(place, "", "")
+    try:
+        asked = _asked(origin, target)
+        found = trace_packet(view, asked)
+        if found.document.kernel_differs:  # perhaps a change that the view does not have yet
+            found = trace_packet(reader.view(), asked)
+    except UnknownNameError as error:
+        return HTTPStatus.NOT_FOUND, trace_page(place, origin, target, error=str(error))
+    except QuestionError as error:
+        return HTTPStatus.BAD_REQUEST, trace_page(place, origin, target, error=str(error))
+    return HTTPStatus.OK, trace_page(place, origin, target, found.document)
+
+
+def _asked(origin: str, target: str) -> Asked:
+    """Return the question of the form.
+
+    Pods are not looked up: the daemon's credentials for the API server are not for everyone who can
+    read the metrics port.
+
+    Raises:
+        QuestionError: it is malformed, or names a pod.
+    """
+    source, destination = parse_origin(origin), parse_target(target)
+    if source.pod is not None:
+        raise QuestionError("FROM: the page does not look up pods: give the address of the pod")
+    return Asked(source, destination, family_of(source, destination, None))
+
+
+RENDERERS: Mapping[str, Renderer] = {"": _overview, "service": _service, "trace": _trace}
 """The function that renders each page, by its path below ``/ui/``."""
 
 

@@ -106,6 +106,34 @@ def test_the_page_of_a_service_has_its_endpoints_and_kernel_objects(node: Node) 
     assert node.ask("/ui/service?name=shop/none").status == 404
 
 
+def test_a_trace_says_what_the_node_does_and_whether_the_kernel_agrees(node: Node) -> None:
+    answer = node.ask("/ui/trace?from=10.244.1.9&to=shop/orders:80")
+    assert answer.status == 200
+    for expected in ("Delivered", "10.244.2.7:8080", "The kernel's rules agree", "not ready"):
+        assert expected in answer.text
+    refused = node.ask("/ui/trace?from=10.244.1.9&to=shop/reports:80")
+    assert "Refused" in refused.text
+    assert "Not traced" not in node.ask("/ui/trace").text
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "reason"),
+    [
+        ("from=outside&to=nonsense", 400, "has no port"),
+        ("from=default/pod&to=shop/orders:80", 400, "does not look up pods"),
+        ("from=outside&to=shop/none:80", 404, "shop/none"),
+        ("to=shop/orders:80", 400, "FROM"),
+    ],
+)
+def test_what_cannot_be_traced_has_a_reason(
+    node: Node, query: str, status: int, reason: str
+) -> None:
+    answer = node.ask(f"/ui/trace?{query}")
+    assert answer.status == status
+    assert "Not traced" in answer.text
+    assert reason in answer.text
+
+
 def test_a_repair_is_on_the_page_with_its_culprit(node: Node) -> None:
     assert "No other program has changed the rules" in node.ask("/ui/").text
     element = "{ 10.96.0.21 . tcp . 80 }"
@@ -183,7 +211,8 @@ def test_a_browser_shows_every_page_without_a_complaint(node: Node) -> None:
     """No violation of the policy, no script, and all links lead to pages."""
     browser = Browser(node.space)
     seen: dict[str, str] = {}
-    for page in ("/", "/service?name=shop/orders", "/service?name=edge/ingress"):
+    pages = ("/", "/service?name=edge/ingress", "/trace?from=outside&to=203.0.113.9:443")
+    for page in pages:
         found = browser.open(SITE + page)
         assert found.console == ()
         assert "<script" not in found.html

@@ -44,7 +44,7 @@ def page(title: str, place: Place, *content: Content) -> bytes:
 
 
 def _header(place: Place) -> Html:
-    entries = (("./", "Overview"),)
+    entries = (("./", "Overview"), ("trace", "Trace a packet"))
     navigation = element(
         "nav",
         (
@@ -157,9 +157,11 @@ def section(title: str, *content: Content, id_: str = "", note: Content = None) 
     return element("section", head, *content, id=id_ or None)
 
 
-def notice(title: str, *content: Content, meaning: str = "bad") -> Html:
-    """Return a message that stands out."""
-    return element("div", element("h1", title), *content, class_=f"notice {meaning}", role="alert")
+def notice(title: str, *content: Content, meaning: str = "bad", heading: str = "h1") -> Html:
+    """Return a message that stands out; ``heading`` is ``h2`` on pages with another title."""
+    return element(
+        "div", element(heading, title), *content, class_=f"notice {meaning}", role="alert"
+    )
 
 
 def plain(text: str) -> Html:

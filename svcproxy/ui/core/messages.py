@@ -7,6 +7,7 @@ import msgspec
 PATHS: Mapping[str, frozenset[str]] = {
     "": frozenset({"find", "only", "page"}),
     "service": frozenset({"name"}),
+    "trace": frozenset({"from", "to"}),
 }
 """The pages by their path below ``/ui/``, with the query parameters that they know."""
 

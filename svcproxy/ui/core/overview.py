@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from svcproxy.admin.core.protocol import FamilyStatus, Repair, Status
+from svcproxy.explain.core.diff_documents import operations_text
 from svcproxy.limits import UI_REPAIRS, UI_ROWS, UI_TROUBLES
 from svcproxy.ui.core.chart import latency_chart
 from svcproxy.ui.core.frame import (
@@ -224,12 +225,11 @@ def _repairs(now: Snapshot) -> Html:
 
 
 def _repair(repair: Repair, now: float) -> tuple[Content, ...]:
-    done = (f"{name.replace('_', ' ')}: {n:,}" for name, n in repair.operations.items())
     return (
         element("time", ago(repair.at, now), title=moment(repair.at)),
         _culprit(repair),
         repair.family.value,
-        ", ".join(done),
+        operations_text(repair.operations),
         "event of the kernel" if repair.reported else "resync",
         duration(repair.seconds),
     )

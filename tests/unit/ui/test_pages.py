@@ -10,6 +10,9 @@ from svcproxy.config import Config, ProxyMode
 from svcproxy.explain.core.service_detail import service_detail
 from svcproxy.explain.core.service_documents import ServiceDetail
 from svcproxy.explain.core.service_list import service_list
+from svcproxy.explain.core.trace_arguments import parse_origin, parse_target
+from svcproxy.explain.core.trace_document import PacketTrace, TracedRules
+from svcproxy.explain.trace_packet import Asked, trace_packet
 from svcproxy.explain.views import view_of_objects
 from svcproxy.limits import UI_ROWS, UI_TROUBLES
 from svcproxy.model.names import IPFamily, Kind, NamespacedName, Protocol
@@ -26,6 +29,7 @@ from svcproxy.ui.core.node import Comparison, Health, Snapshot, health_of
 from svcproxy.ui.core.overview import overview
 from svcproxy.ui.core.rows import Trouble, service_rows
 from svcproxy.ui.core.service_page import service_page, unknown_service
+from svcproxy.ui.core.trace_page import trace_page
 
 HOSTILE = "</td><script>alert(1)</script>\"'\x1b[31m\u202e&lt;"
 NOW = 1_000_000.0
@@ -212,6 +216,55 @@ def test_hostile_texts_on_the_page_of_a_service_stay_texts() -> None:
     assert "script" not in page.tags
     assert page.text.count("<script>") >= 5
     assert "script" not in Page(unknown_service(Place("n", "m"), HOSTILE)).tags
+
+
+def traced(origin: str, target: str, **changes: object) -> PacketTrace:
+    view = view_of_objects("node1", ProxyMode.NFTABLES, Config(), objects())
+    asked = Asked(parse_origin(origin), parse_target(target), kernel=False)
+    return msgspec.structs.replace(trace_packet(view, asked).document, **changes)
+
+
+NODE = Place("node1", "nftables", "trace")
+
+
+def test_the_answer_of_a_trace_has_all_steps() -> None:
+    found = traced("10.244.0.9", "default/web-00000:80")
+    text = Page(trace_page(NODE, "10.244.0.9", "default/web-00000:80", found)).text
+    for expected in (
+        "Delivered",
+        "10.244.0.9 → 10.96.0.1:80/tcp",
+        "default/web-00000:http",
+        "the only endpoint",
+        "10.244.0.1:8080",
+        "Kernel not traced",
+    ):
+        assert expected in text
+    nowhere = traced("outside", "192.0.2.1:80")
+    assert "Not a Service" in Page(trace_page(NODE, "", "", nowhere)).text
+
+
+def test_a_trace_says_if_the_kernel_differs() -> None:
+    rules = TracedRules(agrees=False, disagreements=("the kernel drops it",))
+    found = traced("10.244.0.9", "10.96.0.1:80", kernel=rules)
+    text = Page(trace_page(NODE, "", "", found)).text
+    assert "The kernel's rules differ" in text
+    assert "the kernel drops it" in text
+
+
+def test_the_form_keeps_what_was_asked_and_says_why_there_is_no_answer() -> None:
+    page = Page(trace_page(NODE, HOSTILE, HOSTILE, error=HOSTILE))
+    assert "script" not in page.tags
+    assert page.body.count("&lt;script&gt;") == 3
+    assert "Not traced" in page.text
+    assert "Not traced" not in Page(trace_page(NODE, "", "")).text
+
+
+def test_hostile_texts_in_the_answer_of_a_trace_stay_texts() -> None:
+    rules = TracedRules(agrees=False, disagreements=(HOSTILE,), error=HOSTILE, rules=(HOSTILE,))
+    found = traced("10.244.0.9", "10.96.0.1:80", kernel=rules, reason=HOSTILE)
+    page = Page(trace_page(NODE, "", "", found))
+    assert "script" not in page.tags
+    assert page.text.count("<script>") >= 4
 
 
 def test_health_is_that_of_healthz() -> None:
