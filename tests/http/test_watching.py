@@ -180,6 +180,13 @@ def test_every_request_is_reported_for_metrics(server: FakeApiServer, follow: Fo
     eventually(lambda: ("GET", host, "<error>") in {request[:3] for request in reported}, "silence")
 
 
+def test_a_password_in_the_url_is_not_reported(server: FakeApiServer, follow: Follow) -> None:
+    reported: set[str] = set()
+    url = server.url.replace("://", "://admin:secret@")
+    follow(ClientSettings(master=url, on_request=lambda _method, host, *_: reported.add(host)))
+    assert reported == {f"{server.host}:{server.port}"}
+
+
 def test_how_far_each_watch_is(server: FakeApiServer, dialect: dict[str, bool]) -> None:
     sink = RecordingSink()
     settings = ClientSettings(master=server.url, empty_list_retry_seconds=0.05)
