@@ -2,6 +2,7 @@
 
 import http.client
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -13,6 +14,7 @@ from svcproxy.model.names import Kind, NamespacedName
 from svcproxy.model.objects import ApiObject, EndpointSlice, Node, Service, ServiceCIDR
 
 _SECONDS = 30.0
+_RETRY_SECONDS = 0.02
 
 _DECODERS: dict[Kind, msgspec.json.Decoder[Any]] = {
     Kind.SERVICE: msgspec.json.Decoder(list[Service]),
@@ -50,7 +52,16 @@ class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        deadline = time.monotonic() + (self.timeout or 0.0)
+        while True:
+            try:
+                self.sock.connect(self._path)
+            except BlockingIOError:  # too many clients wait already: the kernel does not wait here
+                if time.monotonic() >= deadline:
+                    raise TimeoutError from None
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return
 
 
 class AdminClient:

@@ -9,6 +9,7 @@
 """
 
 import os
+import select
 import socket
 import struct
 import threading
@@ -58,6 +59,7 @@ class AdminServer:
         self._stopping = threading.Event()
         self._slots = threading.Semaphore(limits.ADMIN_CONNECTIONS)
         self._listening: socket.socket | None = None
+        self._wake_w, self._wake_r = socket.socketpair()
         self._open: set[socket.socket] = set()
         self._defects = LogThrottle()
         self._thread: threading.Thread | None = None
@@ -80,11 +82,11 @@ class AdminServer:
     def stop(self) -> None:
         """Close all connections, and remove the socket unless another daemon has replaced it."""
         self._stopping.set()
+        self._wake_w.close()
+        for sock in tuple(self._open):
+            with suppress(OSError):  # closed by its thread meanwhile
+                sock.shutdown(socket.SHUT_RDWR)
         self._place.remove()
-        for sock in (self._listening, *tuple(self._open)):
-            if sock is not None:
-                with suppress(OSError):  # closed by its thread meanwhile
-                    sock.shutdown(socket.SHUT_RDWR)
         if self._thread is not None:
             self._thread.join(_STOP_SECONDS)
 
@@ -93,7 +95,7 @@ class AdminServer:
         if former is not None:
             former.close()
         self._listening = self._place.listen()
-        self._listening.settimeout(self._check_seconds)
+        self._listening.settimeout(0)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -105,6 +107,8 @@ class AdminServer:
                 self._stopping.wait(self._check_seconds)
         if self._listening is not None:
             self._listening.close()
+        self._wake_r.close()
+        self._place.remove()  # it may have been made again while ``stop`` removed it
 
     def _step(self) -> None:
         """Serve one connection, or keep the socket in place."""
@@ -126,23 +130,30 @@ class AdminServer:
 
     def _accept(self) -> socket.socket | None:
         """Wait for a connection; ``None`` if there is none or its peer has no right to it."""
-        if self._listening is None:
-            self._stopping.wait(self._check_seconds)
-        else:
+        if self._wait():
             try:
+                assert self._listening is not None, "there is a connection"
                 sock, _ = self._listening.accept()
-            except TimeoutError:
-                pass
-            except OSError:  # shut down, or out of descriptors
+            except BlockingIOError:  # the client has gone
+                return None
+            except OSError:  # out of descriptors
                 self._stopping.wait(self._check_seconds / 10)
                 return None
-            else:
-                return self._admitted(sock)
+            return self._admitted(sock)
         if not self._stopping.is_set() and (self._listening is None or self._place.missing()):
             with suppress(OSError):  # reported at the start
                 self._listen()
                 _log.info("admin.serving", path=self._path)
         return None
+
+    def _wait(self) -> bool:
+        """Wait until there is a connection, or it is time to check; return which."""
+        poll = select.poll()
+        poll.register(self._wake_r, select.POLLIN)
+        if self._listening is not None:
+            poll.register(self._listening, select.POLLIN)
+        ready = poll.poll(self._check_seconds * 1000)
+        return bool(ready) and not self._stopping.is_set()
 
     def _admitted(self, sock: socket.socket) -> socket.socket | None:
         found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

@@ -12,8 +12,9 @@ from svcproxy.admin.core.protocol import Status
 from svcproxy.explain.mode_explainer import mode_explainer
 from svcproxy.model.names import IPFamily, Kind, NamespacedName
 from svcproxy.model.objects import EndpointSlice, Service
+from testbed.netns import NetNS
 from testbed.waiting import PATIENCE, eventually
-from tests.kernel.conftest import ALL_VARIANTS, Flags, Stage, at, period_flags
+from tests.kernel.conftest import ALL_VARIANTS, Flags, Stage, at, mode_flags, period_flags
 
 pytestmark = pytest.mark.kernel
 
@@ -207,3 +208,32 @@ def test_a_killed_daemon_leaves_a_socket_that_the_next_one_replaces(
     stage.daemon.start()
     stage.daemon.wait_ready()
     assert client.status().pid != before
+
+
+@pytest.mark.parametrize("options", ["ro", "nr_inodes=1"])
+def test_a_folder_that_cannot_be_written_to_costs_only_the_socket(
+    space: NetNS, tmp_path: Path, options: str
+) -> None:
+    """The file system is read-only or full."""
+    folder, manifests, log = tmp_path / "run", tmp_path / "manifests", tmp_path / "log"
+    folder.mkdir()
+    manifests.mkdir()
+    script = 'mount -t tmpfs -o "$1" none "$2" && shift 2 && exec "$@"'
+    command = [
+        *("unshare", "--mount", "sh", "-c", script, "sh", options, str(folder)),
+        *(sys.executable, "-m", "svcproxy", f"--manifests={manifests}"),
+        *(f"--{name}={value}" for name, value in mode_flags("nftables").items()),
+        *(f"--svcproxy-admin-socket={folder}/admin.sock", "--conntrack-max-per-core=0"),
+        *("--oom-score-adj=0", "--healthz-bind-address=", "--metrics-bind-address="),
+    ]
+    with log.open("wb") as output:
+        daemon = space.popen(command, output=output.fileno())
+    try:
+        eventually(lambda: log.read_text().count("sync.done") >= 1, "a sync", timeout=60)
+        text = log.read_text()
+        assert "admin.not_serving" in text
+        assert "--svcproxy-admin-socket" in text
+        assert daemon.poll() is None
+    finally:
+        daemon.kill()
+        daemon.wait()

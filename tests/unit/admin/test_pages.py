@@ -233,6 +233,21 @@ def test_few_clients_may_wait(client: AdminClient, monkeypatch: pytest.MonkeyPat
     assert sorted(outcomes) == ["0"] * limits.ADMIN_WAITING + ["503"] * 2
 
 
+def test_a_hundred_clients_at_once(daemon: Daemon, client: AdminClient) -> None:
+    """More than the kernel lets wait for a connection."""
+    daemon.take(*(service(f"s{n}", f"10.96.0.{n}") for n in range(200)))
+    received: list[int] = []
+    clients = [
+        threading.Thread(target=lambda: received.append(len(list(client.objects(Kind.SERVICE)))))
+        for _ in range(100)
+    ]
+    for one in clients:
+        one.start()
+    for one in clients:
+        one.join()
+    assert received == [200] * 100
+
+
 def test_log_and_metrics(client: AdminClient) -> None:
     assert client.log() == "line\n"
     assert client.metrics() == "up 1\n"
