@@ -1,4 +1,8 @@
-"""The stored objects as JSON lines, encoded in pieces."""
+"""The stored objects as JSON lines, encoded in pieces.
+
+Iterators yield ``None`` for what they examine and skip, so that a piece is short even if it skips
+thousands of objects.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -17,8 +21,11 @@ _LARGEST_PIECE = 512
 
 _encoder = msgspec.json.Encoder()
 
+Objects = Iterator[ApiObject | None]
+_Services = Mapping[NamespacedName, Service]
 
-def stored(states: Sequence[DesiredState], kind: Kind) -> Iterator[ApiObject]:
+
+def stored(states: Sequence[DesiredState], kind: Kind) -> Objects:
     """Yield the objects of a kind that the loops have stored, each once.
 
     The loops change their states meanwhile. References are copied in one step each, so an object is
@@ -31,9 +38,9 @@ def stored(states: Sequence[DesiredState], kind: Kind) -> Iterator[ApiObject]:
     """
     match kind:
         case Kind.SERVICE:
+            known = [state.services for state in states]
             return chain.from_iterable(
-                _services(state.services, [other.services for other in states[:number]])
-                for number, state in enumerate(states)
+                _services(services, known[:number]) for number, services in enumerate(known)
             )
         case Kind.ENDPOINT_SLICE:
             return chain.from_iterable(state.slices.all() for state in states)
@@ -44,9 +51,7 @@ def stored(states: Sequence[DesiredState], kind: Kind) -> Iterator[ApiObject]:
             return iter(() if node is None else (node,))
 
 
-def of_service(
-    states: Sequence[DesiredState], kind: Kind, service: NamespacedName
-) -> Iterator[ApiObject]:
+def of_service(states: Sequence[DesiredState], kind: Kind, service: NamespacedName) -> Objects:
     """Yield the Services that claim an address of ``service``, or its EndpointSlices.
 
     Args:
@@ -54,35 +59,21 @@ def of_service(
         kind: Service or EndpointSlice; there is nothing of another kind.
         service: the name of the Service.
     """
-    if kind is Kind.ENDPOINT_SLICE:
-        return chain.from_iterable(state.slices.of(service) for state in states)
-    if kind is not Kind.SERVICE:
-        return iter(())
-    names = sorted({name for state in states for name in state.claimants(service)})
-    found = {name: _first(states, name) for name in names}
-    return iter([obj for obj in found.values() if obj is not None])
+    match kind:
+        case Kind.SERVICE:
+            return _claimants(states, service)
+        case Kind.ENDPOINT_SLICE:
+            return chain.from_iterable(state.slices.of(service) for state in states)
+        case _:
+            return iter(())
 
 
-def _first(states: Sequence[DesiredState], name: NamespacedName) -> Service | None:
-    found = (state.services.get(name) for state in states)
-    return next((obj for obj in found if obj is not None), None)
-
-
-def _services(
-    services: Mapping[NamespacedName, Service],
-    sent: Sequence[Mapping[NamespacedName, Service]],
-) -> Iterator[Service]:
-    for service in list(services.values()):
-        if not any(service.name in earlier for earlier in sent):
-            yield service
-
-
-def lines(objects: Iterator[ApiObject], pacer: Pacer) -> Iterator[bytes]:
+def lines(objects: Objects, pacer: Pacer) -> Iterator[bytes]:
     """Yield lines of JSON arrays, each of as many objects as a short piece of work encodes."""
     number = _FIRST_PIECE
     while True:
         piece, seconds = pacer.run(partial(_encoded, objects, number))
-        if not piece:
+        if piece is None:
             return
         yield piece
         if seconds > _PIECE_SECONDS:
@@ -91,7 +82,31 @@ def lines(objects: Iterator[ApiObject], pacer: Pacer) -> Iterator[bytes]:
             number = min(number * 2, _LARGEST_PIECE)
 
 
-def _encoded(objects: Iterator[ApiObject], number: int) -> bytes:
-    """Return the next objects as a line; nothing if there are none."""
-    piece = list(islice(objects, number))
+def _encoded(objects: Objects, number: int) -> bytes | None:
+    """Return the next objects as a line, which may be empty; ``None`` at the end."""
+    examined = list(islice(objects, number))
+    if not examined:
+        return None
+    piece = [obj for obj in examined if obj is not None]
     return _encoder.encode(piece) + b"\n" if piece else b""
+
+
+def _services(services: _Services, sent: Sequence[_Services]) -> Objects:
+    for service in list(services.values()):
+        for earlier in sent:
+            if service.name in earlier:
+                yield None
+                break
+        else:
+            yield service
+
+
+def _claimants(states: Sequence[DesiredState], service: NamespacedName) -> Objects:
+    seen: set[NamespacedName] = set()
+    for state in states:
+        for name in state.claimants(service):
+            if name in seen:
+                yield None
+                continue
+            seen.add(name)
+            yield next((s for one in states if (s := one.services.get(name)) is not None), None)

@@ -94,7 +94,7 @@ class AdminPages:
             if not slash:
                 return failure(HTTPStatus.BAD_REQUEST)
             service = NamespacedName(namespace, name)
-            found, _ = self._pacer.run(lambda: objects.of_service(states, kind, service))
+            found = objects.of_service(states, kind, service)
         else:
             found = objects.stored(states, kind)
         return Answer(HTTPStatus.OK, _LINES, objects.lines(found, self._pacer))

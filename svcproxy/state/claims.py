@@ -1,7 +1,7 @@
 """Decides which Service gets an address and port that several Services claim."""
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -89,15 +89,15 @@ class Claims:
         """Return the claim of a Service to an address; ``None`` if it does not claim it."""
         return self._of_service.get(service, {}).get(address)
 
-    def claimants(self, service: NamespacedName) -> set[NamespacedName]:
-        """Return all Services that claim an address that a Service claims, with itself.
+    def claimants(self, service: NamespacedName) -> Iterator[NamespacedName]:
+        """Yield a Service, and those that claim one of its addresses, as often as they do.
 
         Safe from any thread.
         """
-        found = {service}
+        yield service
         for address in list(self._of_service.get(service, {})):
-            found.update(claim.service for claim in list(self._by_address.get(address, ())))
-        return found
+            for claim in list(self._by_address.get(address, ())):
+                yield claim.service
 
     def holder(self, address: Address) -> NamespacedName | None:
         """Return the Service that holds an address; ``None`` if no Service claims it."""

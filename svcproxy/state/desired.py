@@ -122,8 +122,8 @@ class DesiredState:
         """The stored Services; those without addresses of this family are not stored."""
         return self._services
 
-    def claimants(self, name: NamespacedName) -> set[NamespacedName]:
-        """Return the Services that claim an address of a Service, with itself.
+    def claimants(self, name: NamespacedName) -> Iterator[NamespacedName]:
+        """Yield a Service, and those that claim one of its addresses, as often as they do.
 
         They are as of the last checkout. Safe from any thread.
         """

@@ -9,9 +9,11 @@ import msgspec
 import pytest
 
 from svcproxy import limits
+from svcproxy.admin import objects
 from svcproxy.admin.client import AdminClient, NoDaemonError, OtherVersionError
 from svcproxy.admin.core.protocol import PROTOCOL, FamilyStatus, Status
 from svcproxy.admin.journal import Journal
+from svcproxy.admin.pacing import Pacer
 from svcproxy.admin.pages import AdminPages, Sources
 from svcproxy.admin.server import AdminServer
 from svcproxy.backends.base import ExternalChange
@@ -120,8 +122,16 @@ def test_nothing_is_stored_yet(client: AdminClient) -> None:
 
 
 def test_thousands_of_objects(daemon: Daemon, client: AdminClient) -> None:
-    daemon.take(*(service(f"s{n}", f"10.96.{n >> 8}.{n & 255}") for n in range(3000)))
-    assert len({obj.name for obj in client.objects(Kind.SERVICE)}) == 3000
+    daemon.take(*(service(f"s{n}", f"10.96.{n >> 8}.{n & 255}", f"fd::{n:x}") for n in range(3000)))
+    names = [obj.name for obj in client.objects(Kind.SERVICE)]
+    assert len(names) == len(set(names)) == 3000
+
+
+def test_a_piece_is_short_even_if_it_skips_thousands_of_objects(daemon: Daemon) -> None:
+    """Services of both families are skipped in the second one."""
+    daemon.take(*(service(f"s{n}", f"10.96.{n >> 8}.{n & 255}", f"fd::{n:x}") for n in range(3000)))
+    pieces = list(objects.lines(objects.stored(daemon.states, Kind.SERVICE), Pacer()))
+    assert pieces.count(b"") >= 3000 // 512
 
 
 def test_the_states_change_while_they_are_sent(daemon: Daemon, client: AdminClient) -> None:
@@ -156,14 +166,14 @@ def test_what_concerns_one_service_computes_the_same_ports(
 ) -> None:
     one, other = NamespacedName("default", "one"), NamespacedName("default", "other")
     external = "203.0.113.1"
-    objects: list[Service | EndpointSlice] = [
+    given: list[Service | EndpointSlice] = [
         service("one", "10.96.0.1", external_ips=(external,), created=2.0),
         service("other", "10.96.0.2", external_ips=(external,), created=1.0),
         service("third", "10.96.0.3"),
         piece("one", IPFamily.IPV4, "10.244.0.1"),
         piece("third", IPFamily.IPV4, "10.244.0.3"),
     ]
-    daemon.take(*objects)
+    daemon.take(*given)
     services = list(client.objects(Kind.SERVICE, one))
     assert {obj.name for obj in services} == {one, other}
     again = DesiredState(IPFamily.IPV4, "node1")
