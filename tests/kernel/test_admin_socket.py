@@ -1,5 +1,7 @@
 """The admin socket of a running daemon, asked with the client of the commands."""
 
+import contextlib
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from benchmarks.usage import usage
 from svcproxy.admin.client import AdminClient, NoDaemonError
 from svcproxy.admin.core.protocol import Status
 from svcproxy.explain.mode_explainer import mode_explainer
@@ -19,6 +22,14 @@ from tests.kernel.conftest import ALL_VARIANTS, Flags, Stage, at, mode_flags, pe
 pytestmark = pytest.mark.kernel
 
 VARIANTS = ALL_VARIANTS
+_NONSENSE = (
+    b"",
+    b"\x16\x03\x01" + bytes(range(256)),
+    b"GET /v1/objects?kind=EndpointSlice HTTP/1.1\r\n\r\n",
+    b"GET /v1/metrics HTTP/1.1\r\n" + b"X-Long: " + b"x" * 100_000,
+    b"GET /v1/repairs?wait=30 HTTP/1.1\r\n\r\n",
+    b"POST /v1/status HTTP/1.1\r\nContent-Length: 1000000000\r\n\r\n{",
+)
 FAMILIES = {4: IPFamily.IPV4, 6: IPFamily.IPV6}
 
 
@@ -187,6 +198,26 @@ def test_a_client_of_another_user_is_refused(stage: Stage, client: AdminClient) 
     path.chmod(0o666)
     assert outcome() == 0
     assert client.status().node == stage.node.name
+
+
+def test_clients_that_send_nonsense_or_read_nothing_cost_the_daemon_nothing(
+    stage: Stage, client: AdminClient
+) -> None:
+    path = str(stage.daemon.admin_socket)
+    offer = stage.offer(4, [at(stage.here[0], 4)])
+    before = usage(stage.daemon.pid)
+    with contextlib.ExitStack() as stack:
+        for number in range(60):
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.settimeout(0.05)
+            with contextlib.suppress(OSError):
+                sock.connect(path)
+                sock.sendall(_NONSENSE[number % len(_NONSENSE)])
+        offer.endpoints(at(stage.here[1], 4))  # waits until it is programmed
+        after = usage(stage.daemon.pid)
+    assert after.rss - before.rss < 20 << 20
+    assert client.status().pid == stage.daemon.pid
+    assert not [line for line in stage.daemon.logs() if "admin.failed" in line]
 
 
 def test_show_asks_the_daemon(stage: Stage) -> None:
