@@ -57,6 +57,24 @@ class SocketPlace:
         self._own = own
         return sock
 
+    def served(self) -> bool:
+        """Return whether a daemon, this or another one, listens at the path."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(0)
+            try:
+                probe.connect(str(self._path))
+            except BlockingIOError:  # its queue is full
+                return True
+            except OSError:
+                return False
+        return True
+
+    def replaced(self) -> bool:
+        """Return whether another daemon has replaced this daemon's socket."""
+        with suppress(OSError):
+            return self._own is not None and _identity(self._path) != self._own
+        return False
+
     def missing(self) -> bool:
         """Return whether there is no socket at the path, neither this daemon's nor another's."""
         return self._found() is None

@@ -2,8 +2,8 @@
 
 1. One request per connection, each in a thread of its own; a few at a time. Others wait in the
    kernel's queue, where they cost nothing.
-2. Answers are sent in chunks as they are computed, so that no answer is held as a whole. Whoever
-   reads slowly is cut off.
+2. Answers are sent in chunks as they are computed, so that no answer is held as a whole. Clients
+   that read slowly are cut off.
 3. Nothing here is needed for serving: if the socket cannot be opened, the daemon works without it,
    and tries again.
 """
@@ -61,13 +61,17 @@ class AdminServer:
         self._listening: socket.socket | None = None
         self._wake_w, self._wake_r = socket.socketpair()
         self._open: set[socket.socket] = set()
+        self._replaced = False
         self._defects = LogThrottle()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Open the socket and serve it in a thread; never fails."""
         try:
+            taken_over = self._place.served()
             self._listen()
+            if taken_over:
+                _log.info("admin.taken_over", path=self._path, effect="commands ask this daemon")
         except OSError as error:
             _log.warning(
                 "admin.not_serving",
@@ -140,11 +144,20 @@ class AdminServer:
                 self._stopping.wait(self._check_seconds / 10)
                 return None
             return self._admitted(sock)
-        if not self._stopping.is_set() and (self._listening is None or self._place.missing()):
+        if not self._stopping.is_set():
+            self._check_place()
+        return None
+
+    def _check_place(self) -> None:
+        """Make the socket if there is none; leave that of another daemon."""
+        if self._listening is None or self._place.missing():
             with suppress(OSError):  # reported at the start
                 self._listen()
+                self._replaced = False
                 _log.info("admin.serving", path=self._path)
-        return None
+        elif self._place.replaced() and not self._replaced:
+            self._replaced = True
+            _log.info("admin.replaced", path=self._path, effect="commands ask another daemon")
 
     def _wait(self) -> bool:
         """Wait until there is a connection, or it is time to check; return which."""

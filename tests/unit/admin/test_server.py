@@ -8,6 +8,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 import pytest
+import structlog.testing
 
 from svcproxy import limits
 from svcproxy.admin.pages import Answer, Query, failure
@@ -163,7 +164,9 @@ def test_the_newest_of_two_daemons_is_asked_and_the_older_one_leaves_its_socket(
         AdminServer(str(path), respond),
     )
     older.start()
-    newer.start()
+    with structlog.testing.capture_logs() as logs:
+        newer.start()
+        eventually(lambda: {"admin.taken_over", "admin.replaced"} == {e["event"] for e in logs})
     own = path.lstat().st_ino
     older.stop()
     assert path.lstat().st_ino == own
