@@ -309,6 +309,10 @@ IPTABLES_ISOLATION_RESTORES = 64
 IP_VS_LISTING_BYTES = 1 << 30
 """Bytes of ``/proc/net/ip_vs`` that a comparison reads; enough for 12 million real servers."""
 
+IP_VS_CONNECTIONS_BYTES = 256 << 20
+"""Bytes of ``/proc/net/ip_vs_conn`` that a command reads for persistent clients; about three million
+lines."""
+
 # Annotations of Services
 
 SCHEDULER_NAME_CHARACTERS = 32

@@ -38,6 +38,22 @@ class IptablesKernel(msgspec.Struct, frozen=True):
     drop_invalid: bool
 
 
+class ReadingIptables(Iptables):
+    """The programs of a variant, for a reader.
+
+    Legacy tables that do not exist are left out: iptables-legacy-save would create them.
+    """
+
+    def save(self, *tables: str) -> str:
+        """See ``Iptables.save``."""
+        if self.variant is Variant.LEGACY:
+            existing = legacy_tables(self.family)
+            tables = tuple(table for table in tables or existing if table in existing)
+            if not tables:
+                return ""
+        return super().save(*tables)
+
+
 def programs(variant: str, family: IPFamily) -> Iptables:
     """Return the programs of a variant; if it is empty, of the one that is in use.
 
@@ -45,7 +61,7 @@ def programs(variant: str, family: IPFamily) -> Iptables:
         KernelUnreadableError: they are not installed.
     """
     try:
-        return Iptables(Variant(variant) if variant else detect(), family)
+        return ReadingIptables(Variant(variant) if variant else detect(), family)
     except BackendUnavailable as error:
         raise KernelUnreadableError(str(error)) from error
 
@@ -61,7 +77,11 @@ def read(family: IPFamily, variant: str, *, with_sets: bool) -> IptablesKernel:
     Raises:
         KernelUnreadableError: not permitted, or a program is missing.
     """
-    text = saved(programs(variant, family))
+    tools = programs(variant, family)
+    try:
+        text = tools.save(*TABLES)
+    except BackendError as error:
+        raise KernelUnreadableError(explained(str(error))) from error
     named = "--match-set " in text
     clients: dict[str, frozenset[str]] = {}
     # A request to ipset would load its module.
@@ -69,24 +89,6 @@ def read(family: IPFamily, variant: str, *, with_sets: bool) -> IptablesKernel:
         clients = _clients(family)
     observed = Observed(parse(text), frozenset(clients))
     return IptablesKernel(observed, clients, not sysctl.conntrack_is_liberal())
-
-
-def saved(tools: Iptables) -> str:
-    """Return the output of iptables-save.
-
-    Legacy tables that do not exist are left out: iptables-legacy-save would create them.
-
-    Raises:
-        KernelUnreadableError: not permitted, or the program failed.
-    """
-    tables: tuple[str, ...] = TABLES
-    if tools.variant is Variant.LEGACY:
-        existing = legacy_tables(tools.family)
-        tables = tuple(table for table in TABLES if table in existing)
-    try:
-        return tools.save(*tables) if tables else ""
-    except BackendError as error:
-        raise KernelUnreadableError(_explained(str(error))) from error
 
 
 def _clients(family: IPFamily) -> dict[str, frozenset[str]]:
@@ -105,10 +107,11 @@ def _clients(family: IPFamily) -> dict[str, frozenset[str]]:
         finally:
             sets.close()
     except NetlinkError as error:
-        raise KernelUnreadableError(_explained(str(error))) from error
+        raise KernelUnreadableError(explained(str(error))) from error
 
 
-def _explained(message: str) -> str:
+def explained(message: str) -> str:
+    """Return an error of a program or of the kernel with its remedy."""
     words = message.lower()
     if "permi" in words or "must be root" in words:
         return f"{message}: run as root or with CAP_NET_ADMIN and CAP_NET_RAW"

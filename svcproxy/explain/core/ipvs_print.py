@@ -11,10 +11,14 @@ from svcproxy.explain.core.packet import parse_target
 def server_lines(ruleset: IpvsRuleset) -> Iterator[str]:
     """Yield virtual servers with their real servers, sorted by address and port."""
     for protocol, target in sorted(ruleset.servers, key=lambda s: (parse_target(s[1]), s[0])):
-        server = ruleset.servers[protocol, target]
-        yield f"{protocol.upper():<4} {target} {_properties(server)}"
-        for real, weight in sorted(server.real, key=lambda each: parse_target(each.target)):
-            yield f"  -> {real} Masq {weight} 0 0"
+        yield from server_block(protocol, target, ruleset.servers[protocol, target])
+
+
+def server_block(protocol: str, target: str, server: VirtualServer) -> Iterator[str]:
+    """Yield a virtual server with its real servers; connections are not counted."""
+    yield f"{protocol.upper():<4} {target} {_properties(server)}"
+    for real, weight in sorted(server.real, key=lambda each: parse_target(each.target)):
+        yield f"  -> {real} Masq {weight} 0 0"
 
 
 def _properties(server: VirtualServer) -> str:
@@ -36,4 +40,9 @@ def set_lines(sets: Sets) -> Iterator[str]:
 def address_lines(ruleset: IpvsRuleset, interface: str = "kube-ipvs0") -> Iterator[str]:
     """Yield the commands that bind the addresses of virtual servers."""
     for address in sorted(ruleset.bound):
-        yield f"ip address add {ip_address(address)} dev {interface}"
+        yield address_command(str(ip_address(address)), interface)
+
+
+def address_command(address: str, interface: str = "kube-ipvs0") -> str:
+    """Return the command that binds an address."""
+    return f"ip address add {address} dev {interface}"

@@ -126,6 +126,10 @@ class IpvsRuleset:
         for update in updates:
             if update.where == PERSISTENCE and update.value is not None:
                 persistent[update.key] = update.value.decode()
+        return self.with_persistent(persistent)
+
+    def with_persistent(self, persistent: Mapping[bytes, str]) -> "IpvsRuleset":
+        """Return a copy with other persistent clients."""
         return IpvsRuleset(self.rules.tables, self.rules.sets, self.servers, self.bound, persistent)
 
     def text(self, step: Step) -> str:
@@ -155,4 +159,15 @@ def _sent_to(flow: Flow, real: str, server: VirtualServer, target: str) -> Flow:
 
 
 def _template(flow: Flow, target: str) -> bytes:
-    return f"{flow.protocol} {target} ".encode() + flow.source
+    return template_key(flow.protocol, target, flow.source)
+
+
+def template_key(protocol: str, target: str, client: bytes) -> bytes:
+    """Return the key of a template of a persistent client in ``Update`` and in rulesets.
+
+    Args:
+        protocol: the protocol's keyword.
+        target: ``address:port`` of the virtual server.
+        client: the client's address, packed.
+    """
+    return f"{protocol} {target} ".encode() + client

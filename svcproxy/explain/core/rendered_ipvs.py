@@ -11,7 +11,7 @@ from svcproxy.backends.base import Desired
 from svcproxy.backends.ipvs.core.difference import Observed, restore_input
 from svcproxy.backends.ipvs.core.planner import Planner
 from svcproxy.backends.ipvs.core.settings import IpvsSettings
-from svcproxy.explain.core.iptables_rules import Sets, parse_tables
+from svcproxy.explain.core.iptables_rules import Sets, Tables, parse_tables
 from svcproxy.explain.core.ipvs_rules import IpvsRuleset, RealServer, VirtualServer
 from svcproxy.explain.core.packet import target_text
 from svcproxy.model.names import ServicePortName
@@ -53,7 +53,7 @@ def rendered(ports: Mapping[ServicePortName, ServicePort], settings: IpvsSetting
 
 
 def ruleset(
-    tables: Mapping[str, Mapping[str, list[str]]],
+    tables: Tables,
     entries: Mapping[str, AbstractSet[SetEntry]],
     servers: Mapping[VirtualServerKey, PlannedServer],
     real: Mapping[VirtualServerKey, Mapping[RealServerKey, int]],
@@ -65,7 +65,7 @@ def ruleset(
         tables,
         _sets(entries),
         {
-            (key.protocol.keyword, _target(key.address, key.port)): _server(
+            (key.protocol.keyword, server_target(key.address, key.port)): printed_server(
                 server, real.get(key, {})
             )
             for key, server in servers.items()
@@ -86,14 +86,16 @@ def entry_text(entry: SetEntry) -> str:
     return ",".join(filter(None, (entry.address, port, entry.other)))
 
 
-def _target(address: str, port: int) -> str:
+def server_target(address: str, port: int) -> str:
+    """Return ``address:port`` as ipvsadm prints it."""
     return target_text(ip_address(address).packed, port)
 
 
-def _server(server: PlannedServer, real: Mapping[RealServerKey, int]) -> VirtualServer:
+def printed_server(server: PlannedServer, real: Mapping[RealServerKey, int]) -> VirtualServer:
+    """Return a virtual server with the weights of its real servers in the form of a ruleset."""
     return VirtualServer(
         server.scheduler,
-        tuple(RealServer(_target(*key), weight) for key, weight in sorted(real.items())),
+        tuple(RealServer(server_target(*key), weight) for key, weight in sorted(real.items())),
         tuple(
             f"{server.scheduler}-{name}" if name and server.scheduler in {"sh", "mh"} else number
             for flag, name, number in _NAMED_FLAGS
