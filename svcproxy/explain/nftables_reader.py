@@ -19,9 +19,9 @@ from svcproxy.netlink.core.nf_tables.dump import TableDump
 from svcproxy.netlink.core.nf_tables.ruleset import TABLE, EncodedElements
 
 _ATTEMPTS = 5
-_PAUSE = 0.2
-"""The kernel interrupts a dump when the table changes, and ``KernelTable.read`` repeats it at once.
-Between such series of attempts, this is the pause in seconds."""
+_PAUSE = 0.1
+"""Seconds between two attempts to read a table that changes. The kernel interrupts a dump if the
+table changes meanwhile; ``KernelTable.read`` repeats it at once, for a bounded number of times."""
 
 
 class NftKernel(msgspec.Struct, frozen=True):
@@ -63,19 +63,37 @@ def read(family: IPFamily) -> NftKernel:
             f"the kernel has no netfilter netlink ({reason}): load the module nfnetlink"
         ) from error
     try:
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return _read(table)
-            except RefusedError as error:
-                raise KernelUnreadableError(_explained(error)) from error
-            except BackendError:
-                time.sleep(_PAUSE)
-        try:
-            return _read(table)
-        except BackendError as error:
-            raise KernelUnreadableError(str(error)) from error
+        return _consistent(table)
+    except RefusedError as error:
+        raise KernelUnreadableError(_explained(error)) from error
+    except BackendError as error:
+        raise KernelUnreadableError(str(error)) from error
     finally:
         table.close()
+
+
+def _consistent(table: KernelTable) -> NftKernel:
+    """Read the table until nothing changes meanwhile; after some attempts, as it is.
+
+    Raises:
+        BackendError: the kernel refused, or each attempt failed.
+    """
+    found: NftKernel | None = None
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_PAUSE)
+        try:
+            found = _read(table)
+        except BackendError as error:
+            # A set that the daemon has deleted since it was listed no longer exists.
+            transient = not isinstance(error, RefusedError) or error.number == errno.ENOENT
+            if not transient or (found is None and attempt == _ATTEMPTS - 1):
+                raise
+            continue
+        if table.generation() == found.table.generation:
+            break
+    assert found is not None
+    return found
 
 
 def _read(table: KernelTable) -> NftKernel:

@@ -3,9 +3,11 @@
 import contextlib
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
+from msgspec import structs
 
 from svcproxy.backends.base import Desired
 from svcproxy.explain.core.differences import Difference
@@ -161,6 +163,80 @@ def test_a_remembered_client_is_traced_to_its_endpoint(
     (verdict,) = after.verdicts
     assert verdict.endpoint in {f"{pod}5:8080", f"[{pod}5]:8080"}
     assert not EXPLAINER.differences(Desired(programmed.ports, programmed.settings), kernel)
+
+
+FOREIGN = """
+table {t} svcproxy {{
+    set strange {{ type ipv4_addr . inet_service; flags interval; }}
+    set timed {{ type ether_addr; flags timeout; timeout 1h; }}
+    counter hits {{ packets 1 bytes 2 }}
+    chain second {{ }}
+    chain other {{ }}
+    map verdicts {{ type inet_service : verdict; elements = {{ 1 : drop, 2 : jump second }} }}
+    chain base {{ type filter hook forward priority 7; policy drop; }}
+}}
+"""
+FOREIGN_RULES = (
+    'limit rate 5/second burst 9 packets log prefix "strange" group 4',
+    "quota over 5 mbytes counter name hits drop",
+    "tcp dport { 1-5, 8 } ct mark set 0x5 queue num 3",
+    "tcp flags & (syn | ack) == syn tcp option maxseg size set 5",
+    "meta mark set numgen inc mod 7 map { 0 : 5, 1 : 8 }",
+    'iifname "a*" oifname vmap { "lo" : accept }',
+    "ct state vmap { invalid : drop, established : accept }",
+    "add @timed { ether saddr timeout 5s }",
+    "fib saddr . iif oif missing counter",
+    "meta random & 3 == 0 return",
+    'meta day "Monday" meta hour "10:00"-"12:00" accept',
+    "tcp dport vmap @verdicts",
+    "tcp dport 80 tcp sport 1024-65535 ct original packets > 5 meta priority set 1:2",
+    "jhash tcp dport mod 3 == 1 drop",
+    "rt mtu 1500 socket transparent 1 accept",
+    "@th,16,16 80 drop",
+)
+
+
+def test_objects_of_other_programs_are_described(programmed: Programmed, family: IPFamily) -> None:
+    """Any rule that nft accepts in the table is told, and breaks nothing."""
+    run, t = programmed.space.run, TABLES[family]
+    run("nft", "-f", "-", stdin=FOREIGN.format(t=t))
+    added = 0
+    for rule in FOREIGN_RULES:  # a kernel may lack single expressions
+        added += not run("nft", f"add rule {t} svcproxy other {rule}", check=False).returncode
+    assert added > len(FOREIGN_RULES) / 2
+    found = {str(each): each for each in compared(programmed)}
+    assert {"chain other: unexpected", "chain base: unexpected"} <= found.keys()
+    assert {"set strange: unexpected", "set timed: unexpected"} <= found.keys()
+    assert all(not each.service_ports for each in found.values())
+    assert found["chain other: unexpected"].actual.count("\n") == added + 1
+    ruleset = EXPLAINER.ruleset(read(programmed))
+    for port in programmed.ports.values():
+        assert EXPLAINER.objects(ruleset, port, programmed.settings)
+
+
+def test_a_table_that_changes_all_the_time_is_read(programmed: Programmed) -> None:
+    """Readings restart when the table changes, and the daemon's transactions are not refused."""
+    web = next(port for port in programmed.ports.values() if port.name.name == "web")
+    smaller = structs.replace(web, cluster_endpoints=web.cluster_endpoints[:1])
+    stop, outcomes = threading.Event(), list[object]()
+
+    def write() -> None:
+        while not stop.is_set():
+            outcomes.append(programmed.change(smaller))
+            outcomes.append(programmed.change(web))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        sizes = [len(read(programmed).table.chains) for _ in range(5)]
+    finally:
+        stop.set()
+        writer.join()
+    assert min(sizes) > 20
+    assert len(outcomes) > 2
+    assert all(outcomes)
+    assert not any("compared_again" in dict(each) for each in outcomes)  # type: ignore[call-overload]
+    assert not compared(programmed)
 
 
 def test_missing_permissions_are_explained() -> None:
