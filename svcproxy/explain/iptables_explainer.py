@@ -13,7 +13,7 @@ from svcproxy.backends.settings import Settings
 from svcproxy.config import Config
 from svcproxy.explain import iptables_reader
 from svcproxy.explain.core import iptables_differences, rendered_iptables
-from svcproxy.explain.core.differences import Difference
+from svcproxy.explain.core.differences import Difference, one_line
 from svcproxy.explain.core.iptables_rules import IptablesRuleset
 from svcproxy.explain.core.trace import Ruleset
 from svcproxy.explain.iptables_reader import IptablesKernel
@@ -52,7 +52,8 @@ class IptablesExplainer:
     def differences(self, desired: Desired, kernel: IptablesKernel) -> Sequence[Difference]:
         """See ``ModeExplainer``."""
         settings = structs.replace(_own(desired.settings), drop_invalid=kernel.drop_invalid)
-        return iptables_differences.differences(desired, settings, kernel.observed)
+        found = iptables_differences.differences(desired, settings, kernel.observed)
+        return [each.with_safe_name() for each in found]
 
     def sizes(self, kernel: IptablesKernel) -> Mapping[str, int]:
         """See ``ModeExplainer``."""
@@ -67,7 +68,7 @@ class IptablesExplainer:
     def objects(self, ruleset: Ruleset, port: ServicePort, settings: Settings) -> Sequence[str]:
         """See ``ModeExplainer``."""
         assert isinstance(ruleset, IptablesRuleset), "rules of another mode"
-        return iptables_differences.object_lines(ruleset, port, _own(settings))
+        return list(map(one_line, iptables_differences.object_lines(ruleset, port, _own(settings))))
 
 
 def _own(settings: Settings) -> IptablesSettings:

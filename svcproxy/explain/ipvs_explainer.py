@@ -13,7 +13,7 @@ from svcproxy.backends.settings import Settings
 from svcproxy.config import Config
 from svcproxy.explain import ipvs_reader
 from svcproxy.explain.core import ipvs_differences, rendered_ipvs
-from svcproxy.explain.core.differences import Difference
+from svcproxy.explain.core.differences import Difference, one_line
 from svcproxy.explain.core.ipvs_objects import object_lines
 from svcproxy.explain.core.ipvs_rules import IpvsRuleset
 from svcproxy.explain.core.trace import Ruleset
@@ -63,7 +63,8 @@ class IpvsExplainer:
     def differences(self, desired: Desired, kernel: IpvsKernel) -> Sequence[Difference]:
         """See ``ModeExplainer``."""
         settings = structs.replace(_own(desired.settings), facts=kernel.facts)
-        return ipvs_differences.differences(desired, settings, kernel.observed)
+        found = ipvs_differences.differences(desired, settings, kernel.observed)
+        return [each.with_safe_name() for each in found]
 
     def sizes(self, kernel: IpvsKernel) -> Mapping[str, int]:
         """See ``ModeExplainer``."""
@@ -77,7 +78,7 @@ class IpvsExplainer:
     def objects(self, ruleset: Ruleset, port: ServicePort, settings: Settings) -> Sequence[str]:
         """See ``ModeExplainer``."""
         assert isinstance(ruleset, IpvsRuleset), "rules of another mode"
-        return object_lines(ruleset, port, _own(settings))
+        return list(map(one_line, object_lines(ruleset, port, _own(settings))))
 
 
 def _own(settings: Settings) -> IpvsSettings:

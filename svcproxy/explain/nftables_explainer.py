@@ -13,7 +13,7 @@ from svcproxy.backends.settings import Settings
 from svcproxy.config import Config
 from svcproxy.explain import nftables_reader
 from svcproxy.explain.core import nft_differences, rendered_nftables
-from svcproxy.explain.core.differences import Difference
+from svcproxy.explain.core.differences import Difference, one_line
 from svcproxy.explain.core.nft_objects import object_lines
 from svcproxy.explain.core.nft_rules import NftRuleset
 from svcproxy.explain.core.trace import Ruleset
@@ -59,7 +59,8 @@ class NftablesExplainer:
             service_cidrs=desired.service_cidrs or own.service_cidrs,
             drop_invalid=kernel.drop_invalid,
         )
-        return nft_differences.differences(desired, settings, kernel.table)
+        found = nft_differences.differences(desired, settings, kernel.table)
+        return [each.with_safe_name() for each in found]
 
     def sizes(self, kernel: NftKernel) -> Mapping[str, int]:
         """See ``ModeExplainer``."""
@@ -70,7 +71,7 @@ class NftablesExplainer:
     def objects(self, ruleset: Ruleset, port: ServicePort, settings: Settings) -> Sequence[str]:
         """See ``ModeExplainer``."""
         assert isinstance(ruleset, NftRuleset), "rules of another mode"
-        return object_lines(ruleset.table, port, settings)
+        return list(map(one_line, object_lines(ruleset.table, port, settings)))
 
 
 def _own(settings: Settings) -> NftablesSettings:

@@ -44,7 +44,7 @@ from testbed.waiting import eventually
 pytestmark = pytest.mark.kernel
 
 FLAGS = {"cluster-cidr": "10.244.0.0/16", "hostname-override": "node1"}
-HOSTILE = "\x1b[2Jevil\x07"
+HOSTILE = "\x1b[2Jevil\n\x07"
 
 
 def objects() -> list[ApiObject]:
@@ -220,7 +220,7 @@ def test_repairs_are_escaped_and_limited(served: Served) -> None:
     assert "\x07" not in text
     lines = text.splitlines()[-2:]
     assert [("11 chains written" in lines[0]), ("12 chains written" in lines[1])] == [True, True]
-    assert "made by \\x1b[2Jevil\\x07 (pid 12)" in lines[1]
+    assert r"made by \x1b[2Jevil\n\x07 (pid 12)" in lines[1]
     assert "2017-" in lines[0]
 
 

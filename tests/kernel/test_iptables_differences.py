@@ -132,6 +132,21 @@ def test_a_foreign_rule_is_quoted(node: Node) -> None:
     assert (found.desired, found.actual) == ("", f"-A {chain} -p tcp -m tcp --dport 99 -j RETURN")
 
 
+def test_a_comment_with_a_line_break_is_one_line(node: Node) -> None:
+    """A rule of another program cannot look like several rules."""
+    chain = node.chain("KUBE-EXT-", "web")
+    tool = "ip6tables" if node.family is IPFamily.IPV6 else "iptables"
+    comment = "x\n-A KUBE-SERVICES -j DROP"
+    insert = (f"{tool}-{node.kind}", "-t", "nat", "-I", chain, "-m", "comment", "--comment")
+    node.space.run(*insert, comment)
+    (found,) = node.compared()
+    assert len(found.actual.splitlines()) == 1
+    assert r"x\n-A KUBE-SERVICES" in found.actual
+    own = node.backend._planner.settings
+    lines = EXPLAINER.objects(EXPLAINER.ruleset(node.read()), node.port("web"), own)
+    assert not any("\n" in line for line in lines)
+
+
 def test_a_missing_jump_is_named(node: Node) -> None:
     node.run("-t nat -F PREROUTING")
     assert words(node.compared()) == {

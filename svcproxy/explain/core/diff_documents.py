@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from svcproxy.admin.core.protocol import FamilyStatus, Repair, Repairs, Status
-from svcproxy.explain.core.differences import Difference
+from svcproxy.explain.core.differences import Difference, one_line
 from svcproxy.explain.core.documents import Document, KernelDifference, Part
 from svcproxy.explain.core.node_summary import KernelComparison, NodeSummary, node_summary
 from svcproxy.explain.core.view import NodeView
@@ -193,7 +193,7 @@ def repair_info(repair: Repair) -> RepairInfo:
 
 def _cause(repair: Repair) -> str:
     took = f"{repair.seconds * 1000:,.0f} ms"
-    culprit = repair.process or ("a process" if repair.pid else "an unknown process")
+    culprit = one_line(repair.process) or ("a process" if repair.pid else "an unknown process")
     if repair.pid:
         culprit += f" (pid {repair.pid})"
     if repair.reported:

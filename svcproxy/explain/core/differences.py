@@ -45,6 +45,11 @@ class Difference(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         return f"{self.object}: {self.kind.value}"
 
+    def with_safe_name(self) -> "Difference":
+        """Return the same difference with the name of its object in one line."""
+        name = one_line(self.object)
+        return self if name == self.object else msgspec.structs.replace(self, object=name)
+
 
 def grouped(
     items: Sequence[Item],
@@ -75,9 +80,20 @@ def grouped(
     ]
 
 
+def one_line(text: str) -> str:
+    """Return a text without line breaks and tabs, which other programs' names and comments may have.
+
+    All other control characters are escaped where a command prints them.
+    """
+    return text.translate(_BREAKS)
+
+
+_BREAKS = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
+
+
 def limited(lines: Iterable[str]) -> str:
     """Return lines as a text; of more than ``LISTED``, the first ones and an ellipsis."""
-    found = list(islice(lines, LISTED + 1))
+    found = [one_line(line) for line in islice(lines, LISTED + 1)]
     return "\n".join([*found[:LISTED], "…"] if len(found) > LISTED else found)
 
 

@@ -22,6 +22,7 @@ from svcproxy.explain.core.differences import (
     differing_lines,
     grouped,
     limited,
+    one_line,
 )
 from svcproxy.explain.core.nft_print import element_text, rule_text, set_lines
 from svcproxy.explain.core.nft_table import NftTable, describe_set
@@ -250,6 +251,6 @@ def _rule(table: NftTable, body: bytes) -> str:
 
 def _text(table: NftTable, name: str, key: bytes, tail: bytes) -> str:
     try:
-        return element_text(describe_set(table.sets[name]), key, tail)
+        return one_line(element_text(describe_set(table.sets[name]), key, tail))
     except _UNREADABLE:
         return f"[element {key.hex()} {tail.hex():.80}]"
