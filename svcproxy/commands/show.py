@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Mapping
 
+from svcproxy.admin.client import AdminClient
 from svcproxy.commands.connection_counts import counted_meanwhile
 from svcproxy.commands.core.exit_codes import CommandError, ExitCode
 from svcproxy.commands.output import Output
@@ -15,6 +16,7 @@ from svcproxy.explain.core.service_detail import (
 )
 from svcproxy.explain.core.service_list import Observed, Selection, service_list
 from svcproxy.explain.core.view import NodeView
+from svcproxy.explain.kernel_check import check
 from svcproxy.explain.kernel_state import (
     FamilyKernel,
     comparisons,
@@ -30,6 +32,8 @@ EXAMPLES = """\
   svcproxy show -o json | jq -r '.services[] | select(.problems) | .name'
   svcproxy show --manifests examples -- --proxy-mode=nftables
 """
+
+Kernel = Mapping[IPFamily, FamilyKernel]
 
 _SAMPLE, _LONGEST_SAMPLE = 1.0, 60.0
 _FAMILIES = {"4": IPFamily.IPV4, "6": IPFamily.IPV6}
@@ -80,7 +84,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     kernel = None
     with counted_meanwhile(view, arguments.sample) as counting:
         if view.status is not None and not arguments.no_kernel:
-            kernel = read_kernel(view)
+            view, kernel = _read_kernel(view, arguments.socket)
     observed = Observed(
         comparisons(kernel) if kernel is not None else None, counting.connections, counting.notes
     )
@@ -97,11 +101,27 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return ExitCode.OK
 
 
+def _read_kernel(view: NodeView, socket: str) -> tuple[NodeView, Kernel]:
+    """Read the kernel; return it with the view to which it belongs.
+
+    If it differs, objects and kernel are read again: a change may have been written in between.
+    """
+    kernel = read_kernel(view)
+    if not any(found.differences for found in kernel.values()):
+        return view, kernel
+    checked = check(AdminClient(socket))
+    read = {family: found.kernel for family, found in kernel.items()}
+    return checked.view, {
+        family: FamilyKernel(read.get(family), tuple(found.differences), found.error)
+        for family, found in checked.states.items()
+    }
+
+
 def _show_one(
     arguments: argparse.Namespace,
     output: Output,
     view: NodeView,
-    kernel: Mapping[IPFamily, FamilyKernel] | None,
+    kernel: Kernel | None,
     observed: Observed,
 ) -> None:
     text = arguments.service
