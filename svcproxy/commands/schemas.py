@@ -29,7 +29,7 @@ DOCUMENTS = {
     "ServiceDetail": "svcproxy.explain.core.service_documents",
     "ServiceList": "svcproxy.explain.core.service_documents",
     "Top": "svcproxy.accounting.core.top",
-    "Trace": "svcproxy.explain.core.trace_document:PacketTrace",
+    "Trace": "svcproxy.explain.core.trace_document",
 }
 """The module of each document that a command prints, with its class if that has another name."""
 

@@ -3,9 +3,11 @@
 import argparse
 from collections.abc import Iterator
 
+from msgspec import structs
+
 from svcproxy.commands import live
 from svcproxy.commands.core.exit_codes import CommandError, ExitCode
-from svcproxy.commands.core.trace_text import Row, Trace, final, probed, steps
+from svcproxy.commands.core.trace_text import Row, final, steps
 from svcproxy.commands.output import Cell, Output, Style
 from svcproxy.commands.sources import add_source_arguments, load_view
 from svcproxy.explain.core.story_types import Client, Ending
@@ -19,10 +21,11 @@ from svcproxy.explain.core.trace_arguments import (
     parse_origin,
     parse_target,
 )
+from svcproxy.explain.core.trace_document import ProbeReport, Trace
 from svcproxy.explain.core.view import NodeView
 from svcproxy.explain.pods import PodForbiddenError
 from svcproxy.explain.trace_packet import Asked, Found, trace_packet
-from svcproxy.probe.core.result import Expected, LiveRequest, SourceKind, Verdict
+from svcproxy.probe.core.result import Expected, LiveRequest, LiveResult, SourceKind, Verdict
 
 EXAMPLES = """\
   svcproxy trace default/client default/web:80     from a pod to a Service
@@ -73,8 +76,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         raise CommandError(str(error), ExitCode.NOT_PERMITTED) from error
     except QuestionError as error:
         raise CommandError(str(error)) from error
-    result = live.probe(_live_request(arguments, view, found)) if arguments.live else None
-    document = probed(found.document, result)
+    document = found.document
+    if arguments.live:
+        result = live.probe(_live_request(arguments, view, found))
+        document = structs.replace(document, live=_report(result))
     if output.as_json:
         output.document(document)
     else:
@@ -158,6 +163,24 @@ def _live_request(arguments: argparse.Namespace, view: NodeView, found: Found) -
         payload=arguments.payload,
         timeout=arguments.timeout,
         allow_affinity=arguments.allow_affinity,
+    )
+
+
+def _report(result: LiveResult) -> ProbeReport:
+    """Return the result of the probe as a part of the document."""
+    return ProbeReport(
+        outcome=result.outcome.value,
+        detail=result.detail,
+        milliseconds=result.milliseconds,
+        source=result.source,
+        endpoint=result.endpoint,
+        seen_source=result.seen_source,
+        trace=tuple(map(str, result.trace)),
+        no_trace=result.no_trace,
+        agrees=result.agrees,
+        disagreement=result.disagreement,
+        notes=tuple(result.notes),
+        left=tuple(result.left),
     )
 
 

@@ -26,7 +26,7 @@ from svcproxy.explain.core.trace_arguments import (
     UnknownNameError,
 )
 from svcproxy.explain.core.trace_destination import Destination, choose_family, find_destination
-from svcproxy.explain.core.trace_document import PacketTrace, trace_document
+from svcproxy.explain.core.trace_document import Trace, trace_document
 from svcproxy.explain.core.view import FamilyView, NodeView
 from svcproxy.explain.kernel_state import FamilyKernel, comparisons, desired_of, read_kernel
 from svcproxy.explain.mode_explainer import ModeExplainer
@@ -68,7 +68,7 @@ class Found(msgspec.Struct, frozen=True):
 
     about: FamilyView
     answer: Answer
-    document: PacketTrace
+    document: Trace
 
 
 def trace_packet(view: NodeView, asked: Asked) -> Found:

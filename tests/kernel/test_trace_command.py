@@ -14,7 +14,7 @@ from svcproxy.admin.client import AdminClient
 from svcproxy.commands.core.exit_codes import ExitCode
 from svcproxy.explain.core.story_types import Ending
 from svcproxy.explain.core.trace_arguments import family_of, parse_origin, parse_target
-from svcproxy.explain.core.trace_document import PacketTrace
+from svcproxy.explain.core.trace_document import Trace
 from svcproxy.explain.core.view import NodeView
 from svcproxy.explain.trace_packet import Asked, trace_packet
 from svcproxy.explain.views import view_of_daemon
@@ -36,7 +36,7 @@ def view_of(stage: Stage) -> NodeView:
     return stage.node.netns.call(lambda: view_of_daemon(client))
 
 
-def predict(stage: Stage, view: NodeView, source: str, target: str) -> PacketTrace:
+def predict(stage: Stage, view: NodeView, source: str, target: str) -> Trace:
     origin, to = parse_origin(source), parse_target(target)
     asked = Asked(origin, to, family_of(origin, to, None))
     return stage.node.netns.call(lambda: trace_packet(view, asked).document)

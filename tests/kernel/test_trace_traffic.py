@@ -15,7 +15,7 @@ import pytest
 from svcproxy.admin.client import AdminClient
 from svcproxy.explain.core.story_types import Ending
 from svcproxy.explain.core.trace_arguments import family_of, parse_origin, parse_target
-from svcproxy.explain.core.trace_document import PacketTrace
+from svcproxy.explain.core.trace_document import Trace
 from svcproxy.explain.core.view import NodeView
 from svcproxy.explain.trace_packet import Asked, trace_packet
 from svcproxy.explain.views import view_of_daemon
@@ -208,11 +208,11 @@ def check(stage: Stage, view: NodeView, sent: Sent) -> None:
         raise
 
 
-def predict(stage: Stage, view: NodeView, sent: Sent) -> PacketTrace:
+def predict(stage: Stage, view: NodeView, sent: Sent) -> Trace:
     return stage.node.netns.call(lambda: trace_packet(view, sent.asked).document)
 
 
-def meet(stage: Stage, view: NodeView, sent: Sent, document: PacketTrace) -> None:
+def meet(stage: Stage, view: NodeView, sent: Sent, document: Trace) -> None:
     """Send packets, and compare what they meet with the prediction."""
     source = "" if sent.host is stage.node else sent.source
     match document.verdict:
@@ -229,7 +229,7 @@ def meet(stage: Stage, view: NodeView, sent: Sent, document: PacketTrace) -> Non
             deliver(stage, view, sent, document)
 
 
-def deliver(stage: Stage, view: NodeView, sent: Sent, document: PacketTrace) -> None:
+def deliver(stage: Stage, view: NodeView, sent: Sent, document: Trace) -> None:
     source = "" if sent.host is stage.node else sent.source
     expected = expected_of(stage, sent, document)
     if expected is None:
@@ -259,7 +259,7 @@ def family_number(sent: Sent) -> int:
     return 6 if ":" in sent.address else 4
 
 
-def expected_of(stage: Stage, sent: Sent, document: PacketTrace) -> Seen | None:
+def expected_of(stage: Stage, sent: Sent, document: Trace) -> Seen | None:
     """Return the servers and the sources that they see; ``None`` if replies do not pass node1.
 
     The other node has no rules: it sends replies to other machines directly, with the endpoint's

@@ -4,11 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
-from msgspec import structs
-
 from svcproxy.explain.core.story_types import Client, Ending, place
-from svcproxy.explain.core.trace_document import PacketTrace, TracedEndpoint, TracedRules
-from svcproxy.probe.core.result import LiveResult
+from svcproxy.explain.core.trace_document import ProbeReport, Trace, TracedEndpoint, TracedRules
 
 Row = tuple[str, str]
 """The name of a step, or an empty text for its further lines; and a line."""
@@ -25,26 +22,6 @@ _FINAL = {
 _CLIENTS = {Client.POD: "from a pod", Client.NODE: "from the node", Client.OUTSIDE: "from outside"}
 
 
-class Trace(PacketTrace, frozen=True, kw_only=True, tag="Trace"):
-    """What this node does with a packet, and what a real probe met.
-
-    Attributes:
-        live: the result of the probe; absent without ``--live``.
-    """
-
-    live: LiveResult | None = None
-
-    @property
-    def probe_differs(self) -> bool:
-        """Whether the probe met something else than predicted."""
-        return self.live is not None and self.live.agrees is False
-
-
-def probed(document: PacketTrace, live: LiveResult | None) -> Trace:
-    """Return the document with the result of a probe."""
-    return Trace(**structs.asdict(document), live=live)
-
-
 def steps(document: Trace, *, verbose: bool = False) -> Iterator[Row]:
     """Yield the steps of a trace as lines.
 
@@ -59,9 +36,12 @@ def steps(document: Trace, *, verbose: bool = False) -> Iterator[Row]:
         yield from _frontend(document)
     yield from _endpoints(document, verbose=verbose)
     yield from _connections(document)
-    yield from _rules("rules", "svcproxy's own rules", document.desired, verbose=verbose)
-    if document.kernel is not None:
-        yield from _rules("kernel", "the kernel's rules", document.kernel, verbose=verbose)
+    desired, kernel = document.desired, document.kernel
+    same = kernel is not None and kernel.rules == desired.rules
+    whose = "svcproxy's own rules, and the kernel's" if same else "svcproxy's own rules"
+    yield from _rules("rules", whose, desired, verbose=verbose)
+    if kernel is not None:
+        yield from _rules("kernel", "the kernel's rules", kernel, verbose=verbose and not same)
     if document.live is not None:
         yield from _live(document.live, verbose=verbose)
 
@@ -186,16 +166,16 @@ def _rules(label: str, whose: str, rules: TracedRules, *, verbose: bool) -> Iter
         yield from (("", line) for line in rules.rules)
 
 
-def _live(live: LiveResult, *, verbose: bool) -> Iterator[Row]:
+def _live(live: ProbeReport, *, verbose: bool) -> Iterator[Row]:
     where = f"-> {live.endpoint}  " if live.endpoint else ""
     after = f" after {live.milliseconds:.2f} ms" if live.milliseconds else ""
     agrees = "" if live.agrees is None else ", as predicted" * live.agrees
-    yield "live", f"{where}{live.detail or live.outcome.value}{after}{agrees}"
+    yield "live", f"{where}{live.detail or live.outcome}{after}{agrees}"
     yield from (("", text) for text in (*live.notes, *live.left))
     if live.disagreement:
         yield "", f"differs: {live.disagreement}"
     if live.trace and verbose:
-        yield from (("", str(line)) for line in live.trace)
+        yield from (("", line) for line in live.trace)
     elif live.trace:
         yield "", f"the kernel's own trace has {len(live.trace)} steps (-v)"
     if live.no_trace:

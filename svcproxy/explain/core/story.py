@@ -55,11 +55,10 @@ class _Teller:
             ending, reason = unserved(question, self.situation, self.addresses)
             return structs.replace(self.story, ending=ending, reason=reason)
         port, frontend = hit
-        self.story = structs.replace(self.story, port=port, frontend=frontend)
-        if not self._is_admitted(port, frontend):
-            return self._end(Ending.DROPPED, "the source ranges of the Service do not contain it")
         endpoints, policy = self._choose_list(port, frontend)
-        self.story = structs.replace(self.story, policy=policy)
+        self.story = structs.replace(self.story, port=port, frontend=frontend, policy=policy)
+        if not self._is_admitted(port, frontend):
+            return self._end(Ending.DROPPED, "not in the source ranges of the Service")
         if frontend.verdict is Verdict.REJECT or not endpoints:
             return self._without_endpoints(frontend)
         candidates = tuple(self._candidate(e, frontend, 1 / len(endpoints)) for e in endpoints)

@@ -8,6 +8,7 @@ from svcproxy.explain.core.story_types import Client, Ending, is_external, place
 from svcproxy.explain.core.trace_answer import Answer, Traced
 from svcproxy.explain.core.view import FamilyView, NodeView
 from svcproxy.model.names import IPFamily, Protocol
+from svcproxy.model.serviceport import Verdict
 from svcproxy.state.reasons import EndpointUse, endpoint_uses
 
 _SECONDS_PER = ((86400, "d"), (3600, "h"), (60, "min"))
@@ -85,8 +86,8 @@ class SkippedEndpoint(Part, frozen=True, kw_only=True):
     """An endpoint of the Service that the packet cannot get.
 
     Attributes:
-        endpoint: ``address:port``.
-        because: why not.
+        endpoint: ``address:port``; the address alone if its slice lacks the port.
+        because: why, in words.
     """
 
     endpoint: str
@@ -112,18 +113,50 @@ class TracedRules(Part, frozen=True, kw_only=True):
 
 
 class KnownConnection(Part, frozen=True, kw_only=True):
-    """A connection of the client that connection tracking has.
+    """A connection of the client that connection tracking knows.
 
     Attributes:
         source_port: the client's port.
-        endpoint: the endpoint, as ``address:port``; absent if the connection is not translated.
+        endpoint: where it leads, as ``address:port``; absent if it is not translated.
     """
 
     source_port: int
     endpoint: str = ""
 
 
-class PacketTrace(Document, frozen=True, kw_only=True, tag="Trace"):
+class ProbeReport(Part, frozen=True, kw_only=True):
+    """What a real probe met.
+
+    Attributes:
+        outcome: ``answered``, ``refused``, ``no answer`` or ``not sent``.
+        detail: the same in detail; for ``not sent`` the reason and the remedy.
+        milliseconds: from sending to the answer; absent without one.
+        source: the source of the probe as it was sent, ``address:port``.
+        endpoint: where the node forwarded it, by connection tracking; absent if it did not.
+        seen_source: the source that the endpoint sees.
+        trace: the kernel's own trace of the first packet, a text for each event.
+        no_trace: why there is none.
+        agrees: whether the outcome is as predicted; absent if nothing was predicted or sent.
+        disagreement: what differs from the prediction, in words.
+        notes: what the reader should know, a sentence each.
+        left: what could not be removed afterwards, with the reason.
+    """
+
+    outcome: str
+    detail: str
+    milliseconds: float = 0.0
+    source: str = ""
+    endpoint: str = ""
+    seen_source: str = ""
+    trace: tuple[str, ...] = ()
+    no_trace: str = ""
+    agrees: bool | None = None
+    disagreement: str = ""
+    notes: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+
+class Trace(Document, frozen=True, kw_only=True):
     """What this node does with a packet.
 
     Attributes:
@@ -138,6 +171,7 @@ class PacketTrace(Document, frozen=True, kw_only=True, tag="Trace"):
         existing: whether the packet belongs to one of them, so that no rule decides.
         desired: what the rules do that the node is meant to have.
         kernel: what the kernel's rules do; absent if they were not read.
+        live: what a real probe met; absent without ``--live``.
     """
 
     node: NodeSummary
@@ -151,6 +185,12 @@ class PacketTrace(Document, frozen=True, kw_only=True, tag="Trace"):
     existing: bool = False
     desired: TracedRules
     kernel: TracedRules | None = None
+    live: ProbeReport | None = None
+
+    @property
+    def probe_differs(self) -> bool:
+        """Whether the probe met something else than predicted."""
+        return self.live is not None and self.live.agrees is False
 
     @property
     def kernel_differs(self) -> bool:
@@ -165,7 +205,7 @@ def trace_document(
     *,
     routes: Mapping[str, str],
     comparison: KernelComparison | None,
-) -> PacketTrace:
+) -> Trace:
     """Describe an answer.
 
     Args:
@@ -177,7 +217,7 @@ def trace_document(
     """
     kernel = {about.family: comparison} if comparison else None
     story = answer.story
-    return PacketTrace(
+    return Trace(
         node=_summary(view, about.family, kernel),
         packet=_packet(answer),
         verdict=answer.ending,
@@ -249,6 +289,8 @@ def _not_used(view: NodeView, about: FamilyView, answer: Answer) -> Iterator[Ski
     story = answer.story
     if story.port is None or story.frontend is None:
         return
+    if story.ending is Ending.DROPPED and story.frontend.verdict is Verdict.FORWARD:
+        return  # not for want of endpoints
     external = is_external(story.frontend)
     exempt = external and story.client is not Client.OUTSIDE
     local = story.frontend.local and not exempt

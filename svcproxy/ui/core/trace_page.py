@@ -5,8 +5,8 @@ from fractions import Fraction
 
 from svcproxy.explain.core.story_types import Client, Ending, place
 from svcproxy.explain.core.trace_document import (
-    PacketTrace,
     SkippedEndpoint,
+    Trace,
     TracedEndpoint,
     TracedFrontend,
     TracedRules,
@@ -31,7 +31,7 @@ _RULES = 100
 
 
 def trace_page(
-    node: Place, origin: str, target: str, found: PacketTrace | None = None, error: str = ""
+    node: Place, origin: str, target: str, found: Trace | None = None, error: str = ""
 ) -> bytes:
     """Return the page with the form, and the answer if a packet was asked for.
 
@@ -93,7 +93,7 @@ def _field(name: str, label: str, value: str, hint: str) -> Html:
     )
 
 
-def _answer(found: PacketTrace) -> Content:
+def _answer(found: Trace) -> Content:
     return (
         _verdict(found),
         section("Steps", element("ol", _steps(found), class_="steps")),
@@ -103,7 +103,7 @@ def _answer(found: PacketTrace) -> Content:
     )
 
 
-def _verdict(found: PacketTrace) -> Html:
+def _verdict(found: Trace) -> Html:
     text, meaning = _VERDICTS[found.verdict]
     differs = found.kernel_differs or bool(found.desired.disagreements)
     return element(
@@ -115,7 +115,7 @@ def _verdict(found: PacketTrace) -> Html:
     )
 
 
-def _agreement(found: PacketTrace) -> Iterator[Html]:
+def _agreement(found: Trace) -> Iterator[Html]:
     (family,) = found.node.families
     yield badge(
         family.state[0].upper() + family.state[1:], "good" if family.up_to_date else "warning"
@@ -130,7 +130,7 @@ def _agreement(found: PacketTrace) -> Iterator[Html]:
         yield badge("The kernel's rules agree", "good")
 
 
-def _steps(found: PacketTrace) -> Iterator[Html]:
+def _steps(found: Trace) -> Iterator[Html]:
     packet = found.packet
     source = place(packet.source, packet.source_port) if packet.source_port else packet.source
     target = f"{place(packet.destination, packet.port)}/{packet.protocol.keyword}"
@@ -185,7 +185,7 @@ def _source(endpoints: Sequence[TracedEndpoint]) -> Iterator[Html]:
         yield _step("Source", f"{done}{where}{more}", because)
 
 
-def _choose(found: PacketTrace) -> Html:
+def _choose(found: Trace) -> Html:
     number = len(found.endpoints)
     text = "the only endpoint" if number == 1 else f"one of {count(number, 'endpoint')}"
     notes = []
@@ -256,7 +256,7 @@ def _shown(number: int) -> str:
     return f"{UI_ROWS} of {number:,}" if number > UI_ROWS else ""
 
 
-def _rules(found: PacketTrace) -> Html | None:
+def _rules(found: Trace) -> Html | None:
     rules, title = found.desired, "Rules that match"
     if found.kernel is not None and found.kernel.rules:
         rules, title = found.kernel, "Rules in the kernel that match"

@@ -11,7 +11,7 @@ from svcproxy.explain.core.service_detail import service_detail
 from svcproxy.explain.core.service_documents import ServiceDetail
 from svcproxy.explain.core.service_list import service_list
 from svcproxy.explain.core.trace_arguments import parse_origin, parse_target
-from svcproxy.explain.core.trace_document import PacketTrace, TracedRules
+from svcproxy.explain.core.trace_document import Trace, TracedRules
 from svcproxy.explain.trace_packet import Asked, trace_packet
 from svcproxy.explain.views import view_of_objects
 from svcproxy.limits import UI_ROWS, UI_TROUBLES
@@ -218,7 +218,7 @@ def test_hostile_texts_on_the_page_of_a_service_stay_texts() -> None:
     assert "script" not in Page(unknown_service(Place("n", "m"), HOSTILE)).tags
 
 
-def traced(origin: str, target: str, **changes: object) -> PacketTrace:
+def traced(origin: str, target: str, **changes: object) -> Trace:
     view = view_of_objects("node1", ProxyMode.NFTABLES, Config(), objects())
     asked = Asked(parse_origin(origin), parse_target(target), kernel=False)
     return msgspec.structs.replace(trace_packet(view, asked).document, **changes)
