@@ -1,5 +1,8 @@
 """Asks the API server for the addresses of one pod, with the daemon's credentials."""
 
+import contextlib
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
 from typing import Any
 
 import msgspec
@@ -105,7 +108,13 @@ def decode_pod(body: bytes, name: NamespacedName) -> Pod:
         found: Any = msgspec.json.decode(body, type=_Pod)
     except msgspec.DecodeError as error:
         raise PodError(f"the API server's answer is no pod: {error}") from error
-    addresses = tuple(each.ip for each in found.status.pod_ips or () if each.ip)
+    addresses = tuple(_canonical(each.ip for each in found.status.pod_ips or ()))
     if not addresses:
         raise PodError(f"pod {name} has no address yet: wait until it runs")
     return Pod(addresses, found.spec.node_name or "", bool(found.spec.host_network))
+
+
+def _canonical(addresses: Iterable[str]) -> Iterator[str]:
+    for text in addresses:
+        with contextlib.suppress(ValueError):
+            yield str(ip_address(text))
