@@ -3,12 +3,24 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from svcproxy.commands.live import probe
+from svcproxy.model.names import IPFamily, Protocol
 from svcproxy.netlink.address_watcher import AddressWatcher
+from svcproxy.probe import affinity
+from svcproxy.probe.core.affinity import RecentAddress
 from svcproxy.probe.core.entry import target
-from svcproxy.probe.core.result import Expected, LiveResult, Outcome, SourceKind, Verdict
+from svcproxy.probe.core.result import (
+    Expected,
+    LiveRequest,
+    LiveResult,
+    Outcome,
+    SourceKind,
+    Verdict,
+)
 from testbed import manifests as m
 from testbed import netns
 from testbed.netns import NetNS
@@ -188,6 +200,62 @@ def test_an_address_is_that_of_the_node_or_of_a_pod(stage: Stage, family: int) -
         result = live(stage, asked)
         assert result.outcome is Outcome.ANSWERED, result
         assert result.source.startswith(target(address, 0).rpartition(":")[0])
+
+
+def test_the_pods_own_connection_tracking_is_cleaned(stage: Stage, family: int) -> None:
+    """A pod's namespace tracks connections if it has rules of its own."""
+    offer = stage.offer(family, [at(stage.here[0], family)])
+    pod = stage.here[1]
+    rules = (
+        "table inet own { chain c { type filter hook output priority 0; ct state new counter; }; }"
+    )
+    pod.netns.run("nft", "-f", "-", stdin=rules)
+    try:
+        outcome = pod.traffic.connect("tcp", offer.vip, 80)
+        assert isinstance(outcome, Answer)
+        tracked = flows(pod.netns, offer.vip)
+        assert tracked
+        fields = sources(stage, family)["pod"]
+        result = live(stage, request(stage, family, offer.vip, 80, **fields))
+        assert result.outcome is Outcome.ANSWERED, result
+        assert len(flows(pod.netns, offer.vip)) <= len(tracked)
+        port = result.source.rpartition(":")[2]
+        assert not [line for line in flows(pod.netns, offer.vip) if f"sport={port} " in line]
+    finally:
+        pod.netns.run("nft", "delete", "table", "inet", "own")
+
+
+def test_a_probe_without_a_route(space: NetNS) -> None:
+    """All interfaces of the namespace are down."""
+    asked = LiveRequest(IPFamily.IPV4, Protocol.TCP, "10.96.0.1", 80)
+    result = space.call(lambda: probe(asked))
+    assert result.outcome is Outcome.NOT_SENT
+    assert "no route to 10.96.0.1" in result.detail
+
+
+@pytest.mark.parametrize("family", list(IPFamily))
+def test_clients_of_the_recent_match(space: NetNS, family: IPFamily) -> None:
+    """iptables mode remembers clients like this where the kernel has no ipset."""
+    program, one, other = {
+        IPFamily.IPV4: ("iptables-legacy", "192.0.2.1", "192.0.2.10"),
+        IPFamily.IPV6: ("ip6tables-legacy", "2001:db8::1", "2001:db8::10"),
+    }[family]
+    name = "KUBE-SEP-TEST"
+    rule = ["-A", "OUTPUT", "-m", "recent", "--set", "--name", name, "--rdest"]
+    space.run(program, *rule)
+    listed = Path("/proc/thread-self/net/xt_recent", name)
+    entries = [RecentAddress(family, name, address) for address in (one, other)]
+    missing = RecentAddress(family, "KUBE-SEP-NONE", one)
+
+    def steps() -> list[object]:
+        found: list[object] = [affinity.absent(entries)]
+        listed.write_text(f"+{other}\n", encoding="ascii")
+        found.append(affinity.absent([*entries, missing]))
+        affinity.remove(entries)
+        found.append(affinity.absent(entries))
+        return found
+
+    assert space.call(steps) == [tuple(entries), (entries[0], missing), tuple(entries)]
 
 
 def test_a_probe_that_cannot_be_sent(stage: Stage, family: int) -> None:
