@@ -28,7 +28,7 @@ DOCUMENTS = {
     "Rendering": "svcproxy.commands.render",
     "ServiceDetail": "svcproxy.explain.core.service_documents",
     "ServiceList": "svcproxy.explain.core.service_documents",
-    "Top": "svcproxy.accounting.core.top",
+    "Top": "svcproxy.commands.core.top_documents",
     "Trace": "svcproxy.explain.core.trace_document",
 }
 """The module of each document that a command prints, with its class if that has another name."""

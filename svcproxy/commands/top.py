@@ -15,9 +15,9 @@ from typing import Self
 from svcproxy.accounting.connections import ConnectionEvents, Served, open_connections
 from svcproxy.accounting.core.frontends import FrontendKey
 from svcproxy.accounting.core.readings import Rates, Reading, rates_between
-from svcproxy.accounting.core.top import Order, Top, ordered, top_frontends
 from svcproxy.accounting.counters import CountersUnreadableError, read_counters
 from svcproxy.commands.core.exit_codes import CommandError, ExitCode
+from svcproxy.commands.core.top_documents import Order, Top, ordered, top_frontends
 from svcproxy.commands.core.top_table import table
 from svcproxy.commands.output import Output
 from svcproxy.commands.sources import add_source_arguments, load_view
@@ -126,7 +126,7 @@ class _Sampler:
         rates = self._rates()
         rows = ordered(
             top_frontends(
-                [(f, about.state.ports) for f, about in view.families.items()],
+                {family: about.state for family, about in view.families.items()},
                 found.seconds,
                 self._open,
                 found.activities.of,

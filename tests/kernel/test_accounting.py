@@ -246,7 +246,7 @@ def test_top_shows_refusals_with_their_reason(stage: Stage) -> None:
     (row,) = [row for row in top["frontends"] if row["address"] == offer.vip]
     assert top["countedRefusals"]
     assert row["refusedPerSecond"] > 0
-    assert row["reason"] == "refused: no endpoint is ready"
+    assert row["reason"] == "REJECT: no endpoints"
 
 
 def test_chosen_services_have_metrics(stage_with: StageWith) -> None:

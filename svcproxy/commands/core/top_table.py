@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from svcproxy.accounting.core.top import Top, TopFrontend
+from svcproxy.commands.core.top_documents import Top, TopFrontend
 
 _NUMBERS = 36
 """The width of the four columns of numbers."""
@@ -24,7 +24,8 @@ def _limited(top: Top, width: int, rows: int) -> Iterator[str]:
     notes = list(_notes(top))
     left = max(2, rows - 2 - len(notes))
     yield f"{top.node}  {top.mode}  {top.seconds:.1f} s"
-    name_width = max(_LEAST_NAME, (width - _NUMBERS) // 2)
+    longest = max((len(_name(row)) for row in top.frontends), default=0)
+    name_width = max(_LEAST_NAME, min(longest, (width - _NUMBERS) // 2))
     yield f"{'NEW/S':>8} {'OPEN':>8} {'REFUSED/S':>9} {'DROPPED/S':>9} " + _pair(
         "SERVICE PORT", "FRONTEND", name_width
     )
@@ -55,11 +56,14 @@ def _notes(top: Top) -> Iterator[str]:
 
 
 def _line(row: TopFrontend, name_width: int) -> str:
-    name = row.service + (f":{row.port_name}" if row.port_name else "")
     refused, dropped = map(_rate, (row.refused_per_second, row.dropped_per_second))
     return f"{_rate(row.new_per_second):>8} {row.open:>8} {refused:>9} {dropped:>9} " + _pair(
-        name, row.destination, name_width
+        _name(row), row.destination, name_width
     )
+
+
+def _name(row: TopFrontend) -> str:
+    return row.service + (f":{row.port_name}" if row.port_name else "")
 
 
 def _pair(name: str, destination: str, width: int) -> str:
@@ -71,9 +75,8 @@ def _pair(name: str, destination: str, width: int) -> str:
 def _details(row: TopFrontend) -> Iterator[str]:
     """Yield a line with the clients, and one with the reason of refusals."""
     if row.clients:
-        total = max(sum(c.connections for c in row.clients), 1)
         listed = " · ".join(f"{c.address} {c.connections}" for c in row.clients)
-        yield f"{'':>9}from {listed}" if total else ""
+        yield f"{'':>9}from {listed}"
     if row.reason and (row.refused_per_second or row.dropped_per_second):
         yield f"{'':>9}{row.reason}"
 

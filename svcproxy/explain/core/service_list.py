@@ -21,12 +21,13 @@ from svcproxy.model.serviceport import Frontend, FrontendKind, ServicePort
 from svcproxy.state.slices import PortKey
 from svcproxy.state.verdicts import KnownEndpoints, conflict_text, known_endpoints, refusal
 
-_TYPES = {
+FRONTEND_TYPES = {
     FrontendKind.CLUSTER_IP: "clusterIP",
     FrontendKind.EXTERNAL_IP: "externalIP",
     FrontendKind.LOAD_BALANCER: "loadBalancerIP",
     FrontendKind.NODE_PORT: "nodePort",
 }
+"""The kinds of frontends in documents."""
 
 
 class Observed(NamedTuple):
@@ -164,7 +165,7 @@ class ServiceReader:
             address=frontend.address,
             port=frontend.port,
             protocol=protocol,
-            type=_TYPES[frontend.kind],
+            type=FRONTEND_TYPES[frontend.kind],
             policy=policy_text(local=frontend.local),
             endpoints_used=len(used),
             endpoints_known=len(known.candidates),

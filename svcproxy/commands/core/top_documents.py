@@ -2,15 +2,23 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
-
-import msgspec
+from typing import NamedTuple
 
 from svcproxy.accounting.core.activity import Activity
 from svcproxy.accounting.core.frontends import FrontendKey
 from svcproxy.accounting.core.readings import Rates
+from svcproxy.explain.core.documents import Document, Part
+from svcproxy.explain.core.service_list import FRONTEND_TYPES
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
-from svcproxy.model.serviceport import Frontend, FrontendKind, ServicePort, Verdict
+from svcproxy.model.serviceport import Frontend, ServicePort, Verdict
 from svcproxy.netlink.core.addresses import text
+from svcproxy.state.desired import DesiredState
+from svcproxy.state.verdicts import (
+    KnownEndpoints,
+    frontend_text,
+    known_endpoints,
+    refusal,
+)
 
 _CLIENTS = 3
 """How many clients and endpoints of a frontend are shown."""
@@ -25,7 +33,7 @@ class Order(StrEnum):
     DROPPED = "dropped"
 
 
-class Client(msgspec.Struct, frozen=True, rename="camel"):
+class TopClient(Part, frozen=True, kw_only=True):
     """A client of a frontend.
 
     Attributes:
@@ -39,7 +47,7 @@ class Client(msgspec.Struct, frozen=True, rename="camel"):
     error: int = 0
 
 
-class Endpoint(msgspec.Struct, frozen=True, rename="camel"):
+class TopEndpoint(Part, frozen=True, kw_only=True):
     """An endpoint that new connections of a frontend went to.
 
     Attributes:
@@ -55,7 +63,7 @@ class Endpoint(msgspec.Struct, frozen=True, rename="camel"):
     error: int = 0
 
 
-class TopFrontend(msgspec.Struct, frozen=True, rename="camel"):
+class TopFrontend(Part, frozen=True, kw_only=True):
     """A frontend with its connections.
 
     Attributes:
@@ -63,7 +71,7 @@ class TopFrontend(msgspec.Struct, frozen=True, rename="camel"):
         port_name: the name of the Service port; may be empty.
         protocol: the protocol.
         family: the IP family.
-        type: what kind of frontend it is.
+        type: ``clusterIP``, ``externalIP``, ``loadBalancerIP`` or ``nodePort``.
         address: its address; empty for node ports.
         port: its port.
         new_per_second: new connections per second.
@@ -79,31 +87,27 @@ class TopFrontend(msgspec.Struct, frozen=True, rename="camel"):
     port_name: str
     protocol: Protocol
     family: IPFamily
-    type: FrontendKind
+    type: str
     address: str
     port: int
     new_per_second: float
     open: int
     refused_per_second: float | None = None
     dropped_per_second: float | None = None
-    clients: tuple[Client, ...] = ()
-    endpoints: tuple[Endpoint, ...] = ()
+    clients: tuple[TopClient, ...] = ()
+    endpoints: tuple[TopEndpoint, ...] = ()
     reason: str = ""
 
     @property
     def destination(self) -> str:
         """The frontend as text: ``10.96.0.10:80/tcp`` or ``node port 30080/tcp``."""
-        if not self.address:
-            return f"node port {self.port}/{self.protocol.keyword}"
-        shown = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{shown}:{self.port}/{self.protocol.keyword}"
+        return frontend_text(self.address, self.port, self.protocol)
 
 
-class Top(msgspec.Struct, frozen=True, rename="camel", tag_field="kind", tag="Top"):
+class Top(Document, frozen=True, kw_only=True):
     """What happened during a sample.
 
     Attributes:
-        api_version: the version of the document.
         node: the node.
         mode: the proxy mode.
         time: when the sample ended, in seconds since 1970.
@@ -115,19 +119,18 @@ class Top(msgspec.Struct, frozen=True, rename="camel", tag_field="kind", tag="To
         left_out: how many more such frontends there are than ``frontends`` has.
     """
 
-    api_version: str = "svcproxy.io/v1"
-    node: str = ""
-    mode: str = ""
-    time: float = 0.0
-    seconds: float = 0.0
-    counted_refusals: bool = False
+    node: str
+    mode: str
+    time: float
+    seconds: float
+    counted_refusals: bool
     events_lost: int = 0
     frontends: tuple[TopFrontend, ...] = ()
     left_out: int = 0
 
 
 def top_frontends(
-    ports: Iterable[tuple[IPFamily, Mapping[ServicePortName, ServicePort]]],
+    states: Mapping[IPFamily, DesiredState],
     seconds: float,
     opened: Mapping[FrontendKey, int],
     activity: Callable[[FrontendKey], Activity],
@@ -136,61 +139,77 @@ def top_frontends(
     """Yield the frontends that have connections, or attempts that were not served.
 
     Args:
-        ports: the Service ports of each family.
+        states: the desired state of each family.
         seconds: how long the sample took.
         opened: the open connections.
         activity: returns the new connections of a frontend that events reported.
         counted: the rates of the kernel's counters; ``None`` if there are no counters.
     """
-    for family, of_family in ports:
-        for name, port in of_family.items():
+    for family, state in states.items():
+        for port in state.ports.values():
             for frontend in port.frontends:
-                key = FrontendKey(family, frontend.address, frontend.port, name.protocol)
+                key = FrontendKey(family, frontend.address, frontend.port, port.name.protocol)
                 rates = None if counted is None else counted.get(key, Rates())
                 seen, now_open = activity(key), opened.get(key, 0)
                 if seen.count or now_open or (rates is not None and any(rates)):
-                    yield _row(key, (name, port, frontend), seconds, now_open, seen, rates)
+                    why = reason(state, port, frontend)
+                    yield _row(port.name, frontend, _Seen(key, seconds, now_open, seen, rates, why))
 
 
-def _row(  # noqa: PLR0917 - private, each is a column
-    key: FrontendKey,
-    of: tuple[ServicePortName, ServicePort, Frontend],
-    seconds: float,
-    now_open: int,
-    seen: Activity,
-    rates: Rates | None,
-) -> TopFrontend:
-    name, port, frontend = of
-    new = rates.new if rates is not None and rates.new is not None else seen.count / seconds
+class _Seen(NamedTuple):
+    """What was seen of a frontend; ``why`` is the reason of refusals."""
+
+    key: FrontendKey
+    seconds: float
+    open: int
+    activity: Activity
+    rates: Rates | None
+    why: str
+
+
+def _row(name: ServicePortName, frontend: Frontend, seen: _Seen) -> TopFrontend:
+    rates, activity = seen.rates, seen.activity
+    new = activity.count / seen.seconds
+    if rates is not None and rates.new is not None:
+        new = rates.new
     return TopFrontend(
         service=str(name.service),
         port_name=name.port,
         protocol=name.protocol,
-        family=key.family,
-        type=frontend.kind,
+        family=seen.key.family,
+        type=FRONTEND_TYPES[frontend.kind],
         address=frontend.address,
         port=frontend.port,
         new_per_second=round(new, 2),
-        open=now_open,
+        open=seen.open,
         refused_per_second=None if rates is None else round(rates.refused, 2),
         dropped_per_second=None if rates is None else round(rates.dropped, 2),
-        clients=tuple(Client(text(c.item), c.times, c.error) for c in seen.clients.most(_CLIENTS)),
-        endpoints=tuple(
-            Endpoint(text(e.item[0]), e.item[1], e.times, e.error)
-            for e in seen.endpoints.most(_CLIENTS)
+        clients=tuple(
+            TopClient(address=text(c.item), connections=c.times, error=c.error)
+            for c in activity.clients.most(_CLIENTS)
         ),
-        reason=reason(port, frontend),
+        endpoints=tuple(
+            TopEndpoint(address=text(e.item[0]), port=e.item[1], connections=e.times, error=e.error)
+            for e in activity.endpoints.most(_CLIENTS)
+        ),
+        reason=seen.why,
     )
 
 
-def reason(port: ServicePort, frontend: Frontend) -> str:
-    """Say why a frontend refuses or drops connections; empty if it serves everybody."""
-    if frontend.verdict is Verdict.REJECT:
-        return "refused: no endpoint is ready"
-    if frontend.verdict is Verdict.DROP:
-        return "dropped: policy Local, and no endpoint on this node is ready"
+def reason(state: DesiredState, port: ServicePort, frontend: Frontend) -> str:
+    """Say why a frontend refuses or drops connections; empty if it serves everybody.
+
+    Args:
+        state: the desired state that has the Service port.
+        port: the Service port.
+        frontend: the frontend.
+    """
+    if frontend.verdict is not Verdict.FORWARD:
+        known = known_endpoints(state, state.services[port.name.service])
+        found = known.get((port.name.port, port.name.protocol), KnownEndpoints())
+        return refusal(frontend, found)
     if port.source_ranges and frontend.is_load_balancer:
-        return "dropped outside of " + ", ".join(port.source_ranges)
+        return "DROP: clients outside of " + ", ".join(port.source_ranges)
     return ""
 
 
