@@ -140,8 +140,8 @@ UI_TROUBLES = 12
 UI_REPAIRS = 10
 """Repairs on the overview."""
 
-UI_MEMORY_BYTES = 4 << 30
-"""The address space of the page process. 10,000 Services with 50,000 endpoints need 0.3 GiB."""
+UI_MEMORY_BYTES = 2 << 30
+"""The address space of the page process. 10,000 Services with 50,000 endpoints need 0.12 GiB."""
 
 HEALTH_CHECK_REQUEST_SECONDS = 10.0
 """The longest time of a connection to a health-check node port."""

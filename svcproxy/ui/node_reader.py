@@ -7,6 +7,7 @@ import msgspec
 
 from svcproxy.admin.client import AdminClient
 from svcproxy.admin.core.protocol import Repairs, Status
+from svcproxy.explain.core.diff_documents import persisting
 from svcproxy.explain.core.service_list import Observed, service_list
 from svcproxy.explain.core.view import NodeView
 from svcproxy.explain.kernel_state import FamilyKernel, comparisons, read_kernel
@@ -18,8 +19,8 @@ from svcproxy.ui.core.node import Comparison, Snapshot
 from svcproxy.ui.core.rows import ServiceRow, service_rows
 
 _SECONDS = 2.0
-_ATTEMPTS = 3
-_UNSTEADY = "changes arrive faster than the kernel can be compared"
+_PAUSES = (0.0, 0.3, 1.0)
+"""Seconds before each reading of the kernel; there is a second one only if the first differs."""
 
 
 class _View(msgspec.Struct, frozen=True):
@@ -94,13 +95,21 @@ class NodeReader:
         )
 
     def _read(self) -> Reading:
-        for _ in range(_ATTEMPTS):
+        """Read again what differs: a change that is programmed between two readings is none.
+
+        A daemon whose syncs fail, and one that gets changes all the time, never stands still, so
+        what differs in three readings counts.
+        """
+        known: Mapping[IPFamily, FamilyKernel] = {}
+        for pause in _PAUSES:
+            time.sleep(pause)
             view = self._read_view()
-            kernel = read_kernel(view.view)
-            # A change that was programmed between the two readings is no difference
-            if not _differences(kernel) or view.state == _state(self._client.status()) is not None:
-                return _reading(view.view, kernel)
-        return _reading(view.view, dict.fromkeys(kernel, FamilyKernel(error=_UNSTEADY)))
+            known = _confirmed(known, read_kernel(view.view))
+            if not _differences(known):
+                break
+            if view.state is not None and view.state == _state(self._client.status()):
+                break
+        return _reading(view.view, known)
 
     def _read_view(self) -> _View:
         status = self._client.status()
@@ -128,6 +137,20 @@ def _state(status: Status) -> Hashable | None:
         tuple(sorted((kind, watch.resource_version) for kind, watch in status.watches.items())),
         tuple((family, about.synced, *about.held) for family, about in families),
     )
+
+
+def _confirmed(
+    before: Mapping[IPFamily, FamilyKernel], now: Mapping[IPFamily, FamilyKernel]
+) -> Mapping[IPFamily, FamilyKernel]:
+    """Return a reading with only those differences that an earlier one had; all if it is the first."""
+    if not before:
+        return now
+    found = {}
+    for family, kernel in now.items():
+        earlier = before[family].differences if family in before else ()
+        differences = tuple(persisting(earlier, kernel.differences))
+        found[family] = msgspec.structs.replace(kernel, differences=differences)
+    return found
 
 
 def _differences(kernel: Mapping[IPFamily, FamilyKernel]) -> int:

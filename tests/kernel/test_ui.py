@@ -15,6 +15,11 @@ from typing import NamedTuple, Self
 
 import pytest
 
+from svcproxy.admin.client import AdminClient
+from svcproxy.ui.core.node import Health
+from svcproxy.ui.core.overview import overview
+from svcproxy.ui.core.rows import Trouble
+from svcproxy.ui.node_reader import NodeReader
 from svcproxy.ui.routes import HEADERS
 from testbed import netns
 from testbed.browser import Browser
@@ -142,6 +147,17 @@ def test_a_repair_is_on_the_page_with_its_culprit(node: Node) -> None:
     eventually(lambda: "Kernel agrees" in node.ask("/ui/").text, "the kernel as it was")
 
 
+def test_what_the_kernel_lacks_is_a_difference(node: Node, space: NetNS) -> None:
+    """Another namespace has no rules at all."""
+    reader = NodeReader(AdminClient(str(node.daemon.admin_socket)))
+    reading = space.call(reader.read)
+    assert reading.comparison.differences
+    differing = {row.name for row in reading.rows if Trouble.DIFFERS in row.troubles}
+    assert {"shop/orders", "shop/reports", "edge/ingress"} <= differing
+    html = overview(reader.snapshot(), Health(fit=True), {}).decode()
+    assert "kernel differs" in html
+
+
 def test_a_killed_page_process_is_replaced(node: Node) -> None:
     assert node.ask("/ui/").status == 200
     (pid,) = node.page_processes()
@@ -261,6 +277,15 @@ def test_the_browser_enforces_the_policy_and_complains(node: Node) -> None:
     assert "inline style violates" in complaints
     assert "inline script violates" in complaints
     assert "ran" not in found.html.partition("<script>")[0]
+
+
+def test_the_pages_in_iptables_mode(space: NetNS, tmp_path: Path) -> None:
+    with Node(space, tmp_path, **{"proxy-mode": "iptables"}) as node:
+        overview_page = node.ask("/ui/")
+        assert "Kernel agrees" in overview_page.text
+        assert "-A KUBE-SVC-" in node.ask("/ui/service?name=shop/orders").text
+        found = node.ask("/ui/trace?from=10.244.1.9&to=shop/orders:80").text
+        assert "The kernel's rules agree" in found
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
