@@ -1,5 +1,8 @@
 """Runs programs with limits on their time and output."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -38,13 +41,17 @@ def run_bounded(command: Sequence[str], *, seconds: float, limit: int) -> Finish
         OSError: it cannot be started.
     """
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # so that what it has started can be killed with it
     )
     expired = threading.Event()
 
     def expire() -> None:
         expired.set()
-        process.kill()
+        _kill(process)
 
     errors: list[bytes] = []
     timer = threading.Timer(seconds, expire)
@@ -55,14 +62,23 @@ def run_bounded(command: Sequence[str], *, seconds: float, limit: int) -> Finish
         try:
             data = _read(process.stdout, limit + 1)
             if len(data) > limit:
-                process.kill()
+                _kill(process)
             reader.join()
             code = process.wait()
+        except BaseException:
+            _kill(process)
+            raise
         finally:
-            process.kill()
             timer.cancel()
     text = b"".join(errors).decode("utf-8", "replace")
     return Finished(code, data[:limit], text, expired.is_set(), len(data) > limit)
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a program and what it has started. Its ID is not reused before it is waited for."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _read(stream: IO[bytes] | None, limit: int) -> bytes:

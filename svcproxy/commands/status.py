@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         version=status.version,
         started_seconds=round(status.now - status.started, 1),
         families=tuple(_family(name, about, status) for name, about in status.families.items()),
-        watches=tuple(_watch(client, kind, status) for kind in Kind),
+        watches=tuple(_watch(client, kind, status) for kind in status.watches or Kind),
     )
     if output.as_json:
         output.document(document)

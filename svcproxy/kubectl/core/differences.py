@@ -44,24 +44,39 @@ class StatusSeen(msgspec.Struct, rename="camel"):
 
 
 class DifferenceSeen(msgspec.Struct, rename="camel"):
-    """The part of a difference that is shown."""
+    """The part of ``KernelDifference`` that is shown."""
 
     difference: str = ""
     object: str = ""
 
 
-class DiffFamilySeen(msgspec.Struct, rename="camel"):
-    """The differences of one IP family."""
+class FamilyDiffSeen(msgspec.Struct, rename="camel"):
+    """The part of ``FamilyDiff`` that is shown."""
 
     family: str = ""
     differences: list[DifferenceSeen] = []
-    error: str = ""
+
+
+class KernelFamilySeen(msgspec.Struct, rename="camel"):
+    """The part of ``FamilySummary`` that decides whether the kernel agrees."""
+
+    family: str
+    kernel_agrees: bool | None = None
+    kernel_differences: int = 0
+    kernel_error: str = ""
+
+
+class KernelNodeSeen(msgspec.Struct, rename="camel"):
+    """The part of ``NodeSummary`` that is shown."""
+
+    families: list[KernelFamilySeen]
 
 
 class DiffSeen(msgspec.Struct, rename="camel"):
     """The part of ``Diff`` that is shown."""
 
-    families: list[DiffFamilySeen] = []
+    node: KernelNodeSeen
+    families: list[FamilyDiffSeen] = []
 
 
 class NodeReport(Part, frozen=True):
@@ -205,15 +220,18 @@ def _syncs(status: StatusSeen) -> Iterator[str]:
 
 
 def _kernel(found: DiffSeen) -> Iterator[str]:
-    for family in found.families:
-        if family.error:
-            yield f"{family.family}: kernel not read: {family.error}"
-        elif family.differences:
-            counts = Counter(each.difference for each in family.differences)
+    details = {each.family: each.differences for each in found.families}
+    for about in found.node.families:
+        differences = details.get(about.family, [])
+        if about.kernel_error:
+            yield f"{about.family}: kernel not read: {about.kernel_error}"
+        elif not differences and about.kernel_agrees is not True:
+            yield f"{about.family}: kernel differs: {about.kernel_differences} differences"
+        elif differences:
+            counts = Counter(each.difference for each in differences)
             numbers = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
-            first = family.differences[0].object
-            more = ", …" if len(family.differences) > 1 else ""
-            yield f"{family.family}: kernel differs: {numbers} ({first}{more})"
+            more = ", …" if len(differences) > 1 else ""
+            yield f"{about.family}: kernel differs: {numbers} ({differences[0].object}{more})"
 
 
 def notes_of(statuses: Sequence[Answer[StatusSeen]]) -> list[str]:
