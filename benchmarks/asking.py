@@ -50,6 +50,8 @@ def asking(netns: NetNS, path: Path, asker: str, rounds: Path) -> Iterator[None]
 
 def main(asker: str, path: str, rounds: str) -> None:
     """Ask until SIGTERM."""
+    # Commands have a normal priority even if the rest of the benchmark runs under chrt.
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     os.nice(_NICE)
     with Path(rounds).open("ab", buffering=0) as done:
         while True:
