@@ -1,10 +1,11 @@
 """Counts the connections of all frontends in the background, while a command does something else."""
 
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
-from svcproxy.accounting.connections import Served, open_connections, sample
+from svcproxy.accounting.connections import ConnectionEvents, Served, open_connections
 from svcproxy.accounting.core.frontends import frontend_keys
 from svcproxy.conntrack.table import ConntrackError
 from svcproxy.explain.core.documents import ConnectionCounts, FrontendKey
@@ -40,10 +41,16 @@ def counted_meanwhile(view: NodeView, seconds: float) -> Iterator[Counting]:
     if view.status is None or not seconds:
         yield counting
         return
+    wakeup, end = os.pipe()
     with ThreadPoolExecutor(1) as executor:
-        future = executor.submit(_count, view, seconds)
-        yield counting
-        _finish(counting, future)
+        try:
+            future = executor.submit(_count, view, seconds, wakeup)
+            yield counting
+            _finish(counting, future)
+        finally:
+            # After an error or an interrupt, the sample ends at once
+            os.close(end)
+    os.close(wakeup)
 
 
 def _finish(counting: Counting, future: "Future[tuple[Counts, int]]") -> None:
@@ -56,9 +63,10 @@ def _finish(counting: Counting, future: "Future[tuple[Counts, int]]") -> None:
         counting.notes = (f"{lost} events were lost: there were more new connections",)
 
 
-def _count(view: NodeView, seconds: float) -> tuple[Counts, int]:
+def _count(view: NodeView, seconds: float, wakeup: int) -> tuple[Counts, int]:
     served = {f: Served(about.state.ports, about.settings) for f, about in view.families.items()}
-    found = sample(served, seconds)
+    with ConnectionEvents(served) as events:
+        found = events.sample(seconds, wakeup)
     opened = open_connections(served)
     counts: dict[FrontendKey, ConnectionCounts] = {}
     for family, about in served.items():
