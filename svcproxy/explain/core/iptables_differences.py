@@ -13,9 +13,8 @@ from svcproxy.backends.iptables.core.plan import Observed, Plan
 from svcproxy.backends.iptables.core.planner import Planner
 from svcproxy.backends.iptables.core.render import PortRules, render
 from svcproxy.backends.iptables.core.settings import IptablesSettings
-from svcproxy.backends.iptables.core.static import SHARED_CHAINS
 from svcproxy.backends.xtables.core.hashing import port_hash
-from svcproxy.backends.xtables.core.rule_text import FILTER, NAT, TABLES, Rules
+from svcproxy.backends.xtables.core.rule_text import NAT, TABLES, Rules
 from svcproxy.explain.core.differences import Difference, DifferenceKind, grouped
 from svcproxy.explain.core.iptables_rules import IptablesRuleset
 from svcproxy.explain.core.table_differences import Attribution, table_differences
@@ -40,7 +39,7 @@ def differences(
     if not plan:
         return []
     owners = _Owners(desired.ports, settings, plan, observed)
-    attribution = Attribution(owners.of_chain, owners.of_rule, {FILTER: SHARED_CHAINS})
+    attribution = Attribution(owners.of_chain, owners.of_rule)
     found: list[Difference] = []
     for table in TABLES:
         present = observed.tables.get(table, {})

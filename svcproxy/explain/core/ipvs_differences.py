@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, partial
 
 from svcproxy.backends.base import Desired
-from svcproxy.backends.ipvs.core.chains_and_sets import DUMMY_INTERFACE, LISTS, SETS
+from svcproxy.backends.ipvs.core.chains_and_sets import DUMMY_INTERFACE, SETS
 from svcproxy.backends.ipvs.core.difference import Observed, Plan
 from svcproxy.backends.ipvs.core.planner import Planner
 from svcproxy.backends.ipvs.core.port_state import Entry
@@ -56,7 +56,7 @@ def differences(desired: Desired, settings: IpvsSettings, observed: Observed) ->
         return []
     owners = _Owners(planner)
     describer = _Describer(plan, observed, owners, planner)
-    attribution = Attribution(owners.of_chain, owners.of_rule, LISTS)
+    attribution = Attribution(owners.of_chain, owners.of_rule)
     found = [*describer.servers(), *describer.sets(), *describer.addresses()]
     for table in TABLES:
         both = plan.tables.get(table, TablePlan())
@@ -130,32 +130,28 @@ class _Describer:
 
     def servers(self) -> Iterator[Difference]:
         """Describe the virtual and real servers that differ."""
-        plan = self._plan
-        operations = [*plan.serve, *plan.node_ports, *plan.quiesce, *plan.delete]
-        new: dict[VirtualServerKey, VirtualServer] = {
-            each.key: each.server for each in operations if isinstance(each, AddVirtualServer)
-        }
-        gone = {
-            key
-            for each in (*plan.quiesce, *plan.delete)
-            if not self._is_needed(key := _virtual(each))
-        }
-        changed = [
-            each for each in operations if (key := _virtual(each)) not in new and key not in gone
-        ]
-        servers, of = "virtual servers", self._owners.of
-        missing = partial(self._missing_server, new, operations)
+        plan, of = self._plan, self._owners.of
+        wanted, left = [*plan.serve, *plan.node_ports], [*plan.quiesce, *plan.delete]
+        new = {each.key: each.server for each in wanted if isinstance(each, AddVirtualServer)}
+        gone = {key for each in left if not self._is_needed(key := _virtual(each))}
+        servers = "virtual servers"
+        missing = partial(self._missing_server, new, wanted)
         yield from grouped(sorted(new), servers, missing, of)
         yield from grouped(sorted(gone), servers, self._unexpected_server, of)
-        for kind in (SetVirtualServer, AddRealServer, SetRealServer, DeleteRealServer):
-            for is_quiesced in (False, True):
-                same = [
-                    each
-                    for each in changed
-                    if isinstance(each, kind) and (each in plan.quiesce) is is_quiesced
-                ]
-                plural = "virtual servers" if kind is SetVirtualServer else "real servers"
-                yield from grouped(same, plural, self._operation, lambda o: of(_virtual(o)))
+        for operations, kind in (
+            (wanted, SetVirtualServer),
+            (wanted, AddRealServer),
+            (wanted, SetRealServer),
+            (left, SetRealServer),
+            (left, DeleteRealServer),
+        ):
+            same = [
+                each
+                for each in operations
+                if isinstance(each, kind) and (key := _virtual(each)) not in new and key not in gone
+            ]
+            plural = servers if kind is SetVirtualServer else "real servers"
+            yield from grouped(same, plural, self._operation, lambda each: of(_virtual(each)))
 
     def _is_needed(self, key: VirtualServerKey) -> bool:
         return bool(self._owners.of(key))

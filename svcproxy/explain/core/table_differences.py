@@ -1,7 +1,7 @@
 """Describes the plan for an iptables table, of iptables mode and of IPVS mode. Pure."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -25,12 +25,10 @@ class Attribution(msgspec.Struct, frozen=True):
     Attributes:
         of_chain: the Service ports of a chain of their own.
         of_rule: the Service ports of a rule: table, chain and text.
-        unordered: the chains in which the order of rules does not matter, by table.
     """
 
     of_chain: Callable[[str], Owners]
     of_rule: Callable[[str, str, str], Owners]
-    unordered: Mapping[str, Collection[str]]
 
 
 def table_differences(
