@@ -289,6 +289,25 @@ def test_watching_follows_damage_and_repairs(served: Served) -> None:
         process.communicate()
 
 
+@ANY
+def test_watching_ends_with_the_daemon(served: Served) -> None:
+    socket = f"{served.socket}2"
+    server = AdminServer(socket, served.respond)
+    server.start()
+    eventually(Path(socket).exists)
+    command = served.command("--watch", "--interval", "5", "--socket", socket)
+    process = served.space.call(
+        lambda: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    server.stop()
+    _, error = process.communicate(timeout=120)
+    assert "kernel agrees" in first
+    assert process.returncode == 4
+    assert error.startswith("svcproxy: no daemon")
+
+
 def test_without_a_daemon(space: NetNS, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "svcproxy", "diff", "--socket", str(tmp_path / "none")]
     done = space.run(*command, check=False)

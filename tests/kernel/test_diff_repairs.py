@@ -1,6 +1,7 @@
 """``svcproxy diff`` names the program whose change the daemon has repaired."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from subprocess import CompletedProcess
@@ -60,3 +61,22 @@ def test_a_repair_names_the_program(stage: Stage, offer: Offer) -> None:
     done = run(stage, "-n", "1")
     assert done.returncode == ExitCode.OK, done
     assert f"after a change by {program} (pid {repair['pid']})" in done.stdout.splitlines()[-1]
+
+
+def test_watching_prints_a_repair_when_it_is_done(stage: Stage, offer: Offer) -> None:
+    """Long before the next comparison."""
+    command = [sys.executable, "-m", "svcproxy", "diff", "--watch", "--interval", "3600"]
+    command += ["-o", "json", f"--socket={stage.daemon.admin_socket}"]
+    process = stage.node.netns.call(
+        lambda: subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    )
+    assert process.stdout is not None
+    try:
+        total = json.loads(process.stdout.readline())["repairsTotal"]
+        program = damage(stage, offer.vip)
+        found = json.loads(process.stdout.readline())
+        assert found["repairsTotal"] > total
+        assert {repair["process"] for repair in found["repairs"]} == {program}
+    finally:
+        process.kill()
+        process.communicate()
