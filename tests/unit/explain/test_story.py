@@ -5,13 +5,14 @@ from ipaddress import ip_address
 import pytest
 from msgspec import structs
 
-from svcproxy.explain.core.packet import Host
+from svcproxy.explain.core.packet import Host, Packet
 from svcproxy.explain.core.story import tell
 from svcproxy.explain.core.story_check import disagreements
 from svcproxy.explain.core.story_types import Question, Situation
 from svcproxy.explain.core.trace import trace
-from svcproxy.model.names import IPFamily, Protocol
-from tests.scenarios.modes import MODES, config_of, from_scratch, settings_of, state_of
+from svcproxy.model.names import IPFamily, NamespacedName, Protocol
+from svcproxy.model.objects import EndpointSlice, Service, ServicePortSpec, SliceEndpoint, SlicePort
+from tests.scenarios.modes import MODES, NODE_OBJECT, config_of, from_scratch, settings_of, state_of
 from tests.scenarios.output import ruleset_of
 from tests.scenarios.scenario import FOLDER, NODE_ADDRESSES, Scenario, load
 from tests.scenarios.test_scenarios import batches_of, objects_of
@@ -56,3 +57,30 @@ def check(scenario: Scenario, mode: str, family: IPFamily) -> list[str]:
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda found: found.path.stem)
 def test_the_story_agrees_with_the_rules(scenario: Scenario, mode: str, family: IPFamily) -> None:
     assert check(scenario, mode, family) == []
+
+
+FAR = "10.244.2.3"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_endpoint_of_another_node_that_comes_through_this_one(mode: str) -> None:
+    """Only iptables mode masquerades it; its own node would not send it here."""
+    name = NamespacedName("default", "web")
+    ports = (ServicePortSpec("", Protocol.TCP, 80, 0),)
+    service = Service(name, ports, ("10.96.0.10",))
+    endpoints = (SliceEndpoint(FAR, node_name="node2"),)
+    slices = EndpointSlice(
+        NamespacedName("default", "web-1"),
+        name,
+        IPFamily.IPV4,
+        (SlicePort("", Protocol.TCP, 8080),),
+        endpoints,
+    )
+    config = config_of(mode, ())
+    state = state_of(config, IPFamily.IPV4, [[NODE_OBJECT, service, slices]])
+    settings = settings_of(config, state, mode, IPFamily.IPV4)
+    rules = ruleset_of(from_scratch(mode, IPFamily.IPV4, state, settings))
+    situation = Situation(mode, state.ports, settings, HOST)
+    story = tell(Question(FAR, "10.96.0.10", 80, Protocol.TCP, "eth0"), situation)
+    assert [each.masqueraded for each in story.candidates] == [mode == "iptables"]
+    assert disagreements(story, trace(Packet(FAR, "10.96.0.10", 80), rules, HOST)) == ()
