@@ -75,7 +75,7 @@ def open_connections(served: Mapping[IPFamily, Served]) -> dict[FrontendKey, int
     """
     counts: dict[FrontendKey, int] = {}
     for family, about in served.items():
-        _count_open(family, _index(family, about), counts)
+        _count_open(family, index_of(family, about), counts)
     return counts
 
 
@@ -97,7 +97,8 @@ def _count_open(family: IPFamily, index: FrontendIndex, counts: dict[FrontendKey
         raise ConntrackError(f"cannot list connection tracking entries: {error}") from error
 
 
-def _index(family: IPFamily, about: Served) -> FrontendIndex:
+def index_of(family: IPFamily, about: Served) -> FrontendIndex:
+    """Return what finds the frontends of a family; it asks the kernel which addresses are its own."""
     is_local = Table(family).is_local
     return FrontendIndex(frontend_keys(family, about.ports), about.settings, is_local)
 
@@ -124,7 +125,9 @@ class ConnectionEvents:
                 " net.netfilter.nf_conntrack_events to 2 (1 before Linux 5.18)"
             )
         self._clock = clock
-        self._indexes: dict[int, FrontendIndex] = {}
+        self.indexes: dict[IPFamily, FrontendIndex] = {}
+        """What finds the frontends of each family."""
+        self._by_number: dict[int, FrontendIndex] = {}
         self.serve(served)
         try:
             self._socket = listening_socket(NETFILTER, [EVENTS_NEW])
@@ -150,7 +153,8 @@ class ConnectionEvents:
 
     def serve(self, served: Mapping[IPFamily, Served]) -> None:
         """Count the connections of these Service ports from now on."""
-        self._indexes = {FAMILY_NUMBERS[f]: _index(f, about) for f, about in served.items()}
+        self.indexes = {family: index_of(family, about) for family, about in served.items()}
+        self._by_number = {FAMILY_NUMBERS[f]: index for f, index in self.indexes.items()}
 
     def sample(self, seconds: float, wakeup: int | None = None) -> Sample:
         """Count new connections for some time, from the end of the previous sample on.
@@ -195,7 +199,7 @@ class ConnectionEvents:
     def _take(self, data: bytes, activities: Activities) -> None:
         for _, _, _, start, end in split(data):
             body = data[start:end]
-            index = self._indexes.get(body[0]) if body else None
+            index = self._by_number.get(body[0]) if body else None
             found = decode_connection(body) if index is not None else None
             if index is None or found is None:
                 continue

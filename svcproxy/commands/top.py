@@ -16,6 +16,7 @@ from svcproxy.accounting.connections import ConnectionEvents, Served, open_conne
 from svcproxy.accounting.core.frontends import FrontendKey
 from svcproxy.accounting.core.readings import Rates, Reading, rates_between
 from svcproxy.accounting.counters import CountersUnreadableError, read_counters
+from svcproxy.accounting.refused_packets import GroupUnavailableError, RefusedPackets
 from svcproxy.commands.core.exit_codes import CommandError, ExitCode
 from svcproxy.commands.core.top_documents import Order, Top, ordered, top_frontends
 from svcproxy.commands.core.top_table import table
@@ -107,12 +108,15 @@ class _Sampler:
         self._open: dict[FrontendKey, int] = {}
         self._next_dump = 0.0
         self._before = _counters(self._view)
+        self._packets = _refused_packets(self._view)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._events.close()
+        if self._packets is not None:
+            self._packets.close()
 
     def sample(self, wakeup: int | None) -> Top:
         """Take a sample; a key ends it early."""
@@ -124,6 +128,7 @@ class _Sampler:
         self._read_open()
         view = self._view
         rates = self._rates()
+        refused = {} if self._packets is None else self._packets.clients(self._events.indexes)
         rows = ordered(
             top_frontends(
                 {family: about.state for family, about in view.families.items()},
@@ -131,6 +136,7 @@ class _Sampler:
                 self._open,
                 found.activities.of,
                 rates,
+                refused,
             ),
             self.order,
         )
@@ -162,6 +168,18 @@ class _Sampler:
         self._open = open_connections(_served(self._view))
         end = time.monotonic()
         self._next_dump = end + _DUMP_SHARE * (end - begin)
+
+
+def _refused_packets(view: NodeView) -> RefusedPackets | None:
+    """Listen to the packets that are refused; ``None`` if they are not logged.
+
+    Another program, such as ulogd, may listen to the group: it comes first.
+    """
+    group = view.config.refusal_log_group
+    try:
+        return RefusedPackets(group) if group else None
+    except GroupUnavailableError:
+        return None
 
 
 def _counters(view: NodeView) -> tuple[float, dict[FrontendKey, Reading]] | None:

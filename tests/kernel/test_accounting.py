@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -10,14 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from svcproxy.accounting.core.frontends import FrontendKey
+from svcproxy.accounting.core.frontends import FrontendIndex, FrontendKey
 from svcproxy.accounting.core.readings import Reading
 from svcproxy.accounting.core.table import TABLE, Accounting
 from svcproxy.accounting.counters import read_counters, read_some
 from svcproxy.accounting.family_table import FamilyTable
+from svcproxy.accounting.refused_packets import GroupUnavailableError, RefusedPackets
 from svcproxy.backends.settings import Settings
 from svcproxy.model.names import IPFamily, Protocol, ServicePortName
 from svcproxy.model.serviceport import ServicePort
+from svcproxy.netlink.core.addresses import text
 from testbed.cluster import Host
 from testbed.netns import NetNS
 from testbed.waiting import PATIENCE, eventually
@@ -345,3 +348,28 @@ def _replay(history: list[dict[ServicePortName, ServicePort]]) -> None:
             assert not table.check()
     finally:
         table.close()
+
+
+def test_refused_packets_are_logged_and_limited(stage_with: StageWith, family: int) -> None:
+    stage = stage_with(svcproxy_accounting="refusals", svcproxy_refusal_log_group="77")
+    offer = stage.offer(family)
+    wanted = key(offer, offer.vip, "udp", 53)
+
+    def ready() -> bool:
+        # The table of the former daemon may have the element, but does not log.
+        listed = stage.node.netns.run("nft", "list", "ruleset").stdout
+        return "group 77" in listed and wanted in counters(stage, family)
+
+    eventually(ready, "the element and the rules", timeout=10.0)
+    index = FrontendIndex([wanted], Settings(family_of(family)), lambda _: False)
+    with on_node(stage, lambda: RefusedPackets(77)) as packets:
+        with pytest.raises(GroupUnavailableError, match="another program"):
+            on_node(stage, lambda: RefusedPackets(77))
+        begin = time.monotonic()
+        stage.here[0].traffic.dial("udp", offer.vip, 53, 200, timeout=0.005)
+        seconds = time.monotonic() - begin
+        found = packets.clients({family_of(family): index})
+        assert counters(stage, family)[wanted].refused >= 200
+    ((client, times, error),) = found[wanted].most(5)
+    assert (text(client), error) == (stage.here[0].ip(family), 0)
+    assert 20 <= times <= 20 + 10 * (seconds + 1)

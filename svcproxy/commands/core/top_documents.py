@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from svcproxy.accounting.core.activity import Activity
+from svcproxy.accounting.core.activity import Activity, Frequent
 from svcproxy.accounting.core.frontends import FrontendKey
 from svcproxy.accounting.core.readings import Rates
 from svcproxy.explain.core.documents import Document, Part
@@ -80,6 +80,8 @@ class TopFrontend(Part, frozen=True, kw_only=True):
         dropped_per_second: dropped attempts per second; ``None`` if they are not counted.
         clients: the clients with the most new connections.
         endpoints: the endpoints with the most new connections.
+        refused_clients: the clients with the most refused or dropped packets among those that the
+            kernel logged, which are at most some 10 per second of all frontends.
         reason: why attempts are refused or dropped, or would be; empty if all are served.
     """
 
@@ -96,6 +98,7 @@ class TopFrontend(Part, frozen=True, kw_only=True):
     dropped_per_second: float | None = None
     clients: tuple[TopClient, ...] = ()
     endpoints: tuple[TopEndpoint, ...] = ()
+    refused_clients: tuple[TopClient, ...] = ()
     reason: str = ""
 
     @property
@@ -129,12 +132,13 @@ class Top(Document, frozen=True, kw_only=True):
     left_out: int = 0
 
 
-def top_frontends(
+def top_frontends(  # noqa: PLR0917 - the parts of a sample
     states: Mapping[IPFamily, DesiredState],
     seconds: float,
     opened: Mapping[FrontendKey, int],
     activity: Callable[[FrontendKey], Activity],
     counted: Mapping[FrontendKey, Rates] | None,
+    refused: Mapping[FrontendKey, Frequent[bytes]],
 ) -> Iterator[TopFrontend]:
     """Yield the frontends that have connections, or attempts that were not served.
 
@@ -144,6 +148,7 @@ def top_frontends(
         opened: the open connections.
         activity: returns the new connections of a frontend that events reported.
         counted: the rates of the kernel's counters; ``None`` if there are no counters.
+        refused: the packed addresses of clients in logged packets.
     """
     for family, state in states.items():
         for port in state.ports.values():
@@ -152,8 +157,10 @@ def top_frontends(
                 rates = None if counted is None else counted.get(key, Rates())
                 seen, now_open = activity(key), opened.get(key, 0)
                 if seen.count or now_open or (rates is not None and any(rates)):
+                    turned_away = refused.get(key) or Frequent()
                     why = reason(state, port, frontend)
-                    yield _row(port.name, frontend, _Seen(key, seconds, now_open, seen, rates, why))
+                    about = _Seen(key, seconds, now_open, seen, rates, turned_away, why)
+                    yield _row(port.name, frontend, about)
 
 
 class _Seen(NamedTuple):
@@ -164,6 +171,7 @@ class _Seen(NamedTuple):
     open: int
     activity: Activity
     rates: Rates | None
+    refused: Frequent[bytes]
     why: str
 
 
@@ -184,15 +192,20 @@ def _row(name: ServicePortName, frontend: Frontend, seen: _Seen) -> TopFrontend:
         open=seen.open,
         refused_per_second=None if rates is None else round(rates.refused, 2),
         dropped_per_second=None if rates is None else round(rates.dropped, 2),
-        clients=tuple(
-            TopClient(address=text(c.item), connections=c.times, error=c.error)
-            for c in activity.clients.most(_CLIENTS)
-        ),
+        clients=_clients(activity.clients),
         endpoints=tuple(
             TopEndpoint(address=text(e.item[0]), port=e.item[1], connections=e.times, error=e.error)
             for e in activity.endpoints.most(_CLIENTS)
         ),
+        refused_clients=_clients(seen.refused),
         reason=seen.why,
+    )
+
+
+def _clients(counted: Frequent[bytes]) -> tuple[TopClient, ...]:
+    return tuple(
+        TopClient(address=text(client.item), connections=client.times, error=client.error)
+        for client in counted.most(_CLIENTS)
     )
 
 

@@ -22,7 +22,7 @@ def table(top: Top, width: int, rows: int) -> Iterator[str]:
 
 def _limited(top: Top, width: int, rows: int) -> Iterator[str]:
     notes = list(_notes(top))
-    left = max(2, rows - 2 - len(notes))
+    left = max(2, rows - 3 - len(notes))
     yield f"{top.node}  {top.mode}  {top.seconds:.1f} s"
     longest = max((len(_name(row)) for row in top.frontends), default=0)
     name_width = max(_LEAST_NAME, min(longest, (width - _NUMBERS) // 2))
@@ -77,6 +77,9 @@ def _details(row: TopFrontend) -> Iterator[str]:
     if row.clients:
         listed = " · ".join(f"{c.address} {c.connections}" for c in row.clients)
         yield f"{'':>9}from {listed}"
+    if row.refused_clients:
+        listed = " · ".join(f"{c.address} {c.connections}" for c in row.refused_clients)
+        yield f"{'':>9}not served {listed}"
     if row.reason and (row.refused_per_second or row.dropped_per_second):
         yield f"{'':>9}{row.reason}"
 

@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 
-from svcproxy.accounting.core.activity import Activities
+from svcproxy.accounting.core.activity import Activities, Frequent
 from svcproxy.accounting.core.frontends import FrontendKey
 from svcproxy.accounting.core.readings import Rates
 from svcproxy.commands.core.top_documents import Order, Top, TopFrontend, ordered, top_frontends
@@ -36,7 +36,11 @@ def key(address: str = "10.96.0.10", number: int = 80) -> FrontendKey:
 def rows(
     activities: Activities, counted: dict[FrontendKey, Rates] | None = None
 ) -> list[TopFrontend]:
-    return list(top_frontends({V4: state()}, 2.0, {key(): 5}, activities.of, counted))
+    refused: Frequent[bytes] = Frequent()
+    refused.add(CLIENT)
+    return list(
+        top_frontends({V4: state()}, 2.0, {key(): 5}, activities.of, counted, {key(): refused})
+    )
 
 
 def top(**more: object) -> Top:
@@ -59,6 +63,7 @@ def test_a_frontend_has_its_rates_and_clients() -> None:
     assert [(c.address, c.connections) for c in row.clients] == [("10.244.1.7", 3)]
     assert [(e.address, e.port) for e in row.endpoints] == [("10.244.1.2", 8080)]
     assert row.destination == "10.96.0.10:80/tcp"
+    assert [c.address for c in row.refused_clients] == ["10.244.1.7"]
 
 
 def test_counters_are_preferred_to_events() -> None:
