@@ -6,17 +6,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
 
 from svcproxy.admin.client import AdminClient
 from svcproxy.model.names import Kind
+from testbed.daemon import METRICS_PORT
 from testbed.netns import NetNS
 from testbed.waiting import eventually
 
-CLIENT, SHOW = "client", "show"
-ASKERS = (CLIENT, SHOW)
+CLIENT, SHOW, PAGE = "client", "show", "page"
+ASKERS = (CLIENT, SHOW, PAGE)
 """``client`` only receives and decodes, so it asks as often as the daemon answers; ``show`` runs
-``svcproxy show -o json``."""
+``svcproxy show -o json``; ``page`` opens the overview and a search on ``/ui``."""
 
 _NICE = 10  # as the commands
 _SECONDS = 60.0
@@ -57,6 +61,8 @@ def main(asker: str, path: str, rounds: str) -> None:
         while True:
             if asker == SHOW:
                 _show(path)
+            elif asker == PAGE:
+                _pages()
             else:
                 _receive(AdminClient(path))
             done.write(b".")
@@ -72,6 +78,15 @@ def _receive(client: AdminClient) -> None:
 def _show(path: str) -> None:
     command = [sys.executable, "-m", "svcproxy", "show", "-o", "json", f"--socket={path}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def _pages() -> None:
+    for page in ("/ui/", "/ui/?find=1"):
+        with closing(HTTPConnection("127.0.0.1", METRICS_PORT, timeout=_SECONDS)) as client:
+            client.request("GET", page)
+            with client.getresponse() as response:
+                body = response.read()
+                assert response.status == HTTPStatus.OK, body
 
 
 if __name__ == "__main__":
