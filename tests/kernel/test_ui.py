@@ -279,11 +279,21 @@ def test_the_browser_enforces_the_policy_and_complains(node: Node) -> None:
     assert "ran" not in found.html.partition("<script>")[0]
 
 
-def test_the_pages_in_iptables_mode(space: NetNS, tmp_path: Path) -> None:
-    with Node(space, tmp_path, **{"proxy-mode": "iptables"}) as node:
-        overview_page = node.ask("/ui/")
-        assert "Kernel agrees" in overview_page.text
-        assert "-A KUBE-SVC-" in node.ask("/ui/service?name=shop/orders").text
+@pytest.mark.parametrize(
+    ("mode", "objects_of_a_service"),
+    [
+        ("iptables", "-A KUBE-SVC-"),
+        pytest.param("ipvs", "add KUBE-LOOP-BACK 10.244.1.2", marks=pytest.mark.uml),
+    ],
+)
+def test_the_pages_in_other_modes(
+    space: NetNS, tmp_path: Path, mode: str, objects_of_a_service: str
+) -> None:
+    variant = "legacy" if mode == "ipvs" else "auto"
+    flags = {"proxy-mode": mode, "svcproxy-iptables-variant": variant}
+    with Node(space, tmp_path, **flags) as node:
+        assert "Kernel agrees" in node.ask("/ui/").text
+        assert objects_of_a_service in node.ask("/ui/service?name=shop/orders").text
         found = node.ask("/ui/trace?from=10.244.1.9&to=shop/orders:80").text
         assert "The kernel's rules agree" in found
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from svcproxy.ui.core.messages import Page, PageQuery
-from svcproxy.ui.process import NoPageError, PageProcess
+from svcproxy.ui.process import NoPageError, PageProcess, command
 from testbed.waiting import eventually
 
 PREAMBLE = """
@@ -70,6 +72,32 @@ if not os.path.exists({str(mark)!r}):
 reply("second")
 """
     assert make(program).ask(QUERY).body == b"second"
+
+
+def test_the_real_process_ends_when_idle_and_is_started_again(
+    make: Callable[..., PageProcess], tmp_path: Path
+) -> None:
+    program = "from svcproxy.ui.renderer import serve"
+    process = make(f"{program}; serve(channel, {str(tmp_path / 'none')!r}, 0.5)")
+    first = process.ask(QUERY)
+    assert first.status == 503, "no daemon listens there"
+    pid = process.pid
+    assert pid is not None
+    eventually(lambda: ended(pid), "the end of the idle process")
+    assert process.ask(QUERY).body == first.body
+    assert process.pid != pid
+
+
+def test_the_real_process_ends_with_its_daemon(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with (
+        ours,
+        theirs,
+        subprocess.Popen(command(str(tmp_path / "none")), stdin=theirs.fileno()) as process,
+    ):
+        theirs.close()
+        ours.close()
+        assert process.wait(60) == 0
 
 
 def test_a_process_that_always_dies_is_an_error(make: Callable[..., PageProcess]) -> None:
