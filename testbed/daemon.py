@@ -66,9 +66,8 @@ class Daemon:
         self.program: Sequence[str] = PROGRAM
         self.may_be_forked = True
         """Whether to fork it from a fork server on kernels where starting a program is slow."""
-        self.admin_socket = Path(
-            tempfile.gettempdir(), f"svcproxy-{uuid4().hex[:12]}", "admin.sock"
-        )
+        # The kernel limits paths of sockets to 107 bytes; $TMPDIR may be longer.
+        self.admin_socket = Path("/tmp", f"svcproxy-{uuid4().hex[:12]}", "admin.sock")
         """Its admin socket. Daemons of several nodes run at once, and share the file system."""
         self.flags: dict[str, str | None] = {
             **default_flags(node.name),

@@ -5,6 +5,7 @@ It changes nothing outside its namespaces, and removes them at the end.
 
 import argparse
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -171,6 +172,48 @@ class Demo:
             raise DemoError(f"{tool}-save shows no DNAT rule for default/web")
         self.console.quote(*excerpt)
 
+    def ask(self) -> None:
+        """Ask what each Service means on the node, and why."""
+        self._command("show")
+        if "10.96.0.99:80" not in self._command("show", "default/empty"):
+            raise DemoError("svcproxy show does not know default/empty")
+
+    def trace(self) -> None:
+        """Ask what happens to a packet of a pod, and send one."""
+        pod = self.cluster.pods[0]
+        shown = self._command("trace", pod.ipv4, "default/web:80", "--live")
+        if "DELIVERED" not in shown:
+            raise DemoError("svcproxy trace does not say that the packet is delivered")
+
+    def repair(self) -> None:
+        """Delete rules with another program; ask who it was."""
+        tool = "iptables" if self.variant == "auto" else f"iptables-{self.variant}"
+        nat = self.node.netns.run(f"{tool}-save", "-t", "nat").stdout.splitlines()
+        rule = next(line for line in nat if f"-d {WEB}/32" in line)
+        self.console.say(f"another program deletes the rule of {WEB}:80 from the nat table")
+        self.node.netns.run(tool, "-t", "nat", "-D", *shlex.split(rule)[1:])
+        if " variant=legacy" in self.daemon.wait_log("iptables.variant"):
+            # Legacy tables send no events: until the next comparison, diff shows what is missing.
+            if WEB not in self._command("diff", code=1):
+                raise DemoError(f"svcproxy diff does not show that the rule of {WEB} is missing")
+            self.console.say("the next comparison would repair it; the other program adds it again")
+            self.node.netns.run(tool, "-t", "nat", *shlex.split(rule))
+            return
+        self.daemon.wait_log("process=iptables")
+        if "by iptables" not in self._command("diff"):
+            raise DemoError("svcproxy diff does not name the program that deleted the rule")
+
+    def _command(self, *arguments: str, code: int = 0) -> str:
+        """Run one of svcproxy's commands on the node, and quote its output."""
+        program = [sys.executable, "-m", "svcproxy", *arguments]
+        socket = f"--socket={self.daemon.admin_socket}"
+        done = self.node.netns.run(*program, socket, check=False)
+        self.console.quote(f"$ svcproxy {' '.join(arguments)}", *done.stdout.splitlines(), "")
+        if done.returncode != code:
+            problem = f"ended with {done.returncode}: {done.stderr}"
+            raise DemoError(f"svcproxy {' '.join(arguments)} {problem}")
+        return done.stdout
+
     def stop(self) -> None:
         """Stop the daemon; its rules stay in the kernel and still carry traffic."""
         took = self.daemon.stop()
@@ -215,6 +258,9 @@ class Demo:
             ("Remove an endpoint and add it again, under load", self.move),
             ("Read the sync latency from /metrics", self.metrics),
             ("Look at the kernel's rules of the Service default/web", self.rules),
+            ("Ask svcproxy about its Services", self.ask),
+            ("Ask what happens to a packet, and send one", self.trace),
+            ("Delete a rule with another program, and ask who it was", self.repair),
             ("Keep it running", self.keep) if keep else ("Stop svcproxy", self.stop),
         ]
         for number, (title, action) in enumerate(steps, 1):

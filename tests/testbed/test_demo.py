@@ -37,7 +37,8 @@ def test_all_steps_succeed(tmp_path: Path) -> None:
     demo = start(tmp_path)
     output = end(demo, tmp_path)
     assert demo.returncode == 0, output
-    assert "[8/8]" in output
+    assert "[11/11]" in output
+    assert "by iptables" in output
     assert "Everything works" in output
 
 
