@@ -140,7 +140,12 @@ def _print_services(document: ClusterServices, output: Output) -> None:
     for each in document.frontends:
         low, high = each.used
         used = f"{low}" if low == high else f"{low} to {high}"
-        state = Cell("; ".join(each.differs), Style.BAD) if each.differs else "all nodes agree"
+        state: str | Cell = "all nodes agree"
+        if each.differs:
+            state = Cell("; ".join(each.differs), Style.BAD)
+        elif each.unserved:
+            where = nodes_text(each.unserved, len(document.nodes))
+            state = Cell(f"no endpoint on {where} (policy {each.policy})", Style.WARNING)
         rows.append((each.service, each.text, each.policy, f"{used} of {each.known}", state))
     header = ("SERVICE", "FRONTEND", "POLICY", "ENDPOINTS", "NODES")
     if rows:

@@ -112,3 +112,7 @@ def _options(arguments: argparse.Namespace) -> ClusterOptions:
     return ClusterOptions(
         kubectl, arguments.namespace, arguments.selector, arguments.parallel, arguments.timeout
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

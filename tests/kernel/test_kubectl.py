@@ -202,7 +202,7 @@ def test_a_service_is_shown_for_all_nodes(nodes: Nodes) -> None:
     assert lines[0].split() == ["SERVICE", "FRONTEND", "POLICY", "ENDPOINTS", "NODES"]
     by_address = {line.split()[1]: line for line in lines[1:3]}
     assert "Cluster  2 of 2       all nodes agree" in by_address[f"{VIP}:80/tcp"]
-    assert "Local    0 to 1 of 2  all nodes agree" in by_address["node"]
+    assert "Local    0 to 1 of 2  no endpoint on node3 (policy Local)" in by_address["node"]
     pod = nodes.cluster.pods[0]
     assert any(
         f"{pod.ipv4}:8080" in line and "on node1  used by all 3 nodes" in line for line in lines

@@ -89,7 +89,7 @@ def _reason(output: Output) -> str:
 def nodes_text(nodes: Sequence[str], total: int) -> str:
     """Return a list of nodes in words: ``all 3 nodes`` or ``node1, node2``."""
     if len(nodes) == total and total > 1:
-        return f"all {total} nodes"
+        return "both nodes" if total == 2 else f"all {total} nodes"
     shown = ", ".join(sorted(nodes)[:_SHOWN_NODES])
     left = len(nodes) - _SHOWN_NODES
     return f"{shown} and {left} more" if left > 0 else shown

@@ -88,6 +88,7 @@ class ClusterFrontend(Part, frozen=True):
         policy: the traffic policy.
         used: the numbers of endpoints that nodes use, the smallest and the largest.
         known: the number of endpoints that most nodes know.
+        unserved: the nodes that use no endpoint, while others do.
         differs: where nodes disagree, in lines. With the Local policy, and with topology hints,
             nodes use different endpoints; that is no disagreement.
         nodes: the verdict and the number of used endpoints of each node.
@@ -98,6 +99,7 @@ class ClusterFrontend(Part, frozen=True):
     policy: str
     used: tuple[int, int]
     known: int
+    unserved: tuple[str, ...]
     differs: tuple[str, ...]
     nodes: Mapping[str, str]
 
@@ -179,6 +181,7 @@ def _merged(
         next(iter(by_node.values())).policy,
         (min(used), max(used)),
         common[0][0],
+        tuple(sorted(n for n, f in by_node.items() if max(used) and not f.endpoints_used)),
         tuple(_differs(by_node, nodes)),
         {node: f"{f.verdict}, {f.endpoints_used} endpoints" for node, f in by_node.items()},
     )
