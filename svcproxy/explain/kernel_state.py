@@ -56,8 +56,6 @@ def read_kernel(view: NodeView) -> Mapping[IPFamily, FamilyKernel]:
 
 
 def _read(explainer: ModeExplainer[Any], about: FamilyView, variant: str) -> FamilyKernel:
-    if not hasattr(explainer, "read"):
-        return FamilyKernel(error="svcproxy cannot read the kernel state of this mode")
     try:
         kernel = explainer.read(about.settings, variant)
     except KernelUnreadableError as error:
@@ -105,7 +103,7 @@ def kernel_objects(
             that svcproxy would write.
     """
     explainer = mode_explainer(view.mode)
-    if explainer is None or not hasattr(explainer, "objects"):
+    if explainer is None:
         return {}
     found: dict[tuple[IPFamily, ServicePortName], KernelObjects] = {}
     for family, about in view.families.items():
