@@ -1,6 +1,7 @@
 """``svcproxy trace FROM TO:PORT[/PROTO]``: what this node does with a packet, step by step."""
 
 import argparse
+import time
 from collections.abc import Iterator
 
 from msgspec import structs
@@ -42,6 +43,7 @@ _VERDICTS = {
 }
 _STYLES = {Ending.DELIVERED: Style.GOOD, Ending.NOT_A_SERVICE: Style.WARNING}
 _INTERFACE_CHARACTERS = 15
+_PAUSE_SECONDS = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +70,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     """See ``Command``."""
     try:
         asked = _asked(arguments)
-        view = load_view(arguments)
-        found = trace_packet(view, asked)
+        view, found = _traced(arguments, asked)
     except UnknownNameError as error:
         raise CommandError(str(error), ExitCode.NOT_FOUND) from error
     except PodForbiddenError as error:
@@ -85,6 +86,20 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     else:
         _print(document, output, verbose=arguments.verbose)
     return _exit_code(document)
+
+
+def _traced(arguments: argparse.Namespace, asked: Asked) -> tuple[NodeView, Found]:
+    """Trace the packet; what differs counts only if it differs in a second reading after a pause.
+
+    The daemon may have received a change since it sent its objects, or be writing one.
+    """
+    view = load_view(arguments)
+    found = trace_packet(view, asked)
+    if found.document.kernel_differs:
+        time.sleep(_PAUSE_SECONDS)
+        view = load_view(arguments)
+        found = trace_packet(view, asked)
+    return view, found
 
 
 def _asked(arguments: argparse.Namespace) -> Asked:
