@@ -137,7 +137,6 @@ def _run(request: LiveRequest, place: _Place) -> tuple[Tuple, _Found]:
         trace, no_trace = _start_trace(request, sent)
         if trace is not None:
             stack.callback(trace.close)
-        births = stack.enter_context(entries.Births(sent))
         tracking = [place.namespace] if place.tracks and place.namespace is not None else []
         try:
             guardian = Guardian(Estate(sent, tracking, new, lock))
@@ -145,8 +144,9 @@ def _run(request: LiveRequest, place: _Place) -> tuple[Tuple, _Found]:
             raise NotSentError(f"cannot start the process that cleans up: {error}") from error
         left: list[str] = []
         try:
-            answer = sending.send(made, request)
-            entry = _entry(sent, births)
+            with entries.Births(sent) as births:
+                answer = sending.send(made, request)
+                entry = _entry(sent, births)
             events = trace.read() if trace is not None else []
             no_trace = no_trace or ("" if events else _NO_EVENTS)
         finally:

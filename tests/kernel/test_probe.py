@@ -206,10 +206,9 @@ def test_the_pods_own_connection_tracking_is_cleaned(stage: Stage, family: int) 
     """A pod's namespace tracks connections if it has rules of its own."""
     offer = stage.offer(family, [at(stage.here[0], family)])
     pod = stage.here[1]
-    rules = (
-        "table inet own { chain c { type filter hook output priority 0; ct state new counter; }; }"
-    )
-    pod.netns.run("nft", "-f", "-", stdin=rules)
+    program = "iptables-legacy" if family == 4 else "ip6tables-legacy"
+    rule = ["OUTPUT", "-m", "conntrack", "--ctstate", "NEW"]
+    pod.netns.run(program, "-A", *rule)
     try:
         outcome = pod.traffic.connect("tcp", offer.vip, 80)
         assert isinstance(outcome, Answer)
@@ -222,7 +221,7 @@ def test_the_pods_own_connection_tracking_is_cleaned(stage: Stage, family: int) 
         port = result.source.rpartition(":")[2]
         assert not [line for line in flows(pod.netns, offer.vip) if f"sport={port} " in line]
     finally:
-        pod.netns.run("nft", "delete", "table", "inet", "own")
+        pod.netns.run(program, "-D", *rule)
 
 
 def test_a_probe_without_a_route(space: NetNS) -> None:
@@ -284,11 +283,15 @@ def test_a_namespace_with_the_address_of_a_pod_is_not_the_pod(stage: Stage, fami
         netns.ip_batch(["link set lo up", f"addr add {own} dev lo"], false.name)
         netns.ip_batch(
             [
-                f"link add late type veth peer name eth0 netns {true.name}",
+                # The bridge takes the lowest hardware address of its ports.
+                f"link add late address fe:ff:ff:ff:ff:01 type veth peer name eth0 netns {true.name}",
                 "link set late master br0 up",
             ],
             stage.node.netns.name,
         )
+        # Redirected packets would reach the other pod directly, and its replies are translated.
+        true.sysctl({"ipv6/conf/all/accept_redirects": "0", "ipv4/conf/all/accept_redirects": "0"})
+        true.sysctl({f"{ip}/conf/eth0/accept_redirects": "0" for ip in ("ipv4", "ipv6")})
         lines = ["link set eth0 up", f"addr add {own} dev eth0", f"route add {gateway} dev eth0"]
         netns.ip_batch([*lines, f"route add default via {gateway} src {address}"], true.name)
         asked = request(
