@@ -300,6 +300,7 @@ def test_a_namespace_with_the_address_of_a_pod_is_not_the_pod(stage: Stage, fami
         result = live(stage, asked)
         assert result.outcome is Outcome.ANSWERED, result
     finally:
+        netns.ip_batch(["link del late"], stage.node.netns.name, force=True)
         netns.remove([false.name, true.name])
         for process in sleeping:
             process.wait()
