@@ -16,7 +16,7 @@ from svcproxy.netlink.core.nf_tables import protocol as nft
 from svcproxy.netlink.core.nf_tables.transaction import Message
 from svcproxy.netlink.errors import NetlinkError
 from svcproxy.netlink.nf_tables import NfTables, TransactionRefusedError
-from svcproxy.netlink.socket import NETFILTER
+from svcproxy.netlink.socket import NETFILTER, NetlinkSocket
 
 _TIMEOUT_SECONDS = 1.0
 _DATAGRAM_BYTES = 4096
@@ -38,6 +38,16 @@ def generation() -> int | None:
             return dump.generation(client.get(request).body[nft.FAMILY_HEADER.size :])
     except NetlinkError:
         return None
+
+
+def network_namespace() -> int:
+    """Return a number of this network namespace; a new one each time before Linux 5.14.
+
+    Raises:
+        NetlinkError: the kernel has no netfilter netlink.
+    """
+    with NetlinkSocket(NETFILTER, datagram_bytes=_DATAGRAM_BYTES, receive_buffer_bytes=0) as made:
+        return made.namespace
 
 
 def has_tables(family: IPFamily) -> bool:

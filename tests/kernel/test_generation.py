@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from svcproxy.backends.nftables.table import KernelTable
 from svcproxy.backends.xtables.change_tracker import GenerationTracker
 from svcproxy.model.names import IPFamily
+from svcproxy.netlink.core.nf_tables.transaction import Plan
 from svcproxy.netlink.generation import generation, has_tables
 from testbed import netns
 from testbed.netns import NetNS
@@ -77,6 +79,27 @@ def test_an_external_change_is_not_hidden_by_ours(here: Namespace) -> None:
     here.commit()
     here.write(1)
     assert not here.untouched, "a change between reading and writing"
+
+
+def test_changes_of_own_tables_are_no_changes_to_those_of_iptables(here: Namespace) -> None:
+    here.reading()
+    table = here.space.call(lambda: KernelTable(IPFamily.IPV6, "svcproxy-other"))
+
+    def change(plan: Plan) -> None:
+        here.space.call(lambda: table.commit(plan, {}))
+
+    change(Plan(make_table=True, compared=True))
+    assert here.untouched
+    here.space.call(here.mark.before_write)
+    change(Plan(delete_table=True, compared=True))
+    here.commit()
+    here.space.call(lambda: here.mark.after_write(1))
+    assert here.untouched
+    change(Plan(make_table=True, compared=True))
+    here.commit()
+    change(Plan(delete_table=True, compared=True))
+    assert not here.untouched
+    table.close()
 
 
 @pytest.mark.parametrize("family", IPFamily)

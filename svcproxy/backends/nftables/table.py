@@ -2,8 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from threading import Lock
-from weakref import WeakValueDictionary
 
 from svcproxy.backends.base import BackendError
 from svcproxy.backends.nftables.client import (
@@ -12,6 +10,7 @@ from svcproxy.backends.nftables.client import (
     StaleGenerationError,
 )
 from svcproxy.backends.nftables.core.table_sets import AFFINITY
+from svcproxy.backends.own_generations import own_generations
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.attributes import text
 from svcproxy.netlink.core.nf_tables import dump
@@ -34,46 +33,6 @@ _DUMP_ATTEMPTS = 5
 _DUMP_PAUSE = 0.02
 
 
-class OwnGenerations:
-    """The nf_tables generations that this process made, with the tables of both IP families.
-
-    The kernel counts generations per network namespace: each transaction, of any process on any
-    table, makes the next one. A transaction that names the generation it is based on, and
-    succeeds, has therefore made the one after it.
-    """
-
-    _KEPT = 4096
-
-    def __init__(self) -> None:
-        self._made: dict[int, None] = {}
-        self._lock = Lock()
-
-    def add(self, generation: int) -> None:
-        """Record a generation that this process made."""
-        with self._lock:
-            self._made[generation] = None
-            if len(self._made) > self._KEPT:
-                del self._made[next(iter(self._made))]
-
-    def made_all(self, after: int, last: int) -> bool:
-        """Whether this process made all generations from ``after + 1`` to ``last``."""
-        if not 0 <= last - after <= self._KEPT:
-            return False
-        with self._lock:
-            return all(number in self._made for number in range(after + 1, last + 1))
-
-    def latest(self, after: int) -> int:
-        """Return the last generation in the unbroken run of own generations after ``after``."""
-        with self._lock:
-            while after + 1 in self._made:
-                after += 1
-        return after
-
-
-_own_generations: WeakValueDictionary[int, OwnGenerations] = WeakValueDictionary()
-"""By network namespace: the tables of both IP families count the same generations."""
-
-
 class KernelTable:
     """The table of one family and name, accessed through its own netlink socket.
 
@@ -87,7 +46,7 @@ class KernelTable:
         self.name = name
         self._table_name = text(nft.TABLE_OF, name)
         self._client = NftablesClient(family)
-        self._own = _own_generations.setdefault(self._client.namespace, OwnGenerations())
+        self._own = own_generations(self._client.namespace)
         self._generation = 0
         self._handle = 0
         self._only_own_changes = False

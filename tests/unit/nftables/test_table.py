@@ -9,7 +9,8 @@ from svcproxy.backends.base import Desired
 from svcproxy.backends.nftables import table as table_module
 from svcproxy.backends.nftables.client import StaleGenerationError
 from svcproxy.backends.nftables.core.plan import Planner
-from svcproxy.backends.nftables.table import KernelTable, OwnGenerations
+from svcproxy.backends.nftables.table import KernelTable
+from svcproxy.backends.own_generations import OwnGenerations
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.attributes import text, u32, u64
 from svcproxy.netlink.core.nf_tables import protocol as nft
@@ -60,7 +61,8 @@ class Scene:
         self.kernel = FakeKernel(V4)
         self.client = FakeClient(self.kernel)
         monkeypatch.setattr(table_module, "NftablesClient", lambda _family: self.client)
-        monkeypatch.setattr(table_module, "_own_generations", {})
+        own = OwnGenerations()
+        monkeypatch.setattr(table_module, "own_generations", lambda _namespace: own)
         self.table = KernelTable(V4, TABLE)
         self.planner = Planner(options(V4))
         self.table._generation = self.kernel.generation
