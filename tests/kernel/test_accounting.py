@@ -230,6 +230,14 @@ def test_without_the_flag_there_is_no_table(stage: Stage, stage_with: StageWith)
     eventually(lambda: not tables(stage), "removal of the tables", timeout=10.0)
 
 
+def test_cleanup_removes_the_tables(stage_with: StageWith) -> None:
+    stage = stage_with(svcproxy_accounting="refusals")
+    eventually(lambda: sorted(tables(stage)) == ["ip", "ip6"], "the tables", timeout=10.0)
+    stage.daemon.stop()
+    stage.node.netns.run(*stage.daemon.program, "--cleanup")
+    assert not tables(stage)
+
+
 def test_top_shows_refusals_with_their_reason(stage: Stage) -> None:
     offer = stage.offer(4)
     counted(stage, offer)
@@ -314,8 +322,8 @@ def test_counting_does_not_cause_comparisons(stage_with: StageWith) -> None:
         offer = stage.offer(4, [at(stage.here[0], 4)])
         counted(stage, offer)
         stage.daemon.wait_idle(1.5)  # a resync was due meanwhile
-    # Every tenth periodic resync compares in any case.
-    assert comparisons() <= before + 2
+    # Every tenth periodic resync compares in any case; otherwise there would be one for each change.
+    assert comparisons() < before + 6
 
 
 def _differs(accounting: Accounting, ports: dict[ServicePortName, ServicePort]) -> bool:
