@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from svcproxy.backends.base import Desired
 from svcproxy.commands.core.names import names_of
 from svcproxy.commands.programs import run_bounded
 from svcproxy.commands.sources import explainer_of, view_of_daemon
+from svcproxy.explain.core.diff_documents import Diff, diff
 from svcproxy.explain.core.rule_files import rule_files
+from svcproxy.explain.core.view import NodeView
+from svcproxy.explain.kernel_check import check
+from svcproxy.explain.kernel_state import read_kernel
 from svcproxy.model.names import Kind
 from svcproxy.model.objects import ApiObject
 
@@ -123,6 +128,7 @@ def _ask_daemon(found: Collected, client: AdminClient) -> None:
     found.attempt("metrics.txt", found.add, "metrics.txt", client.metrics)
     found.attempt("repairs.json", found.add, "repairs.json", client.repairs)
     found.attempt("desired", _desired, found, client)
+    found.attempt("diff.json", found.add, "diff.json", partial(_diff, client))
 
 
 def _objects(found: Collected, objects: list[ApiObject], client: AdminClient, kind: Kind) -> None:
@@ -133,12 +139,27 @@ def _objects(found: Collected, objects: list[ApiObject], client: AdminClient, ki
 
 def _desired(found: Collected, client: AdminClient) -> None:
     view = view_of_daemon(client)
-    explainer = explainer_of(view.mode)
     for family, about in view.families.items():
         ports = dict(sorted(about.state.ports.items()))
         desired = Desired(ports, about.settings, about.state.service_cidrs)
-        for file in rule_files(explainer.desired(desired), family):
+        for file in rule_files(explainer_of(view.mode).desired(desired), family):
             found.parts[f"desired/{family}-{file.tool}.txt"] = file.text
+    found.attempt("kernel/read", _read_kernel, found, view)
+
+
+def _read_kernel(found: Collected, view: NodeView) -> None:
+    """Add what svcproxy itself reads: its image has none of the programs but iptables."""
+    for family, state in read_kernel(view).items():
+        if state.error:
+            found.fail(f"kernel/read-{family}", state.error)
+            continue
+        for file in rule_files(explainer_of(view.mode).ruleset(state.kernel), family):
+            found.parts[f"kernel/read-{family}-{file.tool}.txt"] = file.text
+
+
+def _diff(client: AdminClient) -> Diff:
+    checked = check(client)
+    return diff(checked.view, checked.states, client.repairs())
 
 
 # --- The kernel --------------------------------------------------------------------------------

@@ -145,9 +145,14 @@ def test_a_bundle_has_everything_but_secrets(
         *(f"objects/{kind}.jsonl" for kind in ("Service", "EndpointSlice", "Node", "ServiceCIDR")),
         *(f"desired/{family}-nft.txt" for family in ("IPv4", "IPv6")),
         "kernel/nft.txt",
+        "kernel/read-IPv4-nft.txt",
+        "diff.json",
     }
+    assert "errors.txt" not in files
+    assert json.loads(files["diff.json"])["node"]["families"][0]["kernelAgrees"] is True
     assert json.loads(files["status.json"])["flags"]["proxy-mode"] == "nftables"
     assert "web" in files["objects/Service.jsonl"]
+    assert files["kernel/read-IPv4-nft.txt"] == files["desired/IPv4-nft.txt"]
     for part in ("desired/IPv4-nft.txt", "kernel/nft.txt"):
         assert 'comment "shop-4711/web:port-4711"' in files[part]
     assert "sync.done" in files["log.txt"]
