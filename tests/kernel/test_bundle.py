@@ -159,6 +159,26 @@ def test_a_bundle_has_everything_but_secrets(
     assert "kubeproxy_sync_proxy_rules_duration_seconds_count" in files["metrics.txt"]
 
 
+def test_the_daemons_objects_are_rendered_and_completed(
+    space: NetNS, api: FakeApiServer, tmp_path: Path
+) -> None:
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "svcproxy", *arguments, f"--socket={socket}"]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+
+    with daemon(space, tmp_path, kubeconfig(api, tmp_path, {})) as socket:
+        eventually(lambda: synced(socket), "a sync", timeout=30)
+        files = bundle(space, socket, tmp_path)
+        desired = files["desired/IPv4-nft.txt"] + files["desired/IPv6-nft.txt"]
+        assert run("render", "--tool=nft") == desired
+        others = run("render", "--mode=all", "shop-4711/web")
+        assert run("completion", "services") == "shop-4711/web\n"
+    assert '--comment "shop-4711/web:port-4711 cluster IP"' in others
+    assert "-A -t 10.96.0.10:80 -s rr" in others
+
+
 def test_a_password_in_the_url_is_not_in_a_bundle(
     space: NetNS, api: FakeApiServer, tmp_path: Path
 ) -> None:
