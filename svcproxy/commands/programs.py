@@ -47,14 +47,9 @@ def run_bounded(command: Sequence[str], *, seconds: float, limit: int) -> Finish
         stderr=subprocess.PIPE,
         start_new_session=True,  # so that what it has started can be killed with it
     )
-    expired = threading.Event()
-
-    def expire() -> None:
-        expired.set()
-        _kill(process)
-
     errors: list[bytes] = []
-    timer = threading.Timer(seconds, expire)
+    expired = threading.Event()
+    timer = threading.Timer(seconds, _expire, (process, expired))
     reader = threading.Thread(target=lambda: errors.append(_read(process.stderr, _ERROR_BYTES)))
     with process:
         timer.start()
@@ -72,6 +67,11 @@ def run_bounded(command: Sequence[str], *, seconds: float, limit: int) -> Finish
             timer.cancel()
     text = b"".join(errors).decode("utf-8", "replace")
     return Finished(code, data[:limit], text, expired.is_set(), len(data) > limit)
+
+
+def _expire(process: "subprocess.Popen[bytes]", expired: threading.Event) -> None:
+    expired.set()
+    _kill(process)
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

@@ -61,7 +61,7 @@ def test_hashed_names_are_not_in_the_name_of_the_file_either(
     monkeypatch.chdir(tmp_path)
     assert main(["bundle", "--socket=/nonexistent", "--hash-names"]) == ExitCode.OK
     (path,) = tmp_path.iterdir()
-    assert os.uname().nodename.lower() not in path.name
+    assert f"-{os.uname().nodename.lower()}-" not in path.name
 
 
 def test_it_is_written_to_stdout(tmp_path: Path) -> None:
