@@ -22,6 +22,7 @@ from testbed.waiting import SLOW, eventually
 PROGRAM = (sys.executable, "-m", "svcproxy")
 METRICS_PORT, HEALTHZ_PORT = 10249, 10256
 _PATIENCE = 90.0 if SLOW else 30.0
+_SHORT = 64  # characters of a folder
 _LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
 
 
@@ -66,8 +67,11 @@ class Daemon:
         self.program: Sequence[str] = PROGRAM
         self.may_be_forked = True
         """Whether to fork it from a fork server on kernels where starting a program is slow."""
-        # The kernel limits paths of sockets to 107 bytes; $TMPDIR may be longer.
-        self.admin_socket = Path("/tmp", f"svcproxy-{uuid4().hex[:12]}", "admin.sock")
+        # The kernel limits paths of sockets to 107 bytes, which $TMPDIR may exceed. In a guest, /tmp
+        # cannot be written.
+        folder = tempfile.gettempdir()
+        folder = folder if len(folder) < _SHORT else "/tmp"
+        self.admin_socket = Path(folder, f"svcproxy-{uuid4().hex[:12]}", "admin.sock")
         """Its admin socket. Daemons of several nodes run at once, and share the file system."""
         self.flags: dict[str, str | None] = {
             **default_flags(node.name),
