@@ -322,6 +322,20 @@ have at most 15 (``IP_VS_SCHEDNAME_MAXLEN``)."""
 SCHEDULER_FLAGS = 8
 """Flags of an IPVS scheduler in an annotation; the kernel has five."""
 
+# Traces: svcproxy trace
+
+TRACE_ARGUMENT_CHARACTERS = 400
+"""The length of an argument: where the packet comes from, or goes to."""
+
+TRACE_CONNECTIONS = 1000
+"""Connections of the client to the destination that are read from connection tracking."""
+
+TRACE_POD_BYTES = 4 << 20
+"""The size of a Pod from the API server; etcd holds objects of at most 1.5 MiB."""
+
+TRACE_POD_SECONDS = 10.0
+"""The time for the API server to answer with a Pod."""
+
 # Probes of svcproxy trace --live
 
 PROBE_PROCESSES = 65536

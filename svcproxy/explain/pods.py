@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from svcproxy import limits
 from svcproxy.config import Config
 from svcproxy.explain.core.trace_arguments import QuestionError, UnknownNameError
 from svcproxy.kube.client import Client, TransportError
@@ -14,8 +15,6 @@ from svcproxy.kube.credentials import ClientSettings
 from svcproxy.kube.source import SourceError
 from svcproxy.model.names import NamespacedName
 
-_BYTES = 4 << 20  # above what etcd can hold
-_SECONDS = 10.0
 _NOT_FOUND, _UNAUTHORIZED, _FORBIDDEN, _OK = 404, 401, 403, 200
 
 
@@ -72,7 +71,9 @@ def read_pod(name: NamespacedName, config: Config) -> Pod:
     """
     remedy = f"give the address of pod {name} instead of its name"
     settings = ClientSettings(
-        kubeconfig=config.kubeconfig or "", master=config.master or "", list_seconds=_SECONDS
+        kubeconfig=config.kubeconfig or "",
+        master=config.master or "",
+        list_seconds=limits.TRACE_POD_SECONDS,
     )
     try:
         client = Client(settings)
@@ -80,9 +81,13 @@ def read_pod(name: NamespacedName, config: Config) -> Pod:
         raise PodError(f"cannot ask the API server ({error}): {remedy}") from error
     try:
         path = f"/api/v1/namespaces/{name.namespace}/pods/{name.name}"
-        with client.get(path, {}, stream=False, idle_seconds=_SECONDS) as response:
+        with client.get(path, {}, stream=False, idle_seconds=limits.TRACE_POD_SECONDS) as response:
             status = response.status
-            body = response.read(_BYTES, _SECONDS) if status == _OK else b""
+            body = (
+                response.read(limits.TRACE_POD_BYTES, limits.TRACE_POD_SECONDS)
+                if status == _OK
+                else b""
+            )
     except (TransportError, SourceError) as error:
         raise PodError(f"the API server did not answer ({error}): {remedy}") from error
     finally:

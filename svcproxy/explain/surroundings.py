@@ -6,10 +6,12 @@ from typing import Protocol as Interface
 
 import msgspec
 
+from svcproxy import limits
 from svcproxy.conntrack.table import ConntrackError, Table
 from svcproxy.explain.core.packet import Host, target_text
 from svcproxy.explain.core.story_types import Question
 from svcproxy.explain.core.trace_answer import OpenFlow
+from svcproxy.explain.core.trace_document import UNREACHABLE
 from svcproxy.model.names import IPFamily
 from svcproxy.netlink.core.conntrack import Destination, Flow, original_source
 from svcproxy.netlink.core.families import PROTOCOL_NUMBERS
@@ -18,8 +20,6 @@ from svcproxy.netlink.errors import MalformedError, NetlinkError
 from svcproxy.netlink.routes import RouteReader
 
 _DUMMY = "kube-ipvs0"
-_MOST_FLOWS = 1000
-UNREACHABLE = "unreachable: the node has no route"
 
 
 class Surroundings(Interface):
@@ -129,7 +129,7 @@ class KernelSurroundings:
         def take(flow: Flow) -> bool:
             if (flow.protocol, flow.address, flow.port) == tuple(query):
                 client = original_source(flow)
-                if client.address == source and len(found) < _MOST_FLOWS:
+                if client.address == source and len(found) < limits.TRACE_CONNECTIONS:
                     found.append(OpenFlow(client.port, _endpoint(flow)))
             return False
 

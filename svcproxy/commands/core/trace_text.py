@@ -5,7 +5,13 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 from svcproxy.explain.core.story_types import Client, Ending, place
-from svcproxy.explain.core.trace_document import ProbeReport, Trace, TracedEndpoint, TracedRules
+from svcproxy.explain.core.trace_document import (
+    UNREACHABLE,
+    ProbeReport,
+    Trace,
+    TracedEndpoint,
+    TracedRules,
+)
 
 Row = tuple[str, str]
 """The name of a step, or an empty text for its further lines; and a line."""
@@ -51,6 +57,10 @@ def final(document: Trace) -> str:
     word = _FINAL[document.verdict]
     if document.reason:
         word += f": {document.reason}"
+    lost = [each.endpoint for each in document.endpoints if each.route == UNREACHABLE]
+    if lost:
+        which = lost[0] if len(lost) == 1 else f"{len(lost)} of {len(document.endpoints)} endpoints"
+        word += f"; but the node has no route to {which}"
     if document.kernel_differs:
         word += "; but the kernel differs"
     if document.live is not None and document.probe_differs:

@@ -5,6 +5,7 @@ from ipaddress import ip_address
 
 import msgspec
 
+from svcproxy import limits
 from svcproxy.model.names import IPFamily, NamespacedName, Protocol
 
 FROM_HELP = (
@@ -17,7 +18,6 @@ TO_HELP = (
 )
 NODE, OUTSIDE = "node", "outside"
 
-_CHARACTERS = 400
 _LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 _NAME = re.compile(rf"({_LABEL})/([a-z0-9](?:[-.a-z0-9]{{0,251}}[a-z0-9])?)")
 _PORT_NAME = re.compile(_LABEL)
@@ -146,8 +146,8 @@ def _family(address: str) -> IPFamily:
 
 
 def _check_length(which: str, text: str) -> None:
-    if len(text) > _CHARACTERS:
-        raise QuestionError(f"{which} is longer than {_CHARACTERS} characters")
+    if len(text) > limits.TRACE_ARGUMENT_CHARACTERS:
+        raise QuestionError(f"{which} is longer than {limits.TRACE_ARGUMENT_CHARACTERS} characters")
 
 
 def _address(text: str) -> str:

@@ -11,6 +11,9 @@ from svcproxy.model.names import IPFamily, Protocol
 from svcproxy.model.serviceport import Verdict
 from svcproxy.state.reasons import EndpointUse, endpoint_uses
 
+UNREACHABLE = "unreachable: the node has no route"
+"""``TracedEndpoint.route`` of an endpoint that packets cannot get to."""
+
 _SECONDS_PER = ((86400, "d"), (3600, "h"), (60, "min"))
 
 

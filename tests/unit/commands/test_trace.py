@@ -5,9 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec import structs
 
 from svcproxy.commands.core.exit_codes import ExitCode
+from svcproxy.commands.core.trace_text import final
+from svcproxy.explain.core.trace_document import UNREACHABLE, Trace
 from svcproxy.main import main
 from testbed import manifests as m
 
@@ -167,3 +171,16 @@ def test_without_a_daemon(
     arguments = ["trace", "outside", "default/web:80", "--socket", "/nonexistent/admin.sock"]
     assert main(arguments) == ExitCode.NO_DAEMON
     assert "no daemon" in capsys.readouterr().err
+
+
+def test_the_last_word_counts_endpoints_without_a_route(run: Run) -> None:
+    """Rules deliver the packet, but the node cannot send it on."""
+    _, text = run("outside", "default/web:80", "-o", "json")
+    document = msgspec.json.decode(text, type=Trace)
+    assert final(document) == "DELIVERED"
+    first, *others = document.endpoints
+    lost = structs.replace(first, route=UNREACHABLE)
+    one_lost = structs.replace(document, endpoints=(lost, *others))
+    assert final(one_lost) == f"DELIVERED; but the node has no route to {first.endpoint}"
+    all_lost = structs.replace(document, endpoints=(lost, lost))
+    assert final(all_lost) == "DELIVERED; but the node has no route to 2 of 2 endpoints"
