@@ -1,12 +1,8 @@
 """The entry point: ``svcproxy COMMAND …`` runs a command, ``svcproxy --flags`` the daemon."""
 
 import io
-import os
 import sys
 from collections.abc import Sequence
-
-_NICE = 10
-"""The lower priority of a command's process: what it does must not delay the daemon."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from svcproxy.commands.run import run  # noqa: PLC0415 - the daemon needs no commands
 
         if argv is None:
-            os.nice(_NICE)
+            from svcproxy.priority import yield_to_others  # noqa: PLC0415 - for commands only
+
+            yield_to_others()
             for stream in (sys.stdout, sys.stderr):
                 if isinstance(stream, io.TextIOWrapper):  # an ASCII locale must not end a command
                     stream.reconfigure(errors="backslashreplace")

@@ -2,6 +2,7 @@
 
 import argparse
 
+from svcproxy.priority import take_part
 from svcproxy.probe.core.result import LiveRequest, LiveResult
 
 _SECONDS = 2.0
@@ -47,6 +48,7 @@ def probe(request: LiveRequest) -> LiveResult:
     """
     from svcproxy.probe.prober import probe as run  # noqa: PLC0415 - only when it is asked for
 
+    take_part()  # the times of the probe must not depend on what else the node does
     return run(request)
 
 

@@ -45,12 +45,13 @@ settings = ClientSettings(master=url)
 sink = RecordingSink()
 KubernetesSource(settings, "node-1").start(sink)
 sink.wait_synced()
-print("synced", flush=True)
 if thread == "events":
     events._Sender._attempt = fail
-    events.KubernetesEvents(settings, "node-1").node("Starting", "")
 else:
     follower.Reflector.watch_lines = fail
+print("synced", flush=True)  # the next event meets the failure
+if thread == "events":
+    events.KubernetesEvents(settings, "node-1").node("Starting", "")
 sys.stdin.read()
 """
 

@@ -1,0 +1,66 @@
+"""The scheduling of processes that answer questions: they must not delay the daemon.
+
+With the policy SCHED_IDLE, the kernel preempts the process as soon as any other one has work. A nice
+value alone lets it finish its time slice first, up to 3 ms, which is as long as a change takes
+(ADR 18). On a processor that is busy all the time, SCHED_IDLE would leave a command almost without
+time; so a command that mostly waits for the processor returns to the normal policy.
+"""
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+NICE = 10
+"""The nice value, which is kept when the policy is normal."""
+
+_CHECK_SECONDS = 3.0
+_STARVING = 0.5
+"""The share of the time since the last check that was spent waiting for a processor."""
+_TASKS = Path("/proc/self/task")
+
+
+def yield_to_others(check_seconds: float = _CHECK_SECONDS) -> None:
+    """Lower the priority of this process, its later threads and its children.
+
+    Args:
+        check_seconds: how often to check whether the process gets time; uses SIGALRM.
+    """
+    os.nice(NICE)
+    with suppress(OSError, AttributeError):  # a container may forbid it; then only nice remains
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        _Watch(check_seconds).start()
+
+
+def take_part() -> None:
+    """Return all threads of this process to the normal policy; the nice value remains."""
+    with suppress(OSError):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for task in _TASKS.iterdir():
+            os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
+
+
+class _Watch:
+    """Checks by a timer whether the process gets time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._waited = _waited_seconds()
+
+    def start(self) -> None:
+        signal.signal(signal.SIGALRM, lambda *_: self._check())
+        signal.setitimer(signal.ITIMER_REAL, self._seconds, self._seconds)
+
+    def _check(self) -> None:
+        waited = _waited_seconds()
+        if waited - self._waited > _STARVING * self._seconds:
+            take_part()
+        self._waited = waited
+
+
+def _waited_seconds() -> float:
+    """Return how long the main thread has waited for a processor; 0 if the kernel does not count."""
+    try:
+        return int(Path("/proc/self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
