@@ -32,7 +32,7 @@ from tests.kernel.probes import (
 pytestmark = pytest.mark.kernel
 
 VARIANTS = ("nft", "legacy", "nftables")
-KILLS = int(os.environ.get("PROBE_KILLS", "30"))
+KILLS = int(os.environ.get("PROBE_KILLS", "15"))
 """Probes that are killed in each variant."""
 AT_ONCE = 3
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

@@ -82,7 +82,7 @@ def clusters(draw: st.DrawFn) -> list[ApiObject]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=examples(250), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     objects=clusters(),
     flags=FLAGS,
