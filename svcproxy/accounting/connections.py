@@ -1,7 +1,7 @@
 """Open and new connections of frontends, from connection tracking.
 
 Nothing is configured in the kernel, and nothing is read unless it is asked for. Open connections are
-counted in a dump of the table, new ones with the events that the kernel sends while somebody
+counted in a dump of the table, new ones with the events that the kernel sends while a command
 listens. Refused and dropped connections have no entry, so they are seen in neither.
 
 In IPVS mode the entries have the original destination too, because svcproxy sets

@@ -41,7 +41,7 @@ _DOCUMENTATION = {
     IPFamily.IPV4: ("198.51.100.7", "192.0.2.7", "203.0.113.7"),
     IPFamily.IPV6: ("2001:db8::7",),
 }
-"""Addresses for ``outside``, which belong to nobody (RFC 5737, RFC 3849)."""
+"""Addresses for ``outside``, reserved for documentation (RFC 5737, RFC 3849)."""
 _ASSUMED_INTERFACE = "eth0"
 
 

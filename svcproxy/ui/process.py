@@ -60,7 +60,7 @@ class PageProcess:
     """Asks a page process, which is started on demand. At most one runs.
 
     The process ends by itself after a minute without requests; the next request starts another one.
-    A process that ended, for whatever reason, is replaced once per request; one that exceeds the
+    A process that ended, for any reason, is replaced once per request; one that exceeds the
     time limit is killed.
 
     Args:

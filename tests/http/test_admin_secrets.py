@@ -1,4 +1,4 @@
-"""What a daemon tells about itself contains no credentials, whatever happens to them."""
+"""What a daemon tells about itself contains no credentials, even refused ones."""
 
 import subprocess
 import sys

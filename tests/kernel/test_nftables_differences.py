@@ -197,7 +197,7 @@ FOREIGN_RULES = (
 
 
 def test_objects_of_other_programs_are_described(programmed: Programmed, family: IPFamily) -> None:
-    """Any rule that nft accepts in the table is told, and breaks nothing."""
+    """Any rule that nft accepts in the table is described, and breaks nothing."""
     run, t = programmed.space.run, TABLES[family]
     run("nft", "-f", "-", stdin=FOREIGN.format(t=t))
     added = 0

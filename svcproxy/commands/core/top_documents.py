@@ -210,7 +210,7 @@ def _clients(counted: Frequent[bytes]) -> tuple[TopClient, ...]:
 
 
 def reason(state: DesiredState, port: ServicePort, frontend: Frontend) -> str:
-    """Say why a frontend refuses or drops connections; empty if it serves everybody.
+    """Say why a frontend refuses or drops connections; empty if it serves all clients.
 
     Args:
         state: the desired state that has the Service port.
