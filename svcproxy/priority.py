@@ -2,13 +2,20 @@
 
 With the policy SCHED_IDLE, the kernel preempts the process as soon as any other one has work. A nice
 value alone lets it finish its time slice first, up to 3 ms, which is as long as a change takes
-(ADR 18). On a processor that is busy all the time, SCHED_IDLE would leave a command almost without
-time; so a command that mostly waits for the processor returns to the normal policy.
+(ADR 18). Two cases need the normal policy, with the nice value:
+
+1. While the process reads kernel state, the kernel may hold a lock that the daemon needs, and a
+   process that gets no time would keep it.
+2. On processors that are busy all the time, SCHED_IDLE leaves almost no time. A process that mostly
+   waits for a processor returns to the normal policy and stays there.
+
+Without CAP_SYS_NICE there is no way back from SCHED_IDLE, so then only the nice value is set.
 """
 
 import os
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 NICE = 10
@@ -17,7 +24,8 @@ NICE = 10
 _CHECK_SECONDS = 3.0
 _STARVING = 0.5
 """The share of the time since the last check that was spent waiting for a processor."""
-_TASKS = Path("/proc/self/task")
+_CAP_SYS_NICE = 1 << 23
+_PROCESS = Path("/proc/self")
 
 
 def yield_to_others(check_seconds: float = _CHECK_SECONDS) -> None:
@@ -27,17 +35,33 @@ def yield_to_others(check_seconds: float = _CHECK_SECONDS) -> None:
         check_seconds: how often to check whether the process gets time; uses SIGALRM.
     """
     os.nice(NICE)
-    with suppress(OSError, AttributeError):  # a container may forbid it; then only nice remains
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        _Watch(check_seconds).start()
+    with suppress(OSError):  # a container may forbid it; then only the nice value remains
+        if _may_return():
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            _Watch(check_seconds).start()
 
 
 def take_part() -> None:
     """Return all threads of this process to the normal policy; the nice value remains."""
     with suppress(OSError):
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for task in _TASKS.iterdir():
+        for task in (_PROCESS / "task").iterdir():
             os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
+
+
+@contextmanager
+def reading_the_kernel() -> Iterator[None]:
+    """Run a block of this thread at the normal policy; programs that it starts have it as well."""
+    idle = os.sched_getscheduler(0) == os.SCHED_IDLE
+    if idle:
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    try:
+        yield
+    finally:
+        if idle:
+            with suppress(OSError):
+                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 class _Watch:
@@ -58,9 +82,17 @@ class _Watch:
         self._waited = waited
 
 
+def _may_return() -> bool:
+    """Return whether this process has CAP_SYS_NICE."""
+    for line in (_PROCESS / "status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) & _CAP_SYS_NICE)
+    return False
+
+
 def _waited_seconds() -> float:
     """Return how long the main thread has waited for a processor; 0 if the kernel does not count."""
     try:
-        return int(Path("/proc/self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+        return int((_PROCESS / "schedstat").read_text(encoding="ascii").split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
         return 0.0

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Sequence
 from typing import IO, NamedTuple
 
+from svcproxy.priority import reading_the_kernel
+
 _ERROR_BYTES = 16 << 10
 
 
@@ -40,13 +42,14 @@ def run_bounded(command: Sequence[str], *, seconds: float, limit: int) -> Finish
     Raises:
         OSError: it cannot be started.
     """
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # so that what it has started can be killed with it
-    )
+    with reading_the_kernel():  # most of these programs do
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # so that what it has started can be killed with it
+        )
     errors: list[bytes] = []
     expired = threading.Event()
     timer = threading.Timer(seconds, _expire, (process, expired))

@@ -42,3 +42,29 @@ def test_a_process_that_gets_no_time_returns_to_the_normal_policy() -> None:
                     starving.kill()
         finally:
             busy.kill()
+
+
+READING = """
+import os
+from svcproxy.priority import reading_the_kernel, yield_to_others
+yield_to_others()
+with reading_the_kernel():
+    inside = os.sched_getscheduler(0)
+print(inside, os.sched_getscheduler(0))
+"""
+
+
+def output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.strip()
+
+
+def test_the_kernel_is_read_at_the_normal_policy() -> None:
+    """An idle process that holds a lock of the kernel would delay the daemon."""
+    assert output(sys.executable, "-c", READING) == f"{os.SCHED_OTHER} {os.SCHED_IDLE}"
+
+
+def test_without_the_right_to_return_only_the_nice_value_changes() -> None:
+    without = ("setpriv", "--bounding-set=-sys_nice", "--inh-caps=-sys_nice")
+    found = output(*without, sys.executable, "-c", READING)
+    assert found == f"{os.SCHED_OTHER} {os.SCHED_OTHER}"
