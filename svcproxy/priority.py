@@ -13,7 +13,8 @@ Without CAP_SYS_NICE there is no way back from SCHED_IDLE, so then only the nice
 """
 
 import os
-import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,19 +33,19 @@ def yield_to_others(check_seconds: float = _CHECK_SECONDS) -> None:
     """Lower the priority of this process, its later threads and its children.
 
     Args:
-        check_seconds: how often to check whether the process gets time; uses SIGALRM.
+        check_seconds: how often to check whether the process gets time.
     """
     os.nice(NICE)
     with suppress(OSError):  # a container may forbid it; then only the nice value remains
         if _may_return():
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-            _Watch(check_seconds).start()
+            # Not a timer with a signal: one that comes while the interpreter ends kills the process.
+            threading.Thread(target=_watch, args=(check_seconds,), daemon=True).start()
 
 
 def take_part() -> None:
     """Return all threads of this process to the normal policy; the nice value remains."""
     with suppress(OSError):
-        signal.setitimer(signal.ITIMER_REAL, 0)
         for task in (_PROCESS / "task").iterdir():
             os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
 
@@ -64,22 +65,15 @@ def reading_the_kernel() -> Iterator[None]:
                 os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-class _Watch:
-    """Checks by a timer whether the process gets time."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._waited = _waited_seconds()
-
-    def start(self) -> None:
-        signal.signal(signal.SIGALRM, lambda *_: self._check())
-        signal.setitimer(signal.ITIMER_REAL, self._seconds, self._seconds)
-
-    def _check(self) -> None:
-        waited = _waited_seconds()
-        if waited - self._waited > _STARVING * self._seconds:
+def _watch(seconds: float) -> None:
+    """Take part as soon as the process has mostly waited for a processor; in a thread of its own."""
+    waited = _waited_seconds()
+    while True:
+        time.sleep(seconds)
+        before, waited = waited, _waited_seconds()
+        if waited - before > _STARVING * seconds:
             take_part()
-        self._waited = waited
+            return
 
 
 def _may_return() -> bool:

@@ -224,6 +224,7 @@ def test_a_table_that_changes_all_the_time_is_read(programmed: Programmed) -> No
         while not stop.is_set():
             outcomes.append(programmed.change(smaller))
             outcomes.append(programmed.change(web))
+            stop.wait(0.005)  # a writer without any pause may interrupt each reading
 
     writer = threading.Thread(target=write)
     writer.start()
