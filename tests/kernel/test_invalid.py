@@ -64,18 +64,20 @@ def _without_the_rule(stage: Stage, family: int) -> Iterator[None]:
         with _without_the_rule_of_nftables(stage, family):
             yield
         return
+    stage.daemon.stop()  # it would restore the rule immediately
     listed = stage.iptables(family, "-S", "KUBE-FORWARD").splitlines()
     (rule,) = (line.split()[1:] for line in listed if "--ctstate INVALID" in line)
     stage.iptables(family, "-D", *rule)
     try:
         yield
     finally:
-        stage.iptables(family, "-I", *rule)
+        stage.daemon.start()
+        stage.daemon.wait_ready()
 
 
 @contextlib.contextmanager
 def _without_the_rule_of_nftables(stage: Stage, family: int) -> Iterator[None]:
-    """Remove the rule while the daemon is stopped: it would restore the rule immediately."""
+    """Remove the rule while the daemon is stopped."""
     stage.daemon.stop()
     table = ["ip" if family == 4 else "ip6", "svcproxy"]
     listed = stage.node.netns.run("nft", "-a", "list", "chain", *table, "filter-forward").stdout
