@@ -4,8 +4,8 @@ With the policy SCHED_IDLE, the kernel preempts the process as soon as any other
 value alone lets it finish its time slice first, up to 3 ms, which is as long as a change takes
 (ADR 18). Two cases need the normal policy, with the nice value:
 
-1. While the process reads kernel state, the kernel may hold a lock that the daemon needs, and a
-   process that gets no time would keep it.
+1. While the process reads rules of iptables or IPVS, the kernel holds a lock that the daemon needs,
+   and a process that gets no time would keep it. Dumps of nf_tables take no such lock.
 2. On processors that are busy all the time, SCHED_IDLE leaves almost no time. A process that mostly
    waits for a processor returns to the normal policy and stays there.
 

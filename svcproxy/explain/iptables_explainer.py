@@ -19,6 +19,7 @@ from svcproxy.explain.core.trace import Ruleset
 from svcproxy.explain.iptables_reader import IptablesKernel
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import ServicePort
+from svcproxy.priority import reading_the_kernel
 from svcproxy.state.desired import DesiredState
 
 
@@ -43,7 +44,8 @@ class IptablesExplainer:
     def read(self, settings: Settings, iptables_variant: str) -> IptablesKernel:
         """See ``ModeExplainer``."""
         with_sets = _own(settings).affinity_sets
-        return iptables_reader.read(settings.family, iptables_variant, with_sets=with_sets)
+        with reading_the_kernel():
+            return iptables_reader.read(settings.family, iptables_variant, with_sets=with_sets)
 
     def ruleset(self, kernel: IptablesKernel) -> IptablesRuleset:
         """See ``ModeExplainer``."""

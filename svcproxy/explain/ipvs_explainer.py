@@ -20,6 +20,7 @@ from svcproxy.explain.core.trace import Ruleset
 from svcproxy.explain.ipvs_reader import IpvsKernel
 from svcproxy.model.names import IPFamily
 from svcproxy.model.serviceport import ServicePort
+from svcproxy.priority import reading_the_kernel
 from svcproxy.state.desired import DesiredState
 
 
@@ -49,7 +50,8 @@ class IpvsExplainer:
 
     def read(self, settings: Settings, iptables_variant: str) -> IpvsKernel:
         """See ``ModeExplainer``."""
-        return ipvs_reader.read(_own(settings), iptables_variant)
+        with reading_the_kernel():
+            return ipvs_reader.read(_own(settings), iptables_variant)
 
     def ruleset(self, kernel: IpvsKernel) -> IpvsRuleset:
         """See ``ModeExplainer``."""

@@ -18,7 +18,6 @@ from svcproxy.explain.mode_explainer import (
 )
 from svcproxy.model.names import IPFamily, NamespacedName, ServicePortName
 from svcproxy.model.serviceport import ServicePort
-from svcproxy.priority import reading_the_kernel
 
 
 class FamilyKernel(msgspec.Struct, frozen=True):
@@ -58,8 +57,7 @@ def read_kernel(view: NodeView) -> Mapping[IPFamily, FamilyKernel]:
 
 def _read(explainer: ModeExplainer[Any], about: FamilyView, variant: str) -> FamilyKernel:
     try:
-        with reading_the_kernel():
-            kernel = explainer.read(about.settings, variant)
+        kernel = explainer.read(about.settings, variant)
     except KernelUnreadableError as error:
         return FamilyKernel(error=str(error))
     return FamilyKernel(kernel, tuple(explainer.differences(desired_of(about), kernel)))
